@@ -1,0 +1,1 @@
+"""Diffusion U-Nets around a fused GroupNorm + SiLU."""
