@@ -1,1 +1,37 @@
-"""Diffusion U-Nets around a fused GroupNorm + SiLU."""
+"""Diffusion U-Nets around a fused GroupNorm + SiLU.
+
+Names are loaded when they are first asked for: `import unetgn` imports neither diffusers nor Triton. To export one
+more name, add one line to the table below.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
+    from unetgn.nn.norm import GroupNormSiLU as GroupNormSiLU
+    from unetgn.nn.norm import largest_group_count as largest_group_count
+    from unetgn.ops import group_norm_silu as group_norm_silu
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "group_norm_silu": "unetgn.ops",
+    "GroupNormSiLU": "unetgn.nn.norm",
+    "largest_group_count": "unetgn.nn.norm",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("nn", "ops"):
+        return import_module(f"unetgn.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'unetgn' has no attribute {name!r}; it exports {', '.join(__all__)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

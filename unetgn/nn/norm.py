@@ -1,0 +1,63 @@
+"""Group normalization with its activation, as a module."""
+
+import torch
+from torch import Tensor, nn
+
+from unetgn.ops import group_norm_silu
+
+
+class GroupNormSiLU(nn.GroupNorm):
+    """Group normalization followed by SiLU, computed in one pass over the input.
+
+    Parameters and state dict are those of `torch.nn.GroupNorm`, so a checkpoint moves either way. The formula, layouts
+    and dtypes are those of `unetgn.group_norm_silu`.
+
+    Shapes: x (N, num_channels, *spatial) -> the same; pre_bias, scale and shift (N, num_channels), each optional.
+    `activation=None` leaves the SiLU out. Raises ValueError where num_groups does not divide num_channels.
+    Wu & He 2018 (arXiv 1803.08494); scale and shift after Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3.
+    """
+
+    activation: str | None
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        activation: str | None = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
+        self.activation = activation
+
+    def forward(
+        self, x: Tensor, *, pre_bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        return group_norm_silu(
+            x,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            activation=self.activation,
+            pre_bias=pre_bias,
+            scale=scale,
+            shift=shift,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation!r}"
+
+
+def largest_group_count(num_channels: int, at_most: int = 32) -> int:
+    """The largest number of groups, at most `at_most`, that divides num_channels.
+
+    The explicit way to ask for a count that fits: 32 for 320 channels, 30 for 150. Raises ValueError where either
+    argument is below 1.
+    """
+    if num_channels < 1 or at_most < 1:
+        raise ValueError(f"num_channels and at_most must be at least 1, got {num_channels} and {at_most}")
+    return next(count for count in range(min(at_most, num_channels), 0, -1) if num_channels % count == 0)

@@ -1,0 +1,50 @@
+"""Memory layouts of the operator's tensors: which ones the implementations meet, and how a tensor gets there.
+
+An implementation is handed dense tensors in one of two layouts:
+
+    contiguous      (N, C, *spatial), last axis fastest
+    channels_last   the channel axis fastest, for two and three spatial axes
+
+Where both readings fit (one channel, or one spatial element) the answer is *contiguous*: the elements lie in the same
+order either way, and the kernels of that layout need the fewest assumptions.
+"""
+
+import torch
+from torch import Tensor
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The layout in which the operator works on x (N, C, *spatial) and in which it returns its result.
+
+    Returns `torch.contiguous_format`, `torch.channels_last` (four axes) or `torch.channels_last_3d` (five). A tensor
+    that is dense in neither layout (a slice, an expanded or a transposed tensor) is read as channels_last where its
+    channels are neighbours in memory, else as contiguous.
+    """
+    channels_last = _CHANNELS_LAST.get(x.dim())
+    if channels_last is None or x.is_contiguous():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=channels_last):
+        return channels_last
+    return channels_last if x.stride(1) == 1 and x.size(1) > 1 else torch.contiguous_format
+
+
+def dense(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """x itself where it is dense in that layout, else a copy that is."""
+    return x.contiguous(memory_format=memory_format)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True where the operator works on x channel axis fastest."""
+    return memory_format_of(x) != torch.contiguous_format
+
+
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """View values (C,) or (N, C) so that they broadcast against x (N, C, *spatial)."""
+    return values.reshape(*values.shape, *(1,) * (x.dim() - 2))
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of statistics and arithmetic: float64 for a float64 x, float32 for every other one."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
