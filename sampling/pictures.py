@@ -1,0 +1,48 @@
+"""Tensors as pictures: PNG files, grids, strips."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+READABLE = 64  # pixels: an image in a grid is enlarged by a whole factor to about this size
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(N, C, H, W) in [-1, 1] -> (N, H, W, C) uint8, rounded to the nearest of 256 shades."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """(H, W, C) uint8 with C = 1 or 3 -> a grey or RGB picture. Raises ValueError for other C."""
+    if pixels.shape[-1] not in (1, 3):
+        raise ValueError(f"an image of {pixels.shape[-1]} channels is no picture; 1 (grey) and 3 (RGB) are")
+    array = pixels.cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """(N, C, H, W) in [-1, 1] -> one picture, `columns` a row (default: about square), small images enlarged."""
+    count = len(images)
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    factor = max(1, READABLE // max(images.shape[-2:]))
+    pixels = to_uint8(images).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    pixels = torch.nn.functional.pad(pixels, (0, 0, 1, 1, 1, 1), value=255)  # a white line between two images
+    empty = pixels.new_full((rows * columns - count, *pixels.shape[1:]), 255)
+    grid = rearrange(torch.cat([pixels, empty]), "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
+    return to_picture(grid)
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write whole or not at all: a file that exists is a file that can be read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    picture.save(unfinished, format="PNG")
+    unfinished.replace(path)

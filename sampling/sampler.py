@@ -1,0 +1,86 @@
+"""From noise to images with any of diffusers' schedulers. Image n is a function of the network and of seed n alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+# Name on the command line -> class in diffusers, and what it is built with beside the training scheduler's own config.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "sde-dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+}
+NOT_FROM_SAMPLE = ("pndm", "euler_ancestral")  # diffusers has no way from a predicted clean image in these
+
+
+def make_sampling_scheduler(name: str, training_scheduler: Any, steps: int) -> Any:
+    """The scheduler called `name` for a network trained with `training_scheduler`, set to `steps` steps.
+
+    Raises ValueError for an unknown name, for one that cannot use what the network predicts, and for steps outside
+    1 .. the schedule's noise levels.
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler {name!r} is unknown; there are {', '.join(SCHEDULERS)}")
+    levels = training_scheduler.config.num_train_timesteps
+    if not 1 <= steps <= levels:
+        raise ValueError(
+            f"steps is {steps}; the network was trained on {levels} noise levels, so 1 to {levels} will do"
+        )
+    if training_scheduler.config.prediction_type == "sample" and name in NOT_FROM_SAMPLE:
+        raise ValueError(f"scheduler {name!r} cannot use a network that predicts the clean image; ddim and others can")
+    class_name, extra = SCHEDULERS[name]
+    scheduler = getattr(diffusers, class_name).from_config(training_scheduler.config, **extra)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@torch.no_grad()
+def sample(
+    unet: nn.Module,
+    scheduler: Any,
+    seeds: Sequence[int],
+    shape: tuple[int, ...],
+    *,
+    class_labels: Sequence[int] | None = None,
+    guidance_scale: float = 1.0,
+    on_step: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """One image of `shape` (C, H, W) for each seed -> (len(seeds), C, H, W) float32 in [-1, 1], on the CPU.
+
+    All noise of image n, at the start and between steps, comes from a CPU generator seeded with seeds[n], so that it
+    depends neither on the device nor on the other images. Guidance: uncond + w·(cond - uncond) (Ho & Salimans 2022);
+    w = 1 is off and costs nothing. `on_step` is shown the noisy images before every step and the final ones.
+    """
+    device, dtype = unet.device, unet.dtype
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    images = noise.to(device) * scheduler.init_noise_sigma
+    labels = None if class_labels is None else torch.tensor(class_labels, device=device)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": generators} if takes_generator else {}
+    for timestep in scheduler.timesteps:
+        if on_step:
+            on_step(images)
+        scaled = scheduler.scale_model_input(images, timestep).to(dtype)
+        prediction = unet(scaled, timestep, class_labels=labels).sample
+        if guidance_scale != 1:
+            unconditional = unet(scaled, timestep, class_labels=None).sample
+            prediction = unconditional + guidance_scale * (prediction - unconditional)
+        images = scheduler.step(prediction.float(), timestep, images, **extra).prev_sample
+    images = images.clamp(-1, 1)
+    if on_step:
+        on_step(images)
+    return images.cpu()

@@ -1,0 +1,129 @@
+"""The order of the images and all noise are functions of (seed, sample counter), however training is divided up."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.data import DataConfig, Purpose, SampleStream, StepBatches, make_loader, open_images, random_stream, split
+from training.images import Digits
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return Digits()
+
+
+def counters(rank: int, ranks: int, batch: int, accumulation: int, steps: range) -> list[list[int]]:
+    return list(StepBatches(steps.start, steps.stop, batch, accumulation, rank, ranks))
+
+
+@pytest.mark.parametrize(("ranks", "batch", "accumulation"), [(1, 12, 1), (2, 6, 1), (3, 2, 2), (1, 4, 3), (2, 3, 2)])
+def test_a_step_takes_the_same_samples_however_it_is_divided(ranks: int, batch: int, accumulation: int) -> None:
+    per_step = batch * accumulation * ranks
+    for step in (0, 7):
+        taken = [
+            counter
+            for rank in range(ranks)
+            for one in counters(rank, ranks, batch, accumulation, range(step, step + 1))
+            for counter in one
+        ]
+        assert sorted(taken) == list(range(step * per_step, (step + 1) * per_step))
+
+
+def test_batches_after_a_resume_are_those_of_the_unbroken_run() -> None:
+    whole = counters(1, 2, 5, 2, range(0, 10))
+    assert counters(1, 2, 5, 2, range(0, 4)) + counters(1, 2, 5, 2, range(4, 10)) == whole
+    assert len(StepBatches(4, 10, 5, 2, 1, 2)) == len(whole) - 8
+
+
+def test_every_epoch_visits_every_image_once_in_an_order_of_its_own(digits: Digits) -> None:
+    stream = SampleStream(digits, np.arange(100, 150), seed=3)
+    epochs = [[int(i) for i in stream.order(epoch)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(100, 150)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_sample_is_a_function_of_seed_and_counter(digits: Digits) -> None:
+    first, again = (SampleStream(digits, np.arange(1797), seed=5) for _ in range(2))
+    again[3]  # whatever was asked for before
+    for key, value in first[1234].items():
+        assert torch.equal(value, again[1234][key]), key
+    other_seed = SampleStream(digits, np.arange(1797), seed=6)
+    assert not torch.equal(first[1234]["noise"], other_seed[1234]["noise"])
+    assert not torch.equal(first[1234]["noise"], first[1234 + 1797]["noise"])
+
+
+def test_worker_processes_give_the_same_batches_as_none(digits: Digits) -> None:
+    stream = SampleStream(digits, np.arange(1797), seed=1, random_flip=True)
+    batches = StepBatches(2, 6, 8, 1, 0, 1)
+    here = list(make_loader(stream, batches, num_workers=0, pin_memory=False))
+    there = list(make_loader(stream, batches, num_workers=2, pin_memory=False))
+    assert len(here) == len(there) == 4
+    for one, other in zip(here, there, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_noise_is_standard_normal_and_times_are_uniform(digits: Digits) -> None:
+    stream = SampleStream(digits, np.arange(1797), seed=0)
+    samples = [stream[i] for i in range(1500)]
+    noise = torch.stack([sample["noise"] for sample in samples]).double()
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
+    assert abs(noise.var() - 1) < 4 * (2 / noise.numel()) ** 0.5
+    for key in ("time", "drop"):
+        values = torch.stack([sample[key] for sample in samples])
+        assert 0 <= values.min()
+        assert values.max() < 1
+        assert abs(values.mean() - 0.5) < 4 * (1 / 12 / len(samples)) ** 0.5
+
+
+def test_random_flip_mirrors_about_half_of_the_images(digits: Digits) -> None:
+    plain, flipped = (SampleStream(digits, np.arange(1797), seed=0, random_flip=flip) for flip in (False, True))
+    mirrored = 0
+    for i in range(200):
+        one, other = plain[i]["image"], flipped[i]["image"]
+        assert torch.equal(other, one) or torch.equal(other, one.flip(-1))
+        mirrored += not torch.equal(other, one)
+    assert 70 < mirrored < 130
+
+
+def test_held_out_images_are_never_trained_on_and_do_not_depend_on_the_seed() -> None:
+    train, held = split(1797, 0.1)
+    assert len(held) == 180
+    assert sorted([*train, *held]) == list(range(1797))
+    assert np.array_equal(split(1797, 0.1)[1], held)
+    assert len(split(10, 0.0)[1]) == 0
+
+
+def test_streams_of_different_purpose_differ() -> None:
+    draws = {tuple(random_stream(0, purpose, 1).random(2)) for purpose in Purpose}
+    assert len(draws) == len(Purpose)
+
+
+@pytest.mark.parametrize(
+    ("config", "channels", "message"),
+    [
+        (DataConfig(image_size=16), 1, r"data\.image_size is 16, but the digits are 8 pixels wide"),
+        (DataConfig(), 3, r"model\.in_channels is 3, but the digits are grey: set it to 1"),
+        (DataConfig(), 4, r"1 \(grey\) or 3 \(RGB\)"),
+        (DataConfig(name="folder", path="nowhere"), 3, r"data\.path 'nowhere' is not a folder"),
+        (DataConfig(name="datasets", path="nowhere"), 3, r"data\.path 'nowhere' is not a folder"),
+    ],
+)
+def test_wrong_data_is_refused_with_the_key_and_the_remedy(config: DataConfig, channels: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_images(config, channels)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"held_out": 1.0}, r"data\.held_out is 1\.0"),
+        ({"num_workers": -1}, r"data\.num_workers is -1"),
+        ({"image_size": 0}, r"data\.image_size is 0"),
+        ({"path": "x"}, r"data\.path is 'x', but data\.name digits takes none"),
+        ({"name": "folder"}, r"data\.name folder needs data\.path"),
+    ],
+)
+def test_contradictory_data_keys_are_refused(keys: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**keys)

@@ -1,0 +1,174 @@
+"""The configuration of a run: read from YAML and from `key=value` arguments, checked, written back.
+
+Each group of keys is a frozen dataclass beside the code that it configures. jsonargparse gives the types; what it does
+not say (which file, which key was meant) is said here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from argparse import ArgumentError
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from training.checkpoint import CheckpointConfig
+from training.data import DataConfig
+from training.objective import ObjectiveConfig
+from training.preview import PreviewConfig
+from training.step import EMAConfig, TrainConfig
+from unetgn import UNetConfig
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the source, the key and what would be right."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run, wholly: the same configuration gives the same weights."""
+
+    seed: int = 0
+    """Decides the initial weights, the order of the images and all noise; 0 or more."""
+    model: UNetConfig = field(default_factory=UNetConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if self.model.out_channels != self.model.in_channels:
+            raise ValueError(
+                f"model.out_channels is {self.model.out_channels} and model.in_channels is {self.model.in_channels}: "
+                "the objective predicts something of the image's shape, so set both alike"
+            )
+        if self.model.sample_size not in (None, self.data.image_size):
+            raise ValueError(
+                f"model.sample_size is {self.model.sample_size} and data.image_size is {self.data.image_size}: "
+                "set both alike, or leave model.sample_size out"
+            )
+        if self.objective.label_dropout > 0 and self.model.num_classes is None:
+            raise ValueError(
+                f"objective.label_dropout is {self.objective.label_dropout}, but model.num_classes is not set: "
+                "there is no label to drop; set one or remove the other"
+            )
+        if self.preview.guidance_scale != 1 and self.model.num_classes is None:
+            raise ValueError("preview.guidance_scale needs classes: set model.num_classes, or leave it at 1")
+
+
+def find_config(name: str) -> Path:
+    """The file that `name` means: a path, or the name of a file in configs/ with or without its ending."""
+    for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    raise ConfigError(f"--config {name}: no such file, nor is it in configs/.{nearest(name, known)} There: {known}")
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """The configuration in the file, changed by `key=value` arguments. Raises ConfigError."""
+    try:
+        text = path.read_text()
+        keys = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{path}: holds no keys; it should look like configs/digits8_ddpm.yaml")
+    for key, value in walk(keys):
+        check_key(str(path), key, value)
+    parser = make_parser()
+    try:
+        parsed = parser.parse_string(text)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {explain(error)}") from error
+    for override in overrides or []:
+        parsed = apply(parser, parsed, override)
+    try:
+        return RunConfig(**vars(parser.instantiate(parsed)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        source = f"{path} with {' '.join(overrides)}" if overrides else str(path)
+        raise ConfigError(f"{source}: {explain(error)}") from error
+
+
+def make_parser() -> jsonargparse.ArgumentParser:
+    """A parser of the keys of RunConfig alone."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, override: str) -> jsonargparse.Namespace:
+    """`parsed` with one `key=value` of the command line; the value is read as YAML."""
+    key, equals, value = override.removeprefix("--").partition("=")
+    if not equals:
+        raise ConfigError(f"command line: {override!r} is neither an option nor key=value, such as train.steps=100")
+    check_key("command line", key, value)
+    try:
+        return parser.parse_args([f"--{key}={value}"], namespace=parsed)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"command line, {override}: {explain(error)}") from error
+
+
+def explain(error: Exception) -> str:
+    """One line of what jsonargparse or a dataclass says over several."""
+    return " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
+
+
+def known_keys(config: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Every key with its groups, as (dotted name, whether it is a group)."""
+    types = typing.get_type_hints(config)
+    for item in fields(config):
+        name, kind = prefix + item.name, types[item.name]
+        inner = [part for part in (kind, *typing.get_args(kind)) if is_dataclass(part)]
+        yield name, bool(inner)
+        for part in inner:
+            yield from known_keys(typing.cast(type, part), f"{name}.")
+
+
+def walk(keys: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (dotted name, value) of nested mappings, groups included."""
+    for key, value in keys.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from walk(value, f"{prefix}{key}.")
+
+
+def check_key(source: str, key: str, value: object) -> None:
+    """Raise ConfigError where there is no such key, or where a group got a plain value."""
+    known = dict(known_keys())
+    if key not in known:
+        raise ConfigError(f"{source}: unknown key {key!r}.{nearest(key, list(known))}")
+    if source != "command line" and known[key] and not isinstance(value, dict) and value is not None:
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {value!r}")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """' Did you mean …?', or nothing where nothing is near."""
+    last = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]  # right key, wrong group
+    matches = last or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration with every default written out; `load_config` reads it back."""
+    return yaml.safe_dump(plain(asdict(config)), sort_keys=False)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, all through: what YAML has words for."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,166 @@
+"""Images to train on, and the order and randomness in which training meets them.
+
+Everything random about a training sample is a function of (seed, sample counter) and nothing else: which image it is,
+its flip, its noise, its noise level, whether its label is dropped. Sample s is the same whoever computes it, on
+whichever rank or worker, so a run that stops at sample s goes on with sample s + 1 as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from training.images import Digits, HuggingFaceImages, ImageFolder, Images
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images: where they are and how they enter."""
+
+    name: Literal["digits", "folder", "datasets"] = "digits"
+    """digits: scikit-learn's 1,797 handwritten digits; folder: image files, class = subfolder; datasets: a data set
+    that `datasets.save_to_disk` wrote."""
+    path: str | None = None
+    """Folder of the images or of the saved data set; digits has none."""
+    image_size: int = 8
+    """Height and width in pixels: larger images are resized and cropped to it, smaller ones are an error."""
+    num_workers: int = 0
+    """Processes that decode images beside each training process."""
+    random_flip: bool = False
+    """Mirror every image left to right with probability 1/2."""
+    held_out: float = 0.0
+    """Share of the images, in [0, 1), that is never trained on; the same images whatever the run's seed."""
+    image_column: str = "image"
+    """datasets only: the column of images."""
+    label_column: str = "label"
+    """datasets only: the column of class labels; a data set without it has no classes."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"data.image_size is {self.image_size}; it is a number of pixels, at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers is {self.num_workers}; it is a number of processes, 0 or more")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"data.held_out is {self.held_out}; it is a share of the images, at least 0 and below 1")
+        if self.name == "digits" and self.path is not None:
+            raise ValueError(f"data.path is {self.path!r}, but data.name digits takes none: remove one of the two")
+        if self.name != "digits" and self.path is None:
+            raise ValueError(f"data.name {self.name} needs data.path, the folder that holds the images")
+
+
+def open_images(config: DataConfig, channels: int) -> Images:
+    """The images that `config` names, with 1 (grey) or 3 (RGB) channels. Raises ValueError where there are none."""
+    if channels not in (1, 3):
+        raise ValueError(f"model.in_channels is {channels}, but images have 1 (grey) or 3 (RGB) channels")
+    if config.name == "digits":
+        if config.image_size != 8:
+            raise ValueError(f"data.image_size is {config.image_size}, but the digits are 8 pixels wide: set it to 8")
+        if channels != 1:
+            raise ValueError(f"model.in_channels is {channels}, but the digits are grey: set it to 1")
+        return Digits()
+    assert config.path is not None  # DataConfig sees to it
+    if config.name == "folder":
+        return ImageFolder(config.path, config.image_size, channels)
+    return HuggingFaceImages(config.path, config.image_size, channels, config.image_column, config.label_column)
+
+
+def split(count: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (0 .. count - 1) to train on, and those held out: a fixed choice, so that runs can be compared."""
+    shuffled = np.random.Generator(np.random.Philox(0)).permutation(count)
+    held = round(count * held_out)
+    return np.sort(shuffled[held:]), np.sort(shuffled[:held])
+
+
+class Purpose(IntEnum):
+    """What a random stream is for; part of its seed, so that no two streams are alike."""
+
+    ORDER = 0
+    SAMPLE = 1
+    STEP = 2
+
+
+def random_stream(seed: int, purpose: Purpose, number: int) -> np.random.Generator:
+    """A generator that is a function of its arguments alone (Philox, Salmon et al. 2011, a counter-based one)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, number))))
+
+
+class SampleStream(Dataset[dict[str, torch.Tensor]]):
+    """The endless stream of training samples: item s is a function of (seed, s).
+
+    Epoch e = s // len(indices) visits every image once, in an order of its own. An item holds
+    image (C, H, W) float32 in [-1, 1], noise of the same shape from N(0, 1), label () int64 (-1 without classes),
+    and two numbers uniform in [0, 1): `time`, which the objective maps to a noise level, and `drop`, which it
+    compares with the probability of dropping the label.
+    """
+
+    def __init__(self, images: Images, indices: np.ndarray, seed: int, *, random_flip: bool = False) -> None:
+        self.images, self.indices, self.seed, self.random_flip = images, indices, seed, random_flip
+        self.order = lru_cache(maxsize=2)(self._order)  # an epoch's order is asked for by each of its samples
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return random_stream(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in vars(self).items() if key != "order"}  # a cache does not travel
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def __getitem__(self, counter: int) -> dict[str, torch.Tensor]:
+        epoch, position = divmod(counter, len(self.indices))
+        index = int(self.order(epoch)[position])
+        image = self.images.image(index)
+        random = random_stream(self.seed, Purpose.SAMPLE, counter)
+        time, drop, flip = random.random(3)
+        if self.random_flip and flip < 0.5:
+            image = image[:, :, ::-1]
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image)),
+            "noise": torch.from_numpy(random.standard_normal(image.shape, dtype=np.float32)),
+            "label": torch.tensor(self.images.label(index)),
+            "time": torch.tensor(time),
+            "drop": torch.tensor(drop),
+        }
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """Which samples this rank takes for each forward pass: a batch sampler of sample counters.
+
+    Step k, micro-batch a, rank r of R takes B consecutive samples from ((k·A + a)·R + r)·B on, so that a step uses the
+    same samples however they are divided between ranks, accumulation and batch.
+    """
+
+    first_step: int
+    last_step: int
+    batch_size: int
+    accumulation: int
+    rank: int
+    ranks: int
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.first_step * self.accumulation, self.last_step * self.accumulation):
+            start = (batch * self.ranks + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+
+
+def make_loader(stream: SampleStream, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> DataLoader:
+    """A loader that yields the batches of `batches` in order, decoded ahead of time in `num_workers` processes."""
+    return DataLoader(
+        stream,
+        batch_sampler=batches,  # type: ignore[arg-type]  # an iterable of lists of indices is all that it needs
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+    )

@@ -1,0 +1,203 @@
+"""Where images come from: the embedded digits, a folder of files, a Hugging Face data set on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+BROKEN_AT_MOST = 0.01  # share of the files that may be unreadable before it is an error
+
+
+class Images(Protocol):
+    """A numbered set of images, all of one shape, with a class each or none."""
+
+    class_names: list[str] | None  # None: the images have no classes
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> np.ndarray:
+        """(C, H, W) float32 in [-1, 1]."""
+        ...
+
+    def label(self, index: int) -> int:
+        """Number of the class, -1 where there are none."""
+        ...
+
+    def usable(self) -> np.ndarray:
+        """Numbers of the images that can be read, after reading each; warns of the others, or raises ValueError."""
+        ...
+
+
+class Digits:
+    """scikit-learn's handwritten digits: 1,797 grey images of 8×8 pixels in 17 shades, ten classes.
+
+    Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (test part).
+    """
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        self._images = (data.images[:, None] / 8 - 1).astype(np.float32)  # 0 .. 16 -> [-1, 1]
+        self._labels = data.target
+        self.class_names: list[str] | None = [str(name) for name in data.target_names]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> np.ndarray:
+        return self._images[index]
+
+    def label(self, index: int) -> int:
+        return int(self._labels[index])
+
+    def usable(self) -> np.ndarray:
+        return np.arange(len(self))
+
+
+class ImageFolder:
+    """Image files in a folder: `path/CLASS/*.png` with classes in alphabetic order, or `path/*.png` without.
+
+    Raises ValueError where the folder is missing, holds no image, or has images both in it and in subfolders.
+    """
+
+    def __init__(self, path: str, image_size: int, channels: int) -> None:
+        self.root, self.image_size, self.channels = Path(path), image_size, channels
+        if not self.root.is_dir():
+            raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
+        found = (p for p in self.root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        self.files = sorted(p.relative_to(self.root) for p in found)
+        if not self.files:
+            known = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"data.path {path!r} holds no images; files with these endings would be read: {known}")
+        loose = sum(len(file.parts) == 1 for file in self.files)
+        if 0 < loose < len(self.files):
+            raise ValueError(
+                f"data.path {path!r} holds {loose} images itself and {len(self.files) - loose} in subfolders: put all "
+                "into subfolders, one a class, or all into the folder itself"
+            )
+        self.class_names = None if loose else sorted({file.parts[0] for file in self.files})
+        number = {name: i for i, name in enumerate(self.class_names or [])}
+        self._labels = [number.get(file.parts[0], -1) for file in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> np.ndarray:
+        with Image.open(self.root / self.files[index]) as image:
+            return to_array(image, self.image_size, self.channels)
+
+    def label(self, index: int) -> int:
+        return self._labels[index]
+
+    def usable(self) -> np.ndarray:
+        return read_all(self, lambda index: str(self.root / self.files[index]))
+
+
+class HuggingFaceImages:
+    """A data set that `datasets.Dataset.save_to_disk` wrote, with a column of images and maybe one of class labels."""
+
+    def __init__(self, path: str, image_size: int, channels: int, image_column: str, label_column: str) -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError('data.name datasets needs the package: pip install -e ".[train,data]"') from error
+        if not Path(path).is_dir():
+            raise ValueError(f"data.path {path!r} is not a folder; give one that datasets.Dataset.save_to_disk wrote")
+        try:
+            data: Any = datasets.load_from_disk(path)
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"data.path {path!r} is not a data set that save_to_disk wrote: {error}") from error
+        if isinstance(data, dict):
+            raise ValueError(
+                f"data.path {path!r} holds several splits: give one, for example {path}/{next(iter(data))}"
+            )
+        if image_column not in data.column_names:
+            raise ValueError(f"data.image_column {image_column!r} is not in {path!r}; its columns: {data.column_names}")
+        self._data, self._image, self.path = data, image_column, path
+        self.image_size, self.channels = image_size, channels
+        self._labels: list[int] | None = None
+        self.class_names: list[str] | None = None
+        if label_column in data.column_names:
+            self._labels = [int(label) for label in data[label_column]]
+            names = getattr(data.features[label_column], "names", None)
+            self.class_names = names or [str(label) for label in range(max(self._labels, default=-1) + 1)]
+        if not len(data):
+            raise ValueError(f"data.path {path!r} holds no rows")
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def image(self, index: int) -> np.ndarray:
+        return to_array(self._data[index][self._image], self.image_size, self.channels)
+
+    def label(self, index: int) -> int:
+        return -1 if self._labels is None else self._labels[index]
+
+    def usable(self) -> np.ndarray:
+        return read_all(self, lambda index: f"{self.path} row {index}")
+
+
+class TooSmall(ValueError):
+    """An image has fewer pixels than the run asks for."""
+
+
+def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """(channels, size, size) float32 in [-1, 1]: the shorter side resized to `size`, the longer one cropped centrally.
+
+    Raises TooSmall where a side is shorter than `size`: enlarging would teach the model blur.
+    """
+    width, height = image.size
+    if min(width, height) < size:
+        raise TooSmall(f"{width}×{height} pixels")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if (width, height) != (size, size):
+        shorter = min(width, height)
+        left, top = (width - shorter) // 2, (height - shorter) // 2
+        box = (left, top, left + shorter, top + shorter)
+        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    pixels = np.asarray(image, dtype=np.float32).reshape(size, size, channels)
+    return pixels.transpose(2, 0, 1) / 127.5 - 1
+
+
+def read_all(images: Images, name: Callable[[int], str]) -> np.ndarray:
+    """Decode every image once and return the numbers of those that can be read.
+
+    A broken image found now is a line in the log; found in the middle of the night it is a lost run.
+    Raises ValueError where an image is too small, or more than 1 % are broken.
+    """
+
+    def problem(index: int) -> Exception | None:
+        try:
+            images.image(index)
+        except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(problem, range(len(images))))
+    small = [(name(i), error) for i, error in enumerate(problems) if isinstance(error, TooSmall)]
+    broken = [(name(i), error) for i, error in enumerate(problems) if error and not isinstance(error, TooSmall)]
+    if small:
+        file, error = small[0]
+        raise ValueError(
+            f"{len(small)} of {len(images)} images are smaller than data.image_size, first {file} ({error}): "
+            "remove them or ask for a smaller size"
+        )
+    for file, error in broken:
+        logger.warning("skipping a broken image: %s (%s: %s)", file, type(error).__name__, error)
+    if len(broken) > BROKEN_AT_MOST * len(images):
+        raise ValueError(
+            f"{len(broken)} of {len(images)} images cannot be read, more than {BROKEN_AT_MOST:.0%}; the first is "
+            f"{broken[0][0]}: mend or remove them"
+        )
+    return np.array([i for i, error in enumerate(problems) if error is None])

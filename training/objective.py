@@ -1,0 +1,118 @@
+"""The training objective: what the network is asked to predict from a noisy image, and how much each level counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Denoising diffusion (Ho et al. 2020, arXiv 2006.11239) with the choices that came after it."""
+
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    """What the network predicts: the noise, the velocity (Salimans & Ho 2022, arXiv 2202.00512) or the clean image."""
+    schedule: Literal["linear", "squared_cosine", "zero_terminal_snr"] = "linear"
+    """Noise schedule: linear betas 1e-4 .. 0.02 (Ho et al. 2020), squared cosine (Nichol & Dhariwal 2021, arXiv
+    2102.09672), or linear rescaled to end in pure noise (Lin et al. 2023, arXiv 2305.08891)."""
+    weighting: Literal["constant", "min_snr"] = "constant"
+    """Weight of a noise level in the loss: 1, or min(SNR, gamma) in units of the clean image (Hang et al. 2023,
+    arXiv 2303.09556)."""
+    min_snr_gamma: float = 5.0
+    """Gamma of weighting min_snr; above 0."""
+    num_train_timesteps: int = 1000
+    """Noise levels of the schedule."""
+    label_dropout: float = 0.0
+    """Probability, in [0, 1), of training a sample without its class, for classifier-free guidance (Ho & Salimans
+    2022, arXiv 2207.12598)."""
+    clip_sample: bool = True
+    """Clip the predicted clean image to [-1, 1] while sampling: right for pixels, wrong for latents."""
+
+    def __post_init__(self) -> None:
+        if self.schedule == "zero_terminal_snr" and self.prediction_type == "epsilon":
+            raise ValueError(
+                "objective.schedule zero_terminal_snr cannot go with objective.prediction_type epsilon: at its last level "
+                "the input is pure noise and says nothing of the image; use v_prediction or sample"
+            )
+        if self.min_snr_gamma <= 0:
+            raise ValueError(f"objective.min_snr_gamma is {self.min_snr_gamma}; it must be above 0")
+        if self.num_train_timesteps < 1:
+            raise ValueError(f"objective.num_train_timesteps is {self.num_train_timesteps}; it must be at least 1")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"objective.label_dropout is {self.label_dropout}; a probability below 1 is needed")
+
+
+def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
+    """diffusers' DDPM scheduler for the objective: adds noise in training, removes it in sampling."""
+    zero_terminal_snr = config.schedule == "zero_terminal_snr"
+    return DDPMScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        # Said although they are the defaults: from_config of another scheduler would put its own defaults in their place.
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="squaredcos_cap_v2" if config.schedule == "squared_cosine" else "linear",
+        prediction_type=config.prediction_type,
+        clip_sample=config.clip_sample,
+        rescale_betas_zero_snr=zero_terminal_snr,
+        # Lin et al. 2023, section 3.3: sampling has to begin at the last level, which "leading" spacing skips.
+        timestep_spacing="trailing" if zero_terminal_snr else "leading",
+    )
+
+
+class Objective:
+    """Loss of a network on a batch of `training.data.SampleStream`.
+
+    With x the clean image, e the noise and a = alphas_cumprod[t]: the network sees z = sqrt(a)·x + sqrt(1-a)·e and is
+    asked for e (epsilon), x (sample) or sqrt(a)·e - sqrt(1-a)·x (v_prediction). The loss of a sample is the mean of the
+    squared error over its elements, times the weight of its level.
+    """
+
+    def __init__(self, config: ObjectiveConfig, num_classes: int | None) -> None:
+        self.config, self.num_classes = config, num_classes
+        self.scheduler = make_scheduler(config)
+        alphas = self.scheduler.alphas_cumprod.double()
+        self.weights = level_weights(alphas / (1 - alphas), config).float()  # (num_train_timesteps,)
+
+    def timesteps(self, time: Tensor) -> Tensor:
+        """Level of each sample, int64, from numbers uniform in [0, 1)."""
+        return (time * self.config.num_train_timesteps).long()
+
+    def labels(self, label: Tensor, drop: Tensor) -> Tensor | None:
+        """Class of each sample, the null class (the table's last row) where it is dropped; None without classes."""
+        if self.num_classes is None:
+            return None
+        return torch.where(drop < self.config.label_dropout, self.num_classes, label)
+
+    def target(self, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the network is asked for, in the shape of the image."""
+        if self.config.prediction_type == "epsilon":
+            return noise
+        if self.config.prediction_type == "sample":
+            return image
+        return self.scheduler.get_velocity(image, noise, timesteps)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Mean loss of the batch, a float32 scalar."""
+        image, noise = batch["image"], batch["noise"]
+        timesteps = self.timesteps(batch["time"])
+        noisy = self.scheduler.add_noise(image, noise, timesteps)
+        prediction = model(noisy, timesteps, class_labels=self.labels(batch["label"], batch["drop"])).sample
+        error = (prediction.float() - self.target(image, noise, timesteps)).square().flatten(1).mean(1)
+        self.weights = self.weights.to(error.device)
+        return (self.weights[timesteps] * error).mean()
+
+
+def level_weights(snr: Tensor, config: ObjectiveConfig) -> Tensor:
+    """Weight of each noise level, from its signal-to-noise ratio a / (1 - a).
+
+    min_snr weighs the error of the clean image by min(SNR, gamma); in the units of the prediction that is
+    min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v_prediction and / 1 for sample (Hang et al. 2023, section 3.4).
+    """
+    if config.weighting == "constant":
+        return torch.ones_like(snr)
+    per_error_of_image = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return snr.clamp(max=config.min_snr_gamma) / per_error_of_image[config.prediction_type]

@@ -1,0 +1,88 @@
+"""What a run shows of itself while it trains: sampled images, a strip from noise to image, the loss curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sampling.pictures import save_png, to_grid
+from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
+
+STRIP = 10  # pictures in a strip from noise to image
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Samples drawn during training, from the same seeds every time, with the averaged weights."""
+
+    count: int = 16
+    """Images a preview; image n has seed n, classes cycle."""
+    scheduler: str = "ddim"
+    """Scheduler, by its name in sampling/sampler.py."""
+    steps: int = 50
+    """Sampling steps."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 is off."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"preview.count is {self.count}; it must be at least 1 (train.sample_every 0 is off)")
+        if self.scheduler not in SCHEDULERS:
+            raise ValueError(f"preview.scheduler {self.scheduler!r} is unknown; there are {', '.join(SCHEDULERS)}")
+        if self.steps < 1:
+            raise ValueError(f"preview.steps is {self.steps}; it must be at least 1")
+
+
+def draw_preview(
+    unet: nn.Module,
+    scheduler: Any,
+    shape: tuple[int, ...],
+    config: PreviewConfig,
+    num_classes: int | None,
+    run: Path,
+    step: int,
+) -> None:
+    """Write samples/step-*.png and denoise/step-*.png below `run`."""
+    seeds = list(range(config.count))
+    labels = None if num_classes is None else [seed % num_classes for seed in seeds]
+    sampler = make_sampling_scheduler(config.scheduler, scheduler, config.steps)
+    path_of_first: list[torch.Tensor] = []
+    images = sample(
+        unet,
+        sampler,
+        seeds,
+        shape,
+        class_labels=labels,
+        guidance_scale=config.guidance_scale,
+        on_step=lambda noisy: path_of_first.append(noisy[:4].cpu()),
+    )
+    chosen = torch.linspace(0, len(path_of_first) - 1, min(STRIP, len(path_of_first))).round().long().tolist()
+    strip = torch.stack([path_of_first[i] for i in chosen], dim=1)  # (images, moments, C, H, W)
+    save_png(to_grid(images), run / "samples" / f"step-{step:06d}.png")
+    save_png(to_grid(strip.flatten(0, 1), columns=len(chosen)), run / "denoise" / f"step-{step:06d}.png")
+
+
+def draw_loss(steps: list[int], losses: list[float], path: Path) -> None:
+    """The loss against the step: every logged value, and their running mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    smooth, mean = [], losses[0] if losses else 0.0
+    for loss in losses:
+        mean += 0.1 * (loss - mean)
+        smooth.append(mean)
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(steps, losses, alpha=0.35, linewidth=0.8, label="logged")
+    axes.plot(steps, smooth, linewidth=1.5, label="running mean")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path.with_name(f".tmp-{path.name}"), format="png", dpi=120)
+    pyplot.close(figure)
+    path.with_name(f".tmp-{path.name}").replace(path)

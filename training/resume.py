@@ -1,0 +1,86 @@
+"""Where a run begins: at the beginning, or after a checkpoint, and whether that checkpoint is this run's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, optimizer_from_tensors, verify
+from training.config import RunConfig, load_config, walk
+from training.run_directory import RunDirectory, RunDirectoryError
+from training.step import TrainState
+
+logger = logging.getLogger(__name__)
+
+# Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
+FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.trackers", "data.path",
+        "data.num_workers", "checkpoint", "preview")  # fmt: skip
+
+
+def find_start(output: RunDirectory, resume: str) -> Path | None:
+    """The checkpoint to go on from, or None to begin.
+
+    Raises RunDirectoryError where the folder holds another run, CheckpointError where `resume` leads to nothing.
+    """
+    if resume == "auto":
+        found = newest_valid(output.checkpoints)
+        if found is None and output.holds_a_run():
+            logger.warning("%s has no checkpoint yet: beginning at step 0", output.path)
+        return found
+    if resume == "none":
+        if output.holds_a_run():
+            raise RunDirectoryError(
+                f"{output.path} already holds a run: go on with --resume auto, or give another --output"
+            )
+        return None
+    found = find_checkpoint(Path(resume))
+    if output.holds_a_run() and output.path.resolve() not in found.resolve().parents:
+        raise RunDirectoryError(f"{output.path} holds another run than {resume}: give another --output")
+    return found
+
+
+def check_same_run(config: RunConfig, checkpoint: Path, world_size: int) -> None:
+    """Raise CheckpointError where the configuration differs from the checkpoint's in a key that decides the weights."""
+    before, now = flat(load_config(checkpoint / "config.yaml")), flat(config)
+    changed = [key for key in now if before.get(key) != now[key]]
+    fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in FREE)]
+    if fixed:
+        differences = "; ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in fixed)
+        raise CheckpointError(
+            f"{checkpoint} was made with another configuration: {differences}. Set it back, or begin a run of its own "
+            "with another --output"
+        )
+    if "train.steps" in changed:
+        logger.warning("train.steps was %s and is %s: the learning rate follows the new one", before["train.steps"],
+                       now["train.steps"])  # fmt: skip
+    was = verify(checkpoint)["world_size"]
+    if was != world_size:
+        logger.warning(
+            "%d processes were at work and now %d: close to the unbroken run but not equal to the bit, and a step takes "
+            "another number of images unless train.batch_size makes up for it",
+            was,
+            world_size,
+        )
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """{dotted key: value}, groups left out."""
+    return dict(leaves(asdict(config)))
+
+
+def leaves(keys: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every (dotted key, plain value)."""
+    return ((key, value) for key, value in walk(keys) if not isinstance(value, dict))
+
+
+def restore(state: TrainState, checkpoint: Path) -> None:
+    """Put the state back as the checkpoint has it. Raises CheckpointError where the checkpoint is damaged."""
+    manifest = verify(checkpoint)
+    raw, averaged, optimizer = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimizer"))
+    state.restore(manifest["step"], manifest["counters"], raw, averaged)
+    optimizer_from_tensors(state.optimizer, state.names(), optimizer)

@@ -1,0 +1,86 @@
+"""A run's folder: whose it is, what it says of itself, and the numbers that it logs."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+
+COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second")
+
+
+class RunDirectoryError(Exception):
+    """The folder belongs to another run, or another process is at work in it."""
+
+
+class RunDirectory:
+    """`config.yaml`, `status.json`, `metrics.csv`, `checkpoints/`, `samples/`, `denoise/`, `tb/`, `loss.png`.
+
+    Held by one process at a time: the lock is the operating system's, so a killed run leaves none behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._lock: IO[str] | None = None
+        self._rows: list[dict[str, str]] = []
+
+    def holds_a_run(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / "config.yaml").exists() or any(self.checkpoints.glob("step-*"))
+
+    def lock(self) -> None:
+        """Take the folder. Raises RunDirectoryError where a living process has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path} is in use by another run; wait for it, or give this one another --output"
+            ) from error
+
+    def write_status(self, state: str, step: int, **facts: Any) -> None:
+        """Replace status.json: state is running, completed, preempted, diverged or failed."""
+        status = {
+            "state": state,
+            "step": step,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "pid": os.getpid(),
+            **facts,
+        }
+        self.write_text("status.json", json.dumps(status, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a file of the folder as a whole."""
+        unfinished = self.path / f".tmp-{name}"
+        unfinished.write_text(text)
+        unfinished.replace(self.path / name)
+
+    def resume_metrics(self, step: int) -> None:
+        """Keep the logged rows up to `step`: those after it will be logged again."""
+        file = self.path / "metrics.csv"
+        self._rows = []
+        if file.exists():
+            with file.open(newline="") as lines:
+                self._rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
+        unfinished = self.path / ".tmp-metrics.csv"
+        with unfinished.open("w", newline="") as lines:
+            writer = csv.DictWriter(lines, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        unfinished.replace(file)
+
+    def log(self, row: dict[str, float]) -> None:
+        """Append a row to metrics.csv; its keys are COLUMNS."""
+        self._rows.append({key: repr(value) for key, value in row.items()})
+        with (self.path / "metrics.csv").open("a", newline="") as lines:
+            csv.DictWriter(lines, COLUMNS).writerow(self._rows[-1])
+
+    def losses(self) -> tuple[list[int], list[float]]:
+        """Steps and losses logged so far."""
+        return [int(row["step"]) for row in self._rows], [float(row["loss"]) for row in self._rows]

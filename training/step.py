@@ -1,0 +1,199 @@
+"""One optimizer step, and the state that it changes: network, averaged weights, optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from training.data import Purpose, random_stream
+from training.objective import Objective
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The steps: how many, how large, how often something is written."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 32
+    """Images per process and forward pass; a step takes batch_size × processes × gradient_accumulation."""
+    gradient_accumulation: int = 1
+    """Forward passes per optimizer step."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or half a cosine down to 0 at the last step."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to at most this norm; 0 is off."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the forward pass; weights and optimizer stay in float32."""
+    compile: bool = False
+    """torch.compile the network."""
+    channels_last: bool = False
+    """Keep activations with channels innermost: faster convolutions on most GPUs."""
+    log_every: int = 10
+    """Steps between two rows of metrics.csv."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints; the last step always makes one."""
+    sample_every: int = 1000
+    """Steps between two previews; 0 is off."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers by their name in Accelerate: tensorboard, wandb, …; an empty list is off."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "sample_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
+        if self.learning_rate <= 0:
+            raise ValueError(f"train.learning_rate is {self.learning_rate}; it must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas is {self.betas}; both must be at least 0 and below 1")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"train.warmup_steps is {self.warmup_steps}, but the run has only {self.steps} steps (train.steps)"
+            )
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """The average of the weights that samples are made with."""
+
+    decay: float = 0.9999
+    """Decay per step; step n uses min(decay, (1 + n) / (10 + n)), so that the first weights are soon forgotten."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay is {self.decay}; it must be at least 0 and below 1")
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Learning rate of step 0 .. steps - 1: a function of the step alone, whatever the number of processes."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.learning_rate_schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps + 1) / (config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class TrainState:
+    """What a run changes while it trains, on one rank. `step` is the number of optimizer steps done."""
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        objective: Objective,
+        config: TrainConfig,
+        ema: EMAConfig,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        self.config, self.objective, self.accelerator, self.seed = config, objective, accelerator, seed
+        self.step = 0
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.unet = unet.to(device=accelerator.device, memory_format=self.layout)
+        self.ema = EMAModel(self.unet.parameters(), decay=ema.decay)
+        self.ema.to(accelerator.device)
+        if config.compile:
+            self.unet.compile()
+        optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.model, self.optimizer = accelerator.prepare(self.unet, optimizer)
+
+    def run_step(self, batches: Iterator[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One optimizer step over `gradient_accumulation` batches -> (loss of this rank, norm of the gradient)."""
+        self.model.train()
+        self._seed_dropout()
+        lr = learning_rate(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        accumulation = self.config.gradient_accumulation
+        total = torch.zeros((), device=self.accelerator.device)
+        for micro in range(accumulation):
+            last = micro == accumulation - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.objective.loss(self.model, self._to_device(next(batches)))
+                self.accelerator.backward(loss / accumulation)
+            total += loss.detach() / accumulation
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.unet.parameters())
+        self.step += 1
+        return total, norm
+
+    def _seed_dropout(self) -> None:
+        """Dropout draws from torch's own generator: seeded from (seed, step, rank), it needs no saving."""
+        number = self.step * self.accelerator.num_processes + self.accelerator.process_index
+        torch.manual_seed(int(random_stream(self.seed, Purpose.STEP, number).integers(2**63)))
+
+    def _clip(self) -> Tensor:
+        limit = self.config.max_gradient_norm or math.inf
+        return torch.as_tensor(self.accelerator.clip_grad_norm_(self.unet.parameters(), limit)).detach()
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        moved = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
+        return {key: v.contiguous(memory_format=self.layout) if v.ndim == 4 else v for key, v in moved.items()}
+
+    def names(self) -> list[str]:
+        """Names of the network's parameters, in the optimizer's order."""
+        return [name for name, _ in self.unet.named_parameters()]
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """The network's state dict with averaged parameters, on the CPU."""
+        state = {name: tensor.detach() for name, tensor in self.unet.state_dict().items()}
+        state |= dict(zip(self.names(), self.ema.shadow_params, strict=True))
+        return to_cpu(state)
+
+    def raw_weights(self) -> dict[str, Tensor]:
+        """The network's state dict as the optimizer left it, on the CPU."""
+        return to_cpu(self.unet.state_dict())
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The network in evaluation mode with the averaged weights, for as long as the context lasts."""
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        self.unet.eval()
+        try:
+            yield self.unet
+        finally:
+            self.ema.restore(self.unet.parameters())
+
+    def counters(self) -> dict[str, Any]:
+        """Numbers beside the tensors that the next step depends on."""
+        scaler = self.accelerator.scaler
+        return {"ema_step": self.ema.optimization_step, "scaler": scaler.state_dict() if scaler else None}
+
+    def restore(self, step: int, counters: dict[str, Any], raw: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
+        """Put back weights and numbers of a checkpoint; the optimizer's state has a function of its own."""
+        self.unet.load_state_dict(raw)
+        for name, shadow in zip(self.names(), self.ema.shadow_params, strict=True):
+            shadow.copy_(averaged[name])
+        self.ema.optimization_step = counters["ema_step"]
+        if self.accelerator.scaler and counters["scaler"]:
+            self.accelerator.scaler.load_state_dict(counters["scaler"])
+        self.step = step
+
+
+def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU, which is what safetensors writes."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}

@@ -1,0 +1,188 @@
+"""Train a diffusion U-Net: accelerate launch training/train.py --config digits8_ddpm [key=value …]
+
+The same script for one process or many machines. `key=value` changes one key of the configuration: train.steps=100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from diffusers import DDPMPipeline
+
+from training.checkpoint import CheckpointError
+from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
+from training.data import SampleStream, open_images, split
+from training.images import Images
+from training.loop import Diverged, Loop, Preempted
+from training.objective import Objective
+from training.resume import check_same_run, find_start, restore
+from training.run_directory import RunDirectory, RunDirectoryError
+from training.step import TrainState
+from unetgn import UNet
+
+logger = logging.getLogger("training")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Options of this script; what is left over is `key=value`."""
+    keys = "keys of the configuration, as in train.steps=100:\n\n" + make_parser().format_help().split("\n\n", 1)[1]
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--output", type=Path, help="folder of the run (default: runs/NAME of the configuration)")
+    parser.add_argument(
+        "--resume",
+        default="none",
+        metavar="auto|none|PATH",
+        help="none (default): begin; auto: go on from the newest checkpoint of the output folder, begin where there is "
+        "none; PATH: go on from this checkpoint, or from the newest of this run",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+    )
+    parser.add_argument("--overfit", type=int, metavar="N", help="train on the first N images only, to find faults")
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
+    parser.add_argument("keys", nargs="*", metavar="key=value", help="change one key of the configuration")
+    parsed, unknown = parser.parse_known_intermixed_args(arguments)
+    parsed.keys += unknown
+    if parsed.overfit is not None and parsed.overfit < 1:
+        parser.error(f"argument --overfit: {parsed.overfit} images is none; at least 1 is needed")
+    return parsed
+
+
+def prepare_images(config: RunConfig, accelerator: Accelerator, overfit: int | None) -> tuple[Images, np.ndarray]:
+    """The images, and the numbers of those to train on; the main process reads them all once and tells the others."""
+    try:
+        images = open_images(config.data, config.model.in_channels)
+        usable = [images.usable() if accelerator.is_main_process else None]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    broadcast_object_list(usable)
+    assert usable[0] is not None
+    classes = None if images.class_names is None else len(images.class_names)
+    if config.model.num_classes is not None and config.model.num_classes != classes:
+        raise ConfigError(
+            f"model.num_classes is {config.model.num_classes}, but the images have {classes or 'no'} classes: "
+            f"set model.num_classes to {classes or 'null'}"
+        )
+    train, _ = split(len(usable[0]), config.data.held_out)
+    indices = usable[0][train][:overfit]
+    if not len(indices):
+        raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable[0])}")
+    return images, indices
+
+
+def describe(config: RunConfig, accelerator: Accelerator, parameters: int, images: int) -> str:
+    """What is about to run, for the first lines of the log."""
+    train = config.train
+    batch = train.batch_size * train.gradient_accumulation * accelerator.num_processes
+    return (
+        f"{accelerator.num_processes} process(es) on {accelerator.device}, precision {train.mixed_precision}\n"
+        f"{batch} images a step ({train.batch_size} × {train.gradient_accumulation} accumulated × "
+        f"{accelerator.num_processes} processes), {train.steps} steps over {images} images "
+        f"({train.steps * batch / images:.1f} epochs)\n"
+        f"{parameters:,} parameters"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """From the parsed arguments to the finished run."""
+    path = find_config(arguments.config)
+    config = load_config(path, arguments.keys)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return
+    output = RunDirectory(arguments.output or Path("runs") / path.stem)
+    accelerator = Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        log_with=list(config.train.trackers) or None,
+        project_dir=str(output.path),
+    )
+    images, indices = prepare_images(config, accelerator, arguments.overfit)
+    if arguments.dry_run:
+        with torch.device("meta"):
+            parameters = UNet.from_unet_config(config.model).num_parameters()
+        print(describe(config, accelerator, parameters, len(indices)))
+        print(f"would write to {output.path}; nothing was written")
+        return
+    start = begin(config, output, accelerator, arguments.resume)
+    torch.manual_seed(config.seed)
+    objective = Objective(config.objective, config.model.num_classes)
+    unet = UNet.from_unet_config(config.model)
+    state = TrainState(unet, objective, config.train, config.ema, accelerator, config.seed)
+    if start is not None:
+        restore(state, start)
+    if accelerator.is_main_process:
+        output.resume_metrics(state.step)
+        print(describe(config, accelerator, unet.num_parameters(), len(indices)))
+        print(f"writing to {output.path}" + (f", going on after step {state.step}" if state.step else ""))
+    stream = SampleStream(images, indices, config.seed, random_flip=config.data.random_flip)
+    finish(Loop(config, state, stream, output))
+
+
+def begin(config: RunConfig, output: RunDirectory, accelerator: Accelerator, resume: str) -> Path | None:
+    """Take the output folder and find where to go on; None: at the beginning. The main process decides for all."""
+    found: list[Path | None] = [None]
+    if accelerator.is_main_process:
+        found = [find_start(output, resume)]
+        if found[0] is not None:
+            check_same_run(config, found[0], accelerator.num_processes)
+        output.lock()
+        output.write_text("config.yaml", to_yaml(config))
+    broadcast_object_list(found)
+    return found[0]
+
+
+def finish(loop: Loop) -> None:
+    """Train to the end, and leave the status as it was reached."""
+    main, state, output = loop.accelerator.is_main_process, loop.state, loop.run
+    status = output.write_status if main else lambda *_, **__: None
+    status("running", state.step)
+    loop.accelerator.init_trackers("tb")
+    try:
+        loop.train()
+        if main:
+            with state.averaged() as unet:
+                DDPMPipeline(unet=unet, scheduler=state.objective.scheduler).save_pretrained(output.path / "pipeline")
+            print(f"done: {output.path}/samples, {output.path}/checkpoints, {output.path}/pipeline")
+        status("completed", state.step)
+    except Preempted:
+        status("preempted", state.step)
+        raise
+    except Diverged as error:
+        status("diverged", state.step, error=str(error))
+        raise
+    except BaseException as error:
+        status("failed", state.step, error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        loop.accelerator.end_training()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 nothing was started because what was asked for cannot be."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        run(parse_arguments(arguments))
+    except (ConfigError, RunDirectoryError, CheckpointError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    except Diverged as error:
+        print(f"train.py: {error}; the last checkpoint is as it was", file=sys.stderr)
+        return 1
+    except Preempted as error:
+        print(f"train.py: {error}; go on with --resume auto", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
