@@ -8,14 +8,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
+    from unetgn.nn import ConvNormAct as ConvNormAct
+    from unetgn.nn import CrossAttention as CrossAttention
+    from unetgn.nn import Downsample as Downsample
+    from unetgn.nn import ResBlock as ResBlock
+    from unetgn.nn import SelfAttention as SelfAttention
+    from unetgn.nn import SpatialTransformer as SpatialTransformer
+    from unetgn.nn import TimestepEmbedding as TimestepEmbedding
+    from unetgn.nn import Upsample as Upsample
+    from unetgn.nn import WeightStandardizedConv as WeightStandardizedConv
+    from unetgn.nn import make_norm as make_norm
     from unetgn.nn.norm import GroupNormSiLU as GroupNormSiLU
     from unetgn.nn.norm import largest_group_count as largest_group_count
     from unetgn.ops import group_norm_silu as group_norm_silu
+    from unetgn.unet import UNet as UNet
+    from unetgn.unet_config import UNetConfig as UNetConfig
 
 __version__ = "0.1.0"
 
 _HOME = {
     "group_norm_silu": "unetgn.ops",
+    "ConvNormAct": "unetgn.nn",
+    "CrossAttention": "unetgn.nn",
+    "Downsample": "unetgn.nn",
+    "ResBlock": "unetgn.nn",
+    "SelfAttention": "unetgn.nn",
+    "SpatialTransformer": "unetgn.nn",
+    "TimestepEmbedding": "unetgn.nn",
+    "UNet": "unetgn.unet",
+    "UNetConfig": "unetgn.unet_config",
+    "Upsample": "unetgn.nn",
+    "WeightStandardizedConv": "unetgn.nn",
+    "make_norm": "unetgn.nn",
     "GroupNormSiLU": "unetgn.nn.norm",
     "largest_group_count": "unetgn.nn.norm",
 }

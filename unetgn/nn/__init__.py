@@ -1,5 +1,53 @@
 """Building blocks, one concept a file."""
 
+from unetgn.nn.attention import AttentionConfig, CrossAttention, MultiHeadAttention, SelfAttention
+from unetgn.nn.checkpointing import CheckpointGrade
+from unetgn.nn.conv import WeightStandardizedConv, convolution, standardize_weight
+from unetgn.nn.conv_norm_act import ConvNormAct, make_norm
+from unetgn.nn.embedding import (
+    AugmentEmbedding,
+    ClassEmbedding,
+    FourierFeatures,
+    SinusoidalFeatures,
+    TimeConfig,
+    TimestepEmbedding,
+)
+from unetgn.nn.groups import NormConfig
 from unetgn.nn.norm import GroupNormSiLU, largest_group_count
+from unetgn.nn.resample import Downsample, InputBranch, Resample, ResampleConfig, Upsample
+from unetgn.nn.resblock import ResBlock, ResBlockConfig
+from unetgn.nn.transformer import GEGLU, FeedForward, SpatialTransformer, TransformerBlock, TransformerConfig
 
-__all__ = ["GroupNormSiLU", "largest_group_count"]
+__all__ = [
+    "GEGLU",
+    "AttentionConfig",
+    "AugmentEmbedding",
+    "CheckpointGrade",
+    "ClassEmbedding",
+    "ConvNormAct",
+    "CrossAttention",
+    "Downsample",
+    "FeedForward",
+    "FourierFeatures",
+    "GroupNormSiLU",
+    "InputBranch",
+    "MultiHeadAttention",
+    "NormConfig",
+    "ResBlock",
+    "ResBlockConfig",
+    "Resample",
+    "ResampleConfig",
+    "SelfAttention",
+    "SinusoidalFeatures",
+    "SpatialTransformer",
+    "TimeConfig",
+    "TimestepEmbedding",
+    "TransformerBlock",
+    "TransformerConfig",
+    "Upsample",
+    "WeightStandardizedConv",
+    "convolution",
+    "largest_group_count",
+    "make_norm",
+    "standardize_weight",
+]

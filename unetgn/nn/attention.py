@@ -1,0 +1,176 @@
+"""Multi-head attention over pixels, and from pixels to a context."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetgn.nn.conv import zero_parameters
+from unetgn.nn.groups import NormConfig
+
+
+def count_heads(channels: int, *, num_heads: int | None = None, head_dim: int | None = None) -> int:
+    """The number of heads for `channels`: num_heads, or channels / head_dim, or one where neither is given.
+
+    Raises ValueError where both are given, or the channels do not divide.
+    """
+    if num_heads is not None and head_dim is not None:
+        raise ValueError(f"num_heads={num_heads} and head_dim={head_dim} contradict each other: give one of them")
+    name, value = ("head_dim", head_dim) if head_dim is not None else ("num_heads", num_heads)
+    if value is None:
+        return 1
+    if value < 1 or channels % value:
+        raise ValueError(f"{name}={value} does not divide {channels} channels")
+    return value if head_dim is None else channels // value
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What the attention layers have in common within a network.
+
+    - `num_heads`, the same for all levels or one for each, or `head_dim`; neither is one head (DDPM).
+    - `norm`: of the input; None takes the network's. (Stable Diffusion's transformers have another eps.)
+    - `qk_norm`: root-mean-square normalization of queries and keys in each head.
+    - `upcast`: compute in float32 what arrives in 16 bits.
+    - `zero_init`: the last layer starts at zero, so that attention starts as the identity (DDPM).
+    """
+
+    num_heads: int | tuple[int, ...] | None = None
+    head_dim: int | None = None
+    norm: NormConfig | None = None
+    qk_norm: bool = False
+    upcast: bool = False
+    zero_init: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_heads is not None and self.head_dim is not None:
+            raise ValueError(
+                f"attention.num_heads={self.num_heads} and attention.head_dim={self.head_dim} contradict each other: "
+                "give one of them"
+            )
+
+
+class _Attention(nn.Module):
+    """The projections and the attention itself, over tokens; its subclasses say what the tokens are."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int | None = None,
+        head_dim: int | None = None,
+        context_dim: int | None = None,
+        bias: bool = False,
+        qk_norm: bool = False,
+        upcast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads = count_heads(channels, num_heads=num_heads, head_dim=head_dim)
+        self.context_dim = context_dim
+        self.upcast = upcast
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context_dim or channels, channels, bias=bias)
+        self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.norm_q = nn.RMSNorm(channels // self.heads, eps=1e-6) if qk_norm else None
+        self.norm_k = nn.RMSNorm(channels // self.heads, eps=1e-6) if qk_norm else None
+
+    def attend(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """(N, L, channels) and an optional (N, M, context_dim) -> (N, L, channels)."""
+        source = tokens if context is None else context
+        query, key, value = self.to_q(tokens), self.to_k(source), self.to_v(source)
+        query, key, value = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
+        )  # (N, heads, length, width)
+        if self.norm_q is not None and self.norm_k is not None:
+            query, key = self.norm_q(query), self.norm_k(key)
+        dtype = value.dtype
+        if self.upcast and dtype in (torch.float16, torch.bfloat16):
+            query, key, value = query.float(), key.float(), value.float()
+        mixed = F.scaled_dot_product_attention(query, key, value).to(dtype)
+        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+
+class MultiHeadAttention(_Attention):
+    """softmax(q k^T / sqrt(d)) v over tokens, with heads of width d = channels / heads.
+
+    Shapes: tokens (N, L, channels), context (N, M, context_dim) -> (N, L, channels). Without a context the tokens
+    attend to themselves. `qk_norm` divides queries and keys by their root mean square in each head, with a learned
+    gain (Dehghani et al. 2023, arXiv 2302.05442, in its RMS form); `upcast` computes in float32 what arrives in 16
+    bits. Parameters are named as in diffusers' Attention: to_q, to_k, to_v, to_out.0.
+    Raises ValueError where the heads do not divide the channels. Vaswani et al. 2017 (arXiv 1706.03762).
+    """
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.attend(tokens, context)
+
+
+def pixels_to_tokens(x: Tensor) -> Tensor:
+    """(N, C, *spatial) -> (N, L, C), L pixels, contiguous: three projections then keep one copy, not three."""
+    return x.flatten(2).transpose(1, 2).contiguous()
+
+
+def tokens_to_pixels(tokens: Tensor, like: Tensor) -> Tensor:
+    """(N, L, C) -> (N, C, *spatial of `like`)."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+class SelfAttention(_Attention):
+    """(x + to_out(attention(norm(x)))) * residual_scale, over all pixels.
+
+    Shapes: (N, channels, *spatial) -> the same, one to three spatial axes. `num_heads` or `head_dim`, one of them;
+    neither is one head. `norm` None leaves the group normalization out. With `zero_init` the block starts as the
+    identity. Raises ValueError where heads or groups do not divide the channels.
+    Ho et al. 2020 (arXiv 2006.11239); several heads after Dhariwal & Nichol 2021 (arXiv 2105.05233).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int | None = None,
+        head_dim: int | None = None,
+        norm: NormConfig | None = NormConfig(),  # noqa: B008 - frozen
+        qk_norm: bool = False,
+        upcast: bool = False,
+        residual_scale: float = 1.0,
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__(channels, num_heads=num_heads, head_dim=head_dim, bias=True, qk_norm=qk_norm, upcast=upcast)
+        self.residual_scale = residual_scale
+        self.group_norm = None if norm is None else norm.build(channels, activation=None)
+        if zero_init:
+            zero_parameters(self.to_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x if self.group_norm is None else self.group_norm(x)
+        total = x + tokens_to_pixels(self.attend(pixels_to_tokens(hidden)), x)
+        return total if self.residual_scale == 1.0 else total * self.residual_scale
+
+
+class CrossAttention(_Attention):
+    """x + to_out(attention(norm(x), context)): pixels attend to the tokens of a context.
+
+    Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape. For one layer without the rest of
+    `SpatialTransformer`. Rombach et al. 2022 (arXiv 2112.10752), section 3.3.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context_dim: int,
+        *,
+        num_heads: int | None = None,
+        head_dim: int | None = None,
+        norm: NormConfig | None = NormConfig(),  # noqa: B008 - frozen
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__(channels, num_heads=num_heads, head_dim=head_dim, context_dim=context_dim)
+        self.group_norm = None if norm is None else norm.build(channels, activation=None)
+        if zero_init:
+            zero_parameters(self.to_out)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        hidden = x if self.group_norm is None else self.group_norm(x)
+        return x + tokens_to_pixels(self.attend(pixels_to_tokens(hidden), context), x)

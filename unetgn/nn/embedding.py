@@ -1,0 +1,192 @@
+"""What a network is told beside the image: noise level, class, augmentation and vectors."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MAX_PERIOD = 10_000
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """The embedding of the timestep, or of the noise level.
+
+    - `features`: "sinusoidal" or "fourier" (random frequencies, kept in the checkpoint).
+    - `order`: which half comes first. `frequency_shift`: the exponent runs over i / (half - shift): 0, or 1 where the
+      last frequency is to be 1/10000 itself (DDPM). `frequencies`: by "exp" of a multiple, or as a "power" (EDM's
+      code); equal in mathematics, 3e-5 of a radian apart in float32 near t = 950.
+    - `fourier_scale`: standard deviation of the random frequencies.
+    - `width` of the features, None is the first level's; `embedding_width` after the MLP, None is four times `width`.
+    """
+
+    features: Literal["sinusoidal", "fourier"] = "sinusoidal"
+    order: Literal["cos_sin", "sin_cos"] = "cos_sin"
+    frequency_shift: float = 0.0
+    frequencies: Literal["exp", "power"] = "exp"
+    fourier_scale: float = 16.0
+    width: int | None = None
+    embedding_width: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("features", ("sinusoidal", "fourier")), ("order", ("cos_sin", "sin_cos"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"time.{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.frequencies not in ("exp", "power"):
+            raise ValueError(f"time.frequencies must be 'exp' or 'power', got {self.frequencies!r}")
+
+
+def feature_dtype(network_dtype: torch.dtype) -> torch.dtype:
+    """The precision of time features: float64 in a float64 network, else float32."""
+    return torch.float64 if network_dtype == torch.float64 else torch.float32
+
+
+class SinusoidalFeatures(nn.Module):
+    """cos and sin of timestep * frequency_i, with frequency_i = 10000 ** (-i / (half - shift)), half = width // 2.
+
+    Shapes: timesteps (N,) of any dtype -> (N, width) in `dtype`; an odd width ends in a zero.
+    Ho et al. 2020 (arXiv 2006.11239), appendix B, after Vaswani et al. 2017; section 3.5.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        order: Literal["cos_sin", "sin_cos"] = "cos_sin",
+        frequency_shift: float = 0.0,
+        frequencies: Literal["exp", "power"] = "exp",
+    ) -> None:
+        super().__init__()
+        if width // 2 <= frequency_shift:
+            raise ValueError(f"time features {width} wide are too narrow for frequency_shift={frequency_shift}")
+        self.width, self.order = width, order
+        self.frequency_shift, self.frequencies = frequency_shift, frequencies
+
+    def forward(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        half = self.width // 2
+        steps = torch.arange(half, dtype=dtype, device=timesteps.device)
+        if self.frequencies == "exp":
+            frequencies = torch.exp(-math.log(MAX_PERIOD) * steps / (half - self.frequency_shift))
+        else:
+            frequencies = (1 / MAX_PERIOD) ** (steps / (half - self.frequency_shift))
+        features = _waves(timesteps.to(dtype)[:, None] * frequencies, self.order)
+        return F.pad(features, (0, self.width % 2))
+
+    def extra_repr(self) -> str:
+        return f"{self.width}, order={self.order!r}, frequency_shift={self.frequency_shift}"
+
+
+class FourierFeatures(nn.Module):
+    """cos and sin of 2 pi * weight_i * timestep, with fixed random weights: the buffer `weight`, (width / 2,).
+
+    Shapes: timesteps (N,) -> (N, width) in `dtype`. The weights stay in float32 in a 16-bit network: rounded, they
+    would turn the phases by whole radians. Tancik et al. 2020 (arXiv 2006.10739); Song et al. 2021 (arXiv 2011.13456).
+    """
+
+    weight: Tensor
+
+    def __init__(self, width: int, *, order: Literal["cos_sin", "sin_cos"] = "cos_sin", scale: float = 16.0) -> None:
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"Fourier features come in pairs: time.width must be even, got {width}")
+        self.order = order
+        self.register_buffer("weight", torch.randn(width // 2) * scale)
+
+    def forward(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _waves(timesteps.to(dtype)[:, None] * (2 * math.pi * self.weight.to(dtype)), self.order)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # nn.Module's own signature is not public
+        before = self.weight
+        super()._apply(fn, recurse)
+        if self.weight.dtype in (torch.float16, torch.bfloat16):
+            self.weight = before.to(self.weight.device)
+        return self
+
+
+def _waves(phases: Tensor, order: str) -> Tensor:
+    halves = (phases.cos(), phases.sin()) if order == "cos_sin" else (phases.sin(), phases.cos())
+    return torch.cat(halves, dim=1)
+
+
+class TimestepEmbedding(nn.Module):
+    """linear_2(silu(linear_1(features + cond_proj(condition)))).
+
+    Shapes: features (N, in_channels), condition (N, cond_channels) -> (N, out_channels). The condition is that of
+    guidance distillation (Meng et al. 2023, arXiv 2210.03142); without cond_channels it must be None.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, cond_channels: int | None = None) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.cond_proj = None if cond_channels is None else nn.Linear(cond_channels, in_channels, bias=False)
+
+    def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is not None:
+            if self.cond_proj is None:
+                raise ValueError("timestep_cond was given, but time_cond_proj_dim is None")
+            features = features + self.cond_proj(condition.to(features.dtype))
+        return self.linear_2(F.silu(self.linear_1(features)))
+
+
+class ClassEmbedding(nn.Module):
+    """A row of `weight` for each class, for labels as indices (N,) or as rows (N, classes): (N, channels).
+
+    Rows are multiplied by `scale` and mixed linearly, so a one-hot row is the index's row; indices are the same.
+    With `null_class` one more last row stands for "no label": for labels None, and for the index `num_classes`.
+    Without it, `missing` says what labels None do: "zeros" (EDM) or "error".
+    Raises ValueError where labels are missing, or of another shape. Null class: Ho & Salimans 2022 (arXiv 2207.12598).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        *,
+        null_class: bool = True,
+        missing: Literal["zeros", "error"] = "error",
+        bias: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.null_class, self.missing, self.scale = num_classes, null_class, missing, scale
+        self.weight = nn.Parameter(torch.randn(num_classes + null_class, channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def forward(self, labels: Tensor | None, batch: int) -> Tensor:
+        if labels is None:
+            embedded = self._unlabelled(batch)
+        elif labels.ndim == 2 and labels.shape[1] in {self.num_classes, len(self.weight)}:
+            embedded = (labels.to(self.weight.dtype) * self.scale) @ self.weight[: labels.shape[1]]
+        elif labels.ndim == 1 and not labels.is_floating_point():
+            embedded = F.embedding(labels, self.weight)
+            embedded = embedded if self.scale == 1.0 else embedded * self.scale
+        else:
+            raise ValueError(
+                f"class_labels must be (N,) integers or (N, {self.num_classes}) rows, got {tuple(labels.shape)} of "
+                f"{labels.dtype}"
+            )
+        return embedded if self.bias is None else embedded + self.bias
+
+    def _unlabelled(self, batch: int) -> Tensor:
+        if self.null_class:
+            return self.weight[-1].expand(batch, -1) * self.scale
+        if self.missing == "zeros":
+            return self.weight.new_zeros(batch, self.weight.shape[1])
+        raise ValueError(
+            f"class_labels are missing: this network has {self.num_classes} classes and no null class "
+            "(condition.null_class)"
+        )
+
+
+class AugmentEmbedding(nn.Linear):
+    """EDM's augmentation labels, mapped linearly without bias: (N, label_channels) -> (N, channels).
+
+    Karras et al. 2022 (arXiv 2206.00364), appendix F.2.
+    """
+
+    def __init__(self, label_channels: int, channels: int) -> None:
+        super().__init__(label_channels, channels, bias=False)

@@ -1,0 +1,129 @@
+"""The residual block of diffusion U-Nets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetgn.nn.checkpointing import recomputed
+from unetgn.nn.conv import convolution, zero_parameters
+from unetgn.nn.groups import NormConfig
+from unetgn.nn.resample import Resample, ResampleConfig
+
+
+@dataclass(frozen=True)
+class ResBlockConfig:
+    """What residual blocks have in common within a network.
+
+    - `embedding`: "add" adds the projected embedding before the second normalization (DDPM); "scale_shift" modulates
+      after it, h * (1 + scale) + shift, scale first (ADM).
+    - `activate_embedding`: SiLU on the embedding inside each block; False where the caller has applied it once.
+    - `residual_scale`: multiplies the sum of branch and shortcut; sqrt(1/2) in NCSN++ and EDM's DDPM++.
+    - `project_resampled`: a 1x1 convolution on the shortcut of every block that resamples (EDM's SongUNet), not only
+      where the width changes.
+    - `zero_init`: the last convolution starts at zero, so that the block starts as its shortcut (DDPM).
+    """
+
+    embedding: Literal["add", "scale_shift"] = "add"
+    activate_embedding: bool = True
+    residual_scale: float = 1.0
+    project_resampled: bool = False
+    zero_init: bool = True
+
+    def __post_init__(self) -> None:
+        if self.embedding not in ("add", "scale_shift"):
+            raise ValueError(f"resblock.embedding must be 'add' or 'scale_shift', got {self.embedding!r}")
+
+
+class ResBlock(nn.Module):
+    """(shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))), emb))))) * residual_scale.
+
+    Both norm-and-activation pairs are the fused core, and the embedding goes into the second one: as its pre_bias
+    ("add") or as its scale and shift. With `resample`, "down" or "up", the resolution changes after the first
+    activation, before conv1, and on the shortcut.
+
+    Shapes: x (N, in_channels, *spatial), emb (N, emb_channels) -> (N, out_channels, *spatial), one to three spatial
+    axes; `size` fixes the result's size when upsampling. emb_channels None is a block without an embedding.
+    Parameters are named as in diffusers' ResnetBlock2D. `recompute` computes the norms and activations again in the
+    backward pass instead of keeping them.
+    Raises ValueError where the groups do not divide the channels, or an embedding is missing or not expected.
+    He et al. 2016 (arXiv 1603.05027), Ho et al. 2020 (arXiv 2006.11239), Dhariwal & Nichol 2021 (arXiv 2105.05233).
+    """
+
+    recompute = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        *,
+        emb_channels: int | None = None,
+        spatial_dims: int = 2,
+        norm: NormConfig | None = None,
+        config: ResBlockConfig | None = None,
+        dropout: float = 0.0,
+        resample: Literal["down", "up"] | None = None,
+        resample_config: ResampleConfig | None = None,
+    ) -> None:
+        super().__init__()
+        norm, config, out_channels = norm or NormConfig(), config or ResBlockConfig(), out_channels or in_channels
+        self.config = config
+        self.norm1 = norm.build(in_channels)
+        self.resample = (
+            None if resample is None else Resample(resample, spatial_dims=spatial_dims, config=resample_config)
+        )
+        self.conv1 = convolution(spatial_dims, in_channels, out_channels)
+        self.time_emb_proj = None
+        if emb_channels is not None:
+            width = out_channels if config.embedding == "add" else 2 * out_channels
+            self.time_emb_proj = nn.Linear(emb_channels, width)
+        self.norm2 = norm.build(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = convolution(spatial_dims, out_channels, out_channels)
+        if config.zero_init:
+            zero_parameters(self.conv2)
+        self.conv_shortcut = None
+        if in_channels != out_channels or (resample is not None and config.project_resampled):
+            self.conv_shortcut = convolution(spatial_dims, in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, *, size: Sequence[int] | None = None) -> Tensor:
+        if size is not None and self.resample is None:
+            raise ValueError(f"size={tuple(size)} is for a ResBlock that upsamples: build it with resample='up'")
+        pre_bias, scale, shift = self._modulation(emb)
+        hidden = recomputed(lambda x: self._first_half(x, size), x, enabled=self.recompute)
+        random = self.training and self.dropout.p > 0
+        hidden = recomputed(self._second_half, hidden, pre_bias, scale, shift, enabled=self.recompute, random=random)
+        if self.resample is not None:
+            x = self.resample(x, size=size)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        total = x + hidden
+        return total if self.config.residual_scale == 1.0 else total * self.config.residual_scale
+
+    def _first_half(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
+        hidden = self.norm1(x)
+        if self.resample is not None:
+            hidden = self.resample(hidden, size=size)
+        return self.conv1(hidden)
+
+    def _second_half(
+        self, hidden: Tensor, pre_bias: Tensor | None, scale: Tensor | None, shift: Tensor | None
+    ) -> Tensor:
+        return self.conv2(self.dropout(self.norm2(hidden, pre_bias=pre_bias, scale=scale, shift=shift)))
+
+    def _modulation(self, emb: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """pre_bias, scale and shift of the second normalization, each (N, out_channels) or None."""
+        if self.time_emb_proj is None:
+            if emb is not None:
+                raise ValueError("this ResBlock was built without emb_channels and takes no embedding")
+            return None, None, None
+        if emb is None:
+            raise ValueError(f"this ResBlock needs an embedding (N, {self.time_emb_proj.in_features})")
+        projected = self.time_emb_proj(F.silu(emb) if self.config.activate_embedding else emb)
+        if self.config.embedding == "add":
+            return projected, None, None
+        scale, shift = torch.chunk(projected, 2, dim=1)
+        return None, scale, shift

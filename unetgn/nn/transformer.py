@@ -1,0 +1,165 @@
+"""The spatial transformer of latent diffusion: self-attention, cross-attention and a gated feed-forward layer."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetgn.nn.attention import MultiHeadAttention, pixels_to_tokens, tokens_to_pixels
+from unetgn.nn.conv import convolution, zero_parameters
+from unetgn.nn.groups import NormConfig
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Spatial transformers in the place of plain self-attention.
+
+    - `context_dim`: width of encoder_hidden_states, the same for all levels or one for each; None is a second
+      self-attention in the place of cross-attention.
+    - `depth`: transformer blocks in one spatial transformer; one number, or one for each level, each of which may be
+      one number for each block of the level. Levels without attention have an entry that is not read.
+    - `linear_projection`: linear layers around the blocks (Stable Diffusion 2, XL) where others have 1x1 convolutions.
+    - `cross_only`: the levels whose first attention reads the context too (the x4 upscaler).
+    """
+
+    context_dim: int | tuple[int, ...] | None = None
+    depth: int | tuple[int | tuple[int, ...], ...] = 1
+    linear_projection: bool = False
+    cross_only: tuple[int, ...] = ()
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate), the halves of one linear layer: (N, L, channels) -> (N, L, hidden).
+
+    Shazeer 2020 (arXiv 2002.05202), with the exact GELU.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        value, gate = self.proj(tokens).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width and back, named as in diffusers: net.0.proj and net.2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward; each after a layer normalization and with a shortcut.
+
+    Shapes: tokens (N, L, channels), context (N, M, context_dim) -> (N, L, channels).
+    `cross_only`: the first attention reads the context as well. Parameters are named as in diffusers'
+    BasicTransformerBlock. Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int,
+        context_dim: int | None,
+        cross_only: bool = False,
+        qk_norm: bool = False,
+        upcast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cross_only = cross_only
+        first_context = context_dim if cross_only else None
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = MultiHeadAttention(
+            channels, num_heads=num_heads, context_dim=first_context, qk_norm=qk_norm, upcast=upcast
+        )
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = MultiHeadAttention(
+            channels, num_heads=num_heads, context_dim=context_dim, qk_norm=qk_norm, upcast=upcast
+        )
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, tokens: Tensor, context: Tensor | None) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens), context if self.cross_only else None)
+        tokens = tokens + self.attn2(self.norm2(tokens), context)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class SpatialTransformer(nn.Module):
+    """x + proj_out(blocks(proj_in(norm(x)), context)): transformer blocks over the pixels of x.
+
+    Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape; one to three spatial axes.
+    `num_heads` heads; `depth` blocks; projections are 1x1 convolutions, or linear layers (`linear_projection`).
+    context_dim None takes no context. With `zero_init` the block starts as the identity.
+    Raises ValueError where heads or groups do not divide the channels, or a context is missing, of another width, or
+    not expected. Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int = 1,
+        context_dim: int | None = None,
+        depth: int = 1,
+        spatial_dims: int = 2,
+        linear_projection: bool = False,
+        cross_only: bool = False,
+        norm: NormConfig | None = NormConfig(eps=1e-6),  # noqa: B008 - frozen
+        qk_norm: bool = False,
+        upcast: bool = False,
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__()
+        if cross_only and context_dim is None:
+            raise ValueError("transformer.cross_only needs transformer.context_dim: there is no context to attend to")
+        self.context_dim = context_dim
+        self.linear_projection = linear_projection
+        self.norm = None if norm is None else norm.build(channels, activation=None)
+        self.proj_in = _projection(channels, spatial_dims, linear_projection)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(
+                channels,
+                num_heads=num_heads,
+                context_dim=context_dim,
+                cross_only=cross_only,
+                qk_norm=qk_norm,
+                upcast=upcast,
+            )
+            for _ in range(depth)
+        )
+        self.proj_out = _projection(channels, spatial_dims, linear_projection)
+        if zero_init:
+            zero_parameters(self.proj_out)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        self._check(context)
+        hidden = x if self.norm is None else self.norm(x)
+        if self.linear_projection:
+            tokens = self.proj_in(pixels_to_tokens(hidden))
+        else:
+            tokens = pixels_to_tokens(self.proj_in(hidden))
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        if self.linear_projection:
+            return x + tokens_to_pixels(self.proj_out(tokens), x)
+        return x + self.proj_out(tokens_to_pixels(tokens, x))
+
+    def _check(self, context: Tensor | None) -> None:
+        if self.context_dim is None:
+            if context is not None:
+                raise ValueError("encoder_hidden_states were given, but transformer.context_dim is None")
+        elif context is None or context.ndim != 3 or context.shape[2] != self.context_dim:
+            given = "None" if context is None else str(tuple(context.shape))
+            raise ValueError(f"encoder_hidden_states must be (N, length, {self.context_dim}), got {given}")
+
+
+def _projection(channels: int, spatial_dims: int, linear: bool) -> nn.Module:
+    return nn.Linear(channels, channels) if linear else convolution(spatial_dims, channels, channels, 1)

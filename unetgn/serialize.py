@@ -1,0 +1,73 @@
+"""Frozen dataclasses as plain dicts and back, for JSON: strict about names and kinds of values."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+def to_plain(config: Any) -> Any:
+    """Nested dataclasses as dicts, tuples as lists: what JSON can hold."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, (list, tuple)):
+        return [to_plain(item) for item in config]
+    return config
+
+
+def from_plain(kind: type[Config], values: Mapping[str, Any], path: str = "") -> Config:
+    """A dataclass of `kind` from a dict; what is left out has the field's default.
+
+    Raises ValueError where a key is no field (naming it, where it is, and the nearest field), and TypeError where a
+    value is not of the field's type. `path` is the dict's own place in a larger one, for messages.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{path or kind.__name__} must be a mapping of the fields of {kind.__name__}, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        place = f"{path}.{key}" if path else key
+        if key not in hints:
+            near = get_close_matches(key, hints, n=1)
+            advice = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(hints)}"
+            raise ValueError(f"{place!r} is not a field of {kind.__name__}{advice}")
+        arguments[key] = _convert(hints[key], value, place)
+    return kind(**arguments)
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    """`value` as the type `hint`, which is a plain type, a dataclass, a tuple, a Literal or a union of these."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in options:
+            try:
+                return _convert(option, value, place)
+            except TypeError:
+                continue
+        if any(dataclasses.is_dataclass(option) for option in options) and isinstance(value, Mapping):
+            nested = next(option for option in options if dataclasses.is_dataclass(option))
+            return _convert(nested, value, place)  # its own message says more than ours
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(options[0], item, f"{place}[{index}]") for index, item in enumerate(value))
+    elif origin is typing.Literal and value in options:
+        return value
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_plain(hint, value, place)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif (
+        isinstance(hint, type)
+        and not origin
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
+    ):
+        return value
+    raise TypeError(f"{place}={value!r} is not {_spoken(hint)}")
+
+
+def _spoken(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
