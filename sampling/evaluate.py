@@ -33,7 +33,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """
     mean = first.mean(0) - second.mean(0)
     covariances = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    # The trace of the root is the sum of the roots of the eigenvalues, which are real and not negative but for rounding.
+    # The trace of the root is the sum of the eigenvalues' roots; these are real and not negative, but for rounding.
     eigenvalues = np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(min=0)
     return float(mean @ mean + np.trace(covariances[0] + covariances[1]) - 2 * np.sqrt(eigenvalues).sum())
 

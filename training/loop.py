@@ -134,7 +134,7 @@ class Loop:
         return every > 0 and (self.state.step % every == 0 or self.state.step == self.config.train.steps)
 
     def is_bad(self, numbers: tuple[Tensor, Tensor] | None) -> bool:
-        """Whether a step's loss or gradient is not finite; float16's loss scaling meets infinite gradients by design."""
+        """Whether a step's loss or gradient is not finite; float16's loss scaling provokes infinite gradients."""
         if numbers is None:
             return False
         loss, norm = numbers

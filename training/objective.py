@@ -35,13 +35,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.schedule == "zero_terminal_snr" and self.prediction_type == "epsilon":
             raise ValueError(
-                "objective.schedule zero_terminal_snr cannot go with objective.prediction_type epsilon: at its last level "
-                "the input is pure noise and says nothing of the image; use v_prediction or sample"
+                "objective.schedule zero_terminal_snr cannot go with objective.prediction_type epsilon: at its last "
+                "level the input is pure noise and says nothing of the image; use v_prediction or sample"
             )
         if self.min_snr_gamma <= 0:
             raise ValueError(f"objective.min_snr_gamma is {self.min_snr_gamma}; it must be above 0")
         if self.num_train_timesteps < 1:
-            raise ValueError(f"objective.num_train_timesteps is {self.num_train_timesteps}; it must be at least 1")
+            raise ValueError(f"objective.num_train_timesteps is {self.num_train_timesteps}; at least 1 is needed")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"objective.label_dropout is {self.label_dropout}; a probability below 1 is needed")
 
@@ -51,7 +51,7 @@ def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
     zero_terminal_snr = config.schedule == "zero_terminal_snr"
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
-        # Said although they are the defaults: from_config of another scheduler would put its own defaults in their place.
+        # Said although they are the defaults: from_config of another scheduler puts its own where nothing was said.
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="squaredcos_cap_v2" if config.schedule == "squared_cosine" else "linear",

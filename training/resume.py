@@ -61,8 +61,8 @@ def check_same_run(config: RunConfig, checkpoint: Path, world_size: int) -> None
     was = verify(checkpoint)["world_size"]
     if was != world_size:
         logger.warning(
-            "%d processes were at work and now %d: close to the unbroken run but not equal to the bit, and a step takes "
-            "another number of images unless train.batch_size makes up for it",
+            "%d processes were at work and now %d: close to the unbroken run but not equal to the bit, and a step "
+            "takes another number of images unless train.batch_size makes up for it",
             was,
             world_size,
         )

@@ -32,7 +32,7 @@ class TrainConfig:
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     """After warm-up: constant, or half a cosine down to 0 at the last step."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly to its peak; a shorter run ends while it rises."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -65,10 +65,6 @@ class TrainConfig:
             raise ValueError(f"train.learning_rate is {self.learning_rate}; it must be above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas is {self.betas}; both must be at least 0 and below 1")
-        if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"train.warmup_steps is {self.warmup_steps}, but the run has only {self.steps} steps (train.steps)"
-            )
 
 
 @dataclass(frozen=True)

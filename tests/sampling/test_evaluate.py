@@ -16,7 +16,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_frechet_distance_of_known_gaussians_is_the_closed_form() -> None:
-    """For diagonal covariances it is |m1 - m2|² + Σ (s1 - s2)²; sets with exactly these moments are made by whitening."""
+    """For diagonal covariances it is |m1 - m2|² + Σ (s1 - s2)²; whitening makes sets with exactly these moments."""
     random = np.random.default_rng(0)
 
     def with_moments(mean: np.ndarray, deviations: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
     assert newest_valid(tmp_path) is None
     for step in (1, 2):
         damage(write(tmp_path, step), "flipped")
-    with pytest.raises(CheckpointError, match="all 2 checkpoints in .* are damaged"):
+    with pytest.raises(CheckpointError, match=r"all 2 checkpoints in .* are damaged"):
         newest_valid(tmp_path)
 
 

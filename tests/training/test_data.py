@@ -71,7 +71,7 @@ def test_noise_is_standard_normal_and_times_are_uniform(digits: Digits) -> None:
     assert abs(noise.var() - 1) < 4 * (2 / noise.numel()) ** 0.5
     for key in ("time", "drop"):
         values = torch.stack([sample[key] for sample in samples])
-        assert 0 <= values.min()
+        assert values.min() >= 0
         assert values.max() < 1
         assert abs(values.mean() - 0.5) < 4 * (1 / 12 / len(samples)) ** 0.5
 

@@ -118,7 +118,7 @@ def test_splits_and_plain_folders_are_refused_as_data_sets(tmp_path: Path) -> No
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))]})
     datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path / "both"))
-    with pytest.raises(ValueError, match="holds several splits: give one, for example .*both/train"):
+    with pytest.raises(ValueError, match=r"holds several splits: give one, for example .*both/train"):
         HuggingFaceImages(str(tmp_path / "both"), 8, 3, "image", "label")
     with pytest.raises(ValueError, match="is not a data set that save_to_disk wrote"):
         HuggingFaceImages(str(tmp_path), 8, 3, "image", "label")

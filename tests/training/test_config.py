@@ -1,0 +1,100 @@
+"""Configurations: what is read, and what every mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.config import CONFIGS, ConfigError, find_config, load_config, to_yaml
+from training.train import main
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "mine.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    file = write(tmp_path, "train:\n  learning_rate: 2e-4\n")
+    assert load_config(file).train.learning_rate == 2e-4
+    assert load_config(file, ["train.learning_rate=3e-5"]).train.learning_rate == 3e-5
+
+
+def test_keys_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "seed: 3\ntrain: {steps: 7, batch_size: 5}\n")
+    config = load_config(file, ["train.steps=9", "model.channels=[8,16]", "--data.num_workers=2", "train.trackers=[]"])
+    assert (config.seed, config.train.steps, config.train.batch_size) == (3, 9, 5)
+    assert config.model.channels == (8, 16)
+    assert config.data.num_workers == 2
+    assert config.train.trackers == ()
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_configuration_is_valid_and_survives_being_written(file: Path, tmp_path: Path) -> None:
+    config = load_config(file)
+    assert load_config(write(tmp_path, to_yaml(config))) == config
+
+
+def test_a_configuration_is_found_by_path_or_by_name(tmp_path: Path) -> None:
+    file = write(tmp_path, "seed: 1\n")
+    assert find_config(str(file)) == file
+    assert find_config("digits8_ddpm") == find_config("digits8_ddpm.yaml") == CONFIGS / "digits8_ddpm.yaml"
+    with pytest.raises(ConfigError, match=r"no such file, nor is it in configs/.*Did you mean 'digits8_ddpm'"):
+        find_config("digit8_ddpm")
+
+
+WRONG = [
+    ("train:\n  stepz: 3\n", [], r"mine\.yaml: unknown key 'train\.stepz'\. Did you mean 'train\.steps'\?"),
+    ("batch_size: 3\n", [], r"mine\.yaml: unknown key 'batch_size'\. Did you mean 'train\.batch_size'\?"),
+    ("seed: 1\n", ["train.batchsize=3"], r"command line: unknown key 'train\.batchsize'.*'train\.batch_size'"),
+    ("seed: 1\n", ["sed"], r"command line: 'sed' is neither an option nor key=value, such as train\.steps=100"),
+    ("train:\n  steps: many\n", [], r"mine\.yaml: key \"train\.steps\": Expected a int\. Got value: many"),
+    ("seed: 1\n", ["train.steps=1.5"], r"command line, train\.steps=1\.5: key \"train\.steps\": Expected a int"),
+    ("train: 3\n", [], r"mine\.yaml: train is a group of keys \(train\.steps, .*but its value is 3"),
+    ("train: [\n", [], r"mine\.yaml: cannot be read as YAML"),
+    ("", [], r"mine\.yaml: holds no keys"),
+    ("seed: -1\n", [], r"mine\.yaml: seed is -1"),
+    (
+        "objective: {schedule: cosin}\n",
+        [],
+        r"mine\.yaml: key \"objective\.schedule\".*squared_cosine.*Got value: cosin",
+    ),
+    ("train: {steps: 0}\n", [], r"mine\.yaml: train\.steps is 0; it must be at least 1"),
+    ("train: {learning_rate: 0}\n", [], r"train\.learning_rate is 0\.0; it must be above 0"),
+    ("train: {betas: [0.9, 1.0]}\n", [], r"train\.betas is \(0\.9, 1\.0\)"),
+    ("ema: {decay: 1}\n", [], r"ema\.decay is 1\.0"),
+    ("model: {in_channels: 1}\n", [], r"model\.out_channels is 3 and model\.in_channels is 1"),
+    ("model: {sample_size: 16}\n", [], r"model\.sample_size is 16 and data\.image_size is 8: set both alike"),
+    ("model: {attention_levels: [7]}\n", [], r"mine\.yaml: attention_levels=\(7,\) names level 7"),
+    ("objective: {label_dropout: 0.1}\n", [], r"objective\.label_dropout is 0\.1, but model\.num_classes is not set"),
+    ("preview: {guidance_scale: 2}\n", [], r"preview\.guidance_scale needs classes"),
+    ("preview: {scheduler: ddmp}\n", [], r"preview\.scheduler 'ddmp' is unknown; there are ddpm"),
+    ("preview: {count: 0}\n", [], r"preview\.count is 0"),
+]
+
+
+@pytest.mark.parametrize(("text", "overrides", "message"), WRONG, ids=range(len(WRONG)))
+def test_a_mistake_is_answered_with_source_key_and_remedy(
+    text: str, overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text), overrides)
+
+
+def test_a_missing_file_and_a_typo_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "nowhere/mine.yaml"]) == 2
+    assert "--config nowhere/mine.yaml: no such file" in capsys.readouterr().err
+    assert main(["--config", "digits8_ddpm", "train.stepz=3"]) == 2
+    assert "train.py: error: command line: unknown key 'train.stepz'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == 2
+
+
+def test_print_config_writes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "digits8_ddpm", "--print-config", "train.steps=12"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["train"]["steps"] == 12
+    assert printed["train"]["learning_rate"] == 1.5e-3
+    assert {"seed", "model", "data", "train", "objective", "ema", "checkpoint", "preview"} == set(printed)

@@ -1,0 +1,269 @@
+"""The trainer as its users start it: runs, resumes, refuses, and trains on a folder of images."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+from training import train
+from training.train import main
+
+TINY = """
+model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
+        num_classes: 10, dropout: 0.1, norm: {num_groups: 4}}
+objective: {label_dropout: 0.2}
+train: {steps: 6, batch_size: 8, learning_rate: 1e-3, learning_rate_schedule: cosine, warmup_steps: 2, log_every: 1,
+        checkpoint_every: 2, sample_every: 3}
+ema: {decay: 0.9}
+preview: {count: 4, steps: 3}
+checkpoint: {keep: 9}
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state() -> None:
+    """Accelerate remembers the first precision of a process; here one process runs many trainings."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TINY)
+    return file
+
+
+def run(config: Path, output: Path, *arguments: str) -> int:
+    return main(["--config", str(config), "--output", str(output), *arguments])
+
+
+def weights(run_folder: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run_folder / "checkpoints" / f"step-{step:06d}"
+    return {
+        f"{name}.{key}": tensor
+        for name in ("model", "ema", "optimizer")
+        for key, tensor in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def assert_equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def losses(run_folder: Path) -> list[tuple[str, str, str]]:
+    with (run_folder / "metrics.csv").open(newline="") as lines:
+        return [(row["step"], row["loss"], row["learning_rate"]) for row in csv.DictReader(lines)]
+
+
+def status(run_folder: Path) -> dict:
+    return json.loads((run_folder / "status.json").read_text())
+
+
+def test_a_run_leaves_everything_that_it_promises(config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert run(config, output) == 0
+    assert status(output)["state"] == "completed"
+    assert [row[0] for row in losses(output)] == ["1", "2", "3", "4", "5", "6"]
+    for name in ("config.yaml", "loss.png", "samples/step-000003.png", "samples/step-000006.png",
+                 "denoise/step-000006.png", "checkpoints/step-000002/ema.safetensors", "pipeline/model_index.json",
+                 "checkpoints/step-000006/model.safetensors", "pipeline/unet/diffusion_pytorch_model.safetensors"):  # fmt: skip
+        assert (output / name).is_file(), name
+    assert list((output / "tb").rglob("events.*"))
+    assert not list(output.rglob("*.bin")) + list(output.rglob("*.pt")) + list(output.rglob("*.pkl"))
+
+
+def test_the_final_pipeline_loads_in_diffusers_with_the_averaged_weights(config: Path, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    output = tmp_path / "run"
+    assert run(config, output) == 0
+    pipeline = DiffusionPipeline.from_pretrained(output / "pipeline")
+    averaged = load_file(output / "checkpoints" / "step-000006" / "ema.safetensors")
+    assert_equal_bits(pipeline.unet.state_dict(), averaged)
+    images = pipeline(batch_size=2, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config: Path, tmp_path: Path) -> None:
+    for name, keys in (("a", []), ("b", []), ("c", ["seed=1"])):
+        assert run(config, tmp_path / name, "train.sample_every=0", *keys) == 0
+    assert_equal_bits(weights(tmp_path / "a", 6), weights(tmp_path / "b", 6))
+    one, other = weights(tmp_path / "a", 6), weights(tmp_path / "c", 6)
+    assert not torch.equal(one["model.conv_in.weight"], other["model.conv_in.weight"])
+
+
+@pytest.mark.parametrize(
+    "keys", [[], ["train.gradient_accumulation=2", "data.num_workers=2"], ["train.mixed_precision=bf16"]]
+)
+def test_a_run_stopped_by_a_signal_and_resumed_is_the_unbroken_run(
+    config: Path, tmp_path: Path, keys: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [*keys, "train.checkpoint_every=100"]
+    assert run(config, tmp_path / "whole", *keys) == 0
+    real_step = train.TrainState.run_step
+
+    def interrupt(state: train.TrainState, batches: object) -> object:
+        if state.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real_step(state, batches)
+
+    monkeypatch.setattr(train.TrainState, "run_step", interrupt)
+    broken = tmp_path / "broken"
+    assert run(config, broken, *keys) == 1
+    assert status(broken) | {"state": "preempted", "step": 4} == status(broken)
+    monkeypatch.undo()
+    assert run(config, broken, "--resume", "auto", *keys) == 0
+    assert_equal_bits(weights(tmp_path / "whole", 6), weights(broken, 6))
+    assert losses(broken) == losses(tmp_path / "whole")
+
+
+def test_resuming_from_a_path_branches_off_into_a_new_folder(config: Path, tmp_path: Path) -> None:
+    assert run(config, tmp_path / "a") == 0
+    assert run(config, tmp_path / "b", "--resume", str(tmp_path / "a" / "checkpoints" / "step-000002")) == 0
+    assert_equal_bits(weights(tmp_path / "a", 6), weights(tmp_path / "b", 6))
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_a_finished_one_stays(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config, tmp_path / "a") == 0
+    before = weights(tmp_path / "a", 6)
+    assert run(config, tmp_path / "a") == 2
+    assert "already holds a run: go on with --resume auto, or give another --output" in capsys.readouterr().err
+    assert run(config, tmp_path / "a", "--resume", "auto") == 0
+    assert_equal_bits(before, weights(tmp_path / "a", 6))
+
+
+def test_auto_begins_where_nothing_was_and_refuses_where_all_is_damaged(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config, tmp_path / "a", "--resume", "auto") == 0
+    for file in (tmp_path / "a" / "checkpoints").rglob("model.safetensors"):
+        file.write_bytes(b"")
+    assert run(config, tmp_path / "a", "--resume", "auto") == 2
+    assert "all 3 checkpoints" in capsys.readouterr().err
+
+
+def test_a_path_that_is_not_there_is_an_error(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(config, tmp_path / "a", "--resume", str(tmp_path / "nowhere")) == 2
+    assert "nowhere is not there" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_resuming_with_a_key_that_decides_the_weights_changed_is_refused(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(config, tmp_path / "a") == 0
+    assert run(config, tmp_path / "a", "--resume", "auto", "train.learning_rate=5e-4", "preview.count=2") == 2
+    message = capsys.readouterr().err
+    assert "train.learning_rate was 0.001 and is 0.0005" in message
+    assert "preview" not in message
+    assert run(config, tmp_path / "a", "--resume", "auto", "train.steps=8") == 0
+    assert "train.steps was 6 and is 8" in caplog.text
+    assert status(tmp_path / "a")["step"] == 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real_loss = train.Objective.loss
+    calls = []
+
+    def poisoned(self: train.Objective, model: object, batch: object) -> torch.Tensor:
+        calls.append(1)
+        return real_loss(self, model, batch) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(train.Objective, "loss", poisoned)
+    assert run(config, tmp_path / "a") == 1
+    assert "not finite at step 4" in capsys.readouterr().err
+    assert status(tmp_path / "a")["state"] == "diverged"
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-000002"]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "a", 2).values())
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config, tmp_path / "a", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "8 images a step" in said
+    assert "over 1797 images" in said
+    assert "parameters" in said
+    assert not (tmp_path / "a").exists()
+
+
+def test_overfit_trains_on_the_first_images_alone(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config, tmp_path / "a", "--dry-run", "--overfit", "16") == 0
+    assert "over 16 images" in capsys.readouterr().out
+
+
+def write_digits(folder: Path, count: int) -> None:
+    data = load_digits()
+    for i in range(count):
+        file = folder / f"digit {data.target[i]}" / f"{i:04d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((data.images[i] * 15.9).astype("uint8")).resize((16, 16)).save(file)
+
+
+def test_a_folder_of_images_trains(config: Path, tmp_path: Path) -> None:
+    write_digits(tmp_path / "images", 60)
+    folder = ["data.name=folder", f"data.path={tmp_path / 'images'}"]
+    keys = [*folder, "model.sample_size=12", "data.image_size=12", "model.in_channels=3", "model.out_channels=3"]
+    assert run(config, tmp_path / "a", *keys) == 0
+    assert status(tmp_path / "a")["state"] == "completed"
+    with Image.open(tmp_path / "a" / "samples" / "step-000006.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_classes_that_contradict_the_images_are_refused(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config, tmp_path / "a", "model.num_classes=7") == 2
+    assert (
+        "model.num_classes is 7, but the images have 10 classes: set model.num_classes to 10" in capsys.readouterr().err
+    )
+    write_digits(tmp_path / "images", 3)
+    assert run(config, tmp_path / "a", "data.name=folder", f"data.path={tmp_path / 'images'}") == 2
+    assert "but the images have 3 classes" in capsys.readouterr().err
+    assert run(config, tmp_path / "a", "data.name=folder", f"data.path={tmp_path}/nowhere") == 2
+    assert "nowhere' is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra", [["train.channels_last=true"], ["objective.prediction_type=v_prediction",
+    "objective.schedule=zero_terminal_snr", "objective.weighting=min_snr"]])  # fmt: skip
+def test_switches_train(config: Path, tmp_path: Path, extra: list[str]) -> None:
+    assert run(config, tmp_path / "a", *extra) == 0
+    assert status(tmp_path / "a")["state"] == "completed"
+
+
+def test_the_script_runs_from_any_folder_and_survives_being_killed(config: Path, tmp_path: Path) -> None:
+    script = Path(train.__file__).resolve()
+    command = [sys.executable, str(script), "--config", str(config), "--output", "here", "train.steps=400",
+               "train.sample_every=0", "train.checkpoint_every=5", "--resume", "auto"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    first = tmp_path / "here" / "checkpoints" / "step-000005"
+    deadline = time.monotonic() + 120
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert "is in use by another run" in second.stderr
+    process.kill()
+    process.wait()
+    assert status(tmp_path / "here")["state"] == "running"
+    last = int(sorted((tmp_path / "here" / "checkpoints").glob("step-*"))[-1].name.removeprefix("step-"))
+    assert run(config, tmp_path / "here", "--resume", "auto", "train.sample_every=0", f"train.steps={last + 3}") == 0
+    assert status(tmp_path / "here") | {"state": "completed", "step": last + 3} == status(tmp_path / "here")
