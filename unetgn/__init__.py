@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
+    from unetgn.fusion import fuse as fuse
+    from unetgn.fusion import unfuse as unfuse
     from unetgn.nn import ConvNormAct as ConvNormAct
     from unetgn.nn import CrossAttention as CrossAttention
     from unetgn.nn import Downsample as Downsample
@@ -28,6 +30,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "group_norm_silu": "unetgn.ops",
+    "fuse": "unetgn.fusion",
+    "unfuse": "unetgn.fusion",
     "ConvNormAct": "unetgn.nn",
     "CrossAttention": "unetgn.nn",
     "Downsample": "unetgn.nn",
@@ -48,7 +52,7 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("nn", "ops"):
+    if name in ("fusion", "nn", "ops"):
         return import_module(f"unetgn.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'unetgn' has no attribute {name!r}; it exports {', '.join(__all__)}")

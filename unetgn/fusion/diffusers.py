@@ -1,0 +1,118 @@
+"""diffusers: its forwards are read; here are the norms that wrap a group norm, and the blocks of the 1-D U-Net.
+
+Paths and names as of diffusers 0.36 to 0.42. Where another version uses other names in one of these forwards, the rule
+does not apply and the report says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetgn.fusion.norm_silu import fold_group_norm, norm_silu
+from unetgn.fusion.rules import norm_rule, read, refuse_norm, rule
+
+read("diffusers")
+
+MODELS = "diffusers.models"
+AUTOENCODERS = f"{MODELS}.autoencoders"
+SPATIAL = "its scale and shift vary over space, so SiLU does not follow the group norm itself"
+
+refuse_norm(f"{MODELS}.attention_processor.SpatialNorm", SPATIAL)
+refuse_norm(f"{AUTOENCODERS}.autoencoder_kl_cogvideox.CogVideoXSpatialNorm3D", SPATIAL)
+refuse_norm(f"{AUTOENCODERS}.autoencoder_kl_kvae.KVAEDecoderSpatialNorm2D", SPATIAL)
+refuse_norm(f"{AUTOENCODERS}.autoencoder_kl_kvae_video.KVAECachedSpatialNorm3D", SPATIAL)
+
+
+@norm_rule(
+    f"{MODELS}.normalization.AdaGroupNorm", uses=("act", "linear", "chunk", "F", "group_norm", "num_groups", "eps")
+)
+def ada_group_norm(norm: Any, x: Tensor, emb: Tensor) -> Tensor:
+    """Group norm without parameters; scale and shift are a linear function of the embedding."""
+    emb = norm.linear(norm.act(emb) if norm.act else emb)[:, :, None, None]
+    scale, shift = emb.chunk(2, dim=1)
+    return fold_group_norm(x, norm.num_groups, None, None, norm.eps, scale=scale, shift=shift)
+
+
+@norm_rule(
+    f"{MODELS}.unets.unet_kandinsky3.Kandinsky3ConditionalGroupNorm",
+    uses=("context_mlp", "range", "len", "shape", "unsqueeze", "chunk", "norm"),
+)
+def kandinsky3_conditional_group_norm(norm: Any, x: Tensor, context: Tensor) -> Tensor:
+    """Scale and shift from the embedding, each (N, C)."""
+    context = norm.context_mlp(context)
+    context = context.reshape(*context.shape, *(1 for _ in x.shape[2:]))
+    scale, shift = context.chunk(2, dim=1)
+    return norm_silu(norm.norm, F.silu, x, scale=scale, shift=shift)
+
+
+@norm_rule(
+    f"{AUTOENCODERS}.autoencoder_kl_mochi.MochiChunkedGroupNorm3D",
+    uses=("size", "permute", "flatten", "torch", "cat", "norm_layer", "split", "chunk_size", "unflatten"),
+)
+def mochi_chunked_group_norm(norm: Any, x: Tensor) -> Tensor:
+    """Each frame by itself, a few frames at a time."""
+    frames = _frames_as_samples(x)
+    chunks = [norm_silu(norm.norm_layer, F.silu, chunk) for chunk in frames.split(norm.chunk_size, dim=0)]
+    return _samples_as_frames(torch.cat(chunks, dim=0), x)
+
+
+@norm_rule(
+    f"{AUTOENCODERS}.autoencoder_kl_cosmos.CosmosCausalGroupNorm",
+    uses=("num_groups", "size", "permute", "flatten", "norm", "unflatten"),
+)
+def cosmos_causal_group_norm(norm: Any, x: Tensor) -> Tensor:
+    """Each frame by itself where there is one group; else over all frames."""
+    if norm.num_groups == 1:
+        return _samples_as_frames(norm_silu(norm.norm, F.silu, _frames_as_samples(x)), x)
+    return norm_silu(norm.norm, F.silu, x)
+
+
+@norm_rule(
+    f"{AUTOENCODERS}.autoencoder_kl_minimax_h3.MiniMaxH3VideoGroupNorm",
+    uses=("shape", "permute", "contiguous", "view", "super", "forward"),
+)
+def minimax_h3_video_group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Each frame by itself."""
+    frames = _frames_as_samples(x).contiguous()
+    normed = fold_group_norm(frames, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return _samples_as_frames(normed, x).contiguous()
+
+
+@norm_rule(f"{AUTOENCODERS}.autoencoder_kl_kvae_video.KVAECachedGroupNorm", uses=("norm_layer", "get"))
+def kvae_cached_group_norm(norm: Any, x: Tensor, cache: dict[str, Any] | None = None) -> Tensor:
+    """A group norm that notes in the cache that it has run."""
+    if cache is not None and cache.get("mean") is None and cache.get("var") is None:
+        cache["mean"] = cache["var"] = 1
+    return norm_silu(norm.norm_layer, F.silu, x)
+
+
+@rule(f"{MODELS}.resnet.Conv1dBlock", norms=("group_norm",), uses=("conv1d", "rearrange_dims", "group_norm", "mish"))
+def conv_1d_block(block: Any, inputs: Tensor) -> Tensor:
+    """Convolution, norm, activation: called `mish`, but it may be any."""
+    return norm_silu(block.group_norm, block.mish, block.conv1d(inputs)[:, :, None, :])[:, :, 0, :]
+
+
+@rule(
+    f"{MODELS}.unets.unet_1d_blocks.OutConv1DBlock",
+    norms=("final_conv1d_gn",),
+    uses=("final_conv1d_1", "rearrange_dims", "final_conv1d_gn", "final_conv1d_act", "final_conv1d_2"),
+)
+def out_conv_1d_block(block: Any, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
+    """The tail of the 1-D U-Net for reinforcement learning."""
+    hidden_states = block.final_conv1d_1(hidden_states)[:, :, None, :]
+    hidden_states = norm_silu(block.final_conv1d_gn, block.final_conv1d_act, hidden_states)[:, :, 0, :]
+    return block.final_conv1d_2(hidden_states)
+
+
+def _frames_as_samples(x: Tensor) -> Tensor:
+    """(N, C, T, H, W) as (N·T, C, H, W)."""
+    return x.permute(0, 2, 1, 3, 4).flatten(0, 1)
+
+
+def _samples_as_frames(y: Tensor, x: Tensor) -> Tensor:
+    """(N·T, C, H, W) as (N, C, T, H, W), with N from x."""
+    return y.unflatten(0, (x.shape[0], -1)).permute(0, 2, 1, 3, 4)

@@ -1,0 +1,107 @@
+"""One call for a norm and the SiLU after it, between modules that we did not write.
+
+**Why the modules themselves are never patched.** A norm that returned an activated tensor, beside an activation that
+passed it through, would be shorter to write, but any other caller (a block that indexes into its Sequential, one
+activation shared with the time embedding) would then get wrong numbers, and a hook on either would see tensors that it
+was not written for. So the block that calls both makes one call instead of two, and decides anew at each call:
+
+- nothing sits on norm or activation: the fused operator reads the norm's parameters, and neither module is called;
+- a hook of any kind sits on one of them (torch's, accelerate's, diffusers', a sharding library's), or one of them has
+  been replaced: both modules are called as before. Hooks run, see what they would have seen, and may move, cast or
+  gather parameters. That place is then as fast and as large as it was, for as long as the hook is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unetgn.fusion.recognition import FOLDS, GROUP_NORM_FORWARDS, is_bare, is_silu
+from unetgn.ops import group_norm_silu
+
+
+def norm_silu(
+    norm: Any,
+    act: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *norm_args: Any,
+    pre_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    **norm_kwargs: Any,
+) -> Tensor:
+    """act(norm(x + pre_bias, *norm_args, **norm_kwargs) * (1 + scale) + shift), in one pass over x where that can be.
+
+    `norm` is a module, x is (N, C, *spatial), `act` is an nn.SiLU or `torch.nn.functional.silu`. pre_bias, scale and
+    shift broadcast with x or are None; those that are constant over space, (N, C, 1, …), go into the fused operator.
+    Anything else about norm or act (another class, a hook, a forward of its own) means that both are called as written.
+    """
+    extras = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
+    if not (is_bare(norm) and is_silu(act)):
+        return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
+    if type(norm).forward in GROUP_NORM_FORWARDS and not norm_args and not norm_kwargs:
+        return fold_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **extras)
+    fold = FOLDS.get(type(norm).forward)
+    if fold is None or scale is not None or shift is not None:
+        return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
+    return fold(norm, x if pre_bias is None else x + pre_bias, *norm_args, **norm_kwargs)
+
+
+def fold_group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    pre_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """The fused operator; extras that vary over space, or that would widen x's dtype, are applied outside of it."""
+    channel_bias = _per_channel(pre_bias, x)
+    if pre_bias is not None and channel_bias is None:
+        x = x + pre_bias
+    channel_scale, channel_shift = _per_channel(scale, x), _per_channel(shift, x)
+    inside = (scale is None or channel_scale is not None) and (shift is None or channel_shift is not None)
+    if inside:
+        return group_norm_silu(
+            x, num_groups, weight, bias, eps, pre_bias=channel_bias, scale=channel_scale, shift=channel_shift
+        )
+    y = group_norm_silu(x, num_groups, weight, bias, eps, activation=None, pre_bias=channel_bias)
+    return F.silu(_modulate(y, scale, shift))
+
+
+def _as_written(
+    norm: nn.Module,
+    act: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *norm_args: Any,
+    pre_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    **norm_kwargs: Any,
+) -> Tensor:
+    if pre_bias is not None:
+        x = x + pre_bias
+    return act(_modulate(norm(x, *norm_args, **norm_kwargs), scale, shift))
+
+
+def _modulate(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is not None:
+        y = y * (1 + scale)
+    return y if shift is None else y + shift
+
+
+def _per_channel(extra: Tensor | None, x: Tensor) -> Tensor | None:
+    """`extra` as (N, C), where it is (N or 1, C, 1, …) and adding it would not change x's dtype; else None."""
+    if not isinstance(extra, Tensor) or extra.dim() != x.dim() or extra.shape[1] != x.shape[1]:
+        return None
+    is_constant = all(size == 1 for size in extra.shape[2:]) and extra.shape[0] in (1, x.shape[0])
+    if not is_constant or torch.promote_types(extra.dtype, x.dtype) != x.dtype:
+        return None
+    return extra.flatten(1).expand(x.shape[0], -1)

@@ -1,0 +1,53 @@
+"""What `fuse` did, as data and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FusedPlace:
+    """A norm that takes in the SiLU after it: `path` within the model, `norm` within its block of class `block`."""
+
+    path: str
+    block: str
+    norm: str
+
+
+@dataclass(frozen=True)
+class LeftPlace:
+    """A group norm that stays as it was, and why."""
+
+    path: str
+    block: str
+    norm: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is fused in a model now, and which group norms are not and why. `print` it for a table."""
+
+    model: str
+    fused: tuple[FusedPlace, ...]
+    left: tuple[LeftPlace, ...]
+
+    def __str__(self) -> str:
+        if not self.fused and not self.left:
+            return f"{self.model}: nothing to fuse, there is no group norm in it"
+        head = f"{self.model}: {len(self.fused)} places fused, {len(self.left)} group norms left as they are"
+        rows = [["", "block", "norm", "places", "first at", "why"]]
+        rows += _grouped("fused", ((place.block, place.norm, "", place.path) for place in self.fused))
+        rows += _grouped("left", ((place.block, place.norm, place.reason, place.path) for place in self.left))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join([head, *lines])
+
+
+def _grouped(what: str, places: Iterable[tuple[str, str, str, str]]) -> list[list[str]]:
+    """One row for places that are alike in block, norm and reason, with their number and the first path."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for block, norm, reason, path in places:
+        groups.setdefault((block, norm, reason), []).append(path)
+    return [[what, block, norm, str(len(paths)), paths[0], reason] for (block, norm, reason), paths in groups.items()]
