@@ -1,4 +1,4 @@
-"""Memory layouts of the operator's tensors: which ones the implementations meet, and how a tensor gets there.
+"""Memory layouts: which ones an implementation meets, and how values of channels and groups spread over a tensor.
 
 An implementation is handed dense tensors in one of two layouts:
 
@@ -25,26 +25,22 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     channels_last = _CHANNELS_LAST.get(x.dim())
     if channels_last is None or x.is_contiguous():
         return torch.contiguous_format
-    if x.is_contiguous(memory_format=channels_last):
+    if x.is_contiguous(memory_format=channels_last) or (x.stride(1) == 1 and x.size(1) > 1):
         return channels_last
-    return channels_last if x.stride(1) == 1 and x.size(1) > 1 else torch.contiguous_format
-
-
-def dense(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """x itself where it is dense in that layout, else a copy that is."""
-    return x.contiguous(memory_format=memory_format)
+    return torch.contiguous_format
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """True where the operator works on x channel axis fastest."""
+    """True where the operator works on x with the channel axis fastest."""
     return memory_format_of(x) != torch.contiguous_format
-
-
-def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """View values (C,) or (N, C) so that they broadcast against x (N, C, *spatial)."""
-    return values.reshape(*values.shape, *(1,) * (x.dim() - 2))
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """The dtype of statistics and arithmetic: float64 for a float64 x, float32 for every other one."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def of_channel(values: Tensor, num_channels: int) -> Tensor:
+    """Repeat values of groups (N, G) for each channel of the group: (N, C)."""
+    n, num_groups = values.shape
+    return values.unsqueeze(2).expand(n, num_groups, num_channels // num_groups).reshape(n, num_channels)

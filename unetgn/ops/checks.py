@@ -1,0 +1,83 @@
+"""What the operator accepts, and what it says where an argument is wrong."""
+
+import torch
+from torch import Tensor
+
+_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+
+def check_arguments(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    pre_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    """Raise ValueError or TypeError where group_norm_silu cannot be computed from these arguments."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor (N, C, *spatial), got {type(x).__name__}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it with x.float()")
+    if not 2 <= x.dim() <= 5:
+        raise ValueError(
+            f"x must be (N, C, *spatial) with none to three spatial axes, got shape {tuple(x.shape)}; "
+            f"flatten the spatial axes or add those that are missing"
+        )
+    check_num_groups(num_groups, x.shape[1])
+    if not eps >= 0:
+        raise ValueError(f"eps must be 0 or more, got {eps}; 1e-5 and 1e-6 are usual")
+    if activation is not None and activation != "silu":
+        raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
+    if weight is not None:
+        _check_parameter("weight", weight, x, "(C,)", x.shape[1:2])
+    if bias is not None:
+        _check_parameter("bias", bias, x, "(C,)", x.shape[1:2])
+    if pre_bias is not None:
+        _check_parameter("pre_bias", pre_bias, x, "(N, C)", x.shape[:2])
+    if scale is not None:
+        _check_parameter("scale", scale, x, "(N, C)", x.shape[:2])
+    if shift is not None:
+        _check_parameter("shift", shift, x, "(N, C)", x.shape[:2])
+
+
+def check_num_groups(num_groups: int, num_channels: int) -> None:
+    """Raise TypeError or ValueError, with the nearest counts that would do, unless num_groups divides num_channels."""
+    if not isinstance(num_groups, (int, torch.SymInt)):
+        raise TypeError(f"num_groups must be an int, got {num_groups!r} of type {type(num_groups).__name__}")
+    if num_channels < 1:
+        raise ValueError(f"there must be at least one channel, got {num_channels}")
+    if num_groups < 1 or num_channels % num_groups != 0:
+        divisors = [count for count in range(1, num_channels + 1) if num_channels % count == 0]
+        nearest = [str(c) for c in (_last(divisors, num_groups), _first(divisors, num_groups)) if c is not None]
+        raise ValueError(
+            f"num_groups must divide the number of channels, got num_groups={num_groups} for {num_channels} channels; "
+            f"the nearest that would do: {' or '.join(nearest)} (unetgn.largest_group_count picks one)"
+        )
+
+
+def _last(divisors: list[int], limit: int) -> int | None:
+    below = [count for count in divisors if count < limit]
+    return below[-1] if below else None
+
+
+def _first(divisors: list[int], limit: int) -> int | None:
+    above = [count for count in divisors if count > limit]
+    return above[0] if above else None
+
+
+def _check_parameter(name: str, value: Tensor, x: Tensor, meaning: str, shape: torch.Size) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor {meaning} or None, got {type(value).__name__}")
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {meaning} = {tuple(shape)} for x of shape {tuple(x.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+    if value.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device} but x is on {x.device}; move one of them with .to(device)")
