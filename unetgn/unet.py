@@ -52,7 +52,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _keep_in_fp32_modules: ClassVar[list[str]] = ["time_proj"]  # random frequencies mean nothing in 16 bits
+    _keep_in_fp32_modules: list[str] | None = ["time_proj"]  # read by from_pretrained: see FourierFeatures
     _no_split_modules: ClassVar[list[str]] = ["ResBlock", "SelfAttention", "SpatialTransformer"]
 
     def __init__(
@@ -84,6 +84,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         self.unet_config = UNetConfig.from_dict({field.name: given[field.name] for field in fields(UNetConfig)})
         self.register_to_config(**self.unet_config.to_dict())
+        self._keep_in_fp32_modules = None  # in `to`, FourierFeatures sees to it itself
         self.checkpointing: CheckpointGrade = "none"
         self._build_embeddings(self.unet_config)
         self._build_levels(self.unet_config)

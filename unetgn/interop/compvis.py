@@ -1,0 +1,163 @@
+"""CompVis latent diffusion, Stable Diffusion 1 and 2: the UNetModel of `openaimodel.py`.
+
+Without `use_spatial_transformer` (latent diffusion's unconditional models) attention is guided-diffusion's, in the
+legacy order of rows. Stable Diffusion 2 adds `use_linear_in_transformer` and the options that leave attention out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from unetgn.interop.openai_names import openai_sources
+from unetgn.interop.transfer import Names, empty_unet, fill, refuse
+from unetgn.nn.attention import AttentionConfig
+from unetgn.nn.embedding import TimeConfig
+from unetgn.nn.groups import NormConfig
+from unetgn.nn.resample import ResampleConfig
+from unetgn.nn.resblock import ResBlockConfig
+from unetgn.nn.transformer import TransformerConfig
+from unetgn.serialize import from_plain
+from unetgn.unet import UNet
+from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+
+CLASSES = ("UNetModel",)
+
+
+@dataclass(frozen=True)
+class CompvisOptions:
+    """The constructor's options. `use_checkpoint`, `use_fp16` and `use_bf16` concern how it ran only."""
+
+    in_channels: int
+    model_channels: int
+    out_channels: int
+    num_res_blocks: int | tuple[int, ...]
+    attention_resolutions: tuple[int, ...]
+    image_size: int | None = None
+    dropout: float = 0.0
+    channel_mult: tuple[float, ...] = (1, 2, 4, 8)
+    conv_resample: bool = True
+    dims: int = 2
+    num_classes: int | str | None = None
+    use_checkpoint: bool = False
+    use_fp16: bool = False
+    use_bf16: bool = False
+    num_heads: int = -1
+    num_head_channels: int = -1
+    num_heads_upsample: int = -1
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+    use_spatial_transformer: bool = False
+    transformer_depth: int | tuple[int, ...] = 1
+    context_dim: int | None = None
+    n_embed: int | None = None
+    legacy: bool = True
+    disable_self_attentions: tuple[bool, ...] | None = None
+    num_attention_blocks: tuple[int, ...] | None = None
+    disable_middle_self_attn: bool = False
+    use_linear_in_transformer: bool = False
+    adm_in_channels: int | None = None
+
+
+def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
+    """Our U-Net with the weights of a CompVis network built with `config`."""
+    options = from_plain(CompvisOptions, config)
+    refuse(class_name, options, "the predictor of codebook indices is another network", n_embed=(None,))
+    unet = empty_unet(translate(options))
+    order = "new" if options.use_new_attention_order else "legacy"
+    return fill(unet, Names(openai_sources(unet, order)), state_dict, copy=copy)  # type: ignore[arg-type]
+
+
+def translate(options: CompvisOptions) -> UNetConfig:
+    """Our configuration of the same network. Raises ValueError where an option is not supported."""
+    spatial, levels = options.use_spatial_transformer, range(len(options.channel_mult))
+    if spatial != (options.context_dim is not None) and not spatial:
+        raise ValueError("UNetModel: context_dim needs use_spatial_transformer=True")
+    attending = {level for level in levels if 2**level in options.attention_resolutions}
+    cross_only = [
+        level for level in attending if options.disable_self_attentions and options.disable_self_attentions[level]
+    ]
+    encoder_heads, decoder_heads = _heads(options)
+    kind = "resblock" if options.resblock_updown else "conv" if options.conv_resample else "plain"
+    encoder_blocks, decoder_blocks = _attention_blocks(options, attending)
+    sequential = options.num_classes == "sequential"
+    return UNetConfig(
+        sample_size=options.image_size,
+        in_channels=options.in_channels,
+        out_channels=options.out_channels,
+        spatial_dims=options.dims,
+        channels=tuple(int(mult * options.model_channels) for mult in options.channel_mult),
+        depth=options.num_res_blocks,
+        attention_levels=() if encoder_blocks is not None else tuple(sorted(attending)),
+        num_classes=_class_count(options),
+        dropout=options.dropout,
+        time=TimeConfig(width=options.model_channels),
+        condition=ConditionConfig(null_class=False, vector_dim=options.adm_in_channels if sequential else None),
+        resblock=ResBlockConfig(
+            embedding="scale_shift" if options.use_scale_shift_norm else "add", activate_embedding=False
+        ),
+        attention=AttentionConfig(num_heads=encoder_heads, norm=NormConfig(eps=1e-6) if spatial else None),
+        transformer=TransformerConfig(
+            context_dim=options.context_dim,
+            depth=options.transformer_depth,
+            linear_projection=options.use_linear_in_transformer,
+            cross_only=tuple(cross_only),
+        )
+        if spatial
+        else None,
+        resample=ResampleConfig(kind=kind, strides=(1, 2, 2) if options.dims == 3 else None),  # type: ignore[arg-type]
+        encoder=EncoderConfig(stem_channels=options.model_channels, attention_blocks=encoder_blocks),
+        mid=MidConfig(cross_only=spatial and options.disable_middle_self_attn),
+        decoder=DecoderConfig(
+            num_heads=None if decoder_heads == encoder_heads else decoder_heads, attention_blocks=decoder_blocks
+        ),
+    )
+
+
+def _class_count(options: CompvisOptions) -> int | None:
+    if isinstance(options.num_classes, int) or options.num_classes is None:
+        return options.num_classes
+    if options.num_classes != "sequential":
+        raise ValueError(
+            f"UNetModel: num_classes={options.num_classes!r} is not supported; a number, None and 'sequential' are"
+        )
+    if options.adm_in_channels is None:
+        raise ValueError("UNetModel: num_classes='sequential' needs adm_in_channels")
+    return None
+
+
+def _heads(options: CompvisOptions) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Heads of each encoder and decoder level, by the original's rules.
+
+    num_heads_upsample counts only where the number of heads is given, plain attention is used, and legacy is set.
+    """
+    if (options.num_heads == -1) == (options.num_head_channels == -1) == True:  # noqa: E712 - both are missing
+        raise ValueError("UNetModel: either num_heads or num_head_channels has to be set")
+    widths = [int(mult * options.model_channels) for mult in options.channel_mult]
+    if options.num_head_channels != -1:
+        heads = tuple(width // options.num_head_channels for width in widths)
+        return heads, heads
+    heads = (options.num_heads,) * len(widths)
+    counts = not options.use_spatial_transformer and options.legacy and options.num_heads_upsample != -1
+    return heads, (options.num_heads_upsample,) * len(widths) if counts else heads
+
+
+def _attention_blocks(
+    options: CompvisOptions, attending: set[int]
+) -> tuple[tuple[tuple[int, ...], ...] | None, tuple[tuple[int, ...], ...] | None]:
+    """Which blocks of each level attend, in encoder and decoder, where `num_attention_blocks` limits them."""
+    limits = options.num_attention_blocks
+    if limits is None:
+        return None, None
+    depths = options.num_res_blocks
+    depths = (depths,) * len(limits) if isinstance(depths, int) else depths
+    encoder, decoder = (
+        tuple(
+            tuple(range(min(limit, depth + more))) if level in attending else ()
+            for level, (limit, depth) in enumerate(zip(limits, depths, strict=True))
+        )
+        for more in (0, 1)
+    )
+    return encoder, decoder

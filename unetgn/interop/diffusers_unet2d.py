@@ -1,0 +1,157 @@
+"""diffusers' UNet2DModel: DDPM, latent diffusion, ADM and consistency models from the hub.
+
+Not supported, each with an error that says so: the NCSN++ blocks (Skip*), Fourier and learned time embeddings, class
+embeddings other than a table, activations other than SiLU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from unetgn.interop.diffusers_names import diffusers_sources
+from unetgn.interop.transfer import Names, empty_unet, fill, refuse
+from unetgn.nn.attention import AttentionConfig
+from unetgn.nn.embedding import TimeConfig
+from unetgn.nn.groups import NormConfig
+from unetgn.nn.resample import ResampleConfig, ResampleKind
+from unetgn.nn.resblock import ResBlockConfig
+from unetgn.serialize import from_plain
+from unetgn.unet import UNet
+from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+
+CLASSES = ("UNet2DModel",)
+DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D")
+
+
+@dataclass(frozen=True)
+class UNet2DOptions:
+    """The constructor's options, as in config.json."""
+
+    sample_size: int | tuple[int, ...] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: float = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int | None = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None
+
+
+def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
+    """Our U-Net with the weights of a UNet2DModel built with `config`; files with the names of 2022 are recognised."""
+    unet = empty_unet(translate(from_plain(UNet2DOptions, config), class_name=class_name))
+    old = any(key.endswith(".proj_attn.weight") for key in state_dict)
+    return fill(unet, Names(diffusers_sources(unet, old_attention=old)), state_dict, copy=copy)
+
+
+def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNetConfig:
+    """Our configuration of the same network. Raises ValueError, naming the option, for what is not supported."""
+    down = block_kinds(options.down_block_types, DOWN_BLOCKS, class_name, "down_block_types")
+    up = block_kinds(options.up_block_types, UP_BLOCKS, class_name, "up_block_types")[::-1]
+    _refuse(options, class_name)
+    encoder = tuple(level for level, kind in enumerate(down) if kind.startswith("Attn"))
+    decoder = tuple(level for level, kind in enumerate(up) if kind.startswith("Attn"))
+    depth = options.layers_per_block
+    symmetric = encoder == decoder
+    return UNetConfig(
+        sample_size=options.sample_size,
+        in_channels=options.in_channels,
+        out_channels=options.out_channels,
+        channels=options.block_out_channels,
+        depth=depth,
+        attention_levels=encoder,
+        num_classes=options.num_class_embeds,
+        dropout=options.dropout,
+        time=TimeConfig(
+            order="cos_sin" if options.flip_sin_to_cos else "sin_cos",
+            frequency_shift=options.freq_shift,
+            embedding_width=options.time_embedding_dim,
+        ),
+        condition=ConditionConfig(null_class=False),
+        norm=NormConfig(num_groups=options.norm_num_groups or 32, eps=options.norm_eps),
+        resblock=ResBlockConfig(
+            embedding="add" if options.resnet_time_scale_shift == "default" else "scale_shift", activate_embedding=False
+        ),
+        attention=AttentionConfig(head_dim=options.attention_head_dim),
+        resample=ResampleConfig(
+            padding="end"
+            if options.downsample_padding == 0 and "conv" in resampling(down, options.downsample_type)
+            else "both"
+        ),
+        encoder=EncoderConfig(resample=resampling(down, options.downsample_type)),
+        mid=_translate_mid(options),
+        decoder=DecoderConfig(
+            attention_blocks=None
+            if symmetric
+            else tuple(tuple(range(depth + 1)) if level in decoder else () for level in range(len(up))),
+            resample=resampling((*up[1:], ""), options.upsample_type),
+        ),
+    )
+
+
+def _refuse(options: UNet2DOptions, class_name: str) -> None:
+    refuse(class_name, options, "the input must be centred by the caller", center_input_sample=(False,))
+    refuse(class_name, options, "another time embedding", time_embedding_type=("positional",))
+    refuse(class_name, options, "another class embedding", class_embed_type=(None,))
+    refuse(class_name, options, "another middle", mid_block_type=("UNetMidBlock2D", None))
+    refuse(class_name, options, "another activation", act_fn=("silu", "swish"))
+    refuse(class_name, options, "another padding", downsample_padding=(0, 1))
+    refuse(class_name, options, "another modulation", resnet_time_scale_shift=("default", "scale_shift"))
+    refuse(
+        class_name, options, "another resampling", downsample_type=("conv", "resnet"), upsample_type=("conv", "resnet")
+    )
+    if options.norm_num_groups is None:
+        raise ValueError(f"{class_name}: norm_num_groups=None is not supported (only the NCSN++ blocks have it)")
+
+
+def _translate_mid(options: UNet2DOptions) -> MidConfig:
+    if options.mid_block_type is None:
+        return MidConfig(depth=0)
+    default = options.resnet_time_scale_shift == "default"
+    groups = options.attn_norm_num_groups
+    return MidConfig(
+        attention=options.add_attention,
+        attention_norm=default or groups is not None,  # scale-shift models have none there unless told
+        attention_num_groups=groups if groups != options.norm_num_groups else None,
+        residual_scale=None if options.mid_block_scale_factor == 1 else 1 / options.mid_block_scale_factor,
+    )
+
+
+def block_kinds(types: tuple[str, ...], known: tuple[str, ...], class_name: str, option: str) -> tuple[str, ...]:
+    """Block types without their old prefix. Raises ValueError for one that is not known."""
+    kinds = tuple(name.removeprefix("UNetRes") for name in types)
+    for kind in kinds:
+        if kind not in known:
+            raise ValueError(f"{class_name}: {option} with {kind!r} is not supported; {', '.join(known)} are")
+    return kinds
+
+
+def resampling(kinds: tuple[str, ...], attention_kind: str) -> tuple[ResampleKind, ...]:
+    """How each level but the last is left: residual blocks where the type says so, or attention levels are told to."""
+    return tuple(
+        "resblock" if kind.startswith("Resnet") or (kind.startswith("Attn") and attention_kind == "resnet") else "conv"
+        for kind in kinds[:-1]
+    )

@@ -1,0 +1,70 @@
+"""The families of checkpoints, by name, and the two ways in: from a state dict and from a file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from unetgn.interop import compvis, diffusers_condition, diffusers_unet2d, edm, guided_diffusion, sgm
+from unetgn.interop.files import read_checkpoint
+from unetgn.unet import UNet
+
+
+class Converter(Protocol):
+    """What each family's module offers: its classes, and a function that converts their weights."""
+
+    CLASSES: tuple[str, ...]
+
+    def convert(
+        self, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool
+    ) -> UNet: ...
+
+
+FAMILIES: dict[str, Any] = {
+    "guided-diffusion": guided_diffusion,
+    "improved-diffusion": guided_diffusion,
+    "edm": edm,
+    "compvis": compvis,
+    "sgm": sgm,
+    "diffusers-unet2d": diffusers_unet2d,
+    "diffusers-unet2d-old": diffusers_unet2d,
+    "diffusers-unet2d-condition": diffusers_condition,
+}
+
+
+def convert(family: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> UNet:
+    """Our U-Net with the architecture and weights of another project's network, in evaluation mode.
+
+    family: a name in FAMILIES. config: the options of the original constructor, what is left out having its default
+    there, and "class", the name of the original class. state_dict: the weights under their original names, without a
+    prefix; they are copied. Works on the meta device too, for shapes alone.
+    Raises ValueError for an unknown family, class or option, an option that is not supported (naming it), and missing,
+    unexpected or misshapen keys (listing them); TypeError for an option of a wrong type. Nothing is loaded halfway.
+    """
+    return _convert(family, config, state_dict, copy=True)
+
+
+def load(family: str, path: str | Path, *, class_name: str | None = None, ema: bool = False, **config: Any) -> UNet:
+    """`convert` from a safetensors file; options of the original constructor by name.
+
+    class_name: the original class, which may be left out where the family has one only. ema: the averaged copies of a
+    CompVis file. Prefixes are stripped and other networks in the file left out, as `read_checkpoint` says.
+    Raises what `convert` raises, and ValueError for a pickle, with a safe way to convert it.
+    """
+    if class_name is not None:
+        config["class"] = class_name
+    return _convert(family, config, read_checkpoint(path, ema=ema), copy=False)
+
+
+def _convert(family: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, copy: bool) -> UNet:
+    if family not in FAMILIES:
+        reason = "it has no group norms and no biases, and is another architecture" if family == "edm2" else "unknown"
+        raise ValueError(f"family {family!r} is not supported ({reason}); these are: {', '.join(FAMILIES)}")
+    converter = FAMILIES[family]
+    options = {key: value for key, value in config.items() if key != "class" and not key.startswith("_")}
+    classes = converter.CLASSES
+    class_name = config.get("class", classes[0] if len(classes) == 1 else None)
+    if class_name not in classes:
+        raise ValueError(f"{family}: class {class_name!r} is not supported; give {' or '.join(classes)} as 'class'")
+    return converter.convert(options, state_dict, class_name=class_name, copy=copy)

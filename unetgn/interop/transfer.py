@@ -1,0 +1,115 @@
+"""From a foreign state dict to a U-Net of ours: every key accounted for, or nothing is loaded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetgn.unet import UNet
+from unetgn.unet_config import UNetConfig
+
+LISTED = 12  # keys of each kind that an error message spells out
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one of our tensors comes from: a foreign key, and what is done to its tensor."""
+
+    key: str
+    transform: Callable[[Tensor], Tensor] | None = None
+
+    def read(self, tensor: Tensor) -> Tensor:
+        return tensor if self.transform is None else self.transform(tensor)
+
+
+@dataclass(frozen=True)
+class Names:
+    """A family's names for a U-Net: `sources` for each of our keys.
+
+    `constants`: foreign keys with the value that the configuration demands, which ours are made from: filter taps.
+    `own`: our keys of that kind, with their values.
+    """
+
+    sources: Mapping[str, Source]
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    own: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def empty_unet(config: UNetConfig) -> UNet:
+    """A U-Net on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return UNet.from_unet_config(config)
+
+
+def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bool) -> UNet:
+    """`unet` (on the meta device) with the tensors of a foreign state dict, in evaluation mode.
+
+    All floating-point tensors get the widest dtype among them. With `copy` nothing is shared with the state dict.
+    Raises ValueError, listing the keys, where keys are missing, left over, of another shape, or constants differ.
+    """
+    expected = unet.state_dict()
+    _check_keys(names, expected, state_dict)
+    dtype = _widest_dtype(state_dict)
+    loaded, misshapen = {}, []
+    for ours, like in expected.items():
+        if ours in names.own:
+            tensor = names.own[ours].to(next(iter(state_dict.values())).device)
+        else:
+            source = names.sources[ours]
+            try:
+                tensor = source.read(state_dict[source.key])
+            except RuntimeError:  # the transformation could not reshape it
+                tensor = state_dict[source.key]
+            if tensor.shape != like.shape:
+                given = tuple(state_dict[source.key].shape)
+                misshapen.append(f"{source.key} {given}, which as {ours} should give {tuple(like.shape)}")
+                continue
+            tensor = tensor.clone(memory_format=torch.contiguous_format) if copy or source.transform else tensor
+        loaded[ours] = tensor if not tensor.is_floating_point() else tensor.to(dtype)
+    if misshapen:
+        raise ValueError(f"{len(misshapen)} keys have another shape than the configuration says: {_some(misshapen)}")
+    unet.load_state_dict(loaded, assign=True)
+    return unet.requires_grad_(True).eval()
+
+
+def _check_keys(names: Names, expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> None:
+    unnamed = set(expected) - set(names.sources) - set(names.own)
+    assert not unnamed, f"the family's table has no name for {sorted(unnamed)}"
+    wanted = {source.key for ours, source in names.sources.items() if ours in expected} | set(names.constants)
+    missing = [key for key in sorted(wanted) if key not in state_dict]
+    unexpected = sorted(set(state_dict) - wanted)
+    if missing or unexpected:
+        parts = [
+            f"{len(keys)} {kind}: {_some(keys)}"
+            for kind, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        raise ValueError(f"the checkpoint's keys are not those of its configuration; {'; '.join(parts)}")
+    for key, value in names.constants.items():
+        given = state_dict[key]
+        if given.shape != value.shape or not (given.is_meta or torch.allclose(given.cpu().float(), value, atol=1e-3)):
+            raise ValueError(f"{key} is {given}, but the configuration's filter taps make it {value}")
+
+
+def _widest_dtype(state_dict: Mapping[str, Tensor]) -> torch.dtype:
+    dtypes = [tensor.dtype for tensor in state_dict.values() if tensor.is_floating_point()]
+    widest = dtypes[0]
+    for dtype in dtypes[1:]:
+        widest = torch.promote_types(widest, dtype)
+    return widest
+
+
+def _some(items: list[str]) -> str:
+    rest = len(items) - LISTED
+    return ", ".join(items[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def refuse(family: str, options: Any, reason: str, **supported: tuple[Any, ...]) -> None:
+    """Raise ValueError where an option of the original constructor has a value that is not among the supported ones."""
+    for name, values in supported.items():
+        given = getattr(options, name)
+        if given not in values:
+            choices = " or ".join(repr(value) for value in values)
+            raise ValueError(f"{family}: {name}={given!r} is not supported ({reason}); only {choices} is")
