@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -52,7 +53,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _keep_in_fp32_modules: list[str] | None = ["time_proj"]  # read by from_pretrained: see FourierFeatures
+    _keep_in_fp32_modules: list[str] | None = ["time_proj"]  # noqa: RUF012 - for from_pretrained: see FourierFeatures
     _no_split_modules: ClassVar[list[str]] = ["ResBlock", "SelfAttention", "SpatialTransformer"]
 
     def __init__(
@@ -269,6 +270,13 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def from_unet_config(cls, config: UNetConfig) -> "UNet":
         """A new network, randomly initialised, of this configuration."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(UNetConfig)})
+
+    @classmethod
+    def from_diffusers(cls, model_or_folder: nn.Module | str | Path, *, variant: str | None = None) -> "UNet":
+        """The network of a diffusers model, or of a folder that one was saved to: `unetgn.interop.from_diffusers`."""
+        from unetgn.interop import from_diffusers  # interop stands above this file
+
+        return from_diffusers(model_or_folder, variant=variant)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:

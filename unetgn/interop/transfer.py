@@ -71,7 +71,7 @@ def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bo
     if misshapen:
         raise ValueError(f"{len(misshapen)} keys have another shape than the configuration says: {_some(misshapen)}")
     unet.load_state_dict(loaded, assign=True)
-    return unet.requires_grad_(True).eval()
+    return unet.eval()
 
 
 def _check_keys(names: Names, expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> None:

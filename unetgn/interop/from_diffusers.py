@@ -1,0 +1,65 @@
+"""diffusers' U-Nets as ours: from a model in memory, or from a folder that `save_pretrained` wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from unetgn.interop.families import FAMILIES, convert
+from unetgn.interop.files import read_checkpoint
+from unetgn.unet import UNet
+
+CLASS_FAMILIES = {"UNet2DModel": "diffusers-unet2d", "UNet2DConditionModel": "diffusers-unet2d-condition"}
+STEM = "diffusion_pytorch_model"
+
+
+def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | None = None) -> UNet:
+    """Our U-Net with the architecture and weights of diffusers' UNet2DModel or UNet2DConditionModel.
+
+    model_or_folder: the model, whose weights are copied, or the folder of a model or of a whole pipeline. variant:
+    "fp16" for the files of that name. Device and dtype are the original's; evaluation mode.
+    Raises ValueError for another class, options that are not supported, a folder without safetensors files, and keys
+    that do not fit.
+    """
+    if isinstance(model_or_folder, nn.Module):
+        if variant is not None:
+            raise ValueError(f"variant={variant!r} chooses among files; a model in memory has none")
+        class_name = type(model_or_folder).__name__
+        config = dict(getattr(model_or_folder, "config", {}))
+        return convert(_family(class_name), {**config, "class": class_name}, model_or_folder.state_dict())
+    folder = Path(model_or_folder)
+    if not (folder / "config.json").is_file() and (folder / "unet" / "config.json").is_file():
+        folder = folder / "unet"
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: give the folder of a diffusers model, or of a pipeline")
+    config = json.loads((folder / "config.json").read_text())
+    class_name = config.get("_class_name", "")
+    return _converted(_family(class_name), class_name, config, _read_folder(folder, variant))
+
+
+def _converted(family: str, class_name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> UNet:
+    options = {key: value for key, value in config.items() if not key.startswith("_")}
+    return FAMILIES[family].convert(options, tensors, class_name=class_name, copy=False)
+
+
+def _family(class_name: str) -> str:
+    if class_name not in CLASS_FAMILIES:
+        raise ValueError(f"{class_name!r} is not supported; {' and '.join(CLASS_FAMILIES)} of diffusers are")
+    return CLASS_FAMILIES[class_name]
+
+
+def _read_folder(folder: Path, variant: str | None) -> dict[str, Tensor]:
+    """All tensors of a model folder, from one file or from the shards that its index names."""
+    middle = f".{variant}" if variant else ""
+    single = folder / f"{STEM}{middle}.safetensors"
+    index = folder / f"{STEM}.safetensors.index{middle}.json"
+    if single.is_file():
+        return read_checkpoint(single)
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return {key: tensor for shard in shards for key, tensor in read_checkpoint(folder / shard).items()}
+    pickle = folder / f"{STEM}{middle}.bin"
+    if pickle.is_file():
+        return read_checkpoint(pickle)  # which says why it is refused
+    raise ValueError(f"{folder} has neither {single.name} nor {index.name}")

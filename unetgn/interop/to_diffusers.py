@@ -1,0 +1,217 @@
+"""Our U-Net as diffusers' UNet2DModel or UNet2DConditionModel, where these can say what it is.
+
+The options are written down from our configuration, read back by the same translation that loads diffusers' models,
+and compared: what does not come back is what diffusers cannot express.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
+
+from unetgn.interop import diffusers_condition, diffusers_unet2d
+from unetgn.unet import UNet
+from unetgn.unet_config import UNetConfig
+from unetgn.unet_plan import AttentionPlan, LevelPlan, plan_unet
+
+
+def to_diffusers(unet: UNet) -> ModelMixin:
+    """diffusers' model with the architecture and (copied) weights of `unet`, in its mode, dtype and device.
+
+    UNet2DConditionModel where `unet` has transformers, else UNet2DModel. A null class becomes an ordinary last class,
+    `num_class_embeds` being one more than num_classes: pass its index where `unet` takes None.
+    Raises ValueError, naming the fields, where diffusers cannot express the architecture.
+    """
+    config = unet.unet_config
+    if config.transformer is None:
+        options = _unet2d_options(config)
+        back = _read_back(diffusers_unet2d, diffusers_unet2d.UNet2DOptions, options)
+        model_class = UNet2DModel
+    else:
+        options = _condition_options(config)
+        back = _read_back(diffusers_condition, diffusers_condition.ConditionOptions, options)
+        model_class = UNet2DConditionModel
+    ours, theirs = facts(config), facts(back)
+    lost = [name for name, value in ours.items() if not _same(value, theirs[name])]
+    if lost:
+        listed = "; ".join(f"{name} ({ours[name]!r}; it would be {theirs[name]!r})" for name in lost)
+        raise ValueError(f"diffusers' {model_class.__name__} cannot express {listed}")
+    with torch.device("meta"):
+        model = model_class(**options)
+    weights = {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+    return model.train(unet.training)
+
+
+def facts(config: UNetConfig) -> dict[str, Any]:
+    """What a configuration comes to, by the field that says it, whichever way it was written down."""
+    plan, time = plan_unet(config), config.time
+    levels = (*plan.encoder, plan.mid, *plan.decoder)
+    kinds = set(config.encoder_resample + config.decoder_resample)
+    widths = sorted({width for level in levels for b in level.blocks for width in (b.in_channels, b.out_channels)})
+    return {
+        **{name: getattr(config, name) for name in ("in_channels", "out_channels", "spatial_dims", "dropout")},
+        "sample_size": list(config.sample_size) if isinstance(config.sample_size, tuple) else config.sample_size,
+        "num_classes": _table_rows(config),
+        "condition": dataclasses.replace(config.condition, null_class=False, missing_class="error"),
+        "time_cond_proj_dim": config.time_cond_proj_dim,
+        "addition_time_embed_dim": config.addition_time_embed_dim,
+        "time": (time.features, time.order, time.frequency_shift, config.feature_width, config.embedding_width),
+        "norm": (config.norm.eps, {width: config.norm.groups(width) for width in widths}),
+        "resblock.embedding": config.resblock.embedding,
+        "resblock.project_resampled": config.resblock.project_resampled and "resblock" in kinds,
+        "resample.padding": config.resample.padding if "conv" in config.encoder_resample else "both",
+        "resample.taps": config.resample.taps if kinds & {"resblock", "plain"} else (1.0, 1.0),
+        "resample.strides": config.resample.axis_strides(config.spatial_dims),
+        "encoder.resample": config.encoder_resample,
+        "decoder.resample": config.decoder_resample,
+        "encoder.stem_channels": config.stem_channels,
+        "encoder.stem_kernel": config.encoder.stem_kernel,
+        "encoder.residual_input": config.encoder.residual_input,
+        "decoder.out_kernel": config.decoder.out_kernel,
+        "attention.qk_norm": config.attention.qk_norm,
+        "attention.upcast": config.attention.upcast,
+        "transformer.linear_projection": bool(config.transformer and config.transformer.linear_projection),
+        "channels": [[b.out_channels for b in level.blocks] for level in plan.encoder],
+        "mid.depth": len(plan.mid.blocks),
+        "decoder.channels": [[b.out_channels for b in level.blocks] for level in plan.decoder],
+        "resblock.residual_scale": [b.residual_scale for level in plan.encoder + plan.decoder for b in level.blocks],
+        "mid.residual_scale": [b.residual_scale for b in plan.mid.blocks],
+        **_attentions("encoder", plan.encoder),
+        **_attentions("mid", (plan.mid,)),
+        **_attentions("decoder", plan.decoder),
+    }
+
+
+def _attentions(side: str, levels: tuple[LevelPlan, ...]) -> dict[str, list[Any]]:
+    """For each property of attention layers, its value in each block; None where the block has no attention."""
+    blocks = [block for level in levels for block in level.blocks]
+    described: dict[str, list[Any]] = {}
+    for field in dataclasses.fields(AttentionPlan):
+        values = [block.attention and getattr(block.attention, field.name) for block in blocks]
+        if field.name == "norm":  # the group count in the place of the rule that gave it
+            values = [norm and (norm.groups(b.out_channels), norm.eps) for norm, b in zip(values, blocks, strict=True)]
+        described[f"{side} attention's {field.name}"] = values
+    return described
+
+
+def _table_rows(config: UNetConfig) -> int | None:
+    return None if config.num_classes is None else config.num_classes + config.condition.null_class
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=1e-12)  # 1 / (1 / x)
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(_same(ours[key], theirs[key]) for key in ours)
+    return ours == theirs
+
+
+def _read_back(family: Any, options_class: Any, options: dict[str, Any]) -> UNetConfig:
+    try:
+        return family.translate(options_class(**options))
+    except ValueError as error:
+        raise ValueError(f"diffusers cannot express this U-Net: {error}") from error
+
+
+def _shared_options(config: UNetConfig) -> dict[str, Any]:
+    time, mid_scale = config.time, config.mid.residual_scale
+    if mid_scale is None:
+        mid_scale = config.resblock.residual_scale
+    return {
+        "sample_size": config.sample_size,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "flip_sin_to_cos": time.order == "cos_sin",
+        "freq_shift": time.frequency_shift,
+        "time_embedding_type": "fourier" if time.features == "fourier" else "positional",
+        "time_embedding_dim": config.embedding_width,
+        "block_out_channels": config.channels,
+        "mid_block_scale_factor": 1 / mid_scale,
+        "downsample_padding": 0 if config.resample.padding == "end" else 1,
+        "dropout": config.dropout,
+        "norm_num_groups": config.norm.groups(config.channels[0]),
+        "norm_eps": config.norm.eps,
+        "resnet_time_scale_shift": "default" if config.resblock.embedding == "add" else "scale_shift",
+        "num_class_embeds": _table_rows(config),
+    }
+
+
+def _unet2d_options(config: UNetConfig) -> dict[str, Any]:
+    plan = plan_unet(config)
+    attentions = [block.attention for level in (*plan.encoder, *plan.decoder) for block in level.blocks]
+    heads = {attention.num_heads for attention in attentions if attention is not None}
+    mid = plan.mid.blocks[0].attention if plan.mid.blocks else None
+    groups = None if mid is None or mid.norm is None else mid.norm.groups(plan.mid.channels)
+    return {
+        **_shared_options(config),
+        "layers_per_block": config.depths[0],
+        "down_block_types": _types(plan.encoder, "AttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": _types(plan.decoder, "AttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+        "downsample_type": _attention_resampling(plan.encoder),
+        "upsample_type": _attention_resampling(plan.decoder),
+        "mid_block_type": "UNetMidBlock2D" if plan.mid.blocks else None,
+        "add_attention": mid is not None,
+        "attention_head_dim": None if heads | ({mid.num_heads} if mid else set()) <= {1} else _head_width(config),
+        "attn_norm_num_groups": groups,
+    }
+
+
+def _head_width(config: UNetConfig) -> int | None:
+    """The width of the heads of the first attention; the comparison finds out whether the others agree."""
+    plan = plan_unet(config)
+    for level in (*plan.encoder, plan.mid, *plan.decoder):
+        for block in level.blocks:
+            if block.attention is not None:
+                return block.out_channels // block.attention.num_heads
+    return None
+
+
+def _condition_options(config: UNetConfig) -> dict[str, Any]:
+    transformer = config.transformer
+    assert transformer is not None
+    plan = plan_unet(config)
+    heads: Any = config.attention.num_heads
+    if config.attention.head_dim is not None:
+        heads = tuple(width // config.attention.head_dim for width in config.channels)
+    depths = config.decoder.transformer_depth
+    return {
+        **_shared_options(config),
+        "layers_per_block": config.depth,
+        "down_block_types": _types(plan.encoder, "CrossAttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": _types(plan.decoder, "CrossAttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+        "mid_block_type": (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn")[min(len(plan.mid.blocks), 2)],
+        "only_cross_attention": tuple(level in transformer.cross_only for level in range(len(config.channels))),
+        "cross_attention_dim": transformer.context_dim or 0,
+        "transformer_layers_per_block": transformer.depth,
+        "reverse_transformer_layers_per_block": None if depths is None else depths[::-1],
+        "attention_head_dim": 1 if heads is None else heads,
+        "use_linear_projection": transformer.linear_projection,
+        "upcast_attention": config.attention.upcast,
+        "addition_embed_type": None if config.condition.vector_dim is None else "text_time",
+        "addition_time_embed_dim": config.addition_time_embed_dim,
+        "projection_class_embeddings_input_dim": config.condition.vector_dim,
+        "time_cond_proj_dim": config.time_cond_proj_dim,
+        "conv_in_kernel": config.encoder.stem_kernel,
+        "conv_out_kernel": config.decoder.out_kernel,
+    }
+
+
+def _types(levels: tuple[LevelPlan, ...], attending: str, plain: str, resampling: str) -> tuple[str, ...]:
+    names = []
+    for level in levels:
+        if any(block.attention for block in level.blocks):
+            names.append(attending)
+        else:
+            names.append(resampling if level.resample == "resblock" else plain)
+    return tuple(names)
+
+
+def _attention_resampling(levels: tuple[LevelPlan, ...]) -> str:
+    """How levels with attention are left: what the first of them does, which the comparison checks for the others."""
+    kinds = [level.resample for level in levels if level.resample and any(block.attention for block in level.blocks)]
+    return "resnet" if kinds and kinds[0] == "resblock" else "conv"
