@@ -1,7 +1,7 @@
 """Make images with a trained U-Net: accelerate launch sampling/sample.py --checkpoint RUN --seeds 0-63 --out DIR
 
-Image n depends on seed n alone, not on the batch, the number of processes or the device. A run that was stopped goes on
-where it was when the same line is started again.
+Image n depends on seed n alone, up to the rounding that batch size and device bring: not on the other images or the
+number of processes. What was stopped goes on where it was when the same line is started again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from accelerate.utils import broadcast_object_list
 from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 from tqdm import tqdm
 
 from sampling.pictures import save_png, to_grid, to_picture, to_uint8
@@ -87,8 +86,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--npz", action="store_true", help="also write samples.npz: arr_0 (N, H, W, C) uint8, seeds, labels"
     )
     parsed = parser.parse_args(arguments)
-    if parsed.batch_size < 1:
-        parser.error(f"argument --batch-size: {parsed.batch_size} is too small; at least 1 is needed")
+    for name in ("batch_size", "image_size"):
+        value = getattr(parsed, name)
+        if value is not None and value < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: {value} is too small; at least 1 is needed")
+    if parsed.steps is None:
+        parsed.steps = 250 if parsed.scheduler == "ddpm" else 50
     return parsed
 
 
@@ -100,16 +103,16 @@ def load_network(checkpoint: Path, weights: str) -> tuple[UNet, DDPMScheduler]:
     return unet.eval(), scheduler
 
 
-def choose_labels(seeds: Sequence[int], asked: list[int] | None, num_classes: int | None) -> list[int] | None:
+def choose_labels(seeds: Sequence[int], asked: list[int] | None, num_classes: int | None) -> dict[int, int | None]:
     """The class of each seed's image: those asked for (default: all), cycling with the seed. Raises SamplingError."""
     if num_classes is None:
         if asked is not None:
             raise SamplingError("--class-labels was given, but this network was trained without classes: leave it out")
-        return None
+        return dict.fromkeys(seeds)
     asked = list(range(num_classes)) if asked is None else asked
     if wrong := [label for label in asked if label >= num_classes]:
         raise SamplingError(f"--class-labels {wrong}: this network has the classes 0 to {num_classes - 1}")
-    return [asked[seed % len(asked)] for seed in seeds]
+    return {seed: asked[seed % len(asked)] for seed in seeds}
 
 
 def claim(out: Path, request: Request, labels: dict[int, int | None]) -> None:
@@ -142,7 +145,7 @@ def file_of(out: Path, seed: int) -> Path:
 
 
 def make_images(
-    unet: nn.Module,
+    unet: UNet,
     scheduler: Any,
     request: Request,
     labels: dict[int, int | None],
@@ -151,25 +154,23 @@ def make_images(
     batch: int,
 ) -> None:
     """Write the images that are missing, each rank its share."""
-    missing = [seed for seed in labels if not file_of(out, seed).exists()]
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    share = list(labels)[accelerator.process_index :: accelerator.num_processes]
+    mine = [seed for seed in share if not file_of(out, seed).exists()]
     shape = (unet.config.in_channels, request.image_size, request.image_size)
     with tqdm(total=len(mine), unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True) as bar:
         for start in range(0, len(mine), batch):
             seeds = mine[start : start + batch]
-            # Always a whole batch: kernels round differently for other batch sizes.
-            padded = (seeds * batch)[:batch]
-            classes = [labels[seed] for seed in padded]
+            classes = [label for seed in seeds if (label := labels[seed]) is not None]
             sampler = make_sampling_scheduler(request.scheduler, scheduler, request.steps)
             images = sample(
                 unet,
                 sampler,
-                padded,
+                seeds,
                 shape,
-                class_labels=None if classes[0] is None else classes,
+                class_labels=classes or None,
                 guidance_scale=request.guidance_scale,
             )
-            for seed, pixels in zip(seeds, to_uint8(images), strict=False):
+            for seed, pixels in zip(seeds, to_uint8(images), strict=True):
                 save_png(to_picture(pixels), file_of(out, seed))
             bar.update(len(seeds))
 
@@ -194,20 +195,19 @@ def write_summary(out: Path, labels: dict[int, int | None], npz: bool) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """From the parsed arguments to the folder of images."""
     accelerator = Accelerator()
-    found = [find_checkpoint(arguments.checkpoint) if accelerator.is_main_process else None]
-    broadcast_object_list(found)
-    assert found[0] is not None
-    unet, scheduler = load_network(found[0], arguments.weights)
+    found = [find_checkpoint(arguments.checkpoint)] if accelerator.is_main_process else [Path()]
+    broadcast_object_list(found)  # the main process looks and verifies, for all
+    checkpoint = found[0]
+    unet, scheduler = load_network(checkpoint, arguments.weights)
     num_classes = unet.config.num_classes
     if num_classes is None and arguments.guidance_scale != 1:
         raise SamplingError("--guidance-scale needs classes, but this network was trained without: leave it out")
     size = arguments.image_size or unet.config.sample_size
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")
-    chosen = choose_labels(arguments.seeds, arguments.class_labels, num_classes)
-    labels = dict(zip(arguments.seeds, chosen or [None] * len(arguments.seeds), strict=True))
-    steps = arguments.steps or (250 if arguments.scheduler == "ddpm" else 50)
-    request = Request(str(found[0]), arguments.weights, arguments.scheduler, steps, arguments.guidance_scale, size)
+    labels = choose_labels(arguments.seeds, arguments.class_labels, num_classes)
+    steps = arguments.steps
+    request = Request(str(checkpoint), arguments.weights, arguments.scheduler, steps, arguments.guidance_scale, size)
     try:
         make_sampling_scheduler(request.scheduler, scheduler, request.steps)
     except ValueError as error:

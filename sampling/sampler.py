@@ -8,7 +8,9 @@ from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from unetgn import UNet
 
 # Name on the command line -> class in diffusers, and what it is built with beside the training scheduler's own config.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,7 +51,7 @@ def make_sampling_scheduler(name: str, training_scheduler: Any, steps: int) -> A
 
 @torch.no_grad()
 def sample(
-    unet: nn.Module,
+    unet: UNet,
     scheduler: Any,
     seeds: Sequence[int],
     shape: tuple[int, ...],

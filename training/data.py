@@ -159,7 +159,7 @@ def make_loader(stream: SampleStream, batches: StepBatches, *, num_workers: int,
     """A loader that yields the batches of `batches` in order, decoded ahead of time in `num_workers` processes."""
     return DataLoader(
         stream,
-        batch_sampler=batches,  # type: ignore[arg-type]  # an iterable of lists of indices is all that it needs
+        batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

@@ -193,8 +193,8 @@ def read_all(images: Images, name: Callable[[int], str]) -> np.ndarray:
             f"{len(small)} of {len(images)} images are smaller than data.image_size, first {file} ({error}): "
             "remove them or ask for a smaller size"
         )
-    for file, error in broken:
-        logger.warning("skipping a broken image: %s (%s: %s)", file, type(error).__name__, error)
+    for file, reason in broken:
+        logger.warning("skipping a broken image: %s (%s: %s)", file, type(reason).__name__, reason)
     if len(broken) > BROKEN_AT_MOST * len(images):
         raise ValueError(
             f"{len(broken)} of {len(images)} images cannot be read, more than {BROKEN_AT_MOST:.0%}; the first is "

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sampling.pictures import save_png, to_grid
 from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
+from unetgn import UNet
 
 STRIP = 10  # pictures in a strip from noise to image
 
@@ -38,7 +38,7 @@ class PreviewConfig:
 
 
 def draw_preview(
-    unet: nn.Module,
+    unet: UNet,
     scheduler: Any,
     shape: tuple[int, ...],
     config: PreviewConfig,

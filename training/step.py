@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from training.data import Purpose, random_stream
 from training.objective import Objective
+from unetgn import UNet
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class TrainState:
 
     def __init__(
         self,
-        unet: nn.Module,
+        unet: UNet,
         objective: Objective,
         config: TrainConfig,
         ema: EMAConfig,
@@ -164,7 +165,7 @@ class TrainState:
         return to_cpu(self.unet.state_dict())
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
+    def averaged(self) -> Iterator[UNet]:
         """The network in evaluation mode with the averaged weights, for as long as the context lasts."""
         self.ema.store(self.unet.parameters())
         self.ema.copy_to(self.unet.parameters())

@@ -1,0 +1,159 @@
+"""The sampling script as its users start it."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sampling import sample as script
+from sampling.evaluate import main as evaluate
+from sampling.sample import main, parse_numbers
+from training.train import main as train
+
+TINY = """
+model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
+        num_classes: 10, norm: {num_groups: 4}}
+data: {held_out: 0.1}
+objective: {label_dropout: 0.2}
+train: {steps: 30, learning_rate: 5e-3, batch_size: 8, checkpoint_every: 15, sample_every: 0, trackers: []}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sampling")
+    (folder / "tiny.yaml").write_text(TINY)
+    assert train(["--config", str(folder / "tiny.yaml"), "--output", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def draw(run: Path, out: Path, *arguments: str) -> int:
+    return main(["--checkpoint", str(run), "--out", str(out), "--steps", "5", *arguments])
+
+
+def pixels(out: Path, seed: int) -> np.ndarray:
+    return np.asarray(Image.open(out / f"{seed:06d}.png")).astype(int)
+
+
+def test_it_writes_images_by_seed_a_grid_a_list_and_an_archive(run: Path, tmp_path: Path) -> None:
+    assert draw(run, tmp_path, "--seeds", "0-4,12", "--class-labels", "3,5", "--npz") == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"000000.png", "000012.png", "grid.png", "samples.csv", "samples.npz"}
+    with (tmp_path / "samples.csv").open(newline="") as lines:
+        rows = [tuple(row.values()) for row in csv.DictReader(lines)]
+    assert rows[:3] == [("000000.png", "0", "3"), ("000001.png", "1", "5"), ("000002.png", "2", "3")]
+    assert rows[-1] == ("000012.png", "12", "3")
+    archive = np.load(tmp_path / "samples.npz")
+    assert archive["arr_0"].shape == (6, 8, 8, 1)
+    assert archive["arr_0"].dtype == np.uint8
+    assert np.array_equal(archive["arr_0"][5, :, :, 0], pixels(tmp_path, 12))
+    assert archive["seeds"].tolist() == [0, 1, 2, 3, 4, 12]
+    assert archive["labels"].tolist() == [3, 5, 3, 5, 3, 3]
+
+
+def test_an_image_depends_on_its_seed_alone(run: Path, tmp_path: Path) -> None:
+    assert draw(run, tmp_path / "many", "--seeds", "0-6", "--batch-size", "4") == 0
+    assert draw(run, tmp_path / "one", "--seeds", "5") == 0
+    assert abs(pixels(tmp_path / "many", 5) - pixels(tmp_path / "one", 5)).max() <= 1  # a shade, by rounding
+    assert abs(pixels(tmp_path / "many", 5) - pixels(tmp_path / "many", 6)).max() > 20
+
+
+def test_what_is_there_is_not_made_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert draw(run, tmp_path, "--seeds", "0-3") == 0
+    (tmp_path / "000002.png").unlink()
+    made: list[int] = []
+    real = script.sample
+
+    def watch(unet: object, scheduler: object, seeds: list[int], *rest: object, **more: object) -> object:
+        made.extend(seeds)
+        return real(unet, scheduler, seeds, *rest, **more)
+
+    monkeypatch.setattr(script, "sample", watch)
+    assert draw(run, tmp_path, "--seeds", "0-5") == 0
+    assert made == [2, 4, 5]
+    with (tmp_path / "samples.csv").open() as lines:
+        assert len(lines.readlines()) == 7
+
+
+def test_images_made_otherwise_are_not_mixed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw(run, tmp_path, "--seeds", "0-1") == 0
+    for more, message in (
+        (["--scheduler", "ddim"], "scheduler was 'ddpm' and is 'ddim'"),
+        (["--weights", "raw"], "weights was 'ema' and is 'raw'"),
+        (["--class-labels", "7"], "the class of seed 0 differs"),
+        (["--guidance-scale", "2"], "guidance_scale was 1.0 and is 2.0"),
+    ):
+        assert draw(run, tmp_path, "--seeds", "0-1", *more) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Give another --out" in error
+
+
+def test_options_change_the_images(run: Path, tmp_path: Path) -> None:
+    variants = {"plain": [], "guided": ["--guidance-scale", "3"], "raw": ["--weights", "raw"],
+                "ddim": ["--scheduler", "ddim"], "class": ["--class-labels", "8"]}  # fmt: skip
+    seen = []
+    for name, more in variants.items():
+        assert draw(run, tmp_path / name, "--seeds", "0", *more) == 0
+        seen.append(pixels(tmp_path / name, 0).tobytes())
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_larger_size_is_sampled_when_asked_for(run: Path, tmp_path: Path) -> None:
+    assert draw(run, tmp_path, "--seeds", "0", "--image-size", "12") == 0
+    assert pixels(tmp_path, 0).shape == (12, 12)
+
+
+def test_a_checkpoint_is_taken_by_its_path(run: Path, tmp_path: Path) -> None:
+    assert draw(run / "checkpoints" / "step-000015", tmp_path, "--seeds", "0") == 0
+    assert json.loads((tmp_path / "request.json").read_text())["checkpoint"].endswith("step-000015")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--class-labels", "9-11"], "--class-labels [10, 11]: this network has the classes 0 to 9"),
+        (["--steps", "0"], "--steps: steps is 0; the network was trained on 1000 noise levels"),
+        (["--steps", "2000"], "--steps: steps is 2000; the network was trained on 1000 noise levels"),
+        (["--checkpoint", "nowhere"], "nowhere is not there; give a run's folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    run: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw(run, tmp_path / "out", "--seeds", "0", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "1-2-3", "-4", "1,0-3"])
+def test_what_is_no_list_of_seeds_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--checkpoint", "x", "--out", "y", f"--seeds={text}"])
+    assert exit_.value.code == 2
+    assert "argument --seeds" in capsys.readouterr().err
+
+
+def test_lists_of_numbers_are_read() -> None:
+    assert parse_numbers("0-3,7, 9-9") == [0, 1, 2, 3, 7, 9]
+
+
+def test_the_evaluation_writes_its_figures_as_json(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw(run, tmp_path, "--seeds", "0-29") == 0
+    assert evaluate(["--samples", str(tmp_path), "--config", str(run / "config.yaml")]) == 0
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert figures["samples"] == 30
+    assert 0 <= figures["label_agreement"] <= 1
+    assert figures["frechet_distance"] > 1  # four steps of training make noise
+    assert figures["novelty"] > 1
+    assert "frechet_distance" in capsys.readouterr().out
+
+
+def test_an_evaluation_without_samples_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(["--samples", str(tmp_path)]) == 2
+    assert "holds no samples.csv: make samples with sampling/sample.py" in capsys.readouterr().err
