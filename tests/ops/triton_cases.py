@@ -1,0 +1,149 @@
+"""Cases for the Triton kernels: inputs from a seed, the float64 definition, and the errors of a result against it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches
+from unetgn.ops.triton_backward import plan_backward as heuristic_backward
+from unetgn.ops.triton_device import Device, device_of
+from unetgn.ops.triton_forward import Plan, forward_launches
+from unetgn.ops.triton_forward import plan_forward as heuristic_forward
+from unetgn.ops.triton_launch import Call, call_of, run
+
+NAMES = ("x", "weight", "bias", "pre_bias", "scale", "shift")
+MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+# Rounding of the result's own type, a few units of it: of the output's (or the gradient's) root mean square.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call. `extras`: which of weight, bias, pre_bias, scale and shift are given."""
+
+    shape: tuple[int, ...]
+    groups: int
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    extras: tuple[str, ...] = ("weight", "bias")
+    parameter_dtype: torch.dtype | None = None  # of the small tensors; x's where None
+    activation: bool = True
+    eps: float = 1e-5
+    mean: float = 0.0  # of x, whose standard deviation is 1
+    seed: int = 0
+
+    def tensors(self, device: str = "cpu") -> dict[str, Tensor | None]:
+        """x, dy and the small tensors; scale and shift are the halves of one tensor, as networks make them."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        n, c = self.shape[:2]
+        small = self.parameter_dtype or self.dtype
+        scale, shift = (0.5 * random(n, 2 * c)).to(device, small).chunk(2, dim=1)
+        made = {
+            "x": self.layout((random(*self.shape) + self.mean).to(device, self.dtype)),
+            "dy": self.layout(random(*self.shape).to(device, self.dtype)),
+            "weight": (1 + 0.5 * random(c)).to(device, small),
+            "bias": (0.5 * random(c)).to(device, small),
+            "pre_bias": random(n, c).to(device, small),
+            "scale": scale,
+            "shift": shift,
+        }
+        return {name: t if name in ("x", "dy", *self.extras) else None for name, t in made.items()}
+
+    def shapes(self) -> dict[str, Tensor | None]:
+        """The same tensors without contents, on the meta device."""
+        n, c = self.shape[:2]
+        small = self.parameter_dtype or self.dtype
+        scale, shift = torch.empty(n, 2 * c, dtype=small, device="meta").chunk(2, dim=1)
+        x = self.layout(torch.empty(self.shape, dtype=self.dtype, device="meta"))
+        weight = torch.empty(c, dtype=small, device="meta")
+        made = {"x": x, "dy": x, "weight": weight, "bias": weight, "scale": scale, "shift": shift}
+        made["pre_bias"] = torch.empty(n, c, dtype=small, device="meta")
+        return {name: made[name] if name in ("x", "dy", *self.extras) else None for name in ("dy", *NAMES)}
+
+    def layout(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=MEMORY_FORMATS[x.dim()]) if self.channels_last else x.contiguous()
+
+
+def definition(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+    """y and all gradients in float64, by autograd through the formula."""
+    t = {name: v.double().requires_grad_() for name, v in tensors.items() if v is not None and name != "dy"}
+    spatial = (1,) * (len(case.shape) - 2)
+    n, c = case.shape[:2]
+    h = t["x"]
+    if "pre_bias" in t:
+        h = h + t["pre_bias"].view(n, c, *spatial)
+    grouped = h.reshape(n, case.groups, -1)
+    centred = grouped - grouped.mean(2, keepdim=True)
+    z = (centred / (centred.square().mean(2, keepdim=True) + case.eps).sqrt()).view(case.shape)
+    if "weight" in t:
+        z = z * t["weight"].view(1, c, *spatial)
+    if "bias" in t:
+        z = z + t["bias"].view(1, c, *spatial)
+    if "scale" in t:
+        z = z * (1 + t["scale"].view(n, c, *spatial))
+    if "shift" in t:
+        z = z + t["shift"].view(n, c, *spatial)
+    y = z * z.sigmoid() if case.activation else z
+    dy = tensors["dy"]
+    assert dy is not None
+    gradients = torch.autograd.grad(y, list(t.values()), dy.double())
+    return y.detach(), dict(zip(t, gradients, strict=True))
+
+
+def small_tensors(tensors: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
+    return tuple(tensors[name] for name in NAMES[1:])
+
+
+def call_for(case: Case, tensors: dict[str, Tensor | None], device: Device | None = None) -> Call:
+    x = tensors["x"]
+    assert x is not None
+    return call_of(x, case.groups, case.activation, device or device_of(x.device), *small_tensors(tensors))
+
+
+def run_forward(plan: Plan, case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean, rstd by an explicit plan."""
+    x = tensors["x"]
+    assert x is not None
+    call = call_for(case, tensors)
+    y, mean, rstd = torch.full_like(x, math.nan), call.statistics(x).fill_(math.nan), call.statistics(x).fill_(math.nan)
+    run(forward_launches(plan, call, x, y, mean, rstd, case.eps), x)
+    return y, mean, rstd
+
+
+def run_backward(
+    plan: Plan, case: Case, tensors: dict[str, Tensor | None], mean: Tensor, rstd: Tensor
+) -> dict[str, Tensor]:
+    """All gradients by an explicit plan."""
+    x, dy = tensors["x"], tensors["dy"]
+    assert x is not None
+    assert dy is not None
+    gradients = {name: torch.full_like(t, math.nan) for name in NAMES if (t := tensors[name]) is not None}
+    into = Gradients(*(gradients.get(name) for name in NAMES))
+    run(backward_launches(plan, call_for(case, tensors), Inputs(dy, x, mean, rstd), into), x)
+    return gradients
+
+
+def relative_error(result: Tensor, exact: Tensor) -> float:
+    """Root mean square of the error over that of the exact result; infinite where anything is not finite."""
+    if not torch.isfinite(result).all():
+        return math.inf
+    error = (result.double().cpu() - exact.cpu()).square().mean().sqrt().item()
+    return error / max(exact.square().mean().sqrt().item(), 1e-30)
+
+
+def errors(case: Case, forward_plan: Plan | None = None, backward_plan: Plan | None = None) -> dict[str, float]:
+    """The relative error of y and of every gradient; plans default to the heuristic's."""
+    tensors = case.tensors()
+    call = call_for(case, tensors)
+    exact, exact_gradients = definition(case, tensors)
+    y, mean, rstd = run_forward(forward_plan or heuristic_forward(call, False), case, tensors)
+    gradients = run_backward(backward_plan or heuristic_backward(call, False), case, tensors, mean, rstd)
+    found = {"y": relative_error(y, exact)}
+    return found | {name: relative_error(gradients[name], exact_gradients[name]) for name in gradients}

@@ -1,0 +1,111 @@
+"""What every kernel shares: SiLU and its derivative, the affine of a channel, and three small tricks of the machine."""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def activate(z, SILU: tl.constexpr):
+    """z * sigmoid(z) in about ten instructions (`tl.sigmoid` takes fifteen), or z."""
+    if SILU:
+        result = z / (1.0 + tl.exp2(z * -LOG2E))
+    else:
+        result = z
+    return result
+
+
+@triton.jit
+def activation_gradient(dy, z, SILU: tl.constexpr):
+    """dz = dy * d silu(z) / dz, where silu' = s * (1 + z * (1 - s)) and s = sigmoid(z)."""
+    if SILU:
+        s = 1.0 / (1.0 + tl.exp2(z * -LOG2E))
+        result = dy * (s * (1.0 + z * (1.0 - s)))
+    else:
+        result = dy
+    return result
+
+
+@triton.jit
+def load_or(pointer, index, mask, default: tl.constexpr, compute: tl.constexpr):
+    """pointer[index] in the type of the arithmetic, or the default where the optional tensor is absent (None)."""
+    if pointer is None:
+        result = tl.full(index.shape, default, compute)
+    else:
+        result = tl.load(pointer + index, mask=mask, other=0.0).to(compute)
+    return result
+
+
+@triton.jit
+def channel_affine(weight, bias, scale, shift, channel, scale_index, shift_index, mask, compute: tl.constexpr):
+    """(gamma', beta') with z = xhat * gamma' + beta': weight * (1 + scale) and bias * (1 + scale) + shift."""
+    gamma = load_or(weight, channel, mask, 1.0, compute)
+    beta = load_or(bias, channel, mask, 0.0, compute)
+    if scale is not None:
+        factor = 1.0 + tl.load(scale + scale_index, mask=mask, other=0.0).to(compute)
+        gamma = gamma * factor
+        beta = beta * factor
+    if shift is not None:
+        beta = beta + tl.load(shift + shift_index, mask=mask, other=0.0).to(compute)
+    return gamma, beta
+
+
+@triton.jit
+def number(value, dtype: tl.constexpr):
+    """A scalar of that type, also from an argument that is 1 and that Triton has therefore made a constant."""
+    return tl.zeros([], dtype) + value
+
+
+@triton.jit
+def divide(a, b):
+    """The correctly rounded quotient of scalars or short vectors, so that the mean of a constant is that constant."""
+    if a.dtype == tl.float32:
+        result = tl.div_rn(a, b)
+    else:
+        result = a / b
+    return result
+
+
+@triton.jit
+def reciprocal_deviation(variance, eps: tl.constexpr):
+    """1 / sqrt(var + eps), correctly rounded in float32, in float64 too (`tl.rsqrt` approximates)."""
+    if variance.dtype == tl.float32:
+        result = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+    else:
+        result = 1.0 / tl.sqrt(variance + eps)
+    return result
+
+
+@triton.jit
+def hold(tile, HOLD: tl.constexpr):
+    """An identity that the compiler cannot see through, for 16-bit tiles on NVIDIA.
+
+    Without it the widening to float32 before a reduction and the one after it are merged, and the float32 copy is what
+    stays in registers across the reduction: twice the registers.
+    """
+    if HOLD:
+        result = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile], dtype=tile.dtype, is_pure=False, pack=2)
+    else:
+        result = tile
+    return result
+
+
+@triton.jit
+def cluster_barrier(value, CLUSTER_SYNC: tl.constexpr):
+    """Returns `value` (int32) once every block of the cluster has arrived and its stores are visible to the others.
+
+    Under the interpreter all blocks of a cluster are one program, and there is nothing to wait for.
+    """
+    if CLUSTER_SYNC:
+        result = tl.inline_asm_elementwise(
+            "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned; mov.b32 $0, $1;",
+            "=r,r",
+            [value],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        result = value
+    return result

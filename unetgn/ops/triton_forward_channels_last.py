@@ -1,0 +1,263 @@
+"""Forward kernels for the channels_last layout, where x is (N, spatial, C) in memory.
+
+A group that fits the registers of a block (or of a cluster) is read once, as tiles [BLOCKS, ROWS, GROUPS, VECTOR]:
+STEPS vectors side by side are the channels of a group, so that no sum has to be sorted into groups. Larger groups are
+split: per-channel statistics of tiles [ROWS, COLUMNS], a tiny merge into groups, and a second pass that writes y.
+"""
+
+import triton
+import triton.language as tl
+
+from unetgn.ops.triton_elements import (
+    activate,
+    channel_affine,
+    cluster_barrier,
+    divide,
+    hold,
+    load_or,
+    number,
+    reciprocal_deviation,
+)
+
+
+@triton.jit
+def group_channels_of_step(
+    first_group, step: tl.constexpr, STEPS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr
+):
+    """[GROUPS, VECTOR]: the channels that step `step` holds of GROUPS neighbouring groups of STEPS * VECTOR channels.
+
+    The ranges do not begin at zero because the compiler makes equal ranges one value, which cannot be split over the
+    blocks of a cluster in one place and not in another.
+    """
+    groups = first_group + (tl.arange(GROUPS, 2 * GROUPS) - GROUPS)
+    return groups[:, None] * (STEPS * VECTOR) + step * VECTOR + (tl.arange(VECTOR, 2 * VECTOR) - VECTOR)[None, :]
+
+
+@triton.jit
+def resident_forward(
+    x, y, mean_out, rstd_out, exchange, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, bundles, spatial, eps: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    HOLD: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+):  # fmt: skip
+    """One program a bundle of GROUPS groups of a sample, held in the registers of BLOCKS blocks: x is read once.
+
+    Block k holds the rows [k * share, (k + 1) * share) of the sample. The blocks exchange (mean, M2) through `exchange`
+    (programs, 2, BLOCKS, GROUPS), and each merges them in the same order.
+    """
+    compute: tl.constexpr = mean_out.dtype.element_ty
+    program = tl.program_id(0)
+    sample = (program // bundles).to(tl.int64)
+    first_group = (program % bundles) * GROUPS
+    channels = bundles * (GROUPS * STEPS * VECTOR)
+    share = spatial // BLOCKS
+    block = tl.arange(0, BLOCKS)[:, None, None, None]
+    local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
+    count = number(share * (STEPS * VECTOR), compute)
+    x += sample * spatial * channels
+    y += sample * spatial * channels
+
+    tiles = ()
+    for step in tl.static_range(STEPS):
+        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)[None, None, :, :]
+        for t in tl.static_range(TILES):
+            offsets = (block * share + t * ROWS + local) * channels + channel
+            if MASKED and t == TILES - 1:
+                tile = tl.load(x + offsets, mask=t * ROWS + local < share, other=0.0)
+            else:
+                tile = tl.load(x + offsets)
+            tiles = tiles + (tile,)
+
+    total = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    bias_total = tl.zeros([GROUPS], compute)
+    for step in tl.static_range(STEPS):
+        for t in tl.static_range(TILES):
+            total += tl.sum(tiles[step * TILES + t].to(compute), 3)
+        if pre_bias is not None:
+            channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+            extra = load_or(pre_bias, sample * pre_bias_stride + channel, channel >= 0, 0.0, compute)
+            bias_total += tl.sum(extra, 1)
+    means = divide(tl.sum(total, 1) + (bias_total * share)[None, :], count)
+
+    held = ()
+    residual = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    squares = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    for step in tl.static_range(STEPS):
+        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+        extra = load_or(pre_bias, sample * pre_bias_stride + channel, channel >= 0, 0.0, compute)
+        centre = means[:, :, None] - extra[None, :, :]
+        for t in tl.static_range(TILES):
+            tile = hold(tiles[step * TILES + t], HOLD)
+            d = tile.to(compute) - centre[:, None, :, :]
+            if MASKED and t == TILES - 1:
+                d = tl.where(t * ROWS + local < share, d, 0.0)
+            residual += tl.sum(d, 3)
+            squares += tl.sum(d * d, 3)
+            held = held + (tile,)
+    correction = divide(tl.sum(residual, 1), count)
+    means += correction
+    m2s = tl.sum(squares, 1) - correction * correction * count
+
+    group = tl.arange(0, GROUPS)
+    if BLOCKS == 1:
+        mean = tl.sum(means, 0)
+        m2 = tl.sum(m2s, 0)
+    else:
+        slots = exchange + program * (2 * BLOCKS * GROUPS)
+        slot = tl.arange(0, BLOCKS)[:, None] * GROUPS + group[None, :]
+        tl.store(slots + slot, means)
+        tl.store(slots + BLOCKS * GROUPS + slot, m2s)
+        slots = exchange + cluster_barrier(program, CLUSTER_SYNC) * (2 * BLOCKS * GROUPS) + group
+        pivot = tl.load(slots, volatile=True)
+        mean = pivot
+        for k in tl.static_range(1, BLOCKS):
+            mean += (tl.load(slots + k * GROUPS, volatile=True) - pivot) / BLOCKS
+        m2 = tl.zeros([GROUPS], compute)
+        for k in tl.static_range(BLOCKS):
+            d = tl.load(slots + k * GROUPS, volatile=True) - mean
+            m2 += tl.load(slots + (BLOCKS + k) * GROUPS, volatile=True) + d * d * count
+    rstd = reciprocal_deviation(divide(m2, tl.zeros([GROUPS], compute) + count * BLOCKS), eps)
+    tl.store(mean_out + program * GROUPS + group, mean)
+    tl.store(rstd_out + program * GROUPS + group, rstd)
+
+    for step in tl.static_range(STEPS):
+        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+        gamma, beta = channel_affine(
+            weight, bias, scale, shift, channel, sample * scale_stride + channel, sample * shift_stride + channel,
+            channel >= 0, compute,
+        )  # fmt: skip
+        extra = load_or(pre_bias, sample * pre_bias_stride + channel, channel >= 0, 0.0, compute)
+        centre = (mean[:, None] - extra)[None, None, :, :]
+        gamma = (gamma * rstd[:, None])[None, None, :, :]
+        for t in tl.static_range(TILES):
+            z = (hold(held[step * TILES + t], HOLD).to(compute) - centre) * gamma + beta[None, None, :, :]
+            result = activate(z, SILU).to(y.dtype.element_ty)
+            offsets = (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
+            if MASKED and t == TILES - 1:
+                tl.store(y + offsets, result, mask=t * ROWS + local < share)
+            else:
+                tl.store(y + offsets, result)
+
+
+@triton.jit
+def locate_tile(
+    program, row_blocks, column_blocks, channel_vectors, spatial, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """(sample, row block, base, channel [COLUMNS], offsets [ROWS, COLUMNS], row count) of a program's tile of x."""
+    sample = (program // (row_blocks * column_blocks)).to(tl.int64)
+    row_block = program // column_blocks % row_blocks
+    channel = program % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
+    channels = channel_vectors * VECTOR
+    base = (sample * spatial + row_block * ROWS) * channels
+    offsets = tl.arange(0, ROWS)[:, None] * channels + channel[None, :]
+    return sample, row_block, base, channel, offsets, tl.minimum(spatial - row_block * ROWS, ROWS)
+
+
+@triton.jit
+def split_statistics(
+    x, partials, spatial, channel_vectors, row_blocks, column_blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """(mean, M2) of each channel over ROWS positions into `partials` (N, row_blocks, 2, C), without pre_bias."""
+    compute: tl.constexpr = partials.dtype.element_ty
+    sample, row_block, base, channel, offsets, count = locate_tile(
+        tl.program_id(0), row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS, VECTOR
+    )
+    channels = channel_vectors * VECTOR
+    inside = (tl.arange(0, ROWS) < count)[:, None] & (channel < channels)[None, :]
+    if MASKED:
+        tile = tl.load(x + base + offsets, mask=inside, other=0.0).to(compute)
+    else:
+        tile = tl.load(x + base + offsets).to(compute)
+    mean = tl.sum(tile, 0) / count
+    d = tile - mean[None, :]
+    if MASKED:
+        d = tl.where(inside, d, 0.0)
+    slot = partials + (sample * row_blocks + row_block) * 2 * channels + channel
+    tl.store(slot, mean, mask=channel < channels)
+    tl.store(slot + channels, tl.sum(d * d, 0), mask=channel < channels)
+
+
+@triton.jit
+def merge_statistics(
+    partials, mean_out, rstd_out, pre_bias, pre_bias_stride, num_groups, group_channels, spatial, row_blocks,
+    eps: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """mean, rstd (N*G,) from the statistics of row blocks and channels, in a fixed order, SLOTS row blocks at a time.
+
+    PADDED is a power of two >= group_channels. Chan, Golub & LeVeque 1983, with the first channel's mean as the origin.
+    """
+    compute: tl.constexpr = mean_out.dtype.element_ty
+    group = tl.program_id(0)
+    sample = (group // num_groups).to(tl.int64)
+    channels = num_groups * group_channels
+    channel = (group % num_groups) * group_channels + tl.arange(0, PADDED)[None, :]
+    own = tl.arange(0, PADDED)[None, :] < group_channels
+    extra = load_or(pre_bias, sample * pre_bias_stride + channel, own, 0.0, compute)
+    slots = partials + sample * row_blocks * 2 * channels + channel
+    length = number(number(spatial, tl.int64) * group_channels, compute)
+
+    pivot = tl.sum(
+        tl.sum(tl.where(tl.arange(0, PADDED)[None, :] == 0, tl.load(slots, mask=own, other=0.0) + extra, 0.0), 1), 0
+    )
+    mean = pivot
+    first = 0
+    while first < row_blocks:
+        k = first + tl.arange(0, SLOTS)[:, None]
+        count = tl.minimum(spatial - k * ROWS, ROWS).to(compute)
+        d = tl.load(slots + k * 2 * channels, mask=(k < row_blocks) & own, other=0.0) + extra - pivot
+        mean += tl.sum(tl.sum(tl.where((k < row_blocks) & own, d * count, 0.0), 1), 0) / length
+        first += SLOTS
+    m2 = tl.zeros([], compute)
+    first = 0
+    while first < row_blocks:
+        k = first + tl.arange(0, SLOTS)[:, None]
+        count = tl.minimum(spatial - k * ROWS, ROWS).to(compute)
+        d = tl.load(slots + k * 2 * channels, mask=(k < row_blocks) & own, other=0.0) + extra - mean
+        channel_m2 = tl.load(slots + (k * 2 + 1) * channels, mask=(k < row_blocks) & own, other=0.0)
+        m2 += tl.sum(tl.sum(tl.where((k < row_blocks) & own, channel_m2 + d * d * count, 0.0), 1), 0)
+        first += SLOTS
+    tl.store(mean_out + group, mean)
+    tl.store(rstd_out + group, reciprocal_deviation(divide(m2, length), eps))
+
+
+@triton.jit
+def split_apply(
+    x, y, mean_in, rstd_in, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
+    num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks, SILU: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """y of one tile; programs walk backwards, because what the statistics read last is still in the L2 cache."""
+    compute: tl.constexpr = mean_in.dtype.element_ty
+    sample, row_block, base, channel, offsets, count = locate_tile(
+        tl.num_programs(0) - 1 - tl.program_id(0), row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS,
+        VECTOR,
+    )  # fmt: skip
+    own = channel < channel_vectors * VECTOR
+    inside = (tl.arange(0, ROWS) < count)[:, None] & own[None, :]
+    if MASKED:
+        tile = tl.load(x + base + offsets, mask=inside, other=0.0)
+    else:
+        tile = tl.load(x + base + offsets)
+    group = sample * num_groups + channel // group_channels
+    mean = tl.load(mean_in + group, mask=own, other=0.0)
+    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
+    gamma, beta = channel_affine(
+        weight,
+        bias,
+        scale,
+        shift,
+        channel,
+        sample * scale_stride + channel,
+        sample * shift_stride + channel,
+        own,
+        compute,
+    )
+    centre = mean - load_or(pre_bias, sample * pre_bias_stride + channel, own, 0.0, compute)
+    z = (tile.to(compute) - centre[None, :]) * (rstd * gamma)[None, :] + beta[None, :]
+    result = activate(z, SILU).to(y.dtype.element_ty)
+    if MASKED:
+        tl.store(y + base + offsets, result, mask=inside)
+    else:
+        tl.store(y + base + offsets, result)
