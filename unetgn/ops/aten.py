@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetgn.ops.layout import accumulation_dtype, is_channels_last
+from unetgn.ops.layout import accumulation_dtype, is_channels_last, of_channel
 from unetgn.ops.reference import Gradients, Needs, parameter_gradients
 
 # Limits of |mean| * rstd. In float32 E[x^2] - E[x]^2 is off by about 5e-7 * (mean / std)^2 of the variance, the other
@@ -65,19 +65,21 @@ def backward(
     dtype and layout of x."""
     h = _with_pre_bias(x, pre_bias)
     a, b = _affine(h, weight, bias, scale, shift)
-    centred = _grouped(h, num_groups) - mean[:, :, None, None]
-    dz = _grouped(_as(h, dy), num_groups)
+    h, dz = _flat(h), _flat(_as(h, dy))
+    rstd_c = _of_channel(rstd, h)
+    centred = h - _of_channel(mean, h)
+    native = scale is None and shift is None and _native_backward_is_right(h, mean, rstd)
     if activation:
-        z = _affine_(centred * rstd[:, :, None, None], a, b)
+        gain = rstd_c if a is None else rstd_c * a.unsqueeze(-1)
+        z = centred.mul_(gain) if native else centred * gain
+        z = z if b is None else z.add_(b.unsqueeze(-1))
         dz = torch.ops.aten.silu_backward.grad_input(dz, z, grad_input=z)
 
     needs_dh = needs[0] or needs[3]
-    per_sample = scale is not None or shift is not None
-    if per_sample or not _native_backward_is_right(h, mean, rstd):
-        dh, s0, s1 = _centred_backward(dz, centred, rstd, a, needs_dh)
-        dx = _as(x, dh.reshape(x.shape)) if dh is not None and needs[0] else None
+    if not native:
+        dh, s0, s1 = _centred_backward(dz, centred, rstd, rstd_c, a, needs_dh)
+        dx = _as(x, dh.view(x.shape)) if dh is not None and needs[0] else None
         return dx, *parameter_gradients(dh, s0, s1, weight, bias, pre_bias, scale, shift, needs)
-
     dh, dweight, dbias = _native_backward(dz, h, mean, rstd, a, [needs_dh, needs[1], needs[2]])
     return (
         _as(x, dh.view(x.shape)) if needs[0] else None,
@@ -105,16 +107,19 @@ def _contiguous(
     n, channels = h.shape[0], h.shape[1]
     elements = h.numel() // (n * channels)
     if a is not None and b is not None and a.dim() == 2:
-        rows = n * channels
+        rows, groups = n * channels, n * num_groups
         flat = h.view(1, rows, elements)
-        z, mean, rstd = torch.native_group_norm(flat, a.flatten(), b.flatten(), 1, rows, elements, n * num_groups, eps)
-        mean, rstd = mean.view(n, num_groups), rstd.view(n, num_groups)
-    else:
-        flat = h.view(n, channels, elements)  # with four axes, one channel or one element might pass for channels_last
+        z, mean, rstd = torch.native_group_norm(flat, a.flatten(), b.flatten(), 1, rows, elements, groups, eps)
+        z, mean, rstd = z.view(h.shape), mean.view(n, num_groups), rstd.view(n, num_groups)
+    elif h.dim() > 3 and (channels == 1 or elements == 1):  # with four axes PyTorch may read it as channels_last
+        flat = h.view(n, channels, elements)
         z, mean, rstd = torch.native_group_norm(flat, a, b, n, channels, elements, num_groups, eps)
+        z = z.view(h.shape)
+    else:
+        z, mean, rstd = torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
     if h.device.type == "cpu" and is_off_centre(mean, rstd, _LIMIT_OF_SUMS):
         z = _apply(h, mean, rstd, a, b)
-    return z.view(h.shape), mean, rstd
+    return z, mean, rstd
 
 
 def _channels_last_cpu(
@@ -127,11 +132,11 @@ def _channels_last_cpu(
     z, mean, rstd = torch.native_group_norm(h, *affine, n, channels, elements, num_groups, eps)
     if is_off_centre(mean, rstd, _LIMIT_OF_SQUARES):
         centre = h.flatten(2).mean(2).view(n, num_groups, -1).mean(2)
-        h = (_grouped(h, num_groups) - centre[:, :, None, None]).view(h.shape)
+        h = (_flat(h) - _of_channel(centre, h)).view(h.shape)
         z, mean, rstd = torch.native_group_norm(h, *affine, n, channels, elements, num_groups, eps)
         mean = mean + centre
     if per_sample:
-        _affine_(_grouped(z, num_groups), a, b)
+        _affine_(_flat(z), a, b)
     return z, mean, rstd
 
 
@@ -139,27 +144,27 @@ def _channels_last(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For devices whose group norm would copy the tensor to the contiguous layout."""
-    var, mean = torch.var_mean(_grouped(h, num_groups), (2, 3), correction=0)
+    var, mean = torch.var_mean(h.view(h.shape[0], num_groups, h.shape[1] // num_groups, -1), (2, 3), correction=0)
     rstd = torch.rsqrt(var + eps)
     return _apply(h, mean, rstd, a, b), mean, rstd
 
 
 def _apply(h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
     """(h - mean) * rstd * a + b, in the layout of h."""
-    z = _grouped(h, mean.shape[1]) - mean[:, :, None, None]
-    return _affine_(z.mul_(rstd[:, :, None, None]), a, b).view(h.shape)
+    z = _flat(h) - _of_channel(mean, h)
+    return _affine_(z.mul_(_of_channel(rstd, h)), a, b).view(h.shape)
 
 
 def _affine_(z: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
-    """z * a + b in place, for z (N, G, C/G, L) and a, b (C,) or (N, C)."""
+    """z * a + b in place, for z (N, C, L) and a, b (C,) or (N, C)."""
     if a is not None:
-        z.mul_(a.view(*a.shape[:-1], *z.shape[1:3], 1))
-    return z if b is None else z.add_(b.view(*b.shape[:-1], *z.shape[1:3], 1))
+        z.mul_(a.unsqueeze(-1))
+    return z if b is None else z.add_(b.unsqueeze(-1))
 
 
 def _native_backward_is_right(h: Tensor, mean: Tensor, rstd: Tensor) -> bool:
     """Only on the CPU is it known, and asking the statistics free; groups of one element have dh = 0, exactly."""
-    if h.device.type != "cpu" or is_channels_last(h) or h.numel() == mean.numel():
+    if h.device.type != "cpu" or not h.is_contiguous() or h.numel() == mean.numel():
         return False
     return not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
 
@@ -167,31 +172,29 @@ def _native_backward_is_right(h: Tensor, mean: Tensor, rstd: Tensor) -> bool:
 def _native_backward(
     dz: Tensor, h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dh (N, C, L), and the gradients (C,) of weight and bias, of contiguous tensors."""
-    n, channels = h.shape[0], h.shape[1]
-    elements = h.numel() // (n * channels)
-    flat = (n, channels, elements)
+    """dh (N, C, L), and the gradients (C,) of weight and bias, of contiguous tensors (N, C, L)."""
+    n, channels, elements = h.shape
     if a is None and mask[2]:  # PyTorch has no gradient of the bias alone
         a = h.new_ones(channels)
-    return torch.ops.aten.native_group_norm_backward(
-        dz.view(flat), h.view(flat), mean, rstd, a, n, channels, elements, mean.shape[1], mask
-    )
+    return torch.ops.aten.native_group_norm_backward(dz, h, mean, rstd, a, n, channels, elements, mean.shape[1], mask)
 
 
 def _centred_backward(
-    dz: Tensor, centred: Tensor, rstd: Tensor, a: Tensor | None, needs_dh: bool
+    dz: Tensor, centred: Tensor, rstd: Tensor, rstd_c: Tensor, a: Tensor | None, needs_dh: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dh (N, C, L), S0 and S1 (N, C) from dz and h - mean (N, G, C/G, L), in any layout. Overwrites the latter."""
-    s0, s1 = dz.sum(3), (dz * centred).sum(3) * rstd[:, :, None]
-    if needs_dh:
-        t0, t1, daz = s0, s1, dz
-        if a is not None:
-            a = a.view(*a.shape[:-1], *dz.shape[1:3])
-            t0, t1, daz = s0 * a, s1 * a, dz * a.unsqueeze(-1)
-        m1, m2 = (t.mean(2)[:, :, None, None] / dz.shape[3] for t in (t0, t1))
-        rstd = rstd[:, :, None, None]
-        dh = centred.mul_(rstd * m2).add_(m1).sub_(daz).mul_(-rstd).flatten(1, 2)
-    return dh if needs_dh else None, s0.flatten(1), s1.flatten(1)
+    """dh (N, C, L), S0 and S1 (N, C) from dz and h - mean (N, C, L) in any layout. Overwrites the latter.
+
+    `rstd_c` (N, C, 1) is `rstd` (N, G) of each channel.
+    """
+    s0, s1 = dz.sum(2), (dz * centred).sum(2).mul_(rstd_c.squeeze(2))
+    if not needs_dh:
+        return None, s0, s1
+    t0, t1, daz = (s0, s1, dz) if a is None else (s0 * a, s1 * a, dz * a.unsqueeze(-1))
+    n, num_groups = rstd.shape
+    length = dz.shape[1] * dz.shape[2] // num_groups
+    m1, m2 = (t.view(n, num_groups, -1).sum(2).div_(length) for t in (t0, t1))
+    dh = centred.mul_(_of_channel(m2 * rstd, dz)).add_(_of_channel(m1, dz)).sub_(daz).mul_(-rstd_c)
+    return dh, s0, s1
 
 
 def _with_pre_bias(x: Tensor, pre_bias: Tensor | None) -> Tensor:
@@ -218,9 +221,14 @@ def _affine(
     return a, b if shift is None else b + shift.to(h.dtype)
 
 
-def _grouped(x: Tensor, num_groups: int) -> Tensor:
-    """View a dense x (N, C, *spatial) as (N, G, C/G, L)."""
-    return x.view(x.shape[0], num_groups, x.shape[1] // num_groups, -1)
+def _flat(x: Tensor) -> Tensor:
+    """View a dense x (N, C, *spatial), of either layout, as (N, C, L)."""
+    return x.view(x.shape[0], x.shape[1], -1)
+
+
+def _of_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Values of groups (N, G) for each channel of x: (N, C, 1), so that an inner loop over channels is a plain one."""
+    return of_channel(values, x.shape[1]).unsqueeze(2)
 
 
 def _as(like: Tensor, values: Tensor) -> Tensor:

@@ -30,8 +30,7 @@ def check_arguments(
     check_num_groups(num_groups, x.shape[1])
     if not eps >= 0:
         raise ValueError(f"eps must be 0 or more, got {eps}; 1e-5 and 1e-6 are usual")
-    if activation is not None and activation != "silu":
-        raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
+    check_activation(activation)
     if weight is not None:
         _check_parameter("weight", weight, x, "(C,)", x.shape[1:2])
     if bias is not None:
@@ -57,6 +56,12 @@ def check_num_groups(num_groups: int, num_channels: int) -> None:
             f"num_groups must divide the number of channels, got num_groups={num_groups} for {num_channels} channels; "
             f"the nearest that would do: {' or '.join(nearest)} (unetgn.largest_group_count picks one)"
         )
+
+
+def check_activation(activation: str | None) -> None:
+    """Raise ValueError unless the activation is one that the operator has."""
+    if activation is not None and activation != "silu":
+        raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
 
 
 def _last(divisors: list[int], limit: int) -> int | None:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from unetgn.ops import launch, operators, reference  # noqa: F401  # operators: registers torch.ops.unetgn
-from unetgn.ops.autograd import GroupNormSiLUFunction, is_plain, is_transformed
+from unetgn.ops import autograd, launch, operators, reference  # noqa: F401  # operators: registers torch.ops.unetgn
+from unetgn.ops.autograd import is_plain, is_transformed
 from unetgn.ops.checks import check_arguments
 from unetgn.ops.choice import chosen
 
@@ -58,8 +58,8 @@ def group_norm_silu(
     arguments = (x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
     if not is_plain(x):
         return torch.ops.unetgn.group_norm_silu(*arguments)[0]
-    if torch.is_grad_enabled() and _requires_grad(x, weight, bias, pre_bias, scale, shift):
-        return GroupNormSiLUFunction.apply(*arguments)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return autograd.apply(*arguments)
     return launch.forward(*arguments)[0]
 
 
