@@ -31,7 +31,7 @@ class TrainConfig:
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
-    """After warm-up: constant, or half a cosine down to 0 at the last step."""
+    """After warm-up: constant, or half a cosine that reaches 0 where the run ends."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly to its peak; a shorter run ends while it rises."""
     weight_decay: float = 0.0
@@ -86,7 +86,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.learning_rate_schedule == "constant":
         return config.learning_rate
-    progress = (step - config.warmup_steps + 1) / (config.steps - config.warmup_steps)
+    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
