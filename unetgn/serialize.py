@@ -36,7 +36,15 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], path: str = "") ->
             advice = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(hints)}"
             raise ValueError(f"{place!r} is not a field of {kind.__name__}{advice}")
         arguments[key] = _convert(hints[key], value, place)
+    required = [field.name for field in dataclasses.fields(kind) if _is_required(field)]  # type: ignore[arg-type]
+    missing = [name for name in required if name not in arguments]
+    if missing:
+        raise ValueError(f"{path or kind.__name__} needs {', '.join(missing)}")
     return kind(**arguments)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:

@@ -90,7 +90,7 @@ def _attentions(side: str, levels: tuple[LevelPlan, ...]) -> dict[str, list[Any]
     blocks = [block for level in levels for block in level.blocks]
     described: dict[str, list[Any]] = {}
     for field in dataclasses.fields(AttentionPlan):
-        values = [block.attention and getattr(block.attention, field.name) for block in blocks]
+        values: list[Any] = [block.attention and getattr(block.attention, field.name) for block in blocks]
         if field.name == "norm":  # the group count in the place of the rule that gave it
             values = [norm and (norm.groups(b.out_channels), norm.eps) for norm, b in zip(values, blocks, strict=True)]
         described[f"{side} attention's {field.name}"] = values

@@ -1,0 +1,115 @@
+"""A checkpoint that does not fit is refused as a whole, and the message says what is wrong with it."""
+
+import pytest
+import torch
+
+from tests.interop.fixtures import fixture
+from unetgn.interop import convert
+
+
+@pytest.fixture
+def case():
+    it = fixture("adm_conv_additive_legacy")
+    return it.config, it.state_dict()
+
+
+def test_missing_and_unexpected_keys_are_listed_together(case):
+    config, state = case
+    state["middle_block.0.in_layer.0.weight"] = state.pop("middle_block.0.in_layers.0.weight")
+    with pytest.raises(ValueError) as caught:
+        convert("guided-diffusion", config, state)
+    assert "1 missing: middle_block.0.in_layers.0.weight" in str(caught.value)
+    assert "1 unexpected: middle_block.0.in_layer.0.weight" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["out.2.bias", "middle_block.1.qkv.weight", "middle_block.1.proj_out.weight"])
+def test_a_misshapen_key_is_listed_with_both_shapes(case, key):
+    config, state = case
+    state[key] = torch.zeros(7, *state[key].shape[1:])
+    with pytest.raises(ValueError, match=rf"{key} \(7,.* should give"):
+        convert("guided-diffusion", config, state)
+
+
+def test_a_prefix_makes_all_keys_missing_and_unexpected(case):
+    config, state = case
+    with pytest.raises(ValueError, match="128 missing: .* and 116 more; 128 unexpected"):
+        convert("guided-diffusion", config, {f"model.{key}": value for key, value in state.items()})
+
+
+def test_the_caller_keeps_a_state_dict_of_their_own(case):
+    config, state = case
+    unet = convert("guided-diffusion", config, state)
+    before = {key: value.clone() for key, value in state.items()}
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(state[key], before[key]) for key in state)
+
+
+def test_filter_taps_other_than_the_configuration_says_are_an_error():
+    it = fixture("edm_song_ncsnpp_augment")
+    state = it.state_dict()
+    state["enc.8x8_down.skip.resample_filter"] = torch.full((1, 1, 4, 4), 1 / 16)
+    with pytest.raises(ValueError, match=r"enc.8x8_down.skip.resample_filter is"):
+        convert("edm", it.config, state)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "message"),
+    [
+        ("sdxl", {}, "family 'sdxl' is not supported"),
+        ("edm", {}, "give DhariwalUNet or SongUNet as 'class'"),
+        ("edm", {"class": "EDMPrecond"}, "class 'EDMPrecond' is not supported"),
+        ("guided-diffusion", {"class": "UNetModel", "attention_resolution": [2]}, "attention_resolution.*did you mean"),
+        ("guided-diffusion", {"class": "UNetModel"}, "needs in_channels"),
+    ],
+)
+def test_a_wrong_family_class_or_option_is_named(family, config, message):
+    with pytest.raises(ValueError, match=message):
+        convert(family, config, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("compvis_sd1", {"n_embed": 8}, "n_embed=8 is not supported"),
+        ("compvis_sd1", {"num_classes": "continuous"}, "num_classes='continuous' is not supported"),
+        ("compvis_sd1", {"num_classes": "sequential"}, "needs adm_in_channels"),
+        ("compvis_sd1", {"num_heads": -1}, "num_heads or num_head_channels"),
+        ("compvis_sd1", {"use_spatial_transformer": False}, "context_dim needs use_spatial_transformer"),
+        ("sgm_sdxl_base", {"spatial_transformer_attn_type": "linear"}, "spatial_transformer_attn_type='linear'"),
+        ("edm_song_ncsnpp_augment", {"encoder_type": "skip"}, "encoder_type='skip' is not supported"),
+        ("edm_song_ncsnpp_augment", {"decoder_type": "skip"}, "decoder_type='skip' is not supported"),
+        ("edm_song_ncsnpp_augment", {"embedding_type": "zero"}, "embedding_type='zero' is not supported"),
+        ("adm_conv_additive_legacy", {"num_heads": 5}, "num_heads=5 does not divide 128"),
+        ("unet2d_ddpm_cifar10", {"time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),
+        ("unet2d_ddpm_cifar10", {"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
+        ("unet2d_ddpm_cifar10", {"center_input_sample": True}, "center_input_sample=True"),
+        ("unet2d_ddpm_cifar10", {"act_fn": "gelu"}, "act_fn='gelu'"),
+        ("unet2d_ddpm_cifar10", {"downsample_padding": 2}, "downsample_padding=2"),
+        ("unet2d_ddpm_cifar10", {"norm_num_groups": None}, "norm_num_groups=None"),
+        ("unet2d_ddpm_cifar10", {"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift='spatial'"),
+        ("unet2d_ddpm_cifar10", {"attention_head_dim": 12}, "head_dim=12 does not divide 128"),
+        ("unet2d_condition_sd15", {"dual_cross_attention": True}, "dual_cross_attention=True"),
+        ("unet2d_condition_sd15", {"encoder_hid_dim": 8}, "encoder_hid_dim=8"),
+        ("unet2d_condition_sd15", {"class_embed_type": "projection"}, "class_embed_type='projection'"),
+        ("unet2d_condition_sd15", {"addition_embed_type": "text"}, "addition_embed_type='text'"),
+        ("unet2d_condition_sd15", {"time_embedding_act_fn": "silu"}, "time_embedding_act_fn='silu'"),
+        ("unet2d_condition_sd15", {"timestep_post_act": "silu"}, "timestep_post_act='silu'"),
+        ("unet2d_condition_sd15", {"attention_type": "gated"}, "attention_type='gated'"),
+        ("unet2d_condition_sd15", {"resnet_out_scale_factor": 2.0}, "resnet_out_scale_factor=2.0"),
+        ("unet2d_condition_sd15", {"resnet_skip_time_act": True}, "resnet_skip_time_act=True"),
+        ("unet2d_condition_sd15", {"num_attention_heads": 8}, "num_attention_heads=8"),
+        ("unet2d_condition_sd15", {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type="),
+    ],
+)
+def test_an_option_that_is_not_supported_is_named_with_its_value(name, changes, message):
+    it = fixture(name)
+    with pytest.raises(ValueError, match=message):
+        convert(it.meta["family"], {**it.config, **changes}, {})
+
+
+def test_an_option_of_a_wrong_type_is_named(case):
+    config, state = case
+    with pytest.raises(TypeError, match=r"num_heads='four' is not int"):
+        convert("guided-diffusion", {**config, "num_heads": "four"}, state)
