@@ -13,14 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetgn.fusion.norm_silu import fold_group_norm, norm_silu
+from unetgn.fusion.projections import before_projections
+from unetgn.fusion.recognition import learn_silu
 from unetgn.fusion.rules import norm_rule, read, refuse_norm, rule
 
 read("diffusers")
 
 MODELS = "diffusers.models"
 AUTOENCODERS = f"{MODELS}.autoencoders"
-SPATIAL = "its scale and shift vary over space, so SiLU does not follow the group norm itself"
+SPATIAL = "its scale and shift vary over space, the operator takes one of each a channel"
 
+before_projections(f"{MODELS}.attention_processor.Attention", "group_norm")
 refuse_norm(f"{MODELS}.attention_processor.SpatialNorm", SPATIAL)
 refuse_norm(f"{AUTOENCODERS}.autoencoder_kl_cogvideox.CogVideoXSpatialNorm3D", SPATIAL)
 refuse_norm(f"{AUTOENCODERS}.autoencoder_kl_kvae.KVAEDecoderSpatialNorm2D", SPATIAL)
@@ -90,7 +93,11 @@ def kvae_cached_group_norm(norm: Any, x: Tensor, cache: dict[str, Any] | None = 
     return norm_silu(norm.norm_layer, F.silu, x)
 
 
-@rule(f"{MODELS}.resnet.Conv1dBlock", norms=("group_norm",), uses=("conv1d", "rearrange_dims", "group_norm", "mish"))
+@rule(
+    f"{MODELS}.resnet.Conv1dBlock",
+    norms=lambda block: _if_silu(block, "mish", "group_norm"),
+    uses=("conv1d", "rearrange_dims", "group_norm", "mish"),
+)
 def conv_1d_block(block: Any, inputs: Tensor) -> Tensor:
     """Convolution, norm, activation: called `mish`, but it may be any."""
     return norm_silu(block.group_norm, block.mish, block.conv1d(inputs)[:, :, None, :])[:, :, 0, :]
@@ -98,7 +105,7 @@ def conv_1d_block(block: Any, inputs: Tensor) -> Tensor:
 
 @rule(
     f"{MODELS}.unets.unet_1d_blocks.OutConv1DBlock",
-    norms=("final_conv1d_gn",),
+    norms=lambda block: _if_silu(block, "final_conv1d_act", "final_conv1d_gn"),
     uses=("final_conv1d_1", "rearrange_dims", "final_conv1d_gn", "final_conv1d_act", "final_conv1d_2"),
 )
 def out_conv_1d_block(block: Any, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
@@ -106,6 +113,10 @@ def out_conv_1d_block(block: Any, hidden_states: Tensor, temb: Tensor | None = N
     hidden_states = block.final_conv1d_1(hidden_states)[:, :, None, :]
     hidden_states = norm_silu(block.final_conv1d_gn, block.final_conv1d_act, hidden_states)[:, :, 0, :]
     return block.final_conv1d_2(hidden_states)
+
+
+def _if_silu(block: nn.Module, activation: str, norm: str) -> tuple[str, ...]:
+    return (norm,) if learn_silu(block.get_submodule(activation)) else ()
 
 
 def _frames_as_samples(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from unetgn.fusion import rules
+from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
 from unetgn.fusion.reading import CannotReadError, find_pairs
 from unetgn.fusion.recognition import learn_silu
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
@@ -44,7 +45,7 @@ class Fuse:
                 continue
             reasons = _fuse_module(module, settled)
             stand_in = stand_in_of(module)
-            for norm in stand_in.norms if stand_in else ():
+            for norm in stand_in.norms if stand_in is not None else ():
                 fused.append(FusedPlace(_join(path, norm), type(module).__name__, norm))
                 settled.update(module.get_submodule(norm).modules())
             for norm, reason in reasons.items():
@@ -66,9 +67,9 @@ def unfuse(model: nn.Module) -> None:
 def _fuse_module(module: nn.Module, settled: set[nn.Module]) -> dict[str, str]:
     """Fuse what can be in this one module; the direct norms that are left, with the reasons."""
     norms = {name: norm for name, norm in module.named_children() if rules.is_norm(norm) and norm not in settled}
-    stand_in = stand_in_of(module)
-    if stand_in is not None:
-        return {name: _no_silu_after(module) for name in norms if name not in stand_in.norms}
+    name = norm_before_projections(module)
+    if name in norms:
+        return {name: _lay_out(module, name)}
     rule = rules.block_rule(type(module))
     if rule is not None:
         return _fuse_by_rule(module, rule, norms, settled)
@@ -88,7 +89,7 @@ def _fuse_by_rule(
     unknown = rules.unknown_names(getattr(type(module), rule.method), rule.uses) if rule.uses is not None else None
     if unknown is not None:
         return left | dict.fromkeys(foldable, unknown)
-    return left | _install(StandIn(module, rule.method, foldable, frozenset()))
+    return left | _install(StandIn(module, rule.method, foldable, function=rule.function))
 
 
 def _fuse_by_reading(module: nn.Module, norms: dict[str, nn.Module]) -> dict[str, str]:
@@ -105,11 +106,18 @@ def _fuse_by_reading(module: nn.Module, norms: dict[str, nn.Module]) -> dict[str
         return left
     if not rules.is_readable(type(module)):
         return left | dict.fromkeys(joined, _why_unread(type(module)))
-    return left | _install(StandIn(module, "forward", joined, activations))
+    return left | _install(StandIn(module, "forward", joined, activations=activations))
+
+
+def _lay_out(attention: nn.Module, name: str) -> str:
+    """Put the stand-in for a norm that feeds projections on the norm itself; what the report says of the norm."""
+    if _install(StandIn(attention.get_submodule(name), "forward", (name,), function=transposed_group_norm)):
+        return _no_silu_after(attention)
+    return "no SiLU after it; its result is laid out once, and not copied by each projection"
 
 
 def _install(stand_in: StandIn) -> dict[str, str]:
-    if install(stand_in):
+    if stand_in_of(stand_in.module) is not None or install(stand_in):
         return {}
     reason = f"its {stand_in.method} is wrapped on the instance by another library: fuse first, wrap then"
     return dict.fromkeys(stand_in.norms, reason)

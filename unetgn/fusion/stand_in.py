@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
 from torch import nn
 
 from unetgn.fusion.reading import read
-from unetgn.fusion.rules import block_rule, is_readable
 
 RECORD = "_unetgn_stand_in"
 
 
 class StandIn:
-    """Runs the fused function in the place of `module.<method>`.
+    """Runs a function of the module in the place of `module.<method>`.
 
-    It is an attribute of the instance: the class, its name and `isinstance` stay what they were, and so do parameters,
-    buffers and children. It is copied and pickled with its module (the function is found again from the module's
-    class). Once retired it runs the original, for whoever still holds it inside a wrapper of theirs.
+    The function is given, or else made by reading the method with the module's `norms` and `activations`. The stand-in
+    is an attribute of the instance: the class, its name and `isinstance` stay what they were, and so do parameters,
+    buffers and children. It is copied and pickled with its module; a function that was made by reading is made again.
+    Once retired it runs the original, for whoever still holds it inside a wrapper of theirs.
     """
 
-    def __init__(self, module: nn.Module, method: str, norms: tuple[str, ...], activations: frozenset[str]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        method: str,
+        norms: tuple[str, ...],
+        *,
+        function: Callable[..., Any] | None = None,
+        activations: frozenset[str] | None = None,
+    ) -> None:
         self.module, self.method, self.norms, self.activations = module, method, norms, activations
-        self.function = self._find_function()
+        self.function = function or self._read()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.module, *args, **kwargs)
@@ -43,24 +51,17 @@ class StandIn:
         """Run the class's own method from now on."""
         self.function = getattr(type(self.module), self.method)
 
-    def _find_function(self) -> Any:
-        cls = type(self.module)
-        rule = block_rule(cls)
-        if rule is not None:
-            return rule.function
-        if not is_readable(cls):
-            raise LookupError(
-                f"a fused {cls.__name__} needs the rule that it was fused with: run the module that registers it "
-                f"with unetgn.fuse.rule before the model is loaded or copied"
-            )
-        return read(getattr(cls, self.method), frozenset(self.norms), self.activations)
+    def _read(self) -> Callable[..., Any]:
+        return read(getattr(type(self.module), self.method), frozenset(self.norms), self.activations or frozenset())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "function"}
+        is_read = self.activations is not None
+        return {name: value for name, value in vars(self).items() if name != "function" or not is_read}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.function = self._find_function()
+        if "function" not in state:
+            self.function = self._read()
 
 
 def stand_in_of(module: nn.Module) -> StandIn | None:
