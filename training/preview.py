@@ -67,16 +67,14 @@ def draw_preview(
 
 
 def draw_loss(steps: list[int], losses: list[float], path: Path) -> None:
-    """The loss against the step: every logged value, and their running mean."""
+    """The loss against the step: every logged value, and the mean over the last twentieth of them."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    smooth, mean = [], losses[0] if losses else 0.0
-    for loss in losses:
-        mean += 0.1 * (loss - mean)
-        smooth.append(mean)
+    window = max(1, len(losses) // 20)
+    smooth = [sum(part) / len(part) for part in (losses[max(0, i - window) : i + 1] for i in range(len(losses)))]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(steps, losses, alpha=0.35, linewidth=0.8, label="logged")
     axes.plot(steps, smooth, linewidth=1.5, label="running mean")

@@ -24,6 +24,8 @@ class TrainConfig:
 
     steps: int = 1000
     """Optimizer steps of the whole run."""
+    processes: int | None = None
+    """Refuse to run with another number of processes; null takes what the launcher started."""
     batch_size: int = 32
     """Images per process and forward pass; a step takes batch_size × processes × gradient_accumulation."""
     gradient_accumulation: int = 1

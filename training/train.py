@@ -20,6 +20,7 @@ from training.checkpoint import CheckpointError
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
 from training.data import SampleStream, open_images, split
 from training.images import Images
+from training.launch import describe, make_accelerator
 from training.loop import Diverged, Loop, Preempted
 from training.objective import Objective
 from training.resume import check_same_run, find_start, restore
@@ -32,7 +33,7 @@ logger = logging.getLogger("training")
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Options of this script; what is left over is `key=value`."""
-    keys = "keys of the configuration, as in train.steps=100:\n\n" + make_parser().format_help().split("\n\n", 1)[1]
+    keys = "keys of the configuration, as in train.steps=100:\n\n" + make_parser().format_help().split("\n\n", 2)[2]
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,19 +81,6 @@ def prepare_images(config: RunConfig, accelerator: Accelerator, overfit: int | N
     return images, indices
 
 
-def describe(config: RunConfig, accelerator: Accelerator, parameters: int, images: int) -> str:
-    """What is about to run, for the first lines of the log."""
-    train = config.train
-    batch = train.batch_size * train.gradient_accumulation * accelerator.num_processes
-    return (
-        f"{accelerator.num_processes} process(es) on {accelerator.device}, precision {train.mixed_precision}\n"
-        f"{batch} images a step ({train.batch_size} × {train.gradient_accumulation} accumulated × "
-        f"{accelerator.num_processes} processes), {train.steps} steps over {images} images "
-        f"({train.steps * batch / images:.1f} epochs)\n"
-        f"{parameters:,} parameters"
-    )
-
-
 def run(arguments: argparse.Namespace) -> None:
     """From the parsed arguments to the finished run."""
     path = find_config(arguments.config)
@@ -101,11 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(to_yaml(config), end="")
         return
     output = RunDirectory(arguments.output or Path("runs") / path.stem)
-    accelerator = Accelerator(
-        mixed_precision=config.train.mixed_precision,
-        log_with=list(config.train.trackers) or None,
-        project_dir=str(output.path),
-    )
+    accelerator = make_accelerator(config, output.path)
     images, indices = prepare_images(config, accelerator, arguments.overfit)
     if arguments.dry_run:
         with torch.device("meta"):

@@ -92,6 +92,23 @@ def test_a_missing_file_and_a_typo_exit_with_2(capsys: pytest.CaptureFixture[str
     assert exit_.value.code == 2
 
 
+def test_what_the_launcher_did_otherwise_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refused(*keys: str) -> str:
+        assert main(["--config", "digits8_ddpm", "--output", str(tmp_path / "run"), "--dry-run", *keys]) == 2
+        return capsys.readouterr().err
+
+    assert "train.trackers has 'tensorbord'; Accelerate knows" in refused("train.trackers=[tensorbord]")
+    assert "train.processes is 2, but 1 started" in refused("train.processes=2")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert "launched with --mixed_precision bf16, but train.mixed_precision is no" in refused()
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "made 2 processes, but each would train alone" in refused()
+    assert not (tmp_path / "run").exists()
+
+
 def test_print_config_writes_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", "digits8_ddpm", "--print-config", "train.steps=12"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)

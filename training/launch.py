@@ -1,0 +1,79 @@
+"""What the launcher started, and whether it is what was asked for.
+
+Accelerate's launcher has ways to run something else than its command line says, without a word; here they are errors.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+from training.config import ConfigError, RunConfig
+
+SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {} training/train.py …"
+
+
+def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
+    """Accelerate's view of the processes. Raises ConfigError where it differs from the configuration or environment."""
+    check_trackers(config.train.trackers)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", config.train.mixed_precision):
+        raise ConfigError(
+            f"accelerate was launched with --mixed_precision {launched}, but train.mixed_precision is "
+            f"{config.train.mixed_precision}: set train.mixed_precision={launched}, or leave the launcher's out"
+        )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.train.mixed_precision,
+            log_with=list(config.train.trackers) or None,
+            project_dir=str(output),
+        )
+    except ValueError as error:
+        raise ConfigError(f"train.mixed_precision is {config.train.mixed_precision}: {error}") from error
+    check_processes(accelerator.num_processes, config.train.processes)
+    return accelerator
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raise ConfigError for a tracker that Accelerate does not know or that is not installed."""
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ConfigError(
+                f"train.trackers has {name!r}; Accelerate knows {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}"
+            )
+        if name not in installed:
+            raise ConfigError(
+                f"train.trackers has {name!r}, which is not installed: pip install {name}, or leave it out"
+            )
+
+
+def check_processes(started: int, asked: int | None) -> None:
+    """Raise ConfigError where the processes are not those of one run, or not as many as `train.processes` asks for."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != started:
+        raise ConfigError(
+            f"the launcher made {world} processes, but each would train alone: without GPUs, start them with "
+            + SEVERAL_ON_CPU.format(world)
+        )
+    if asked is not None and asked != started:
+        raise ConfigError(
+            f"train.processes is {asked}, but {started} started: on GPUs use accelerate launch --multi_gpu "
+            f"--num_processes {asked} training/train.py …, on CPUs " + SEVERAL_ON_CPU.format(asked)
+        )
+
+
+def describe(config: RunConfig, accelerator: Accelerator, parameters: int, images: int) -> str:
+    """What is about to run, for the first lines of the log."""
+    train = config.train
+    batch = train.batch_size * train.gradient_accumulation * accelerator.num_processes
+    return (
+        f"{accelerator.num_processes} process(es) on {accelerator.device}, precision {train.mixed_precision}\n"
+        f"{batch} images a step ({train.batch_size} × {train.gradient_accumulation} accumulated × "
+        f"{accelerator.num_processes} processes), {train.steps} steps over {images} images "
+        f"({train.steps * batch / images:.1f} epochs)\n"
+        f"{parameters:,} parameters"
+    )
