@@ -1,4 +1,4 @@
-"""Recipes of `fuse_coverage` for autoencoders and upsamplers, by the path of the class; several for one class are its variants."""
+"""Recipes of `fuse_coverage` for autoencoders and upsamplers, by the path of the class."""
 
 from __future__ import annotations
 
