@@ -1,0 +1,268 @@
+"""diffusers' U-Nets as ours and back: weights, outputs and gradients, on random architectures."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unetgn import UNet
+from unetgn.interop import to_diffusers
+
+DDPM = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+STABLE = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 24,
+    "attention_head_dim": 4,
+}
+SLOW_START = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+@st.composite
+def unet2d_options(draw):
+    """Options of a small UNet2DModel that diffusers itself accepts and runs."""
+    levels = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from([4, 8]))
+    channels = tuple(groups * draw(st.integers(1, 3)) for _ in range(levels))
+    down = draw(st.sampled_from(["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]))
+    downs = tuple(draw(st.sampled_from(["DownBlock2D", "AttnDownBlock2D", down])) for _ in range(levels))
+    up = draw(st.sampled_from(["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]))
+    ups = tuple(draw(st.sampled_from(["UpBlock2D", "AttnUpBlock2D", up])) for _ in range(levels))
+    return {
+        "sample_size": 8,
+        "in_channels": draw(st.integers(1, 4)),
+        "out_channels": draw(st.integers(1, 3)),
+        "block_out_channels": channels,
+        "down_block_types": downs,
+        "up_block_types": ups,
+        "mid_block_type": draw(st.sampled_from(["UNetMidBlock2D", "UNetMidBlock2D", None])),
+        "layers_per_block": draw(st.integers(1, 2)),
+        "norm_num_groups": groups,
+        "norm_eps": draw(st.sampled_from([1e-5, 1e-6])),
+        "attn_norm_num_groups": draw(st.sampled_from([None, 4, 2])),
+        "add_attention": draw(st.booleans()),
+        "attention_head_dim": draw(st.sampled_from([None, 4, 2])),
+        "resnet_time_scale_shift": draw(st.sampled_from(["default", "scale_shift"])),
+        "downsample_type": draw(st.sampled_from(["conv", "resnet"])),
+        "upsample_type": draw(st.sampled_from(["conv", "resnet"])),
+        "downsample_padding": draw(st.sampled_from([0, 1])),
+        "flip_sin_to_cos": draw(st.booleans()),
+        "freq_shift": draw(st.sampled_from([0, 1])),
+        "time_embedding_dim": draw(st.sampled_from([None, 20])),
+        "mid_block_scale_factor": draw(st.sampled_from([1, 2**0.5])),
+        "num_class_embeds": draw(st.sampled_from([None, 5])),
+    }
+
+
+@st.composite
+def condition_options(draw):
+    """Options of a small UNet2DConditionModel that diffusers itself accepts and runs."""
+    levels = draw(st.integers(1, 3))
+    channels = tuple(draw(st.sampled_from([8, 16, 24])) for _ in range(levels))
+    down = draw(st.sampled_from(["DownBlock2D", "ResnetDownsampleBlock2D"]))
+    downs = tuple(draw(st.sampled_from([down, "CrossAttnDownBlock2D"])) for _ in range(levels))
+    up = draw(st.sampled_from(["UpBlock2D", "ResnetUpsampleBlock2D"]))
+    ups = tuple(draw(st.sampled_from([up, "CrossAttnUpBlock2D"])) for _ in range(levels))
+    layers = tuple(draw(st.integers(1, 2)) for _ in range(levels))
+    nested = draw(st.booleans())
+    depths = tuple(draw(st.integers(1, 2)) for _ in range(levels))
+    mids = ["UNetMidBlock2DCrossAttn", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None]
+    return {
+        "sample_size": 8,
+        "block_out_channels": channels,
+        "down_block_types": downs,
+        "up_block_types": ups,
+        "mid_block_type": draw(st.sampled_from(mids)),
+        "layers_per_block": layers,
+        "norm_num_groups": draw(st.sampled_from([4, 8])),
+        "attention_head_dim": tuple(draw(st.sampled_from([2, 4])) for _ in range(levels)),
+        "cross_attention_dim": draw(st.sampled_from([12, (12,) * levels])),
+        "transformer_layers_per_block": tuple((depth,) * count for depth, count in zip(depths, layers, strict=True))
+        if nested
+        else depths,
+        "reverse_transformer_layers_per_block": tuple(
+            (depth,) * (count + 1) for depth, count in zip(depths[::-1], layers[::-1], strict=True)
+        )
+        if nested
+        else None,
+        "use_linear_projection": draw(st.booleans()),
+        "only_cross_attention": draw(st.sampled_from([False, tuple(level == 0 for level in range(levels))])),
+        "upcast_attention": draw(st.booleans()),
+        "resnet_time_scale_shift": draw(st.sampled_from(["default", "scale_shift"])),
+        "downsample_padding": draw(st.sampled_from([0, 1])),
+        "mid_block_scale_factor": draw(st.sampled_from([1, 2**0.5])),
+        "time_embedding_type": draw(st.sampled_from(["positional", "fourier"])),
+        "time_embedding_dim": draw(st.sampled_from([None, 20])),
+        "time_cond_proj_dim": draw(st.sampled_from([None, 6])),
+        "conv_in_kernel": draw(st.sampled_from([1, 3])),
+        "conv_out_kernel": draw(st.sampled_from([1, 3])),
+        "num_class_embeds": draw(st.sampled_from([None, 5])),
+        "addition_embed_type": None,
+    }
+
+
+def randomized(model, seed=0):
+    """The model in float64 with every parameter drawn anew, so that none is zero or one by initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 1 + 0.1 * noise)
+    return model.double().eval()
+
+
+def inputs(model, seed=1):
+    """Arguments for both libraries, by name."""
+    generator, config = torch.Generator().manual_seed(seed), model.config
+    given = {
+        "sample": torch.randn(2, config.in_channels, 8, 8, generator=generator, dtype=torch.float64),
+        "timestep": torch.tensor([3, 700]),
+    }
+    if config.time_embedding_type == "fourier":  # random frequencies want noise levels around 1: phases in float32
+        given["timestep"] = torch.tensor([0.25, 1.5], dtype=torch.float64)
+    if config.num_class_embeds is not None:
+        given["class_labels"] = torch.tensor([1, 4])
+    if isinstance(model, UNet2DConditionModel):
+        given["encoder_hidden_states"] = torch.randn(2, 5, 12, generator=generator, dtype=torch.float64)
+        if config.time_cond_proj_dim is not None:
+            given["timestep_cond"] = torch.randn(2, config.time_cond_proj_dim, generator=generator, dtype=torch.float64)
+    return given
+
+
+def assert_round_trip(model):
+    ours = UNet.from_diffusers(model)
+    back = to_diffusers(ours)
+    assert type(back) is type(model)
+    weights = back.state_dict()
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    given = inputs(model)
+    with torch.no_grad():
+        expected = model(**given).sample
+        assert torch.equal(back(**given).sample, expected)
+        # diffusers has its sinusoid in float32, ours is in float64 here
+        torch.testing.assert_close(ours(**given).sample, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            ours.float()(**_float(given)).sample,
+            model.float()(**_float(given)).sample,
+            rtol=0,
+            atol=2e-5 * float(expected.abs().max()),
+        )
+
+
+def _float(given):
+    return {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
+@given(options=unet2d_options())
+def test_a_unet2d_model_comes_back_with_the_same_weights_and_outputs(options):
+    assert_round_trip(randomized(UNet2DModel(**options)))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
+@given(options=condition_options())
+def test_a_conditional_model_comes_back_with_the_same_weights_and_outputs(options):
+    assert_round_trip(randomized(UNet2DConditionModel(**options)))
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=SLOW_START)
+@given(options=st.one_of(unet2d_options(), condition_options()))
+def test_many_more_architectures_come_back_the_same(options):
+    model = UNet2DConditionModel if "cross_attention_dim" in options else UNet2DModel
+    assert_round_trip(randomized(model(**options)))
+
+
+@pytest.mark.parametrize(("model_class", "options"), [(UNet2DModel, DDPM), (UNet2DConditionModel, STABLE)])
+def test_gradients_are_those_of_diffusers(model_class, options, monkeypatch):
+    model = randomized(model_class(**options))
+    ours = UNet.from_diffusers(model)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, model.config.in_channels, 8, 8, generator=generator, dtype=torch.float64)
+    context = torch.randn(2, 5, 24, generator=generator, dtype=torch.float64)
+    more = {"encoder_hidden_states": context} if model_class is UNet2DConditionModel else {}
+    target = torch.randn(2, model.config.out_channels, 8, 8, generator=generator, dtype=torch.float64)
+    # timestep 0: both sinusoids are exact there, diffusers' in float32 as ours in float64
+    gradients = []
+    for network in (ours, model):
+        (network(x, 0, **more).sample * target).sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for _, parameter in sorted(network.named_parameters())]))
+    difference = torch.linalg.vector_norm(gradients[0] - gradients[1]) / torch.linalg.vector_norm(gradients[1])
+    assert difference <= 1e-9
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_folder_gives_what_the_model_gives(tmp_path, variant, sharded):
+    model = UNet2DModel(**DDPM)
+    size = "100KB" if sharded else "1GB"
+    model.half().save_pretrained(tmp_path, variant=variant, max_shard_size=size)
+    ours, theirs = UNet.from_diffusers(tmp_path, variant=variant).state_dict(), model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_folder_of_pickles_is_refused(tmp_path):
+    UNet2DModel(**DDPM).save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(ValueError, match="is a pickle"):
+        UNet.from_diffusers(tmp_path)
+
+
+def test_a_folder_without_weights_or_configuration_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        UNet.from_diffusers(tmp_path)
+    UNet2DModel(**DDPM).save_config(tmp_path)
+    with pytest.raises(ValueError, match="has neither"):
+        UNet.from_diffusers(tmp_path)
+
+
+def test_another_class_is_refused():
+    with pytest.raises(ValueError, match="'Linear' is not supported"):
+        UNet.from_diffusers(torch.nn.Linear(1, 1))
+
+
+def test_the_null_class_becomes_the_last_class_of_diffusers():
+    ours = randomized(UNet(channels=(32, 64), depth=1, num_classes=10))
+    theirs = to_diffusers(ours)
+    x, t = (
+        torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        torch.tensor([0, 0]),
+    )
+    with torch.no_grad():
+        expected = theirs(x, t, class_labels=torch.tensor([10, 10])).sample
+        torch.testing.assert_close(ours(x, t).sample, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"spatial_dims": 1}, "spatial_dims"),
+        ({"encoder": {"residual_input": True}}, "encoder.residual_input"),
+        ({"attention": {"num_heads": 4}, "attention_levels": (0, 1)}, "attention's num_heads"),
+        ({"encoder": {"attention_blocks": ((), (0,))}, "attention_levels": ()}, "attention's num_heads"),
+        ({"time": {"width": 16}}, "time"),
+        ({"norm": {"group_size": 4}}, "norm"),
+        ({"resblock": {"residual_scale": 0.5}}, "resblock.residual_scale"),
+        ({"resample": {"kind": "plain"}}, "resample"),
+        ({"attention": {"qk_norm": True}}, "attention.qk_norm"),
+        ({"decoder": {"channels": (32, 32)}}, "decoder.channels"),
+        ({"condition": {"augment_dim": 9}}, "condition"),
+        ({"encoder": {"stem_channels": 16}, "norm": {"num_groups": 8}}, "encoder.stem_channels"),
+        ({"mid": {"depth": 3}}, "mid.depth"),
+    ],
+)
+def test_what_diffusers_cannot_express_is_named(options, field):
+    unet = UNet(**{"channels": (32, 64), "attention_levels": (1,), **options})
+    with pytest.raises(ValueError, match=f"cannot express.*{field}"):
+        to_diffusers(unet)
