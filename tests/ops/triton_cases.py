@@ -1,17 +1,18 @@
 """Cases for the Triton kernels: inputs from a seed, the float64 definition, and the errors of a result against it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches
-from unetgn.ops.triton_backward import plan_backward as heuristic_backward
-from unetgn.ops.triton_device import Device, device_of
-from unetgn.ops.triton_forward import Plan, forward_launches
-from unetgn.ops.triton_forward import plan_forward as heuristic_forward
+from unetgn.ops import triton_plan_channels_last as channels_last
+from unetgn.ops import triton_plan_contiguous as contiguous
+from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches, plan_backward
+from unetgn.ops.triton_device import INTERPRETER, Device, device_of
+from unetgn.ops.triton_forward import Plan, forward_launches, plan_forward
 from unetgn.ops.triton_launch import Call, call_of, run
+from unetgn.ops.triton_plan import ceil_div, power_of_two_at_least, power_of_two_divisor
 
 NAMES = ("x", "weight", "bias", "pre_bias", "scale", "shift")
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -130,20 +131,79 @@ def run_backward(
     return gradients
 
 
-def relative_error(result: Tensor, exact: Tensor) -> float:
-    """Root mean square of the error over that of the exact result; infinite where anything is not finite."""
+def relative_error(result: Tensor, exact: Tensor, floor: float = 0.0) -> float:
+    """RMS of the error over that of the exact result (or over `floor`); infinite where not all is finite."""
     if not torch.isfinite(result).all():
         return math.inf
     error = (result.double().cpu() - exact.cpu()).square().mean().sqrt().item()
-    return error / max(exact.square().mean().sqrt().item(), 1e-30)
+    return error / max(exact.square().mean().sqrt().item(), floor, 1e-30)
 
 
-def errors(case: Case, forward_plan: Plan | None = None, backward_plan: Plan | None = None) -> dict[str, float]:
-    """The relative error of y and of every gradient; plans default to the heuristic's."""
+def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
+    """(forward plan, backward plan) of each way through the kernels that fits the case, whatever the heuristic chooses.
+
+    Tiles of the split path are small, so that a group has several chunks, but few (the interpreter takes a millisecond
+    a program and more); the cluster path needs shapes that two blocks can share.
+    """
+    call = call_for(case, case.shapes(), INTERPRETER)
+    problem = call.problem
+    if call.channels_last:
+        many = 1 << 20
+        split = channels_last.split(problem, INTERPRETER, largest=1024, largest_apply=1024)
+        split = replace(split, rows=quarter(problem.spatial), apply_rows=2 * quarter(problem.spatial))
+        found: dict[str, tuple[Plan, Plan]] = {"split": (split, split)}
+        for name, blocks in (("resident", 1), ("cluster", 2)):
+            plan = channels_last.resident_of(problem, INTERPRETER, 2048, many, blocks)
+            if plan is not None and problem.spatial % blocks == 0:
+                found[name] = (plan, plan)
+        return found
+    width = power_of_two_divisor(problem.spatial)
+    row, exact = contiguous.backward_row(problem)
+    backward = contiguous.backward_split(problem, INTERPRETER, row, exact)
+    tile = max(row, quarter(problem.channels * ceil_div(problem.spatial, row) * row))
+    small = replace(backward, tile=tile, apply_tile=2 * tile, width=row)
+    chunk = max(min(width, problem.vector), quarter(problem.length))
+    found = {
+        "split": (
+            replace(contiguous.forward_split(problem, INTERPRETER, width), tile=chunk, apply_tile=2 * chunk),
+            small,
+        ),
+        "resident": (
+            contiguous.forward_resident(problem, INTERPRETER, width, 1),
+            contiguous.backward_resident(problem, INTERPRETER, row, exact, 1),
+        ),
+    }
+    shared, shared_row = contiguous.row_of_share(problem, width, 2), contiguous.row_of_share(problem, row, 2)
+    if shared and shared_row and exact:
+        found["cluster"] = (
+            contiguous.forward_resident(problem, INTERPRETER, shared, 2),
+            contiguous.backward_resident(problem, INTERPRETER, shared_row, True, 2),
+        )
+    return found
+
+
+def quarter(length: int) -> int:
+    """A power of two near a quarter of a length."""
+    return max(1, power_of_two_at_least(ceil_div(length, 4)))
+
+
+def errors(case: Case, plans: tuple[Plan, Plan]) -> dict[str, float]:
+    """The relative error of y and of every gradient, by explicit plans.
+
+    The gradient of pre_bias is the sum of dx over space, which may cancel: it is measured against the sum's terms.
+    """
     tensors = case.tensors()
-    call = call_for(case, tensors)
-    exact, exact_gradients = definition(case, tensors)
-    y, mean, rstd = run_forward(forward_plan or heuristic_forward(call, False), case, tensors)
-    gradients = run_backward(backward_plan or heuristic_backward(call, False), case, tensors, mean, rstd)
+    exact, gradients = definition(case, tensors)
+    y, mean, rstd = run_forward(plans[0], case, tensors)
+    results = run_backward(plans[1], case, tensors, mean, rstd)
+    terms = gradients["x"].square().mean().sqrt().item() * math.prod(case.shape[2:]) ** 0.5
     found = {"y": relative_error(y, exact)}
-    return found | {name: relative_error(gradients[name], exact_gradients[name]) for name in gradients}
+    for name, exact_gradient in gradients.items():
+        found[name] = relative_error(results[name], exact_gradient, terms if name == "pre_bias" else 0.0)
+    return found
+
+
+def heuristic(case: Case, *, clusters: bool = False) -> tuple[Plan, Plan]:
+    """The plans that a call on an H100 would take."""
+    call = call_for(case, case.shapes(), INTERPRETER)
+    return plan_forward(call, clusters), plan_backward(call, clusters)

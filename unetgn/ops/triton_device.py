@@ -24,6 +24,11 @@ class Device:
     )
     interpreted: bool = False  # Triton's interpreter: no assembly, and a cluster is one program
 
+    @property
+    def cluster_sizes(self) -> list[int]:
+        """Numbers of blocks that a cluster may have, smallest first."""
+        return [blocks for blocks in (2, 4, 8) if blocks <= self.largest_cluster]
+
 
 # The interpreter plans as an H100 or H200 would, so that its tests take the paths that those take.
 INTERPRETER = Device(multiprocessors=132, nvidia=False, largest_cluster=8, interpreted=True)

@@ -151,6 +151,6 @@ def _channels_last_split(
     tiles_of_sample = problem.samples * column_blocks
     return [
         Launch(channels_last.split_statistics, tiles_of_sample * row_blocks, statistics, plan.num_warps),
-        Launch(channels_last.merge_statistics, problem.programs, merge, 4),
+        Launch(channels_last.merge_statistics, problem.programs, merge, 8),
         Launch(channels_last.split_apply, tiles_of_sample * apply_blocks, apply, plan.apply_warps),
     ]

@@ -170,13 +170,16 @@ def split_statistics(
         tile = tl.load(x + base + offsets, mask=inside, other=0.0).to(compute)
     else:
         tile = tl.load(x + base + offsets).to(compute)
-    mean = tl.sum(tile, 0) / count
+    weight = number(count, compute)
+    mean = divide(tl.sum(tile, 0), weight)
     d = tile - mean[None, :]
     if MASKED:
         d = tl.where(inside, d, 0.0)
+    # The deviations measure by how much the mean was rounded: take that back.
+    correction = divide(tl.sum(d, 0), weight)
     slot = partials + (sample * row_blocks + row_block) * 2 * channels + channel
-    tl.store(slot, mean, mask=channel < channels)
-    tl.store(slot + channels, tl.sum(d * d, 0), mask=channel < channels)
+    tl.store(slot, mean + correction, mask=channel < channels)
+    tl.store(slot + channels, tl.sum(d * d, 0) - correction * correction * weight, mask=channel < channels)
 
 
 @triton.jit

@@ -4,12 +4,25 @@ import math
 from dataclasses import dataclass
 
 from unetgn.ops.triton_device import Device
-from unetgn.ops.triton_plan import Problem, ceil_div, power_of_two_at_least, two_waves, warps
+from unetgn.ops.triton_plan import (
+    MOST_TILES,
+    SHORT,
+    VECTOR_BYTES,
+    Problem,
+    ceil_div,
+    power_of_two_at_least,
+    power_of_two_divisor,
+    two_waves,
+    warps,
+)
 
 FORWARD_RESIDENT = 20480  # elements of a group at 16 bits each; half as many at 32 bits, a quarter at 64
 BACKWARD_RESIDENT = 10240  # xhat and dz stay in float32, whatever x is
+FORWARD_PER_THREAD = 96  # elements that a thread may hold at 16 bits
+BACKWARD_PER_THREAD = 40
 MOST_VECTORS = 16  # tiles that a resident kernel unrolls
-NARROWEST_LOAD = 8  # bytes: groups whose channels allow only narrower loads are split, where loads are full
+WIDEST = 64  # channels of a resident tile
+NARROWEST_LOAD = 8  # bytes
 SECTOR = 32  # bytes of memory that move together
 COLUMNS = 64  # channels of a split tile
 
@@ -44,41 +57,47 @@ class Split:
 
 def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
     """Resident where a group fits a block and its channels allow wide loads; else cluster, if allowed; else split."""
-    resident = _resident(problem, device, problem.resident_elements(FORWARD_RESIDENT), clusters)
+    limit, per_thread = (problem.resident_elements(n) for n in (FORWARD_RESIDENT, FORWARD_PER_THREAD))
+    resident = _resident(problem, device, limit, per_thread, clusters)
     if resident is not None:
         return resident
-    return _split(
+    return split(
         problem, device, largest=problem.resident_elements(8192), largest_apply=problem.resident_elements(4096)
     )
 
 
 def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
     """Resident where xhat and dz of a group fit a block in float32; else cluster, if allowed; else split."""
-    limit = BACKWARD_RESIDENT if problem.itemsize < 8 else BACKWARD_RESIDENT // 4
-    resident = _resident(problem, device, limit, clusters)
+    shrink = 1 if problem.itemsize < 8 else 4
+    limit, per_thread = BACKWARD_RESIDENT // shrink, BACKWARD_PER_THREAD // shrink
+    resident = _resident(problem, device, limit, per_thread, clusters)
     if resident is not None:
         return resident
-    largest = 8192 if problem.itemsize < 8 else 2048
-    return _split(problem, device, largest=largest, largest_apply=largest // 2)
+    return split(problem, device, largest=8192 // shrink, largest_apply=4096 // shrink)
 
 
-def _resident(problem: Problem, device: Device, limit: int, clusters: bool) -> Resident | None:
-    vector = math.gcd(problem.group_channels, problem.vector)
-    if vector * problem.itemsize < NARROWEST_LOAD:
+def _resident(problem: Problem, device: Device, limit: int, per_thread: int, clusters: bool) -> Resident | None:
+    """The resident plan with the fewest blocks that hold a group and fill the device; None where there is none.
+
+    Where the channels of a group allow no full-width loads, it is for short groups, which gain most from one launch.
+    """
+    load = math.gcd(problem.group_channels, problem.vector) * problem.itemsize
+    short = problem.length <= problem.resident_elements(SHORT)
+    if load < NARROWEST_LOAD or (load < VECTOR_BYTES and not short):
         return None
     if problem.length <= limit:
-        return _resident_of(problem, device, vector, limit, 1)
+        return resident_of(problem, device, limit, per_thread, 1)
     if clusters:
-        for blocks in (2, 4, 8):
+        for blocks in device.cluster_sizes:
             enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
-            fits = problem.spatial % blocks == 0 and problem.length // blocks <= limit
-            if blocks <= device.largest_cluster and fits and enough:
-                return _resident_of(problem, device, vector, limit, blocks)
+            if problem.spatial % blocks == 0 and problem.length // blocks <= limit and enough:
+                return resident_of(problem, device, limit, per_thread, blocks)
     return None
 
 
-def _resident_of(problem: Problem, device: Device, vector: int, limit: int, blocks: int) -> Resident | None:
-    """The plan for that many blocks; None where a group's channels are too many to unroll."""
+def resident_of(problem: Problem, device: Device, limit: int, per_thread: int, blocks: int) -> Resident | None:
+    """The plan for that many blocks; None where a thread would have to unroll or to hold too much."""
+    vector = min(power_of_two_divisor(problem.group_channels), WIDEST)
     steps = problem.group_channels // vector
     if steps > MOST_VECTORS:
         return None
@@ -90,9 +109,17 @@ def _resident_of(problem: Problem, device: Device, vector: int, limit: int, bloc
     ):
         groups *= 2
     share = problem.spatial // blocks
-    choices = [(tiles, power_of_two_at_least(ceil_div(share, tiles))) for tiles in range(1, MOST_VECTORS // steps + 1)]
-    tiles, rows = min(choices, key=lambda choice: (choice[0] * choice[1], choice[0]))
+
+    def waste_and_tiles(tiles: int) -> tuple[int, int]:
+        return tiles * power_of_two_at_least(ceil_div(share, tiles)), abs(steps * tiles - MOST_TILES // 2)
+
+    tiles = min(range(1, max(1, MOST_TILES // steps) + 1), key=waste_and_tiles)
+    rows = power_of_two_at_least(ceil_div(share, tiles))
     tiles = ceil_div(share, rows)
+    tile = rows * groups * vector
+    num_warps = warps(tile, problem, device)
+    if steps * tiles * tile > per_thread * num_warps * device.warp_size:
+        return None
     return Resident(
         blocks=blocks,
         tiles=tiles,
@@ -101,11 +128,12 @@ def _resident_of(problem: Problem, device: Device, vector: int, limit: int, bloc
         steps=steps,
         vector=vector,
         masked=tiles * rows != share,
-        num_warps=warps(rows * groups * vector, problem, device),
+        num_warps=num_warps,
     )
 
 
-def _split(problem: Problem, device: Device, *, largest: int, largest_apply: int) -> Split:
+def split(problem: Problem, device: Device, *, largest: int, largest_apply: int) -> Split:
+    """Tiles of COLUMNS channels, small enough to fill the device."""
     columns = min(COLUMNS, power_of_two_at_least(problem.channels))
     tile = two_waves(problem, device, smallest=1024, largest=largest)
     apply_tile = min(tile, largest_apply)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from unetgn.ops.triton_device import Device
 from unetgn.ops.triton_plan import (
     MOST_TILES,
+    SHORT,
     Problem,
     ceil_div,
     power_of_two_at_least,
@@ -47,27 +48,31 @@ class Split:
 
 
 def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
-    """Resident where a group fits a block and the blocks are many or the group short; else cluster, if allowed; else
-    split.
+    """Resident where a group fits a block and blocks are many or the group short; else cluster, if allowed; else split.
+
+    A group that cannot be loaded in whole vectors takes a register an element, and is split sooner.
     """
     width = power_of_two_divisor(problem.spatial)
     filled = problem.programs >= device.multiprocessors
-    short = problem.length <= problem.resident_elements(8192)
-    if problem.length <= problem.resident_elements(FORWARD_SHARE) and (filled or short):
-        return _forward_resident(problem, device, width, 1)
+    short = problem.length <= problem.resident_elements(SHORT)
+    fits = problem.length <= problem.resident_elements(FORWARD_SHARE if width >= problem.vector else SHORT)
+    if fits and (filled or short):
+        return forward_resident(problem, device, width, 1)
     if clusters:
-        for blocks in _cluster_sizes(device):
+        for blocks in device.cluster_sizes:
             share = problem.length // blocks
-            row = _row_of_share(problem, width, blocks)
+            row = row_of_share(problem, width, blocks)
             enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
             if row >= problem.vector and share <= problem.resident_elements(FORWARD_SHARE) and enough:
-                return _forward_resident(problem, device, row, blocks)
-    if problem.length <= problem.resident_elements(FORWARD_RESIDENT if filled else FORWARD_ALONE):
-        return _forward_resident(problem, device, width, 1)
-    return _forward_split(problem, device, width)
+                return forward_resident(problem, device, row, blocks)
+    alone = FORWARD_RESIDENT if filled else FORWARD_ALONE
+    if problem.length <= problem.resident_elements(alone if width >= problem.vector else SHORT):
+        return forward_resident(problem, device, width, 1)
+    return forward_split(problem, device, width)
 
 
-def _forward_resident(problem: Problem, device: Device, width: int, blocks: int) -> Resident:
+def forward_resident(problem: Problem, device: Device, width: int, blocks: int) -> Resident:
+    """A group in equal tiles; rows of `width` elements, a power of two that divides the spatial size."""
     share = problem.length // blocks
     tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(share, MOST_TILES)))
     tiles = ceil_div(share, tile)
@@ -82,7 +87,8 @@ def _forward_resident(problem: Problem, device: Device, width: int, blocks: int)
     )
 
 
-def _forward_split(problem: Problem, device: Device, width: int) -> Split:
+def forward_split(problem: Problem, device: Device, width: int) -> Split:
+    """Chunks for the statistics, smaller ones for the second pass."""
     tile = two_waves(problem, device, smallest=1024, largest=problem.resident_elements(8192))
     apply_tile = min(tile, problem.resident_elements(4096))
     return Split(
@@ -98,16 +104,29 @@ def _forward_split(problem: Problem, device: Device, width: int) -> Split:
 def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
     """Resident where xhat and dz of a group fit a block in float32; else cluster, if allowed; else split."""
     limit = BACKWARD_RESIDENT if problem.itemsize < 8 else BACKWARD_RESIDENT // 4
-    width, exact = _backward_row(problem)
+    width, exact = backward_row(problem)
     padded = problem.group_channels * ceil_div(problem.spatial, width) * width
     if padded <= limit:
-        return _backward_resident(problem, device, width, exact, 1)
+        return backward_resident(problem, device, width, exact, 1)
     if clusters and exact:
-        for blocks in _cluster_sizes(device):
-            row = _row_of_share(problem, width, blocks)
+        for blocks in device.cluster_sizes:
+            row = row_of_share(problem, width, blocks)
             enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
             if row >= problem.vector and problem.length // blocks <= limit and enough:
-                return _backward_resident(problem, device, row, True, blocks)
+                return backward_resident(problem, device, row, True, blocks)
+    return backward_split(problem, device, width, exact)
+
+
+def backward_row(problem: Problem) -> tuple[int, bool]:
+    """(width, exact): rows that divide the spatial size where that leaves whole vectors, else padded, masked rows."""
+    divisor = power_of_two_divisor(problem.spatial)
+    if divisor >= problem.vector or divisor == problem.spatial:
+        return divisor, True
+    return min(power_of_two_at_least(problem.spatial), LONGEST_MASKED_ROW), False
+
+
+def backward_split(problem: Problem, device: Device, width: int, exact: bool) -> Split:
+    """Rows of at most a tile, in tiles small enough to fill the device."""
     tile = two_waves(problem, device, smallest=1024, largest=4096 if problem.itemsize < 8 else 1024)
     num_warps = min(4, warps(tile, problem, device))
     return Split(
@@ -120,7 +139,8 @@ def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident 
     )
 
 
-def _backward_resident(problem: Problem, device: Device, width: int, exact: bool, blocks: int) -> Resident:
+def backward_resident(problem: Problem, device: Device, width: int, exact: bool, blocks: int) -> Resident:
+    """A group in equal tiles of rows."""
     share = problem.group_channels * ceil_div(problem.spatial, width) * width // blocks
     tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(share, MOST_TILES)))
     if exact:
@@ -138,19 +158,7 @@ def _backward_resident(problem: Problem, device: Device, width: int, exact: bool
     )
 
 
-def _backward_row(problem: Problem) -> tuple[int, bool]:
-    """(width, exact): rows that divide the spatial size where that leaves whole vectors, else padded, masked rows."""
-    divisor = power_of_two_divisor(problem.spatial)
-    if divisor >= problem.vector or divisor == problem.spatial:
-        return divisor, True
-    return min(power_of_two_at_least(problem.spatial), LONGEST_MASKED_ROW), False
-
-
-def _cluster_sizes(device: Device) -> list[int]:
-    return [blocks for blocks in (2, 4, 8) if blocks <= device.largest_cluster]
-
-
-def _row_of_share(problem: Problem, width: int, blocks: int) -> int:
+def row_of_share(problem: Problem, width: int, blocks: int) -> int:
     """The longest row of at most `width` elements such that the blocks get equally many; 0 where there is none."""
     while width and problem.length // width % blocks:
         width //= 2

@@ -1,0 +1,247 @@
+"""Numerical edges, sizes and layouts at the limits, and the operator's public door, under the interpreter."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+import unetgn
+from tests.ops.triton_cases import (
+    NAMES,
+    TOLERANCE,
+    Case,
+    definition,
+    errors,
+    paths,
+    relative_error,
+    run_backward,
+    run_forward,
+    small_tensors,
+)
+from unetgn.ops import implementation, triton_group_norm_silu
+from unetgn.ops.triton_forward_channels_last import locate_tile
+from unetgn.ops.triton_forward_contiguous import locate_chunk
+
+ALL = ("weight", "bias", "pre_bias", "scale", "shift")
+LAYOUTS_AND_PATHS = [(layout, path) for layout in (False, True) for path in ("resident", "split", "cluster")]
+every_path = pytest.mark.parametrize(("channels_last", "path"), LAYOUTS_AND_PATHS)
+
+
+@every_path
+def test_a_mean_of_a_thousand_deviations_costs_float32_less_than_2e_4(channels_last: bool, path: str) -> None:
+    case = Case((2, 16, 16, 16), 2, torch.float32, channels_last, ALL, mean=1000.0, seed=11)
+    assert max(errors(case, paths(case)[path]).values()) < 2e-4
+
+
+@every_path
+def test_two_runs_give_identical_bits(channels_last: bool, path: str) -> None:
+    case = Case((2, 12, 6, 6), 2, torch.float32, channels_last, ALL, seed=12)
+    forward, backward = paths(case)[path]
+    tensors = case.tensors()
+    runs = []
+    for _ in range(2):
+        y, mean, rstd = run_forward(forward, case, tensors)
+        runs.append([y, mean, rstd, *run_backward(backward, case, tensors, mean, rstd).values()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@every_path
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_stays_in_its_sample_and_group(
+    channels_last: bool, path: str, poison: float
+) -> None:
+    case = Case((2, 8, 6, 6), 2, torch.float32, channels_last, seed=13)
+    forward, backward = paths(case)[path]
+    clean, poisoned = case.tensors(), case.tensors()
+    assert poisoned["x"] is not None
+    poisoned["x"][1, 2, 3, 4] = poison  # sample 1, group 0
+    results = []
+    for tensors in (clean, poisoned):
+        y, mean, rstd = run_forward(forward, case, tensors)
+        results.append((y, run_backward(backward, case, tensors, mean, rstd)["x"]))
+    for before, after in zip(*results, strict=True):
+        assert torch.isnan(after[1, :4]).all()
+        after[1, :4] = before[1, :4]
+        assert torch.equal(before, after)
+
+
+@every_path
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.0, -3.0, 1000.0, 0.1])
+def test_a_constant_group_gives_the_bias(channels_last: bool, path: str, dtype: torch.dtype, value: float) -> None:
+    case = Case((1, 6, 4, 16), 2, dtype, channels_last, ("bias",), activation=False)
+    tensors = case.tensors()
+    x, bias = tensors["x"], tensors["bias"]
+    assert x is not None
+    assert bias is not None
+    x.fill_(value)
+    y, _, rstd = run_forward(paths(case)[path][0], case, tensors)
+    torch.testing.assert_close(y, bias.view(1, 6, 1, 1).expand_as(y), rtol=0, atol=1e-6)
+    torch.testing.assert_close(rstd, torch.full_like(rstd, case.eps**-0.5))
+
+
+@every_path
+def test_squares_that_overflow_float16_do_not_overflow_the_statistics(channels_last: bool, path: str) -> None:
+    case = Case((1, 8, 4, 16), 2, torch.float16, channels_last, seed=14)
+    tensors = case.tensors()
+    assert tensors["x"] is not None
+    tensors["x"] *= 10000.0
+    y, _, _ = run_forward(paths(case)[path][0], case, tensors)
+    assert relative_error(y, definition(case, tensors)[0]) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 8, 1), (2, 8, 1, 1), (2, 4, 1, 1, 1)], ids=str)
+def test_one_spatial_element_works(shape: tuple[int, ...]) -> None:
+    case = Case(shape, 2, torch.float32, False, ALL, eps=1e-2, seed=15)
+    for plans in paths(case).values():
+        assert max(errors(case, plans).values()) < 4 * TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((2, 6, 5, 4), 6), ((2, 6, 5, 4), 1), ((1, 1, 7, 3), 1), ((2, 7, 9), 7)], ids=str
+)
+def test_instance_and_layer_normalization_are_the_ends_of_the_range(shape: tuple[int, ...], groups: int) -> None:
+    case = Case(shape, groups, torch.float64, False, ALL, seed=16)
+    for plans in paths(case).values():
+        assert max(errors(case, plans).values()) < TOLERANCE[torch.float64]
+
+
+def test_more_chunks_than_a_program_merges_take_a_merge_of_their_own() -> None:
+    case = Case((1, 2, 300, 64), 1, torch.float32, False, mean=100.0, seed=17)
+    forward, backward = paths(case)["split"]
+    many = replace(forward, tile=128, apply_tile=8192)  # 300 chunks  # type: ignore[type-var]
+    assert max(errors(case, (many, backward)).values()) < 2e-4 / 10
+
+
+def test_a_padded_row_longer_than_the_longest_is_several_rows() -> None:
+    case = Case((1, 2, 2049), 1, torch.float32, False, ALL, seed=18)
+    assert max(errors(case, paths(case)["resident"]).values()) < TOLERANCE[torch.float32]
+
+
+def test_no_samples_give_empty_results_and_zero_gradients_of_parameters() -> None:
+    x = torch.empty(0, 4, 3, 3)
+    weight, bias = torch.ones(4), torch.zeros(4)
+    y, mean, rstd = triton_group_norm_silu.forward(x, 2, weight, bias, 1e-5, True, None, None, None)
+    assert y.shape == x.shape
+    assert mean.shape == rstd.shape == (0, 2)
+    needs = (True, True, True, False, False, False)
+    gradients = triton_group_norm_silu.backward(x, x, mean, rstd, 2, weight, bias, True, None, None, None, needs)
+    assert gradients[0] is not None
+    assert gradients[0].shape == x.shape
+    torch.testing.assert_close(gradients[1:3], (torch.zeros(4), torch.zeros(4)))
+
+
+@pytest.mark.parametrize("wanted", range(6))
+@pytest.mark.parametrize("path", ["resident", "split"])
+def test_gradients_that_are_not_needed_are_none_and_the_others_are_unchanged(wanted: int, path: str) -> None:
+    shape = (1, 4, 4, 4) if path == "resident" else (1, 2, 128, 88)  # too long a group for one block
+    case = Case(shape, 2 if path == "resident" else 1, torch.float32, False, ALL, seed=19)
+    tensors = case.tensors()
+    x, dy = tensors["x"], tensors["dy"]
+    assert x is not None
+    assert dy is not None
+    weight, bias, *rest = small_tensors(tensors)
+    _, mean, rstd = triton_group_norm_silu.forward(x, case.groups, weight, bias, case.eps, True, *rest)
+    needs = tuple(index == wanted for index in range(6))
+    found = triton_group_norm_silu.backward(dy, x, mean, rstd, case.groups, weight, bias, True, *rest, needs)
+    assert [gradient is not None for gradient in found] == list(needs)
+    exact = definition(case, tensors)[1][NAMES[wanted]]
+    assert found[wanted] is not None
+    assert relative_error(found[wanted], exact, floor=1e-2) < 20 * TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_each_gradient_has_the_dtype_of_its_parameter(dtype: torch.dtype) -> None:
+    case = Case((1, 4, 4, 4), 2, dtype, False, ALL, parameter_dtype=torch.float32, seed=20)
+    tensors = case.tensors()
+    _, mean, rstd = run_forward(paths(case)["resident"][0], case, tensors)
+    assert mean.dtype == rstd.dtype == torch.float32
+    call = triton_group_norm_silu.backward
+    weight, bias, *rest = small_tensors(tensors)
+    found = call(tensors["dy"], tensors["x"], mean, rstd, 2, weight, bias, True, *rest, (True,) * 6)  # type: ignore[arg-type]
+    assert [g.dtype for g in found if g is not None] == [dtype] + [torch.float32] * 5
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_public_function_takes_the_kernels_and_keeps_the_layout(memory_format: torch.memory_format) -> None:
+    case = Case((2, 8, 6, 5), 4, torch.float64, False, ALL, seed=21)
+    tensors = {key: None if t is None else t.clone() for key, t in case.tensors().items()}
+    exact, gradients = definition(case, tensors)
+    leaves = {key: t.requires_grad_() for key, t in tensors.items() if t is not None and key != "dy"}
+    x = leaves["x"].detach().contiguous(memory_format=memory_format).requires_grad_()
+    small = {key: leaves[key] for key in ("pre_bias", "scale", "shift")}
+    with implementation("triton"):
+        y = unetgn.group_norm_silu(x, 4, leaves["weight"], leaves["bias"], **small)
+        y.backward(tensors["dy"])
+    assert y.is_contiguous(memory_format=memory_format)
+    assert x.grad is not None
+    assert x.grad.is_contiguous(memory_format=memory_format)
+    assert relative_error(y.detach(), exact) < 1e-12
+    assert relative_error(x.grad, gradients["x"]) < 1e-12
+    for key in ("weight", "bias", "scale", "shift"):
+        assert leaves[key].grad is not None
+        assert relative_error(leaves[key].grad, gradients[key]) < 1e-12
+
+
+def test_the_public_function_takes_a_gradient_with_stride_zero_and_small_tensors_that_are_transposed() -> None:
+    x = torch.randn(2, 6, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(22)).requires_grad_()
+    scale = torch.linspace(-1, 1, 12, dtype=torch.float64).view(6, 2).t()
+    results = {}
+    for chosen in ("triton", "reference"):
+        x.grad = None
+        with implementation(chosen):
+            unetgn.group_norm_silu(x, 3, scale=scale).sum().backward()
+        results[chosen] = x.grad
+    torch.testing.assert_close(results["triton"], results["reference"], rtol=1e-12, atol=1e-12)
+
+
+@triton.jit
+def chunk_places(out, program, chunks, group_channels, segments, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+    group, base, channel, start, limit = locate_chunk(program, chunks, group_channels, segments, CHUNK, WIDTH, False)
+    tl.store(out, group)
+    tl.store(out + 1, base)
+    tl.store(out + 2, channel)
+    tl.store(out + 3, tl.sum(tl.sum(start, 1), 0))
+    tl.store(out + 4, limit)
+
+
+@triton.jit
+def tile_places(out, program, row_blocks, column_blocks, channel_vectors, spatial):
+    sample, _row_block, base, _channel, offsets, count = locate_tile(
+        program, row_blocks, column_blocks, channel_vectors, spatial, 128, 64, 8
+    )
+    tl.store(out, sample)
+    tl.store(out + 1, base)
+    tl.store(out + 2, tl.max(tl.max(offsets, 1), 0))
+    tl.store(out + 3, count)
+
+
+def test_places_beyond_two_to_the_31_do_not_wrap_in_the_contiguous_layout() -> None:
+    group_channels, spatial, chunk = 5, 2**30 + 2**13, 8192  # a group of more than 2**32 elements
+    chunks = group_channels * spatial // chunk
+    program = 3 * chunks + chunks - 1  # the last chunk of group 3
+    out = torch.zeros(5, dtype=torch.int64)
+    chunk_places[(1,)](out, program, chunks, group_channels, spatial // 4096, CHUNK=chunk, WIDTH=4096)
+    assert out.tolist() == [3, (3 * 5 + 4) * spatial, 4, 5 * spatial - chunk - 4 * spatial, chunk]
+
+
+def test_places_beyond_two_to_the_31_do_not_wrap_in_channels_last() -> None:
+    channels, spatial = 512, 2**24 + 1  # 2**33 elements a sample
+    row_blocks, column_blocks = -(-spatial // 128), channels // 64
+    out = torch.zeros(4, dtype=torch.int64)
+    program = 3 * row_blocks * column_blocks - 1  # the last tile of sample 2
+    tile_places[(1,)](out, program, row_blocks, column_blocks, channels // 8, spatial)
+    assert out.tolist() == [2, (2 * spatial + 2**24) * channels, 127 * channels + channels - 1, 1]
+
+
+def test_the_reference_values_of_this_folder_are_those_of_torch() -> None:
+    case = Case((2, 8, 5, 4), 4, torch.float64, False, seed=23)
+    tensors = case.tensors()
+    x, weight, bias = (tensors[key] for key in ("x", "weight", "bias"))
+    assert isinstance(x, Tensor)
+    expected = torch.nn.functional.silu(torch.nn.functional.group_norm(x, 4, weight, bias))
+    torch.testing.assert_close(definition(case, tensors)[0], expected, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,124 @@
+"""Every path through the kernels against the float64 definition, forward and backward."""
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ops.triton_cases import TOLERANCE, Case, errors, heuristic, paths
+
+GROUP_CHANNELS = (1, 3, 10, 20, 30, 40, 60, 80)
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+EXTRAS = (
+    (),
+    ("weight",),
+    ("bias",),
+    ("weight", "bias"),
+    ("pre_bias",),
+    ("weight", "bias", "scale", "shift"),
+    ("scale", "pre_bias"),
+    ("bias", "shift"),
+    ("weight", "bias", "pre_bias", "scale", "shift"),
+)
+PATHS = ("resident", "split", "cluster")
+SPATIAL = {
+    False: ((4, 4), (5, 7), (33,), (2, 4, 4), (6, 6), (16, 24)),
+    True: ((4, 4), (5, 7), (2, 4, 4), (6, 6), (3, 9)),
+}
+
+
+def cross_product(seed: int) -> list[tuple[Case, str]]:
+    """layouts x dtypes x C/G x extras x paths; the remaining properties of each case are drawn from the seed."""
+    draw = random.Random(seed)
+    cases = []
+    product = itertools.product((False, True), DTYPES, GROUP_CHANNELS, EXTRAS, PATHS)
+    for index, (channels_last, dtype, group_channels, extras, path) in enumerate(product):
+        groups = draw.choice((1, 2, 4)) if group_channels < 40 else draw.choice((1, 2))
+        case = Case(
+            shape=(draw.choice((1, 2)), groups * group_channels, *draw.choice(SPATIAL[channels_last])),
+            groups=groups,
+            dtype=dtype,
+            channels_last=channels_last,
+            extras=extras,
+            parameter_dtype=draw.choice((None, None, torch.float32, torch.bfloat16))
+            if dtype != torch.float64
+            else None,
+            activation=draw.random() < 0.8,
+            seed=index,
+        )
+        cases.append((case, path))
+    return cases
+
+
+def covering_selection(cases: list[tuple[Case, str]], seed: int) -> list[tuple[Case, str]]:
+    """A short selection in which every pair of the product's values occurs; greedy, in an order drawn from the seed."""
+    left = list(cases)
+    random.Random(seed).shuffle(left)
+    seen: set[tuple[Any, ...]] = set()
+    chosen = []
+    for case, path in left:
+        values = (case.channels_last, case.dtype, case.shape[1] // case.groups, case.extras, path)
+        pairs = set(itertools.combinations(enumerate(values), 2))
+        if path in paths(case) and not pairs <= seen:
+            seen |= pairs
+            chosen.append((case, path))
+    return chosen
+
+
+PRODUCT = cross_product(seed=2024)
+SELECTION = covering_selection(PRODUCT, seed=7)
+
+
+def name(value: Any) -> str:
+    if not isinstance(value, Case):
+        return str(value)
+    layout = "channels_last" if value.channels_last else "contiguous"
+    shape = "x".join(map(str, value.shape))
+    return f"{layout}-{str(value.dtype)[6:]}-{shape}/{value.groups}-{'+'.join(value.extras) or 'plain'}"
+
+
+def check(case: Case, path: str) -> None:
+    found = errors(case, paths(case)[path])
+    allowed = dict.fromkeys(found, TOLERANCE[case.dtype])
+    for key in ("weight", "bias", "pre_bias", "scale", "shift"):  # rounded to their own dtype
+        if key in found and case.parameter_dtype is not None:
+            allowed[key] = max(TOLERANCE[case.dtype], TOLERANCE[case.parameter_dtype])
+    assert {key: error for key, error in found.items() if error > allowed[key]} == {}
+
+
+@pytest.mark.parametrize(("case", "path"), SELECTION, ids=name)
+def test_results_and_gradients_match_the_definition_over_a_covering_selection(case: Case, path: str) -> None:
+    check(case, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "path"), PRODUCT, ids=name)
+def test_results_and_gradients_match_the_definition_over_the_whole_cross_product(case: Case, path: str) -> None:
+    if path not in paths(case):
+        pytest.skip("two blocks cannot share this shape evenly, or its channels are too many to unroll")
+    check(case, path)
+
+
+def test_the_selection_reaches_every_path_and_value() -> None:
+    assert {path for _, path in SELECTION} == set(PATHS)
+    assert {case.shape[1] // case.groups for case, _ in SELECTION} == set(GROUP_CHANNELS)
+    assert {case.extras for case, _ in SELECTION} == set(EXTRAS)
+    assert {(case.channels_last, case.dtype) for case, _ in SELECTION} == set(itertools.product((False, True), DTYPES))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(1, 80, 8, 8), (1, 8, 32, 32), (2, 32, 16, 16), (1, 6, 129, 64)], ids=str)
+def test_the_heuristics_own_plans_match_the_definition(shape: tuple[int, ...], channels_last: bool) -> None:
+    extras = ("weight", "bias", "pre_bias", "scale", "shift")
+    case = Case(shape, 2, torch.float32, channels_last, extras, seed=3)
+    assert max(errors(case, heuristic(case)).values()) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_clusters_as_the_heuristic_forms_them_match_the_definition(channels_last: bool) -> None:
+    case = Case((1, 16, 64, 64), 2, torch.float32, channels_last, seed=4)
+    plans = heuristic(case, clusters=True)
+    assert [plan.blocks for plan in plans] == [8, 8]  # type: ignore[union-attr]
+    assert max(errors(case, plans).values()) < TOLERANCE[torch.float32]
