@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import signal
+import contextlib
 import time
 from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
@@ -20,7 +17,8 @@ from training.config import RunConfig, to_yaml
 from training.data import SampleStream, StepBatches, make_loader
 from training.preview import draw_loss, draw_preview
 from training.run_directory import RunDirectory
-from training.step import TrainState, learning_rate
+from training.signals import Interrupted, StopSignals
+from training.step import Numbers, TrainState, learning_rate
 
 
 class Diverged(Exception):
@@ -31,47 +29,14 @@ class Preempted(Exception):
     """A signal asked the run to stop; its state is saved."""
 
 
-class StopSignals:
-    """SIGTERM and SIGINT as a question that every rank answers alike, so that all of them save the same step."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.received = False
-        several = accelerator.num_processes > 1
-        # Over the CPU, so that asking does not wait for the GPU.
-        self._group = torch.distributed.new_group(backend="gloo") if several else None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-    def anywhere(self, bad: bool) -> tuple[bool, bool]:
-        """Whether any rank received a signal, and whether any rank's numbers are bad."""
-        if self._group is None:
-            return self.received, bad
-        flags = torch.tensor([self.received, bad], dtype=torch.int32)
-        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=self._group)
-        return bool(flags[0]), bool(flags[1])
-
-
 class Window:
     """Means over the steps since the last row of the log, kept on the device until they are asked for."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums, self.steps, self.since = torch.zeros(2, device=device), 0, time.perf_counter()
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self.sums += torch.stack([loss.float(), norm.float()])
+    def add(self, numbers: Numbers) -> None:
+        self.sums += torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
         self.steps += 1
 
     def close(self, accelerator: Accelerator, images_per_step: int) -> tuple[float, float, float]:
@@ -82,6 +47,15 @@ class Window:
         self.sums, self.steps, self.since = torch.zeros_like(self.sums), 0, now
         return loss, norm, rate
 
+    def save(self, accelerator: Accelerator) -> dict[str, Any]:
+        """What a resumed run needs so that its first row is the unbroken run's; every rank has to ask."""
+        return {"sums": accelerator.gather(self.sums[None]).tolist(), "steps": self.steps}
+
+    def restore(self, saved: dict[str, Any], rank: int) -> None:
+        """Go on from what `save` gave; another number of ranks begins a new window."""
+        if rank < len(saved["sums"]):
+            self.sums, self.steps = torch.tensor(saved["sums"][rank], device=self.sums.device), saved["steps"]
+
 
 class Loop:
     """Everything that happens between the first and the last step of a run."""
@@ -91,6 +65,8 @@ class Loop:
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
+        self.window = Window(self.accelerator.device)
+        self.saved_step = state.step
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """This rank's batches from the next step to the last."""
@@ -106,39 +82,43 @@ class Loop:
         """Run to the last step. Raises Preempted after a signal (state saved) and Diverged (nothing saved)."""
         state, train = self.state, self.config.train
         main = self.accelerator.is_main_process
-        self.window = Window(self.accelerator.device)
         bar = tqdm(total=train.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True)
-        last: tuple[Tensor, Tensor] | None = None
-        with StopSignals(self.accelerator) as signals, bar:
+        older: Numbers | None = None
+        self.last: Numbers | None = None
+        with StopSignals(self.ranks) as self.signals, bar:
             batches = self.batches()
             while state.step < train.steps:
-                previous, last = last, state.run_step(batches)
-                self.window.add(*last)
+                step = self.signals.unless_stopped(lambda: [next(batches) for _ in range(train.gradient_accumulation)])
+                # The last step may still be running on the device: what is read here is the one before it.
+                if self.agree_on(older) or step is None:
+                    self.stop()
+                older, self.last = self.last, state.run_step(step)
+                self.window.add(self.last)
                 bar.update()
-                saving = self.due(train.checkpoint_every) or signals.received
-                # A step's numbers are read while the next one runs, unless it is about to be saved.
-                stop, bad = signals.anywhere(self.is_bad(last if saving else previous))
-                if bad or ((saving or stop) and signals.anywhere(self.is_bad(last))[1]):
-                    raise Diverged(f"the loss or the gradient is not finite at step {state.step}")
                 if self.due(train.log_every):
                     self.log(bar)
+                if self.due(train.checkpoint_every):
+                    self.save()
                 if self.due(train.sample_every):
                     self.preview()
-                if saving or stop:
-                    self.save()
-                if stop and state.step < train.steps:
-                    raise Preempted(f"stopped by a signal after step {state.step}")
 
     def due(self, every: int) -> bool:
         """Whether this step is one of every `every`, or the last."""
         return every > 0 and (self.state.step % every == 0 or self.state.step == self.config.train.steps)
 
-    def is_bad(self, numbers: tuple[Tensor, Tensor] | None) -> bool:
-        """Whether a step's loss or gradient is not finite; float16's loss scaling provokes infinite gradients."""
-        if numbers is None:
-            return False
-        loss, norm = numbers
-        return not math.isfinite(loss.item()) or (self.accelerator.scaler is None and not math.isfinite(norm.item()))
+    def agree_on(self, numbers: Numbers | None) -> bool:
+        """Whether any rank was told to stop. Raises Diverged where the numbers of a step are bad on any rank."""
+        stop, bad = self.signals.exchange(numbers is not None and not numbers.usable())
+        if bad:
+            assert numbers is not None
+            raise Diverged(f"the loss or the gradient is not finite at step {numbers.step}, rank {bad}")
+        return stop
+
+    def stop(self) -> NoReturn:
+        """Save what has not been saved and leave. Raises Preempted."""
+        if self.saved_step < self.state.step:
+            self.save()
+        raise Preempted(f"stopped by a signal after step {self.state.step}")
 
     def log(self, bar: tqdm) -> None:
         """A row of metrics.csv, the trackers and the progress bar."""
@@ -158,23 +138,31 @@ class Loop:
             bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s")
 
     def preview(self) -> None:
-        """Sampled images with the averaged weights, and the loss curve; only the main process draws."""
-        if self.accelerator.is_main_process:
-            model, data = self.config.model, self.config.data
-            shape = (model.in_channels, data.image_size, data.image_size)
-            with self.state.averaged() as unet:
-                scheduler = self.state.objective.scheduler
-                draw_preview(
-                    unet, scheduler, shape, self.config.preview, model.num_classes, self.run.path, self.state.step
-                )
+        """Sampled images with the averaged weights, and the loss curve; the main process draws, the others wait."""
+        if not self.accelerator.is_main_process:
+            return self.signals.wait_for_main()
+        model, data = self.config.model, self.config.data
+        shape = (model.in_channels, data.image_size, data.image_size)
+        scheduler = self.state.objective.scheduler
+        with contextlib.suppress(Interrupted), self.state.averaged() as unet:
+            draw_preview(
+                unet, scheduler, shape, self.config.preview, self.run.path, self.state.step, on_step=self.go_on
+            )
             draw_loss(*self.run.losses(), self.run.path / "loss.png")
-            self.window.since = time.perf_counter()  # drawing is not training: leave it out of images/s
-        self.accelerator.wait_for_everyone()
+            self.signals.exchange(False)
+        self.window.since = time.perf_counter()  # drawing is not training: leave it out of images/s
+
+    def go_on(self) -> None:
+        """Ask the other ranks between two steps of drawing. Raises Interrupted where one was told to stop."""
+        if self.signals.exchange(True)[0]:
+            raise Interrupted
 
     def save(self) -> None:
         """Write a checkpoint, then delete the oldest ones; only the main process writes."""
+        self.agree_on(self.last)
+        state = self.state
+        window = self.window.save(self.accelerator)
         if self.accelerator.is_main_process:
-            state = self.state
             tensors = {
                 "model": state.raw_weights(),
                 "ema": state.averaged_weights(),
@@ -185,8 +173,14 @@ class Loop:
                 "config.json": state.unet.to_json_string(),
                 "scheduler_config.json": state.objective.scheduler.to_json_string(),
             }
-            facts = {"counters": state.counters(), "world_size": self.ranks, "torch": torch.__version__}
+            facts = {
+                "counters": state.counters(),
+                "window": window,
+                "world_size": self.ranks,
+                "torch": torch.__version__,
+            }
             write_checkpoint(self.run.checkpoints, state.step, tensors, texts, facts)
             delete_old(self.run.checkpoints, self.config.checkpoint.keep)
             self.run.write_status("running", state.step)
+        self.saved_step = state.step
         self.accelerator.wait_for_everyone()

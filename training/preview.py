@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,22 @@ def draw_preview(
     scheduler: Any,
     shape: tuple[int, ...],
     config: PreviewConfig,
-    num_classes: int | None,
     run: Path,
     step: int,
+    *,
+    on_step: Callable[[], None],
 ) -> None:
-    """Write samples/step-*.png and denoise/step-*.png below `run`."""
+    """Write samples/step-*.png and denoise/step-*.png below `run`; `on_step` is called between sampling steps."""
     seeds = list(range(config.count))
+    num_classes = unet.config.num_classes
     labels = None if num_classes is None else [seed % num_classes for seed in seeds]
     sampler = make_sampling_scheduler(config.scheduler, scheduler, config.steps)
     path_of_first: list[torch.Tensor] = []
+
+    def look(noisy: torch.Tensor) -> None:
+        path_of_first.append(noisy[:4].cpu())
+        on_step()
+
     images = sample(
         unet,
         sampler,
@@ -58,7 +66,7 @@ def draw_preview(
         shape,
         class_labels=labels,
         guidance_scale=config.guidance_scale,
-        on_step=lambda noisy: path_of_first.append(noisy[:4].cpu()),
+        on_step=look,
     )
     chosen = torch.linspace(0, len(path_of_first) - 1, min(STRIP, len(path_of_first))).round().long().tolist()
     strip = torch.stack([path_of_first[i] for i in chosen], dim=1)  # (images, moments, C, H, W)

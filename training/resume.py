@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, optimizer_from_tensors, verify
 from training.config import RunConfig, load_config, walk
+from training.loop import Loop
 from training.run_directory import RunDirectory, RunDirectoryError
-from training.step import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +78,11 @@ def leaves(keys: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((key, value) for key, value in walk(keys) if not isinstance(value, dict))
 
 
-def restore(state: TrainState, checkpoint: Path) -> None:
-    """Put the state back as the checkpoint has it. Raises CheckpointError where the checkpoint is damaged."""
-    manifest = verify(checkpoint)
+def restore(loop: Loop, checkpoint: Path) -> None:
+    """Put the run back as the checkpoint has it. Raises CheckpointError where the checkpoint is damaged."""
+    manifest, state = verify(checkpoint), loop.state
     raw, averaged, optimizer = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimizer"))
     state.restore(manifest["step"], manifest["counters"], raw, averaged)
+    loop.saved_step = state.step
+    loop.window.restore(manifest["window"], state.accelerator.process_index)
     optimizer_from_tensors(state.optimizer, state.names(), optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from training.data import Purpose, random_stream
 from training.objective import Objective
 from unetgn import UNet
+
+LEAST_SCALE = 2.0**-14  # float16's smallest normal number: gradients that overflow below it are not finite at all
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,24 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """What a step says of itself, left on the device: reading it there waits until the step is done."""
+
+    step: int
+    loss: Tensor  # this rank's
+    gradient_norm: Tensor  # of all ranks together, before clipping
+    scale: float | None  # float16's loss scale; None without one
+
+    def usable(self) -> bool:
+        """Whether the loss is finite, and the gradient too, or the loss scale still has room to fall."""
+        if not math.isfinite(self.loss.item()):
+            return False
+        if self.scale is not None:  # infinite gradients are how a loss scale is found; falling for ever is not
+            return self.scale > LEAST_SCALE
+        return math.isfinite(self.gradient_norm.item())
+
+
 class TrainState:
     """What a run changes while it trains, on one rank. `step` is the number of optimizer steps done."""
 
@@ -113,31 +133,36 @@ class TrainState:
         if config.compile:
             self.unet.compile()
         optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            self.unet.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,  # in one pass, and able to skip a step by a flag on the device
         )
         self.model, self.optimizer = accelerator.prepare(self.unet, optimizer)
 
-    def run_step(self, batches: Iterator[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """One optimizer step over `gradient_accumulation` batches -> (loss of this rank, norm of the gradient)."""
+    def run_step(self, batches: Sequence[dict[str, Tensor]]) -> Numbers:
+        """One optimizer step on `gradient_accumulation` batches; where the gradient is not finite, none is made."""
         self.model.train()
         self._seed_dropout()
-        lr = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        accumulation = self.config.gradient_accumulation
+            group["lr"] = learning_rate(self.config, self.step)
         total = torch.zeros((), device=self.accelerator.device)
-        for micro in range(accumulation):
-            last = micro == accumulation - 1
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.objective.loss(self.model, self._to_device(next(batches)))
-                self.accelerator.backward(loss / accumulation)
-            total += loss.detach() / accumulation
+                loss = self.objective.loss(self.model, self._to_device(batch))
+                self.accelerator.backward(loss / len(batches))
+            total += loss.detach() / len(batches)
         norm = self._clip()
+        scaler = self.accelerator.scaler
+        if scaler is None:  # the optimizer itself then leaves everything as it is, without the host having to ask
+            self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.unet.parameters())
         self.step += 1
-        return total, norm
+        return Numbers(self.step, total, norm, scaler.get_scale() if scaler else None)
 
     def _seed_dropout(self) -> None:
         """Dropout draws from torch's own generator: seeded from (seed, step, rank), it needs no saving."""

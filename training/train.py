@@ -102,14 +102,15 @@ def run(arguments: argparse.Namespace) -> None:
     objective = Objective(config.objective, config.model.num_classes)
     unet = UNet.from_unet_config(config.model)
     state = TrainState(unet, objective, config.train, config.ema, accelerator, config.seed)
+    stream = SampleStream(images, indices, config.seed, random_flip=config.data.random_flip)
+    loop = Loop(config, state, stream, output)
     if start is not None:
-        restore(state, start)
+        restore(loop, start)
     if accelerator.is_main_process:
         output.resume_metrics(state.step)
         print(describe(config, accelerator, unet.num_parameters(), len(indices)))
         print(f"writing to {output.path}" + (f", going on after step {state.step}" if state.step else ""))
-    stream = SampleStream(images, indices, config.seed, random_flip=config.data.random_flip)
-    finish(Loop(config, state, stream, output))
+    finish(loop)
 
 
 def begin(config: RunConfig, output: RunDirectory, accelerator: Accelerator, resume: str) -> Path | None:

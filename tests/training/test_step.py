@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from training.objective import Objective, ObjectiveConfig
-from training.step import EMAConfig, TrainConfig, TrainState, learning_rate
+from training.step import EMAConfig, Numbers, TrainConfig, TrainState, learning_rate
 from unetgn import UNet
 
 
@@ -64,9 +64,9 @@ def test_the_average_is_the_exponential_one_with_its_warm_up(state: TrainState) 
     """After step n the average moves by 1 - min(decay, (1 + n) / (10 + n)), n counted from 0 after the first."""
     name = state.names()[0]
     average = state.raw_weights()[name]
-    data = iter(batches(16, 4))
+    data = batches(16, 4)
     for step in range(8):
-        state.run_step(data)
+        state.run_step(data[2 * step : 2 * step + 2])
         decay = 0.0 if step == 0 else min(0.5, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * state.raw_weights()[name]
         assert torch.allclose(state.averaged_weights()[name], average, atol=1e-6)
@@ -74,9 +74,8 @@ def test_the_average_is_the_exponential_one_with_its_warm_up(state: TrainState) 
 
 
 def test_averaged_lends_the_average_and_gives_the_weights_back(state: TrainState) -> None:
-    data = iter(batches(8, 4))
     for _ in range(4):
-        state.run_step(data)
+        state.run_step(batches(2, 4))
     raw, averaged = state.raw_weights(), state.averaged_weights()
     with state.averaged() as unet:
         assert not unet.training
@@ -92,6 +91,25 @@ def test_accumulated_batches_give_the_gradient_of_their_union(state: TrainState)
     loss = state.objective.loss(state.unet, union)
     gradients = torch.autograd.grad(loss, list(state.unet.parameters()), allow_unused=True)
     expected = torch.sqrt(sum(g.double().square().sum() for g in gradients if g is not None))
-    got, norm = state.run_step(iter(parts))
-    assert torch.allclose(got, loss.detach(), rtol=1e-5)
-    assert torch.allclose(norm.double(), expected, rtol=1e-4)
+    numbers = state.run_step(parts)
+    assert torch.allclose(numbers.loss, loss.detach(), rtol=1e-5)
+    assert torch.allclose(numbers.gradient_norm.double(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_no_weight(state: TrainState, poison: float) -> None:
+    assert state.run_step(batches(2, 4)).usable()
+    before = state.raw_weights()
+    bad = batches(2, 4)
+    bad[1]["image"][2, 0, 3, 3] = poison
+    assert not state.run_step(bad).usable()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.raw_weights().items())
+    assert state.run_step(batches(2, 4)).usable()  # and the optimizer's own state is as it was
+
+
+def test_a_loss_scale_that_keeps_falling_is_no_step() -> None:
+    one, infinite = torch.ones(()), torch.tensor(float("inf"))
+    assert Numbers(1, one, infinite, scale=1024.0).usable()
+    assert not Numbers(1, one, infinite, scale=2.0**-15).usable()
+    assert not Numbers(1, one, infinite, scale=None).usable()
+    assert not Numbers(1, infinite, one, scale=1024.0).usable()

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from training import train
+from training.data import SampleStream
 from training.train import main
 
 TINY = """
@@ -105,7 +108,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config: Path,
 
 
 @pytest.mark.parametrize(
-    "keys", [[], ["train.gradient_accumulation=2", "data.num_workers=2"], ["train.mixed_precision=bf16"]]
+    "keys",
+    [["train.log_every=3"], ["train.gradient_accumulation=2", "data.num_workers=2"], ["train.mixed_precision=bf16"]],
 )
 def test_a_run_stopped_by_a_signal_and_resumed_is_the_unbroken_run(
     config: Path, tmp_path: Path, keys: list[str], monkeypatch: pytest.MonkeyPatch
@@ -127,6 +131,42 @@ def test_a_run_stopped_by_a_signal_and_resumed_is_the_unbroken_run(
     assert run(config, broken, "--resume", "auto", *keys) == 0
     assert_equal_bits(weights(tmp_path / "whole", 6), weights(broken, 6))
     assert losses(broken) == losses(tmp_path / "whole")
+
+
+def test_a_signal_while_the_loader_is_slow_saves_at_once(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_item = SampleStream.__getitem__
+
+    def stuck(stream: SampleStream, counter: int) -> object:
+        if counter >= 3 * 8:  # the fourth step's first sample never comes
+            threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            time.sleep(60)
+        return real_item(stream, counter)
+
+    monkeypatch.setattr(SampleStream, "__getitem__", stuck)
+    began = time.monotonic()
+    assert run(config, tmp_path / "a") == 1
+    assert time.monotonic() - began < 30
+    assert status(tmp_path / "a") | {"state": "preempted", "step": 3} == status(tmp_path / "a")
+    assert (tmp_path / "a" / "checkpoints" / "step-000003").is_dir()
+
+
+def test_a_signal_while_sampling_saves_at_once(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_forward = train.UNet.forward
+
+    def signalled(unet: train.UNet, *arguments: object, **more: object) -> object:
+        if not unet.training:
+            signal.raise_signal(signal.SIGTERM)
+        return real_forward(unet, *arguments, **more)
+
+    monkeypatch.setattr(train.UNet, "forward", signalled)
+    assert run(config, tmp_path / "a", "preview.steps=1000") == 1
+    assert status(tmp_path / "a") | {"state": "preempted", "step": 3} == status(tmp_path / "a")
+    monkeypatch.undo()
+    assert run(config, tmp_path / "whole") == 0
+    assert run(config, tmp_path / "a", "--resume", "auto") == 0
+    assert_equal_bits(weights(tmp_path / "whole", 6), weights(tmp_path / "a", 6))
 
 
 def test_resuming_from_a_path_branches_off_into_a_new_folder(config: Path, tmp_path: Path) -> None:

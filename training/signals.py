@@ -1,0 +1,91 @@
+"""Stopping: one question that all ranks answer alike, so that all of them stop after the same step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """A signal came while this process was waiting for something; raised by the signal's handler."""
+
+
+class StopSignals:
+    """SIGTERM and SIGINT, seen by every rank as soon as one of them got one.
+
+    While the context lasts, a signal does not end the process: it is remembered, and asked for between steps. A process
+    whose launcher died sends itself SIGTERM, since nobody else would end it.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self.received = False
+        self._interruptible = False
+        # Over the CPU, so that asking does not wait for the GPU.
+        self._group = torch.distributed.new_group(backend="gloo") if ranks > 1 else None
+        self._ranks = ranks
+        self._previous: dict[signal.Signals, Any] = {}
+        self._done = threading.Event()
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._receive)
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # every launcher of Accelerate's sets it
+            threading.Thread(target=self._watch_launcher, args=(os.getppid(),), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if self._interruptible:
+            self._interruptible = False
+            raise Interrupted
+
+    def _watch_launcher(self, launcher: int) -> None:
+        while not self._done.wait(1.0):
+            if os.getppid() != launcher:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def unless_stopped(self, work: Callable[[], T]) -> T | None:
+        """The result of `work`, or None where a signal came before or meanwhile: a slow loader delays no checkpoint."""
+        try:
+            self._interruptible = True
+            if self.received:
+                return None
+            return work()
+        except Interrupted:
+            return None
+        finally:
+            self._interruptible = False
+
+    def exchange(self, flag: bool) -> tuple[bool, list[int]]:
+        """Whether any rank received a signal, and the ranks whose `flag` is set. Every rank has to ask."""
+        mine = torch.tensor([self.received, flag], dtype=torch.uint8)
+        if self._group is None:
+            everyone = [mine]
+        else:
+            everyone = [torch.empty_like(mine) for _ in range(self._ranks)]
+            torch.distributed.all_gather(everyone, mine, group=self._group)
+        stop = any(bool(flags[0]) for flags in everyone)
+        return stop, [rank for rank, flags in enumerate(everyone) if flags[1]]
+
+    def wait_for_main(self) -> None:
+        """For the other ranks while the main one works and exchanges True at every step of it, False at its end."""
+        stop, working = self.exchange(False)
+        while working and not stop:
+            stop, working = self.exchange(False)
