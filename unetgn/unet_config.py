@@ -141,6 +141,7 @@ class UNetConfig:
         self._check_lengths()
         self._check_attention()
         self._check_resampling()
+        self._check_conditions()
         self.resample.axis_strides(self.spatial_dims)
 
     @classmethod
@@ -200,6 +201,22 @@ class UNetConfig:
                     raise ValueError(f"{name} names blocks {chosen} of level {level}, which has {depths[level]}")
         if self.transformer is None and (self.mid.cross_only or self.mid.transformer_depth is not None):
             raise ValueError("mid.cross_only and mid.transformer_depth need a transformer")
+        for level in self.transformer.cross_only if self.transformer else ():
+            if not 0 <= level < levels:
+                raise ValueError(
+                    f"transformer.cross_only={self.transformer.cross_only} names level {level} of {levels}"
+                )
+        if self.mid.attention_num_groups is not None and not self.mid.attention_norm:
+            raise ValueError("mid.attention_num_groups and mid.attention_norm=False contradict each other")
+
+    def _check_conditions(self) -> None:
+        condition = self.condition
+        if self.addition_time_embed_dim is not None and condition.vector_dim is None:
+            raise ValueError(f"addition_time_embed_dim={self.addition_time_embed_dim} needs condition.vector_dim")
+        plain = ConditionConfig()
+        for name in ("class_entry", "class_bias", "class_scale"):
+            if self.num_classes is None and getattr(condition, name) != getattr(plain, name):
+                raise ValueError(f"condition.{name}={getattr(condition, name)!r} needs num_classes")
 
     def _check_resampling(self) -> None:
         down, up = self.encoder_resample, self.decoder_resample

@@ -166,6 +166,11 @@ def _plan_attention(config: UNetConfig, channels: int, *, level: int, index: int
     if decoder and config.decoder.transformer_depth is not None:
         depth = config.decoder.transformer_depth
     at_level = depth[level] if isinstance(depth, tuple) else depth
+    if isinstance(at_level, tuple) and index >= len(at_level):
+        raise ValueError(
+            f"transformer depths {at_level} of level {level} have no number for its block {index} in the "
+            f"{'decoder (decoder.transformer_depth)' if decoder else 'encoder (transformer.depth)'}"
+        )
     return dataclasses.replace(
         plan,
         depth=at_level[index] if isinstance(at_level, tuple) else at_level,

@@ -144,14 +144,7 @@ def translate_song(options: SongOptions) -> UNetConfig:
             width=int(options.model_channels * options.channel_mult_noise),
             embedding_width=int(options.model_channels * options.channel_mult_emb),
         ),
-        condition=ConditionConfig(
-            null_class=False,
-            missing_class="zeros",
-            class_entry="before_mlp",
-            class_bias=True,
-            class_scale=options.label_dim**0.5 if options.label_dim else 1.0,
-            augment_dim=options.augment_dim or None,
-        ),
+        condition=_song_condition(options),
         norm=NormConfig(min_group_size=4, eps=1e-6),
         resblock=ResBlockConfig(activate_embedding=False, residual_scale=0.5**0.5, project_resampled=True),
         resample=ResampleConfig(kind="resblock", taps=options.resample_filter),
@@ -159,6 +152,20 @@ def translate_song(options: SongOptions) -> UNetConfig:
         decoder=DecoderConfig(
             attention_blocks=tuple((options.num_blocks,) if attends else () for attends in attending)
         ),
+    )
+
+
+def _song_condition(options: SongOptions) -> ConditionConfig:
+    augment_dim = options.augment_dim or None
+    if not options.label_dim:
+        return ConditionConfig(augment_dim=augment_dim)
+    return ConditionConfig(
+        null_class=False,
+        missing_class="zeros",
+        class_entry="before_mlp",
+        class_bias=True,
+        class_scale=options.label_dim**0.5,
+        augment_dim=augment_dim,
     )
 
 
