@@ -143,7 +143,7 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
     """(forward plan, backward plan) of each way through the kernels that fits the case, whatever the heuristic chooses.
 
     Tiles of the split path are small, so that a group has several chunks, but few (the interpreter takes a millisecond
-    a program and more); the cluster path needs shapes that two blocks can share.
+    a program and more); the cluster path, which the forward pass has, needs shapes that two blocks can share.
     """
     call = call_for(case, case.shapes(), INTERPRETER)
     problem = call.problem
@@ -152,10 +152,12 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
         split = channels_last.split(problem, INTERPRETER, largest=1024, largest_apply=1024)
         split = replace(split, rows=quarter(problem.spatial), apply_rows=2 * quarter(problem.spatial))
         found: dict[str, tuple[Plan, Plan]] = {"split": (split, split)}
-        for name, blocks in (("resident", 1), ("cluster", 2)):
-            plan = channels_last.resident_of(problem, INTERPRETER, 2048, many, blocks)
-            if plan is not None and problem.spatial % blocks == 0:
-                found[name] = (plan, plan)
+        alone = channels_last.resident_of(problem, INTERPRETER, 2048, many, 1)
+        shared = channels_last.resident_of(problem, INTERPRETER, 2048, many, 2)
+        if alone is not None:
+            found["resident"] = (alone, alone)
+        if shared is not None and alone is not None and problem.spatial % 2 == 0:
+            found["cluster"] = (shared, alone)
         return found
     width = power_of_two_divisor(problem.spatial)
     row, exact = contiguous.backward_row(problem)
@@ -163,22 +165,15 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
     tile = max(row, quarter(problem.channels * ceil_div(problem.spatial, row) * row))
     small = replace(backward, tile=tile, apply_tile=2 * tile, width=row)
     chunk = max(min(width, problem.vector), quarter(problem.length))
+    forward = replace(contiguous.forward_split(problem, INTERPRETER, width), tile=chunk, apply_tile=2 * chunk)
+    resident = contiguous.backward_resident(problem, INTERPRETER, row, exact)
     found = {
-        "split": (
-            replace(contiguous.forward_split(problem, INTERPRETER, width), tile=chunk, apply_tile=2 * chunk),
-            small,
-        ),
-        "resident": (
-            contiguous.forward_resident(problem, INTERPRETER, width, 1),
-            contiguous.backward_resident(problem, INTERPRETER, row, exact, 1),
-        ),
+        "split": (forward, small),
+        "resident": (contiguous.forward_resident(problem, INTERPRETER, width, 1), resident),
     }
-    shared, shared_row = contiguous.row_of_share(problem, width, 2), contiguous.row_of_share(problem, row, 2)
-    if shared and shared_row and exact:
-        found["cluster"] = (
-            contiguous.forward_resident(problem, INTERPRETER, shared, 2),
-            contiguous.backward_resident(problem, INTERPRETER, shared_row, True, 2),
-        )
+    shared_row = contiguous.row_of_share(problem, width, 2)
+    if shared_row:
+        found["cluster"] = (contiguous.forward_resident(problem, INTERPRETER, shared_row, 2), resident)
     return found
 
 
@@ -206,4 +201,4 @@ def errors(case: Case, plans: tuple[Plan, Plan]) -> dict[str, float]:
 def heuristic(case: Case, *, clusters: bool = False) -> tuple[Plan, Plan]:
     """The plans that a call on an H100 would take."""
     call = call_for(case, case.shapes(), INTERPRETER)
-    return plan_forward(call, clusters), plan_backward(call, clusters)
+    return plan_forward(call, clusters), plan_backward(call)

@@ -66,7 +66,7 @@ def launches_of(case: Case, target: str, *, clusters: bool = False) -> tuple[lis
     mean, rstd = call.statistics(x), call.statistics(x)
     forward = forward_launches(plan_forward(call, clusters), call, x, torch.empty_like(x), mean, rstd, case.eps)
     gradients = Gradients(*(None if (t := tensors[name]) is None else torch.empty_like(t) for name in NAMES))
-    backward = backward_launches(plan_backward(call, clusters), call, Inputs(dy, x, mean, rstd), gradients)
+    backward = backward_launches(plan_backward(call), call, Inputs(dy, x, mean, rstd), gradients)
     return forward, backward
 
 

@@ -55,10 +55,10 @@ class Inputs:
         return {"x": self.x, "dy": self.dy, "mean_in": self.mean, "rstd_in": self.rstd}
 
 
-def plan_backward(call: Call, clusters: bool) -> Plan:
+def plan_backward(call: Call) -> Plan:
     """The heuristic's plan for a call."""
     plans = plan_channels_last if call.channels_last else plan_contiguous
-    return plans.plan_backward(call.problem, call.device, clusters)
+    return plans.plan_backward(call.problem, call.device)
 
 
 def backward_launches(plan: Plan, call: Call, inputs: Inputs, gradients: Gradients) -> list[Launch]:
@@ -100,7 +100,7 @@ def backward_launches(plan: Plan, call: Call, inputs: Inputs, gradients: Gradien
 def _slots(plan: Plan, call: Call) -> int:
     """How many partial sums a channel has."""
     if isinstance(plan, plan_channels_last.Resident):
-        return plan.blocks
+        return 1
     if isinstance(plan, plan_channels_last.Split):
         return ceil_div(call.problem.spatial, plan.rows)
     return ceil_div(call.problem.spatial, plan.width)
@@ -116,24 +116,21 @@ def _contiguous_resident(
     shared: dict[str, Any],
 ) -> Launch:
     problem = call.problem
-    exchange = inputs.mean.new_empty(problem.programs * 2 * plan.blocks) if plan.blocks > 1 else None
     arguments = {
         **inputs.arguments,
-        **{"dx": dx, "sums": sums, "group_means": means, "exchange": exchange, **call.affine, **call.pre, **shared},
+        **{"dx": dx, "sums": sums, "group_means": means, **call.affine, **call.pre, **shared},
         "num_groups": problem.groups,
         "group_channels": problem.group_channels,
         "spatial": problem.spatial,
         "segments": ceil_div(problem.spatial, plan.width),
         "SILU": call.activation,
-        "BLOCKS": plan.blocks,
         "TILES": plan.tiles,
         "ROWS": plan.tile // plan.width,
         "WIDTH": plan.width,
         "MASKED": plan.masked,
         "EXACT": plan.exact,
-        "CLUSTER_SYNC": plan.blocks > 1 and not call.device.interpreted,
     }
-    return Launch(contiguous.resident_backward, problem.programs, arguments, plan.num_warps, plan.blocks)
+    return Launch(contiguous.resident_backward, problem.programs, arguments, plan.num_warps)
 
 
 def _channels_last_resident(
@@ -146,24 +143,21 @@ def _channels_last_resident(
     shared: dict[str, Any],
 ) -> Launch:
     problem = call.problem
-    exchange = inputs.mean.new_empty(problem.programs * 2 * plan.blocks) if plan.blocks > 1 else None
     arguments = {
         **inputs.arguments,
-        **{"dx": dx, "sums": sums, "group_means": means, "exchange": exchange, **call.affine, **call.pre, **shared},
+        **{"dx": dx, "sums": sums, "group_means": means, **call.affine, **call.pre, **shared},
         "bundles": problem.groups // plan.groups,
         "spatial": problem.spatial,
         "SILU": call.activation,
-        "BLOCKS": plan.blocks,
         "TILES": plan.tiles,
         "ROWS": plan.rows,
         "GROUPS": plan.groups,
         "STEPS": plan.steps,
         "VECTOR": plan.vector,
         "MASKED": plan.masked,
-        "CLUSTER_SYNC": plan.blocks > 1 and not call.device.interpreted,
     }
     programs = problem.programs // plan.groups
-    return Launch(channels_last.resident_backward, programs, arguments, plan.num_warps, plan.blocks)
+    return Launch(channels_last.resident_backward, programs, arguments, plan.num_warps)
 
 
 def _split(plan: Plan, call: Call, inputs: Inputs, outputs: dict[str, Any], *, last: bool) -> Launch:

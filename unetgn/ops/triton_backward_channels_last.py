@@ -1,35 +1,32 @@
 """Backward kernels for the channels_last layout, where x is (N, spatial, C) in memory.
 
 The formulas are those of `triton_backward_contiguous`, the tiles those of `triton_forward_channels_last`. The sums of
-each channel go to `sums` (2 or 3, N, slots, C); a slot is a block of a cluster, or a row block of the split path.
+each channel go to `sums` (2 or 3, N, slots, C); a slot is a row block; the resident path has one.
 """
 
 import triton
 import triton.language as tl
 
-from unetgn.ops.triton_elements import activation_gradient, channel_affine, cluster_barrier, load_or
+from unetgn.ops.triton_elements import activation_gradient, channel_affine, load_or
 from unetgn.ops.triton_forward_channels_last import group_channels_of_step, locate_tile
 
 
 @triton.jit
 def resident_backward(
-    x, dy, dx, mean_in, rstd_in, sums, group_means, exchange, weight, bias, pre_bias, scale, shift, pre_bias_stride,
-    scale_stride, shift_stride, plane, bundles, spatial, SILU: tl.constexpr, WITH_XHAT: tl.constexpr,
-    BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr,
-    VECTOR: tl.constexpr, MASKED: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    x, dy, dx, mean_in, rstd_in, sums, group_means, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, plane, bundles, spatial, SILU: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """dx of a bundle of GROUPS groups, whose xhat and dz BLOCKS blocks hold in registers: x and dy are read once.
+    """dx of a bundle of GROUPS groups, whose xhat and dz a block holds in registers: x and dy are read once.
 
-    Also writes the sums, and (m1, m2) into `group_means` (N*G, 2). `exchange`: (programs, 2, BLOCKS, GROUPS).
+    Also writes the sums, and (m1, m2) into `group_means` (N*G, 2). dx and sums may be None.
     """
     compute: tl.constexpr = mean_in.dtype.element_ty
     program = tl.program_id(0)
     sample = (program // bundles).to(tl.int64)
     first_group = (program % bundles) * GROUPS
     channels = bundles * (GROUPS * STEPS * VECTOR)
-    share = spatial // BLOCKS
-    block = tl.arange(0, BLOCKS)[:, None, None, None]
-    local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
+    local = tl.arange(0, ROWS)[:, None, None]
     base = sample * spatial * channels
     group = program * GROUPS + tl.arange(0, GROUPS)
     mean = tl.load(mean_in + group)
@@ -39,17 +36,17 @@ def resident_backward(
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):
-            offsets = base + (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
+            offsets = base + (t * ROWS + local) * channels + channel[None, :, :]
             if MASKED and t == TILES - 1:
-                inside = t * ROWS + local < share
+                inside = t * ROWS + local < spatial
                 pair = (tl.load(x + offsets, mask=inside, other=0.0), tl.load(dy + offsets, mask=inside, other=0.0))
             else:
                 pair = (tl.load(x + offsets), tl.load(dy + offsets))
             raw = raw + (pair,)
 
     kept = ()
-    m1_blocks = tl.zeros([BLOCKS, GROUPS], compute)
-    m2_blocks = tl.zeros([BLOCKS, GROUPS], compute)
+    m1 = tl.zeros([GROUPS], compute)
+    m2 = tl.zeros([GROUPS], compute)
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         gamma, beta = channel_affine(
@@ -57,51 +54,37 @@ def resident_backward(
             channel >= 0, compute,
         )  # fmt: skip
         extra = load_or(pre_bias, sample * pre_bias_stride + channel, channel >= 0, 0.0, compute)
-        centre = (mean[:, None] - extra)[None, None, :, :]
-        s0 = tl.zeros([BLOCKS, GROUPS, VECTOR], compute)
-        s1 = tl.zeros([BLOCKS, GROUPS, VECTOR], compute)
-        s2 = tl.zeros([BLOCKS, GROUPS, VECTOR], compute)
+        centre = (mean[:, None] - extra)[None, :, :]
+        s0 = tl.zeros([GROUPS, VECTOR], compute)
+        s1 = tl.zeros([GROUPS, VECTOR], compute)
+        s2 = tl.zeros([GROUPS, VECTOR], compute)
         for t in tl.static_range(TILES):
             pair = raw[step * TILES + t]
-            xhat = (pair[0].to(compute) - centre) * rstd[None, None, :, None]
+            xhat = (pair[0].to(compute) - centre) * rstd[None, :, None]
             if MASKED and t == TILES - 1:
-                xhat = tl.where(t * ROWS + local < share, xhat, 0.0)
-            z = xhat * gamma[None, None, :, :] + beta[None, None, :, :]
+                xhat = tl.where(t * ROWS + local < spatial, xhat, 0.0)
+            z = xhat * gamma[None, :, :] + beta[None, :, :]
             dz = activation_gradient(pair[1].to(compute), z, SILU)
-            s0 += tl.sum(dz, 1)
-            s1 += tl.sum(dz * xhat, 1)
+            s0 += tl.sum(dz, 0)
+            s1 += tl.sum(dz * xhat, 0)
             if WITH_XHAT:
-                s2 += tl.sum(xhat, 1)
+                s2 += tl.sum(xhat, 0)
             kept = kept + ((xhat, dz),)
         if sums is not None:
-            slot = (sample * BLOCKS + tl.arange(0, BLOCKS)[:, None, None]) * channels + channel[None, :, :]
+            slot = sample * channels + channel
             tl.store(sums + slot, s0)
             tl.store(sums + plane + slot, s1)
             if WITH_XHAT:
                 tl.store(sums + 2 * plane + slot, s2)
-        m1_blocks += tl.sum(s0 * gamma[None, :, :], 2)
-        m2_blocks += tl.sum(s1 * gamma[None, :, :], 2)
+        m1 += tl.sum(s0 * gamma, 1)
+        m2 += tl.sum(s1 * gamma, 1)
 
-    if BLOCKS == 1:
-        m1 = tl.sum(m1_blocks, 0)
-        m2 = tl.sum(m2_blocks, 0)
-    else:
-        slots = exchange + program * (2 * BLOCKS * GROUPS)
-        slot = tl.arange(0, BLOCKS)[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
-        tl.store(slots + slot, m1_blocks)
-        tl.store(slots + BLOCKS * GROUPS + slot, m2_blocks)
-        slots = exchange + cluster_barrier(program, CLUSTER_SYNC) * (2 * BLOCKS * GROUPS) + tl.arange(0, GROUPS)
-        m1 = tl.zeros([GROUPS], compute)
-        m2 = tl.zeros([GROUPS], compute)
-        for k in tl.static_range(BLOCKS):
-            m1 += tl.load(slots + k * GROUPS, volatile=True)
-            m2 += tl.load(slots + (BLOCKS + k) * GROUPS, volatile=True)
     m1 = m1 / (STEPS * VECTOR * spatial)
     m2 = m2 / (STEPS * VECTOR * spatial)
     tl.store(group_means + group * 2, m1)
     tl.store(group_means + group * 2 + 1, m2)
-    m1 = (rstd * m1)[None, None, :, None]
-    m2 = (rstd * m2)[None, None, :, None]
+    m1 = (rstd * m1)[None, :, None]
+    m2 = (rstd * m2)[None, :, None]
     for step in tl.static_range(STEPS if dx is not None else 0):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         gamma, beta = channel_affine(
@@ -110,10 +93,10 @@ def resident_backward(
         )  # fmt: skip
         for t in tl.static_range(TILES):
             xhat, dz = kept[step * TILES + t]
-            result = (dz * (rstd[:, None] * gamma)[None, None, :, :] - m1 - xhat * m2).to(dx.dtype.element_ty)
-            offsets = base + (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
+            result = (dz * (rstd[:, None] * gamma)[None, :, :] - m1 - xhat * m2).to(dx.dtype.element_ty)
+            offsets = base + (t * ROWS + local) * channels + channel[None, :, :]
             if MASKED and t == TILES - 1:
-                tl.store(dx + offsets, result, mask=t * ROWS + local < share)
+                tl.store(dx + offsets, result, mask=t * ROWS + local < spatial)
             else:
                 tl.store(dx + offsets, result)
 

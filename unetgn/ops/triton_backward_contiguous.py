@@ -12,7 +12,7 @@ gradient, S2 = sum xhat.
 import triton
 import triton.language as tl
 
-from unetgn.ops.triton_elements import activation_gradient, channel_affine, cluster_barrier, load_or
+from unetgn.ops.triton_elements import activation_gradient, channel_affine, load_or
 
 
 @triton.jit
@@ -30,23 +30,22 @@ def row_starts(row, spatial, segments, WIDTH: tl.constexpr, EXACT: tl.constexpr)
 
 @triton.jit
 def store_sums(sums, index, plane, s0, s1, xhat, mask, WITH_XHAT: tl.constexpr):
-    """S0, S1 and, where it is wanted, S2 of rows (the last axis of xhat) into the planes of `sums`."""
+    """S0, S1 and, where it is wanted, S2 of rows into the planes of `sums`."""
     tl.store(sums + index, s0, mask=mask)
     tl.store(sums + plane + index, s1, mask=mask)
     if WITH_XHAT:
-        tl.store(sums + 2 * plane + index, tl.sum(xhat, len(xhat.shape) - 1), mask=mask)
+        tl.store(sums + 2 * plane + index, tl.sum(xhat, 1), mask=mask)
 
 
 @triton.jit
 def resident_backward(
-    x, dy, dx, mean_in, rstd_in, sums, group_means, exchange, weight, bias, pre_bias, scale, shift, pre_bias_stride,
-    scale_stride, shift_stride, plane, num_groups, group_channels, spatial, segments, SILU: tl.constexpr,
-    WITH_XHAT: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    MASKED: tl.constexpr, EXACT: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    x, dy, dx, mean_in, rstd_in, sums, group_means, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, plane, num_groups, group_channels, spatial, segments, SILU: tl.constexpr, WITH_XHAT: tl.constexpr,
+    TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dx of one group, whose xhat and dz BLOCKS blocks hold in registers: x and dy are read once.
+    """dx of one group, whose xhat and dz a block holds in registers: x and dy are read once.
 
-    Also writes the sums, and (m1, m2) into `group_means` (N*G, 2). `exchange`: (N*G, 2, BLOCKS), between blocks.
+    Also writes the sums, and (m1, m2) into `group_means` (N*G, 2). dx and sums may be None.
     """
     compute: tl.constexpr = mean_in.dtype.element_ty
     group = tl.program_id(0)
@@ -57,18 +56,17 @@ def resident_backward(
         base = group.to(tl.int64) * (group_channels * segments) * WIDTH
     else:
         base = group.to(tl.int64) * group_channels * spatial
-    rows = group_channels * segments // BLOCKS
-    block = tl.arange(0, BLOCKS)[:, None]
-    local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :]
-    column = (tl.arange(WIDTH, 2 * WIDTH) - WIDTH)[None, None, :]
+    rows = group_channels * segments
+    local = tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)[None, :]
     mean = tl.load(mean_in + group)
     rstd = tl.load(rstd_in + group)
 
     raw = ()
     for t in tl.static_range(TILES):
-        start, length = row_starts(block * rows + t * ROWS + local, spatial, segments, WIDTH, EXACT)
-        inside = (t * ROWS + local < rows)[:, :, None] & (column < length[:, :, None])
-        offsets = base + start[:, :, None] + column
+        start, length = row_starts(t * ROWS + local, spatial, segments, WIDTH, EXACT)
+        inside = (t * ROWS + local < rows)[:, None] & (column < length[:, None])
+        offsets = base + start[:, None] + column
         if EXACT and not (MASKED and t == TILES - 1):
             pair = (tl.load(x + offsets), tl.load(dy + offsets))
         else:
@@ -76,68 +74,45 @@ def resident_backward(
         raw = raw + (pair,)
 
     kept = ()
-    m1_rows = tl.zeros([BLOCKS, ROWS], compute)
-    m2_rows = tl.zeros([BLOCKS, ROWS], compute)
+    m1_rows = tl.zeros([ROWS], compute)
+    m2_rows = tl.zeros([ROWS], compute)
     for t in tl.static_range(TILES):
-        row = block * rows + t * ROWS + local
+        row = t * ROWS + local
         start, length = row_starts(row, spatial, segments, WIDTH, EXACT)
-        own = t * ROWS + local < rows
+        own = row < rows
         channel = first_channel + row // segments
         gamma, beta = channel_affine(
-            weight,
-            bias,
-            scale,
-            shift,
-            channel,
-            sample * scale_stride + channel,
-            sample * shift_stride + channel,
-            own,
+            weight, bias, scale, shift, channel, sample * scale_stride + channel, sample * shift_stride + channel, own,
             compute,
-        )
+        )  # fmt: skip
         centre = mean - load_or(pre_bias, sample * pre_bias_stride + channel, own, 0.0, compute)
-        xhat = (raw[t][0].to(compute) - centre[:, :, None]) * rstd
+        xhat = (raw[t][0].to(compute) - centre[:, None]) * rstd
         if not EXACT:
-            xhat = tl.where(column < length[:, :, None], xhat, 0.0)
-        dz = activation_gradient(raw[t][1].to(compute), xhat * gamma[:, :, None] + beta[:, :, None], SILU)
-        s0 = tl.sum(dz, 2)
-        s1 = tl.sum(dz * xhat, 2)
+            xhat = tl.where(column < length[:, None], xhat, 0.0)
+        dz = activation_gradient(raw[t][1].to(compute), xhat * gamma[:, None] + beta[:, None], SILU)
+        s0 = tl.sum(dz, 1)
+        s1 = tl.sum(dz * xhat, 1)
         if sums is not None:
-            store_sums(
-                sums, (sample * segments + row % segments) * channels + channel, plane, s0, s1, xhat, own, WITH_XHAT
-            )
+            slot = (sample * segments + row % segments) * channels + channel
+            store_sums(sums, slot, plane, s0, s1, xhat, own, WITH_XHAT)
         m1_rows += tl.where(own, s0 * gamma, 0.0)
         m2_rows += tl.where(own, s1 * gamma, 0.0)
         kept = kept + ((xhat, dz, gamma),)
 
-    m1_blocks = tl.sum(m1_rows, 1)
-    m2_blocks = tl.sum(m2_rows, 1)
-    if BLOCKS == 1:
-        m1 = tl.sum(m1_blocks, 0)
-        m2 = tl.sum(m2_blocks, 0)
-    else:
-        slots = exchange + group * (2 * BLOCKS) + tl.arange(0, BLOCKS)
-        tl.store(slots, m1_blocks)
-        tl.store(slots + BLOCKS, m2_blocks)
-        slots = exchange + cluster_barrier(group, CLUSTER_SYNC) * (2 * BLOCKS)
-        m1 = tl.zeros([], compute)
-        m2 = tl.zeros([], compute)
-        for k in tl.static_range(BLOCKS):
-            m1 += tl.load(slots + k, volatile=True)
-            m2 += tl.load(slots + BLOCKS + k, volatile=True)
-    m1 = m1 / (group_channels * spatial)
-    m2 = m2 / (group_channels * spatial)
+    m1 = tl.sum(m1_rows, 0) / (group_channels * spatial)
+    m2 = tl.sum(m2_rows, 0) / (group_channels * spatial)
     tl.store(group_means + group * 2, m1)
     tl.store(group_means + group * 2 + 1, m2)
     for t in tl.static_range(TILES if dx is not None else 0):
         xhat, dz, gamma = kept[t]
-        result = dz * (rstd * gamma)[:, :, None] - rstd * m1 - xhat * (rstd * m2)
-        start, length = row_starts(block * rows + t * ROWS + local, spatial, segments, WIDTH, EXACT)
-        offsets = base + start[:, :, None] + column
+        result = (dz * (rstd * gamma)[:, None] - rstd * m1 - xhat * (rstd * m2)).to(dx.dtype.element_ty)
+        start, length = row_starts(t * ROWS + local, spatial, segments, WIDTH, EXACT)
+        offsets = base + start[:, None] + column
         if EXACT and not (MASKED and t == TILES - 1):
-            tl.store(dx + offsets, result.to(dx.dtype.element_ty))
+            tl.store(dx + offsets, result)
         else:
-            inside = (t * ROWS + local < rows)[:, :, None] & (column < length[:, :, None])
-            tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=inside)
+            inside = (t * ROWS + local < rows)[:, None] & (column < length[:, None])
+            tl.store(dx + offsets, result, mask=inside)
 
 
 @triton.jit

@@ -67,7 +67,7 @@ def backward(
     ]
     gradients = Gradients(*results)
     if x.numel():
-        plan = plan_backward(call, clusters_chosen())
+        plan = plan_backward(call)
         run(backward_launches(plan, call, Inputs(dy, x, mean, rstd), gradients), x)
     else:
         for tensor in results:

@@ -1,7 +1,7 @@
 """Launch choices: from shapes and device properties to the path that a call takes and to its tile sizes.
 
     resident   a group, or a bundle of neighbouring ones, stays in the registers of one block: x is read once
-    cluster    the same kernel with blocks > 1: the blocks of a cluster share the group
+    cluster    the same forward kernel with blocks > 1: the blocks of a cluster share the group
     split      partial sums of chunks, then a second pass over x
 
 The figures are from an offline study (registers and spills of the compiled kernels for sm_90, and a time model that no

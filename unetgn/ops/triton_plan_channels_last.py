@@ -66,11 +66,11 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
     )
 
 
-def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
-    """Resident where xhat and dz of a group fit a block in float32; else cluster, if allowed; else split."""
+def plan_backward(problem: Problem, device: Device) -> Resident | Split:
+    """Resident where xhat and dz of a group fit a block in float32, else split."""
     shrink = 1 if problem.itemsize < 8 else 4
     limit, per_thread = BACKWARD_RESIDENT // shrink, BACKWARD_PER_THREAD // shrink
-    resident = _resident(problem, device, limit, per_thread, clusters)
+    resident = _resident(problem, device, limit, per_thread, False)
     if resident is not None:
         return resident
     return split(problem, device, largest=8192 // shrink, largest_apply=4096 // shrink)

@@ -101,19 +101,13 @@ def forward_split(problem: Problem, device: Device, width: int) -> Split:
     )
 
 
-def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
-    """Resident where xhat and dz of a group fit a block in float32; else cluster, if allowed; else split."""
+def plan_backward(problem: Problem, device: Device) -> Resident | Split:
+    """Resident where xhat and dz of a group fit a block in float32, else split."""
     limit = BACKWARD_RESIDENT if problem.itemsize < 8 else BACKWARD_RESIDENT // 4
     width, exact = backward_row(problem)
     padded = problem.group_channels * ceil_div(problem.spatial, width) * width
     if padded <= limit:
-        return backward_resident(problem, device, width, exact, 1)
-    if clusters and exact:
-        for blocks in device.cluster_sizes:
-            row = row_of_share(problem, width, blocks)
-            enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
-            if row >= problem.vector and problem.length // blocks <= limit and enough:
-                return backward_resident(problem, device, row, True, blocks)
+        return backward_resident(problem, device, width, exact)
     return backward_split(problem, device, width, exact)
 
 
@@ -139,21 +133,21 @@ def backward_split(problem: Problem, device: Device, width: int, exact: bool) ->
     )
 
 
-def backward_resident(problem: Problem, device: Device, width: int, exact: bool, blocks: int) -> Resident:
+def backward_resident(problem: Problem, device: Device, width: int, exact: bool) -> Resident:
     """A group in equal tiles of rows."""
-    share = problem.group_channels * ceil_div(problem.spatial, width) * width // blocks
-    tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(share, MOST_TILES)))
+    padded = problem.group_channels * ceil_div(problem.spatial, width) * width
+    tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(padded, MOST_TILES)))
     if exact:
         width = min(width, tile)
     tile = max(tile, width)
-    tiles = ceil_div(share, tile)
+    tiles = ceil_div(padded, tile)
     return Resident(
-        blocks=blocks,
+        blocks=1,
         tiles=tiles,
         tile=tile,
         width=width,
         exact=exact,
-        masked=tiles * tile != share,
+        masked=tiles * tile != padded,
         num_warps=warps(tile, problem, device),
     )
 

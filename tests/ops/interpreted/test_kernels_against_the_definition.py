@@ -120,5 +120,5 @@ def test_the_heuristics_own_plans_match_the_definition(shape: tuple[int, ...], c
 def test_clusters_as_the_heuristic_forms_them_match_the_definition(channels_last: bool) -> None:
     case = Case((1, 16, 64, 64), 2, torch.float32, channels_last, seed=4)
     plans = heuristic(case, clusters=True)
-    assert [plan.blocks for plan in plans] == [8, 8]  # type: ignore[union-attr]
+    assert plans[0].blocks == 8  # type: ignore[union-attr]
     assert max(errors(case, plans).values()) < TOLERANCE[torch.float32]
