@@ -74,7 +74,12 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 def is_transformed() -> bool:
     """Whether a `torch.func` transform or forward-mode differentiation is under way: then the operator is evaluated by
     its definition, which PyTorch can differentiate and map to any depth."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return _torch_func_is_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+@torch.compiler.assume_constant_result  # a compiler guards on the transforms that it compiles under
+def _torch_func_is_active() -> bool:
+    return torch._C._are_functorch_transforms_active()
 
 
 def _gradients(
