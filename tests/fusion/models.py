@@ -263,3 +263,13 @@ CASES = {
         lambda: GuidedUNet(scale_shift=True), lambda: {"x": torch.randn(2, 3, 8, 8), "emb": torch.randn(2, 16)}, 7
     ),
 }
+
+SMALL = Case(
+    diffusers_model(
+        "UNet2DModel",
+        **{"block_out_channels": (32,), "layers_per_block": 1, "norm_num_groups": 8, "add_attention": False},
+        **{"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)},
+    ),
+    image(3, 8, timestep=torch.tensor(7)),
+    2 * (1 + 2 + 2) + 1,
+)

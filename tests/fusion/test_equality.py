@@ -10,14 +10,6 @@ from tests.fusion.models import CASES
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @EVERY_CASE
 def test_in_float64_outputs_and_gradients_agree_to_1e_10(name):
     case = CASES[name]

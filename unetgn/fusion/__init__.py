@@ -5,7 +5,7 @@ import unetgn.fusion.guided_diffusion
 import unetgn.fusion.monai
 import unetgn.fusion.sequential  # noqa: F401  each registers its rules
 from unetgn.fusion.fusing import fuse, unfuse
-from unetgn.fusion.norm_silu import norm_silu
+from unetgn.fusion.joined import norm_silu
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
 
 __all__ = ["FusedPlace", "LeftPlace", "Report", "fuse", "norm_silu", "unfuse"]

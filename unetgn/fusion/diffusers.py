@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetgn.fusion.norm_silu import fold_group_norm, norm_silu
+from unetgn.fusion.joined import fold_group_norm, norm_silu
 from unetgn.fusion.projections import before_projections
 from unetgn.fusion.recognition import learn_silu
 from unetgn.fusion.rules import norm_rule, read, refuse_norm, rule

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unetgn.fusion.norm_silu import norm_silu
+from unetgn.fusion.joined import norm_silu
 from unetgn.fusion.recognition import learn_silu, used_names
 from unetgn.fusion.rules import is_norm, rule
 

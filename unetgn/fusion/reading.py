@@ -25,7 +25,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from unetgn.fusion.norm_silu import norm_silu
+from unetgn.fusion.joined import norm_silu
 from unetgn.fusion.recognition import computes_silu
 
 JOIN, SILU, PRE_BIAS = "unetgn_norm_silu", "unetgn_silu", "unetgn_pre_bias"

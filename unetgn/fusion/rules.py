@@ -56,7 +56,7 @@ def rule(
     """Decorator: from now on `fuse` puts the decorated function in the place of the forward of `target`'s modules.
 
     The function gets the block and then what the forward gets, computes the same, and calls
-    `unetgn.fusion.norm_silu(block.norm, block.act, x)` where the forward calls a norm and then SiLU::
+    `unetgn.fusion.joined(block.norm, block.act, x)` where the forward calls a norm and then SiLU::
 
         @unetgn.fuse.rule(MyBlock)
         def my_block(block, x, emb):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unetgn.fusion.norm_silu import norm_silu
+from unetgn.fusion.joined import norm_silu
 from unetgn.fusion.recognition import is_foldable, is_silu, learn_silu
 from unetgn.fusion.rules import is_norm, rule
 
