@@ -63,6 +63,10 @@ class RunConfig:
                 f"objective.label_dropout is {self.objective.label_dropout}, but model.num_classes is not set: "
                 "there is no label to drop; set one or remove the other"
             )
+        if self.train.validate_every > 0 and self.data.held_out == 0:
+            raise ValueError(
+                "train.validate_every needs images that are not trained on: set data.held_out, or leave it at 0"
+            )
         if self.preview.guidance_scale != 1 and self.model.num_classes is None:
             raise ValueError("preview.guidance_scale needs classes: set model.num_classes, or leave it at 1")
 

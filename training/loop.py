@@ -19,6 +19,7 @@ from training.preview import draw_loss, draw_preview
 from training.run_directory import RunDirectory
 from training.signals import Interrupted, StopSignals
 from training.step import Numbers, TrainState, learning_rate
+from training.validate import held_out_loss
 
 
 class Diverged(Exception):
@@ -60,8 +61,16 @@ class Window:
 class Loop:
     """Everything that happens between the first and the last step of a run."""
 
-    def __init__(self, config: RunConfig, state: TrainState, stream: SampleStream, run: RunDirectory) -> None:
-        self.config, self.state, self.stream, self.run = config, state, stream, run
+    def __init__(
+        self,
+        config: RunConfig,
+        state: TrainState,
+        stream: SampleStream,
+        held_out: SampleStream,
+        run: RunDirectory,
+    ) -> None:
+        self.config, self.state, self.run = config, state, run
+        self.stream, self.held_out = stream, held_out
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
@@ -99,6 +108,8 @@ class Loop:
                     self.log(bar)
                 if self.due(train.checkpoint_every):
                     self.save()
+                if self.due(train.validate_every):
+                    self.validate()
                 if self.due(train.sample_every):
                     self.preview()
 
@@ -134,13 +145,24 @@ class Loop:
         }
         self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
         if self.accelerator.is_main_process:
-            self.run.log(row)
+            self.run.log("metrics.csv", row)
             bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s")
+
+    def validate(self) -> None:
+        """The held-out loss, in validation.csv and the trackers."""
+        began = time.perf_counter()
+        with contextlib.suppress(Interrupted):
+            loss = held_out_loss(self.state, self.held_out, go_on=self.go_on)
+            self.accelerator.log({"validation_loss": loss}, step=self.state.step)
+            if self.accelerator.is_main_process:
+                self.run.log("validation.csv", {"step": self.state.step, "loss": loss})
+        self.window.since += time.perf_counter() - began
 
     def preview(self) -> None:
         """Sampled images with the averaged weights, and the loss curve; the main process draws, the others wait."""
         if not self.accelerator.is_main_process:
             return self.signals.wait_for_main()
+        began = time.perf_counter()
         model, data = self.config.model, self.config.data
         shape = (model.in_channels, data.image_size, data.image_size)
         scheduler = self.state.objective.scheduler
@@ -148,12 +170,13 @@ class Loop:
             draw_preview(
                 unet, scheduler, shape, self.config.preview, self.run.path, self.state.step, on_step=self.go_on
             )
-            draw_loss(*self.run.losses(), self.run.path / "loss.png")
+            curves = self.run.losses("metrics.csv"), self.run.losses("validation.csv")
+            draw_loss(*curves, self.run.path / "loss.png")
             self.signals.exchange(False)
-        self.window.since = time.perf_counter()  # drawing is not training: leave it out of images/s
+        self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s
 
     def go_on(self) -> None:
-        """Ask the other ranks between two steps of drawing. Raises Interrupted where one was told to stop."""
+        """Ask the other ranks in the middle of long work. Raises Interrupted where one was told to stop."""
         if self.signals.exchange(True)[0]:
             raise Interrupted
 

@@ -95,15 +95,15 @@ class Objective:
             return image
         return self.scheduler.get_velocity(image, noise, timesteps)
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Mean loss of the batch, a float32 scalar."""
+    def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Loss of each sample of the batch, (N,) float32."""
         image, noise = batch["image"], batch["noise"]
         timesteps = self.timesteps(batch["time"])
         noisy = self.scheduler.add_noise(image, noise, timesteps)
         prediction = model(noisy, timesteps, class_labels=self.labels(batch["label"], batch["drop"])).sample
         error = (prediction.float() - self.target(image, noise, timesteps)).square().flatten(1).mean(1)
         self.weights = self.weights.to(error.device)
-        return (self.weights[timesteps] * error).mean()
+        return self.weights[timesteps] * error
 
 
 def level_weights(snr: Tensor, config: ObjectiveConfig) -> Tensor:

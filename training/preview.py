@@ -74,18 +74,21 @@ def draw_preview(
     save_png(to_grid(strip.flatten(0, 1), columns=len(chosen)), run / "denoise" / f"step-{step:06d}.png")
 
 
-def draw_loss(steps: list[int], losses: list[float], path: Path) -> None:
-    """The loss against the step: every logged value, and the mean over the last twentieth of them."""
+def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int], list[float]], path: Path) -> None:
+    """Losses against steps: every logged value, the mean over the last twentieth of them, and the held-out ones."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    steps, losses = training
     window = max(1, len(losses) // 20)
     smooth = [sum(part) / len(part) for part in (losses[max(0, i - window) : i + 1] for i in range(len(losses)))]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(steps, losses, alpha=0.35, linewidth=0.8, label="logged")
     axes.plot(steps, smooth, linewidth=1.5, label="running mean")
+    if held_out[0]:
+        axes.plot(*held_out, "o-", markersize=3, linewidth=1, label="held out, averaged weights")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)

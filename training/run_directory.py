@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second")
+COLUMNS = {
+    "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second"),
+    "validation.csv": ("step", "loss"),
+}
 
 
 class RunDirectoryError(Exception):
@@ -18,7 +21,7 @@ class RunDirectoryError(Exception):
 
 
 class RunDirectory:
-    """`config.yaml`, `status.json`, `metrics.csv`, `checkpoints/`, `samples/`, `denoise/`, `tb/`, `loss.png`.
+    """A folder with `config.yaml`, `status.json`, `metrics.csv`, `validation.csv`, `checkpoints/` and pictures.
 
     Held by one process at a time: the lock is the operating system's, so a killed run leaves none behind.
     """
@@ -27,7 +30,6 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._lock: IO[str] | None = None
-        self._rows: list[dict[str, str]] = []
 
     def holds_a_run(self) -> bool:
         """Whether a run was begun here."""
@@ -62,26 +64,28 @@ class RunDirectory:
         unfinished.write_text(text)
         unfinished.replace(self.path / name)
 
-    def resume_metrics(self, step: int) -> None:
+    def resume_logs(self, step: int) -> None:
         """Keep the logged rows up to `step`: those after it will be logged again."""
-        file = self.path / "metrics.csv"
-        self._rows = []
-        if file.exists():
-            with file.open(newline="") as lines:
-                self._rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
-        unfinished = self.path / ".tmp-metrics.csv"
-        with unfinished.open("w", newline="") as lines:
-            writer = csv.DictWriter(lines, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        unfinished.replace(file)
+        for name, columns in COLUMNS.items():
+            file = self.path / name
+            rows: list[dict[str, str]] = []
+            if file.exists():
+                with file.open(newline="") as lines:
+                    rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
+            unfinished = self.path / f".tmp-{name}"
+            with unfinished.open("w", newline="") as lines:
+                writer = csv.DictWriter(lines, columns)
+                writer.writeheader()
+                writer.writerows(rows)
+            unfinished.replace(file)
 
-    def log(self, row: dict[str, float]) -> None:
-        """Append a row to metrics.csv; its keys are COLUMNS."""
-        self._rows.append({key: repr(value) for key, value in row.items()})
-        with (self.path / "metrics.csv").open("a", newline="") as lines:
-            csv.DictWriter(lines, COLUMNS).writerow(self._rows[-1])
+    def log(self, name: str, row: dict[str, float]) -> None:
+        """Append a row to metrics.csv or validation.csv; its keys are COLUMNS."""
+        with (self.path / name).open("a", newline="") as lines:
+            csv.DictWriter(lines, COLUMNS[name]).writerow({key: repr(value) for key, value in row.items()})
 
-    def losses(self) -> tuple[list[int], list[float]]:
+    def losses(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and losses logged so far."""
-        return [int(row["step"]) for row in self._rows], [float(row["loss"]) for row in self._rows]
+        with (self.path / name).open(newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]

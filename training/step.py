@@ -56,6 +56,8 @@ class TrainConfig:
     """Steps between two checkpoints; the last step always makes one."""
     sample_every: int = 1000
     """Steps between two previews; 0 is off."""
+    validate_every: int = 0
+    """Steps between two held-out losses (data.held_out has to be above 0); 0 is off."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers by their name in Accelerate: tensorboard, wandb, …; an empty list is off."""
 
@@ -63,7 +65,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "sample_every"):
+        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "sample_every", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
         if self.learning_rate <= 0:
@@ -151,7 +153,7 @@ class TrainState:
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.objective.loss(self.model, self._to_device(batch))
+                loss = self.objective.losses(self.model, self.to_device(batch)).mean()
                 self.accelerator.backward(loss / len(batches))
             total += loss.detach() / len(batches)
         norm = self._clip()
@@ -173,7 +175,8 @@ class TrainState:
         limit = self.config.max_gradient_norm or math.inf
         return torch.as_tensor(self.accelerator.clip_grad_norm_(self.unet.parameters(), limit)).detach()
 
-    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch where the network is, and its images in the network's memory layout."""
         moved = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
         return {key: v.contiguous(memory_format=self.layout) if v.ndim == 4 else v for key, v in moved.items()}
 

@@ -26,6 +26,7 @@ from training.objective import Objective
 from training.resume import check_same_run, find_start, restore
 from training.run_directory import RunDirectory, RunDirectoryError
 from training.step import TrainState
+from training.validate import SEED as VALIDATION_SEED
 from unetgn import UNet
 
 logger = logging.getLogger("training")
@@ -59,8 +60,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def prepare_images(config: RunConfig, accelerator: Accelerator, overfit: int | None) -> tuple[Images, np.ndarray]:
-    """The images, and the numbers of those to train on; the main process reads them all once and tells the others."""
+def prepare_images(
+    config: RunConfig, accelerator: Accelerator, overfit: int | None
+) -> tuple[Images, np.ndarray, np.ndarray]:
+    """The images, the numbers of those to train on and of those held out; the main process reads them all once."""
     try:
         images = open_images(config.data, config.model.in_channels)
         usable = [images.usable() if accelerator.is_main_process else None]
@@ -74,11 +77,15 @@ def prepare_images(config: RunConfig, accelerator: Accelerator, overfit: int | N
             f"model.num_classes is {config.model.num_classes}, but the images have {classes or 'no'} classes: "
             f"set model.num_classes to {classes or 'null'}"
         )
-    train, _ = split(len(usable[0]), config.data.held_out)
-    indices = usable[0][train][:overfit]
-    if not len(indices):
+    train, held_out = (usable[0][chosen] for chosen in split(len(usable[0]), config.data.held_out))
+    train = train[:overfit]
+    if not len(train):
         raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable[0])}")
-    return images, indices
+    if config.train.validate_every > 0 and not len(held_out):
+        raise ConfigError(
+            f"data.held_out is {config.data.held_out}, which is none of {len(usable[0])} images: raise it"
+        )
+    return images, train, held_out
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -90,11 +97,11 @@ def run(arguments: argparse.Namespace) -> None:
         return
     output = RunDirectory(arguments.output or Path("runs") / path.stem)
     accelerator = make_accelerator(config, output.path)
-    images, indices = prepare_images(config, accelerator, arguments.overfit)
+    images, train, held_out = prepare_images(config, accelerator, arguments.overfit)
     if arguments.dry_run:
         with torch.device("meta"):
             parameters = UNet.from_unet_config(config.model).num_parameters()
-        print(describe(config, accelerator, parameters, len(indices)))
+        print(describe(config, accelerator, parameters, len(train)))
         print(f"would write to {output.path}; nothing was written")
         return
     start = begin(config, output, accelerator, arguments.resume)
@@ -102,13 +109,13 @@ def run(arguments: argparse.Namespace) -> None:
     objective = Objective(config.objective, config.model.num_classes)
     unet = UNet.from_unet_config(config.model)
     state = TrainState(unet, objective, config.train, config.ema, accelerator, config.seed)
-    stream = SampleStream(images, indices, config.seed, random_flip=config.data.random_flip)
-    loop = Loop(config, state, stream, output)
+    stream = SampleStream(images, train, config.seed, random_flip=config.data.random_flip)
+    loop = Loop(config, state, stream, SampleStream(images, held_out, VALIDATION_SEED), output)
     if start is not None:
         restore(loop, start)
     if accelerator.is_main_process:
-        output.resume_metrics(state.step)
-        print(describe(config, accelerator, unet.num_parameters(), len(indices)))
+        output.resume_logs(state.step)
+        print(describe(config, accelerator, unet.num_parameters(), len(train)))
         print(f"writing to {output.path}" + (f", going on after step {state.step}" if state.step else ""))
     finish(loop)
 

@@ -16,9 +16,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from torch.utils.data import default_collate
 
 from training import train
-from training.data import SampleStream
+from training.config import load_config
+from training.data import SampleStream, split
+from training.images import Digits
+from training.objective import ObjectiveConfig
 from training.train import main
 
 TINY = """
@@ -218,19 +222,35 @@ def test_resuming_with_a_key_that_decides_the_weights_changed_is_refused(
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real_loss = train.Objective.loss
+    real_losses = train.Objective.losses
     calls = []
 
     def poisoned(self: train.Objective, model: object, batch: object) -> torch.Tensor:
         calls.append(1)
-        return real_loss(self, model, batch) * (float("nan") if len(calls) == 4 else 1)
+        return real_losses(self, model, batch) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(train.Objective, "loss", poisoned)
+    monkeypatch.setattr(train.Objective, "losses", poisoned)
     assert run(config, tmp_path / "a") == 1
     assert "not finite at step 4" in capsys.readouterr().err
     assert status(tmp_path / "a")["state"] == "diverged"
     assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-000002"]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "a", 2).values())
+
+
+def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_images(config: Path, tmp_path: Path) -> None:
+    assert run(config, tmp_path / "a", "data.held_out=0.02", "train.validate_every=3") == 0
+    with (tmp_path / "a" / "validation.csv").open(newline="") as lines:
+        rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]
+    assert [step for step, _ in rows] == [3, 6]
+    unet = train.UNet.from_unet_config(load_config(config).model)
+    unet.load_state_dict(load_file(tmp_path / "a" / "checkpoints" / "step-000006" / "ema.safetensors"))
+    images = Digits()
+    held_out = SampleStream(images, split(len(images), 0.02)[1], seed=0)
+    assert len(held_out.indices) == 36
+    objective = train.Objective(ObjectiveConfig(label_dropout=0.2), 10)
+    with torch.no_grad():
+        losses = objective.losses(unet.eval(), default_collate([held_out[i] for i in range(36)]))
+    assert rows[1][1] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
