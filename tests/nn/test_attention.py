@@ -1,0 +1,172 @@
+"""Attention blocks against their definitions, in float64."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from unetgn.nn import (
+    GEGLU,
+    CrossAttention,
+    FeedForward,
+    MultiHeadAttention,
+    NormConfig,
+    SelfAttention,
+    SpatialTransformer,
+    TransformerBlock,
+)
+
+GROUPS = NormConfig(num_groups=4)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randomized(module, seed=7):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return module.double()
+
+
+def attention(layer, tokens, context):
+    """softmax(q k^T / sqrt(d)) v, one head at a time."""
+    query, key, value = layer.to_q(tokens), layer.to_k(context), layer.to_v(context)
+    width = query.shape[2] // layer.heads
+    heads = []
+    for head in range(layer.heads):
+        q, k, v = (part[..., head * width : (head + 1) * width] for part in (query, key, value))
+        if layer.norm_q is not None:
+            q = q / (q.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.norm_q.weight
+            k = k / (k.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.norm_k.weight
+        scores = torch.einsum("nld,nmd->nlm", q, k) / math.sqrt(width)
+        heads.append(torch.einsum("nlm,nmd->nld", scores.softmax(-1), v))
+    return layer.to_out[0](torch.cat(heads, dim=-1))
+
+
+def tokens_of(x):
+    return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("heads", [{"num_heads": 2}, {"head_dim": 2}, {}])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("context_dim", [None, 6])
+def test_multi_head_attention_is_its_definition(heads, qk_norm, context_dim):
+    layer = randomized(MultiHeadAttention(8, **heads, qk_norm=qk_norm, context_dim=context_dim))
+    assert layer.heads == {"num_heads": 2, "head_dim": 4}.get(next(iter(heads), ""), 1)
+    tokens = noise(2, 5, 8)
+    context = tokens if context_dim is None else noise(2, 7, 6, seed=1)
+    output = layer(tokens) if context_dim is None else layer(tokens, context)
+    torch.testing.assert_close(output, attention(layer, tokens, context), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(6,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("norm", [GROUPS, None])
+def test_self_attention_is_its_definition_for_any_number_of_axes(size, norm):
+    layer = randomized(SelfAttention(8, num_heads=2, norm=norm, residual_scale=0.5))
+    x = noise(2, 8, *size)
+    normed = x if norm is None else F.group_norm(x, 4, layer.group_norm.weight, layer.group_norm.bias)
+    mixed = attention(layer, tokens_of(normed), tokens_of(normed))
+    expected = (x + mixed.transpose(1, 2).view_as(x)) * 0.5
+    torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_cross_attention_is_its_definition():
+    layer = randomized(CrossAttention(8, 6, num_heads=2, norm=GROUPS))
+    x, context = noise(2, 8, 3, 4), noise(2, 5, 6, seed=1)
+    normed = F.group_norm(x, 4, layer.group_norm.weight, layer.group_norm.bias)
+    expected = x + attention(layer, tokens_of(normed), context).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x, context), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_pixels_may_change_places():
+    layer = randomized(SelfAttention(8, num_heads=2, norm=GROUPS))
+    x = noise(2, 8, 12)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(layer(x[..., order]), layer(x)[..., order])
+
+
+def test_upcasting_attends_in_float32():
+    layer = MultiHeadAttention(8, num_heads=2, upcast=True).half()
+    plain = MultiHeadAttention(8, num_heads=2).half()
+    plain.load_state_dict(layer.state_dict())
+    tokens = 40 * noise(1, 5, 8).half()
+    exact = attention(plain.float(), tokens.float(), tokens.float())
+    plain.half()
+    error, error_plain = ((one(tokens).float() - exact).abs().max() for one in (layer, plain))
+    assert layer(tokens).dtype == torch.float16
+    assert error <= error_plain
+
+
+def transformer_block(block, tokens, context):
+    first = context if block.cross_only else tokens
+    normed = block.norm1(tokens)
+    tokens = tokens + attention(block.attn1, normed, first if block.cross_only else normed)
+    normed = block.norm2(tokens)
+    tokens = tokens + attention(block.attn2, normed, normed if context is None else context)
+    value, gate = block.ff.net[0].proj(block.norm3(tokens)).chunk(2, dim=-1)
+    return tokens + block.ff.net[2](value * 0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))))
+
+
+@pytest.mark.parametrize(("context_dim", "cross_only"), [(None, False), (6, False), (6, True)])
+@pytest.mark.parametrize("linear_projection", [False, True])
+@pytest.mark.parametrize("size", [(6,), (3, 4), (2, 3, 2)])
+def test_the_spatial_transformer_is_its_definition(context_dim, cross_only, linear_projection, size):
+    layer = randomized(
+        SpatialTransformer(
+            8,
+            num_heads=2,
+            context_dim=context_dim,
+            depth=2,
+            spatial_dims=len(size),
+            linear_projection=linear_projection,
+            cross_only=cross_only,
+            norm=NormConfig(num_groups=4, eps=1e-6),
+        )
+    )
+    x = noise(2, 8, *size)
+    context = None if context_dim is None else noise(2, 5, 6, seed=1)
+    tokens = tokens_of(F.group_norm(x, 4, layer.norm.weight, layer.norm.bias, 1e-6))
+    tokens = F.linear(tokens, layer.proj_in.weight.flatten(1), layer.proj_in.bias)
+    for block in layer.transformer_blocks:
+        tokens = transformer_block(block, tokens, context)
+    tokens = F.linear(tokens, layer.proj_out.weight.flatten(1), layer.proj_out.bias)
+    expected = x + tokens.transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x, context), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("layer", [SelfAttention(8, norm=GROUPS), SpatialTransformer(8, norm=GROUPS)])
+def test_a_new_layer_is_the_identity(layer):
+    x = noise(2, 8, 3, 4).float()
+    assert torch.equal(layer(x), x)
+
+
+def test_the_feed_forward_layer_is_four_times_as_wide():
+    assert FeedForward(8).net[0].proj.out_features == 64
+    assert GEGLU(8, 5)(torch.zeros(1, 2, 8)).shape == (1, 2, 5)
+    assert TransformerBlock(8, num_heads=2, context_dim=3)(torch.zeros(1, 2, 8), torch.zeros(1, 4, 3)).shape == (
+        1,
+        2,
+        8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SelfAttention(8, num_heads=2, head_dim=4), "num_heads=2 and head_dim=4 contradict"),
+        (lambda: SelfAttention(8, num_heads=3), "num_heads=3 does not divide 8"),
+        (lambda: SelfAttention(8, head_dim=3), "head_dim=3 does not divide 8"),
+        (lambda: SelfAttention(8, num_heads=0), "num_heads=0 does not divide 8"),
+        (lambda: SelfAttention(8), "norm.num_groups=32 does not divide 8"),
+        (lambda: SpatialTransformer(32, cross_only=True), "cross_only needs transformer.context_dim"),
+        (lambda: SpatialTransformer(32, context_dim=4)(torch.zeros(1, 32, 2, 2)), "must be .N, length, 4., got None"),
+        (lambda: SpatialTransformer(32)(torch.zeros(1, 32, 2, 2), torch.zeros(1, 1, 1)), "context_dim is None"),
+    ],
+)
+def test_what_cannot_be_is_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,113 @@
+"""Resampling against its definition, for any size and one to three axes."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from unetgn.nn import Downsample, InputBranch, Resample, ResampleConfig, Upsample
+
+TAPS = ResampleConfig(taps=(1, 3, 3, 1))
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def along_axes(matrices, x):
+    """`x` with a matrix applied along each of its spatial axes."""
+    for axis, matrix in enumerate(matrices, start=2):
+        x = torch.movedim(torch.movedim(x, axis, -1) @ matrix.T, -1, axis)
+    return x
+
+
+def filter_down(length):
+    """y[i] = sum_k taps[k] x[2 i + k - 1] / 8, zeros outside: rows for ceil(length / 2)."""
+    matrix = torch.zeros(-(-length // 2), length, dtype=torch.float64)
+    for i in range(matrix.shape[0]):
+        for k, tap in enumerate((1, 3, 3, 1)):
+            if 0 <= 2 * i + k - 1 < length:
+                matrix[i, 2 * i + k - 1] = tap / 8
+    return matrix
+
+
+def filter_up(length):
+    """The transpose of filter_down, times two: y[2 i + k - 1] += taps[k] x[i] / 4."""
+    return 2 * filter_down(2 * length).T
+
+
+@pytest.mark.parametrize("size", [(8,), (7,), (6, 5), (1, 9), (4, 3, 6)])
+def test_the_filter_is_its_definition_in_both_directions(size):
+    x = noise(2, 3, *size)
+    down = Resample("down", spatial_dims=len(size), config=TAPS).double()
+    torch.testing.assert_close(down(x), along_axes([filter_down(n) for n in size], x))
+    up = Resample("up", spatial_dims=len(size), config=TAPS).double()
+    torch.testing.assert_close(up(x), along_axes([filter_up(n) for n in size], x))
+
+
+@pytest.mark.parametrize("size", [(8,), (7,), (6, 5), (1, 9), (4, 3, 6)])
+def test_without_taps_it_is_the_mean_of_what_is_there_and_the_nearest_neighbour(size):
+    x = noise(2, 3, *size)
+    down = Resample("down", spatial_dims=len(size))(x)
+    for index in np.ndindex(*down.shape[2:]):
+        window = tuple(slice(2 * i, 2 * i + 2) for i in index)
+        torch.testing.assert_close(down[(..., *index)], x[(..., *window)].flatten(2).mean(2))
+    up = Resample("up", spatial_dims=len(size))(x)
+    for index in np.ndindex(*up.shape[2:]):
+        assert torch.equal(up[(..., *index)], x[(..., *(i // 2 for i in index))])
+
+
+@pytest.mark.parametrize("config", [ResampleConfig(), TAPS])
+def test_a_given_size_is_the_size(config):
+    assert Resample("up", config=config)(torch.zeros(1, 2, 4, 4)[..., :3], size=(7, 5)).shape == (1, 2, 7, 5)
+
+
+def test_strides_leave_an_axis_alone():
+    config = ResampleConfig(strides=(1, 2))
+    x = noise(1, 2, 6, 6)
+    torch.testing.assert_close(Resample("down", config=config)(x), F.avg_pool2d(x, (1, 2)))
+    assert Resample("up", config=config)(x).shape == (1, 2, 6, 12)
+    assert Downsample(2, config=config).double()(x).shape == (1, 2, 6, 3)
+    assert Upsample(2, config=config).double()(x).shape == (1, 2, 6, 12)
+
+
+@pytest.mark.parametrize(("padding", "zeros"), [("both", (1, 1, 1, 1)), ("end", (0, 1, 0, 1))])
+def test_the_strided_convolution_pads_where_it_is_told(padding, zeros):
+    x, layer = noise(2, 4, 8, 8), Downsample(4, 6, config=ResampleConfig(padding=padding)).double()
+    torch.testing.assert_close(layer(x), F.conv2d(F.pad(x, zeros), layer.conv.weight, layer.conv.bias, stride=2))
+
+
+def test_the_upsampling_convolution_sees_the_nearest_neighbours():
+    x, layer = noise(2, 4, 3, 5), Upsample(4, 6).double()
+    enlarged = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(layer(x), F.conv2d(enlarged, layer.conv.weight, layer.conv.bias, padding=1))
+    assert layer(x, size=(5, 9)).shape == (2, 6, 5, 9)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (6, 10)])
+def test_the_input_branch_convolves_then_filters_without_a_border_of_its_own(size):
+    branch = InputBranch(3, 5, config=TAPS).double()
+    image, x = noise(2, 3, *size), noise(2, 5, *(n // 2 for n in size), seed=1)
+    wide = F.conv2d(image, branch.conv.weight, branch.conv.bias, padding=2)
+    taps = torch.tensor([1, 3, 3, 1], dtype=torch.float64)
+    kernel = (taps[:, None] * taps / 64).expand(5, 1, 4, 4)
+    expected = (x + F.conv2d(wide, kernel, stride=2, groups=5)) / 2**0.5
+    torch.testing.assert_close(branch(x, image), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Resample("sideways"), "direction must be 'down' or 'up'"),
+        (lambda: Resample("down", spatial_dims=4), "spatial_dims must be 1, 2 or 3"),
+        (lambda: ResampleConfig(taps=(1, 2, 1)), "even number of taps"),
+        (lambda: ResampleConfig(taps=(1, -1)), "positive sum"),
+        (lambda: ResampleConfig(strides=(3,)), "must be 1 or 2"),
+        (lambda: ResampleConfig(taps=(1, 3, 3, 1), strides=(1, 2)), "work with stride 2 along all axes"),
+        (lambda: Resample("up", config=TAPS)(torch.zeros(1, 1, 2, 2), size=(5, 4)), "cannot upsample"),
+        (lambda: Resample("down")(torch.zeros(1, 1, 2, 2), size=(1, 1)), "is for upsampling"),
+    ],
+)
+def test_what_cannot_be_is_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
