@@ -96,17 +96,15 @@ def _fuse_by_reading(module: nn.Module, norms: dict[str, nn.Module]) -> dict[str
     reasons = {name: rules.why_not_folded(norm) for name, norm in norms.items()}
     left = {name: reason for name, reason in reasons.items() if reason is not None}
     foldable = frozenset(name for name in norms if name not in left)
-    activations = frozenset(name for name, child in module.named_children() if learn_silu(child))
+    if not rules.is_readable(type(module)):
+        return left | _why_unread(module, foldable)
+    activations = _activations(module)
     try:
         joined = find_pairs(type(module).forward, foldable, activations)
     except CannotReadError as error:
         return left | dict.fromkeys(sorted(foldable), str(error))
     left |= {name: _no_silu_after(module) for name in norms if name in foldable and name not in joined}
-    if not joined:
-        return left
-    if not rules.is_readable(type(module)):
-        return left | dict.fromkeys(joined, _why_unread(type(module)))
-    return left | _install(StandIn(module, "forward", joined, activations=activations))
+    return left | (_install(StandIn(module, "forward", joined, activations=activations)) if joined else {})
 
 
 def _lay_out(attention: nn.Module, name: str) -> str:
@@ -127,12 +125,23 @@ def _no_silu_after(module: nn.Module) -> str:
     return f"no SiLU comes right after it in the forward of {type(module).__name__}"
 
 
-def _why_unread(cls: type) -> str:
+def _why_unread(module: nn.Module, norms: frozenset[str]) -> dict[str, str]:
+    """Why the norms of a block without a rule are left: it stands in for a block with one, or may only need reading."""
+    cls = type(module)
     known = (base for base in cls.__mro__[1:] if issubclass(base, nn.Module) and base is not nn.Module)
     base = next((base for base in known if rules.block_rule(base) or rules.is_readable(base)), None)
     if base is not None:
-        return f"{cls.__name__} has a forward of its own in place of {base.__name__}'s"
-    return f"no rule for {cls.__name__}: unetgn.fuse.read({cls.__name__}) lets fuse read its forward"
+        return dict.fromkeys(sorted(norms), f"{cls.__name__} has a forward of its own in place of {base.__name__}'s")
+    try:
+        joined = find_pairs(cls.forward, norms, _activations(module))
+    except CannotReadError:
+        joined = ()
+    advice = f"no rule for {cls.__name__}: unetgn.fuse.read({cls.__name__}) lets fuse read its forward"
+    return {name: advice if name in joined else _no_silu_after(module) for name in sorted(norms)}
+
+
+def _activations(module: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, child in module.named_children() if learn_silu(child))
 
 
 def _join(path: str, name: str) -> str:

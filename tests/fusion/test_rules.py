@@ -1,0 +1,248 @@
+"""What `fuse` takes and leaves by rule: blocks of one's own, subclasses, Sequentials, norms of other names."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unetgn
+from unetgn.fusion import norm_silu
+
+
+class Taught(nn.Module):
+    """A block that fuse does not know until a test teaches it: SiLU does not directly follow the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act, self.conv, self.proj = nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        normed = self.norm(x + self.proj(emb)[:, :, None, None])
+        return x + self.conv(self.act(normed))
+
+
+class Read(nn.Module):
+    """A block whose forward may be read, once a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(x))
+
+
+class GroupNorm32(nn.GroupNorm):
+    """As guided-diffusion and CompVis have it: computed in float32, whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).type(x.dtype)
+
+
+class DoubledGroupNorm(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+class SiLU(nn.Module):
+    """From before PyTorch had one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(2, 4, 3, 3), torch.randn(2, 3)
+
+
+def test_a_user_teaches_a_block_of_their_own(calls):
+    block = nn.ModuleDict({"first": Taught(), "second": Taught()})
+    x, emb = inputs()
+    expected = block["first"](x, emb)
+    before = unetgn.fuse(block)
+    assert not before.fused
+    assert {place.path for place in before.left} == {"first.norm", "second.norm"}
+
+    @unetgn.fuse.rule(Taught)
+    def taught(block, x, emb):
+        added = block.proj(emb)[:, :, None, None]
+        return x + block.conv(norm_silu(block.norm, block.act, x, pre_bias=added))
+
+    report = unetgn.fuse(block)
+    assert {place.path for place in report.fused} == {"first.norm", "second.norm"}
+    torch.testing.assert_close(block["first"](x, emb), expected)
+    assert len(calls) == 1
+
+
+def test_a_user_lets_fuse_read_a_forward_of_theirs(calls):
+    block = Read()
+    x, _ = inputs()
+    before = unetgn.fuse(block)
+    assert "unetgn.fuse.read(Read)" in before.left[0].reason
+    assert unetgn.fuse.read(Read) is Read
+    assert len(unetgn.fuse(block).fused) == 1
+    torch.testing.assert_close(block(x), F.silu(block.norm(x)))
+    assert len(calls) == 1
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_left_and_the_report_says_so(calls):
+    from diffusers.models.resnet import ResnetBlock2D
+
+    class Mine(ResnetBlock2D):
+        def forward(self, input_tensor, temb):
+            return 2 * ResnetBlock2D.forward(self, input_tensor, temb)
+
+    class Inheriting(ResnetBlock2D):
+        pass
+
+    settings = {"in_channels": 8, "groups": 2, "temb_channels": 3}
+    mine, inheriting = Mine(**settings), Inheriting(**settings)
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 3)
+    expected = mine(x, emb)
+    report = unetgn.fuse(mine)
+    assert not report.fused
+    assert {place.norm for place in report.left} == {"norm1", "norm2"}
+    assert all(place.reason == "Mine has a forward of its own in place of ResnetBlock2D's" for place in report.left)
+    assert torch.equal(mine(x, emb), expected)
+    assert not calls
+    assert len(unetgn.fuse(inheriting).fused) == 2
+
+
+def test_a_block_without_silu_is_left():
+    from diffusers.models.resnet import ResnetBlock2D
+
+    report = unetgn.fuse(ResnetBlock2D(in_channels=8, groups=2, temb_channels=3, non_linearity="mish"))
+    assert not report.fused
+    assert len(report.left) == 2
+
+
+def test_a_model_in_which_nothing_can_be_fused_says_so():
+    model = nn.Sequential(nn.Linear(3, 3), nn.SiLU())
+    report = unetgn.fuse(model)
+    assert (report.fused, report.left) == ((), ())
+    assert str(report) == "Sequential: nothing to fuse, there is no group norm in it"
+    assert "forward" not in vars(model)
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"pipeline\.unet, not dict"):
+        unetgn.fuse({})
+
+
+def test_unfusing_what_is_not_fused_changes_nothing():
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())
+    attributes = dict(vars(model))
+    unetgn.unfuse(model)
+    assert vars(model) == attributes
+
+
+@pytest.mark.parametrize(
+    ("layers", "places"),
+    [
+        ([nn.GroupNorm(2, 4), nn.SiLU()], 1),
+        ([nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.SiLU(inplace=True), nn.Conv2d(4, 4, 1)], 1),
+        ([nn.GroupNorm(4, 4, affine=False), nn.SiLU(), nn.GroupNorm(1, 4), nn.SiLU()], 2),
+        ([GroupNorm32(2, 4), SiLU()], 1),
+        ([nn.GroupNorm(2, 4), nn.ReLU()], 0),
+        ([nn.GroupNorm(2, 4), nn.Dropout(0.5), nn.SiLU()], 0),
+        ([nn.SiLU(), nn.GroupNorm(2, 4)], 0),
+        ([nn.BatchNorm2d(4), nn.SiLU()], 0),
+        ([DoubledGroupNorm(2, 4), nn.SiLU()], 0),
+        ([nn.GroupNorm(2, 4), Swish()], 0),
+    ],
+    ids=lambda value: "-".join(type(layer).__name__ for layer in value) if isinstance(value, list) else str(value),
+)
+def test_a_sequential_is_fused_where_silu_is_the_norms_neighbour(layers, places, calls):
+    model = nn.Sequential(*layers).eval()
+    x, _ = inputs()
+    expected = model(x)
+    assert len(unetgn.fuse(model).fused) == places
+    torch.testing.assert_close(model(x), expected)
+    assert len(calls) == places
+
+
+def test_a_sequential_that_its_owner_takes_apart_gives_its_parts():
+    class Owner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())
+
+        def forward(self, x):
+            norm, act = self.layers
+            return act(norm(x) * 2)
+
+    model = Owner()
+    x, _ = inputs()
+    expected = model(x)
+    unetgn.fuse(model)
+    assert torch.equal(model(x), expected)
+
+
+def test_a_float32_group_norm_is_fused_in_sixteen_bits_with_no_more_error():
+    torch.manual_seed(0)
+    model = nn.Sequential(GroupNorm32(2, 4), nn.SiLU())
+    x = torch.randn(2, 4, 9, 9).bfloat16()
+    exact = F.silu(F.group_norm(x.double(), 2))
+    original = model(x)
+    unetgn.fuse(model)
+    assert model(x).dtype == original.dtype == torch.bfloat16
+    assert (model(x) - exact).norm() <= (original - exact).norm()
+
+
+def test_a_version_that_a_rule_does_not_know_is_left():
+    class Changed(Taught):
+        def forward(self, x, emb):
+            return self.conv(self.act(self.norm(x))) * self.new_gate
+
+    @unetgn.fuse.rule(Changed, uses=("norm", "act", "conv"))
+    def changed(block, x, emb):
+        return block.conv(norm_silu(block.norm, block.act, x))
+
+    report = unetgn.fuse(Changed())
+    assert not report.fused
+    assert report.left[0].reason.endswith("Changed.forward uses new_gate, which its rule does not know")
+
+
+def test_a_block_shared_by_two_parents_is_one_place():
+    shared = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())
+    model = nn.ModuleDict({"a": nn.ModuleList([shared]), "b": nn.ModuleList([shared])})
+    assert [place.path for place in unetgn.fuse(model).fused] == ["a.0.0"]
+
+
+def test_our_own_model_has_nothing_left_to_fuse():
+    report = unetgn.fuse(unetgn.GroupNormSiLU(2, 4))
+    assert (report.fused, report.left) == ((), ())
+
+
+def test_the_report_prints_as_a_table_of_what_where_and_why():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.GroupNorm(2, 4)
+
+        def forward(self, x):
+            return self.norm(x)
+
+    model = nn.ModuleDict({"body": nn.ModuleList([nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())] * 1), "head": Head()})
+    lines = str(unetgn.fuse(model)).splitlines()
+    assert lines[0] == "ModuleDict: 1 places fused, 1 group norms left as they are"
+    assert lines[2].split() == ["fused", "Sequential", "0", "1", "body.0.0"]
+    assert lines[3].split(maxsplit=5) == [
+        *("left", "Head", "norm", "1", "head.norm"),
+        "no SiLU comes right after it in the forward of Head",
+    ]
+
+
+def test_importing_fuse_imports_no_library_that_it_has_rules_for():
+    code = "import sys, unetgn; unetgn.fuse; print([n for n in ('diffusers', 'monai') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
