@@ -194,7 +194,7 @@ def write_summary(out: Path, labels: dict[int, int | None], npz: bool) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """From the parsed arguments to the folder of images."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     found = [find_checkpoint(arguments.checkpoint)] if accelerator.is_main_process else [Path()]
     broadcast_object_list(found)  # the main process looks and verifies, for all
     checkpoint = found[0]

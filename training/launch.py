@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from training.config import ConfigError, RunConfig
 
-SEVERAL_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes {} training/train.py …"
+SEVERAL = "accelerate launch --multi_gpu --num_processes {} training/train.py … (so on CPUs, too)"
 
 
 def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
@@ -27,6 +28,7 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
         )
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # said outright, processes without GPUs find each other
             mixed_precision=config.train.mixed_precision,
             log_with=list(config.train.trackers) or None,
             project_dir=str(output),
@@ -56,14 +58,11 @@ def check_processes(started: int, asked: int | None) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != started:
         raise ConfigError(
-            f"the launcher made {world} processes, but each would train alone: without GPUs, start them with "
-            + SEVERAL_ON_CPU.format(world)
+            f"the launcher made {world} processes, but Accelerate sees {started}, so that each would train alone: "
+            f"start them with {SEVERAL.format(world)}"
         )
     if asked is not None and asked != started:
-        raise ConfigError(
-            f"train.processes is {asked}, but {started} started: on GPUs use accelerate launch --multi_gpu "
-            f"--num_processes {asked} training/train.py …, on CPUs " + SEVERAL_ON_CPU.format(asked)
-        )
+        raise ConfigError(f"train.processes is {asked}, but {started} started: start them with {SEVERAL.format(asked)}")
 
 
 def describe(config: RunConfig, accelerator: Accelerator, parameters: int, images: int) -> str:

@@ -105,7 +105,7 @@ def test_what_the_launcher_did_otherwise_is_refused(
     assert "launched with --mixed_precision bf16, but train.mixed_precision is no" in refused()
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "made 2 processes, but each would train alone" in refused()
+    assert "made 2 processes, but Accelerate sees 1, so that each would train alone" in refused()
     assert not (tmp_path / "run").exists()
 
 
