@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from training.config import CONFIGS, ConfigError, find_config, load_config, to_yaml
 from training.train import main
@@ -113,5 +114,40 @@ def test_print_config_writes_every_key(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["--config", "digits8_ddpm", "--print-config", "train.steps=12"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["train"]["steps"] == 12
-    assert printed["train"]["learning_rate"] == 1.5e-3
+    assert printed["train"]["learning_rate"] == 2e-3
     assert {"seed", "model", "data", "train", "objective", "ema", "checkpoint", "preview"} == set(printed)
+
+
+def folder_of_images(folder: Path, size: int, classes: int) -> Path:
+    for number in range(classes or 1):
+        file = folder / (f"class{number:04d}/0.png" if classes else "0.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (size, size)).save(file)
+    return folder
+
+
+# Parameters as published, but for what the headers name: augmentation labels (9) and the class before
+# the MLP go, the class after it comes (DDPM++); three output channels instead of six and the null class (ADM).
+REAL = {
+    "cifar10_ddpm": (32, 0, 1, 35_746_307),
+    "cifar10_ddpmpp": (32, 10, 1, 55_735_299 - 9 * 128 - 11 * 128 + 11 * 512),
+    "celebahq256_ddpm": (256, 0, 8, 113_673_219),
+    "imagenet64_adm": (64, 1000, 8, 295_904_454 - 3 * (192 * 9 + 1) + 768),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_configuration_for_real_use_is_the_published_network(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, classes, processes, parameters = REAL[name]
+    data = folder_of_images(tmp_path / "images", size, classes)
+    keys = [f"data.path={data}", *(["train.processes=1"] if processes > 1 else []), "train.mixed_precision=no"]
+    assert main(["--config", name, "--dry-run", "--output", str(tmp_path / "run"), *keys]) == 0
+    assert f"{parameters:,} parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["cifar10_ddpm", "imagenet64_adm"])
+def test_missing_data_is_an_error_that_names_the_key(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", name, "--dry-run", "train.processes=null", "data.path=no/such/folder"]) == 2
+    assert "data.path 'no/such/folder' is not a folder" in capsys.readouterr().err

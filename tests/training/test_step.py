@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from training.objective import Objective, ObjectiveConfig
 from training.step import EMAConfig, Numbers, TrainConfig, TrainState, learning_rate
@@ -33,7 +32,6 @@ def test_a_run_shorter_than_its_warm_up_ends_while_it_rises() -> None:
 
 @pytest.fixture
 def state() -> TrainState:
-    AcceleratorState._reset_state(reset_partial_state=True)
     torch.manual_seed(0)
     unet = UNet(in_channels=1, out_channels=1, channels=[8], attention_levels=[], depth=1, norm={"num_groups": 4})
     return TrainState(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
@@ -35,12 +34,6 @@ ema: {decay: 0.9}
 preview: {count: 4, steps: 3}
 checkpoint: {keep: 9}
 """
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate_state() -> None:
-    """Accelerate remembers the first precision of a process; here one process runs many trainings."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
