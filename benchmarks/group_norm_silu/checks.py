@@ -1,0 +1,105 @@
+"""Correctness on the device, before anything is timed: forward and backward against the definition in float64."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import unetgn
+from unetgn.ops import implementation
+
+# Of the root mean square of the exact result: rounding to the type, a few times over.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+SMALL = ("weight", "bias", "pre_bias", "scale", "shift")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: a call on random x of this shape, from its seed."""
+
+    shape: tuple[int, ...]
+    groups: int
+    dtype: torch.dtype
+    channels_last: bool
+    extras: tuple[str, ...]
+    mean: float = 0.0
+    seed: int = 0
+
+    def inputs(self, device: str) -> tuple[dict[str, Tensor], Tensor]:
+        """(x and the small tensors, dy), made on the CPU so that every device gets the same."""
+        generator = torch.Generator().manual_seed(self.seed)
+        n, c = self.shape[:2]
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, self.dtype)
+
+        scale, shift = random(n, 2 * c).chunk(2, dim=1)
+        made = {"weight": random(c), "bias": random(c), "pre_bias": random(n, c), "scale": scale, "shift": shift}
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        memory_format = formats[len(self.shape)] if self.channels_last else torch.contiguous_format
+        x, dy = (random(*self.shape) + mean for mean in (self.mean, 0.0))
+        chosen = {name: made[name] for name in SMALL if name in self.extras}
+        return {"x": x.contiguous(memory_format=memory_format), **chosen}, dy.contiguous(memory_format=memory_format)
+
+    @property
+    def tolerance(self) -> float:
+        return 2e-4 if self.mean else TOLERANCE[self.dtype]
+
+
+def checks() -> Iterator[Check]:
+    """Resident and split groups, masked tiles, odd sizes, both layouts, all dtypes and extras, a large mean."""
+    shapes = (
+        ((2, 64, 8, 8), 32),
+        ((2, 96, 15, 17), 32),
+        ((1, 320, 32, 32), 32),
+        ((1, 64, 128, 128), 2),
+        ((3, 30, 1, 1), 3),
+    )
+    for shape, groups in shapes:
+        for channels_last in (False, True):
+            for dtype in TOLERANCE:
+                for extras in (("weight", "bias"), SMALL, ("pre_bias",), ()):
+                    yield Check(shape, groups, dtype, channels_last, extras)
+            if shape[2] > 1:
+                yield Check(shape, groups, torch.float32, channels_last, SMALL, mean=1000.0)
+    for channels_last in (False, True):
+        yield Check((1, 64, 8, 16, 16), 4, torch.bfloat16, channels_last, SMALL)
+
+
+def cluster_checks() -> Iterator[Check]:
+    """Groups that a cluster of blocks holds, where clusters are chosen."""
+    for shape in ((1, 320, 64, 64), (8, 320, 64, 64), (1, 1280, 32, 32), (2, 512, 64, 64)):
+        for channels_last in (False, True):
+            for dtype in (torch.float32, torch.bfloat16):
+                for extras in (("weight", "bias"), ("weight", "bias", "scale", "shift")):
+                    yield Check(shape, 32, dtype, channels_last, extras)
+
+
+def results(check: Check, inputs: dict[str, Tensor], dy: Tensor) -> dict[str, Tensor]:
+    """y and the gradient of every input."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    weight, bias, pre_bias, scale, shift = (leaves.get(name) for name in SMALL)
+    y = unetgn.group_norm_silu(leaves["x"], check.groups, weight, bias, pre_bias=pre_bias, scale=scale, shift=shift)
+    gradients = torch.autograd.grad(y, list(leaves.values()), dy)
+    return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def faults(check: Check, name: str, device: str) -> list[str]:
+    """What the named implementation gets wrong on the device; empty where all is right."""
+    inputs, dy = check.inputs(device)
+    with implementation(name):
+        found = results(check, inputs, dy)
+        again = results(check, inputs, dy)
+    with implementation("reference"):
+        exact = results(check, {key: tensor.double() for key, tensor in inputs.items()}, dy.double())
+    terms = exact["x"].square().mean().sqrt() * dy[0, 0].numel() ** 0.5  # of the sum that dpre_bias is
+    problems = []
+    for key, value in found.items():
+        size = exact[key].square().mean().sqrt().clamp_min(terms if key == "pre_bias" else 1e-30)
+        error = ((value.double() - exact[key]).square().mean().sqrt() / size).item()
+        if not error < check.tolerance:
+            problems.append(f"{check}: {key} is off by {error:.1e} of its size, more than {check.tolerance:.1e}")
+        if not torch.equal(value, again[key]):
+            problems.append(f"{check}: two runs differ in {key}")
+    return problems

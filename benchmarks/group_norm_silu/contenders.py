@@ -1,0 +1,65 @@
+"""The implementations that are compared: ours, PyTorch's eager and compiled, and others where they are installed."""
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import unetgn
+from benchmarks.group_norm_silu.cases import DTYPES, EXTRAS, NUM_GROUPS, Case
+
+Function = Callable[[dict[str, Tensor]], Tensor]
+
+
+def ours(inputs: dict[str, Tensor]) -> Tensor:
+    """The fused operator, by its public door."""
+    pre_bias, scale, shift = (inputs.get(name) for name in ("pre_bias", "scale", "shift"))
+    return unetgn.group_norm_silu(
+        inputs["x"], NUM_GROUPS, inputs["weight"], inputs["bias"], pre_bias=pre_bias, scale=scale, shift=shift
+    )
+
+
+def eager(inputs: dict[str, Tensor]) -> Tensor:
+    """`F.silu(F.group_norm(...))`, with the extras as networks write them."""
+    x = inputs["x"]
+    if "pre_bias" in inputs:
+        x = x + inputs["pre_bias"][:, :, None, None]
+    z = F.group_norm(x, NUM_GROUPS, inputs["weight"], inputs["bias"])
+    if "scale" in inputs:
+        z = z * (1 + inputs["scale"][:, :, None, None]) + inputs["shift"][:, :, None, None]
+    return F.silu(z)
+
+
+def contenders(case: Case) -> dict[str, Function]:
+    """Name -> function of the inputs, for all that can compute this case. Liger and apex know no extras."""
+    torch._dynamo.reset()
+    compiled: Function = torch.compile(eager, dynamic=False, fullgraph=True)
+    found: dict[str, Function] = {"ours": ours, "eager": eager, "compiled": compiled}
+    if not EXTRAS[case.extras]:
+        if case.layout == "contiguous" and find_spec("liger_kernel"):
+            found["liger"] = _liger(case)
+        if case.layout == "channels_last" and case.dtype != "float32" and _has_apex():
+            found["apex"] = _apex(case)
+    return found
+
+
+def _liger(case: Case) -> Function:
+    module = import_module("liger_kernel.transformers.group_norm").LigerGroupNorm(case.shape[1], NUM_GROUPS, eps=1e-5)
+    module = module.to("cuda", DTYPES[case.dtype])
+    return lambda inputs: F.silu(module(inputs["x"]))
+
+
+def _has_apex() -> bool:
+    try:
+        return find_spec("apex.contrib.group_norm") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _apex(case: Case) -> Function:
+    make = import_module("apex.contrib.group_norm").GroupNorm
+    module = make(NUM_GROUPS, case.shape[1], act="silu", device="cuda", dtype=DTYPES[case.dtype])
+    return lambda inputs: module(inputs["x"])

@@ -1,0 +1,107 @@
+"""A table and a roofline plot from the JSON of a run: `python -m benchmarks.group_norm_silu.report RESULT.json`."""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+PEERS = ("eager", "compiled", "liger", "apex")
+
+
+def limit_us(row: Row) -> float:
+    """Microseconds that the row's bytes take at the copy bandwidth of the same run."""
+    return float(row["bytes"]) / float(row["copy_bandwidth"]) * 1e6
+
+
+def fraction(row: Row) -> float:
+    """Share of the copy bandwidth that ours reaches, by the limit's bytes."""
+    return limit_us(row) / float(row["ours_us"])
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table: microseconds of each contender, and ours against the limit."""
+    head = ["shape", "dtype", "layout", "extras", "pass", "clusters", "limit", "ours", *PEERS, "of copy bandwidth"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        times = [f"{row[f'{peer}_us']:.1f}" if f"{peer}_us" in row else "–" for peer in PEERS]
+        cells = [
+            "×".join(str(size) for size in row["shape"]),
+            *(str(row[name]) for name in ("dtype", "layout", "extras", "pass")),
+            "yes" if row["clusters"] else "no",
+            f"{limit_us(row):.1f}",
+            f"{row['ours_us']:.1f}",
+            *times,
+            f"{100 * fraction(row):.0f} %",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary(rows: list[Row]) -> dict[str, Any]:
+    """The figures that the targets speak of, over the rows without extras and without clusters.
+
+    Median speed-ups over eager and compiled; rows where ours is slower than the better of the two; the least share of
+    the copy bandwidth among tensors of at least 64 MB, by pass.
+    """
+    plain = [row for row in rows if row["extras"] == "none" and not row["clusters"]]
+    best = [min(row["eager_us"], row["compiled_us"]) for row in plain]
+    result: dict[str, Any] = {
+        "median_speedup_over_eager": statistics.median(row["eager_us"] / row["ours_us"] for row in plain),
+        "median_speedup_over_compiled": statistics.median(row["compiled_us"] / row["ours_us"] for row in plain),
+        "slower_than_the_better": [row for row, peer in zip(plain, best, strict=True) if row["ours_us"] > peer],
+    }
+    for which in ("forward", "backward"):
+        large = [row for row in plain if row["pass"] == which and tensor_bytes(row) >= 64e6]
+        result[f"least_share_of_bandwidth_{which}"] = min((fraction(row) for row in large), default=None)
+    return result
+
+
+def tensor_bytes(row: Row) -> int:
+    """Size of x."""
+    size = {"bfloat16": 2, "float16": 2, "float32": 4}[row["dtype"]]
+    for extent in row["shape"]:
+        size *= extent
+    return size
+
+
+def plot(rows: list[Row], path: Path, title: str) -> None:
+    """Bandwidth reached (the limit's bytes over time) against the size of x, with the copy's bandwidth as the roof."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
+    for axis, which in zip(axes, ("forward", "backward"), strict=True):
+        chosen = [row for row in rows if row["pass"] == which and row["extras"] == "none"]
+        for name, marker in (("ours", "o"), ("compiled", "^"), ("eager", "x")):
+            for layout, colour in (("contiguous", "tab:blue"), ("channels_last", "tab:orange")):
+                some = [r for r in chosen if r["layout"] == layout and f"{name}_us" in r and not r["clusters"]]
+                sizes = [tensor_bytes(r) / 1e6 for r in some]
+                reached = [r["bytes"] / r[f"{name}_us"] / 1e3 for r in some]
+                axis.plot(sizes, reached, marker, color=colour, label=f"{name}, {layout}")
+        for row in chosen[:1]:
+            axis.axhline(row["copy_bandwidth"] / 1e9, color="black", linestyle="--", label="copy")
+        axis.set(xscale="log", yscale="log", xlabel="x, MB", title=which)
+    axes[0].set_ylabel("GB/s, by the limit's bytes")
+    axes[0].legend(fontsize="small")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Write the table (.md) and the plot (.png) beside the JSON, and print the summary."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("result", type=Path, help="JSON written by `python -m benchmarks.group_norm_silu`")
+    path = parser.parse_args().result
+    result = json.loads(path.read_text())
+    path.with_suffix(".md").write_text(table(result["rows"]) + "\n")
+    plot(result["rows"], path.with_suffix(".png"), f"group norm + SiLU, {result['device']}")
+    print(json.dumps(summary(result["rows"]), indent=2))
+
+
+if __name__ == "__main__":
+    main()

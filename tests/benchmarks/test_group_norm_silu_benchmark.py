@@ -1,0 +1,126 @@
+"""The benchmark of the fused operator: its limits, its checks and its report, on made-up measurements (no GPU here)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.group_norm_silu.cases import Case, cases
+from benchmarks.group_norm_silu.checks import Check, checks, faults
+from benchmarks.group_norm_silu.measure import row
+from benchmarks.group_norm_silu.report import fraction, plot, summary, table
+
+ROOT = Path(__file__).parents[2]
+BANDWIDTH = 4e12
+
+
+def made_up_rows(ours: float = 1.0) -> list[dict[str, Any]]:
+    """Rows of a device on which eager takes 4, compiled 2 and ours `ours` times the limit."""
+    found = []
+    for case in cases(quick=False):
+        for which in ("forward", "backward"):
+            limit = case.bytes_moved(which) / BANDWIDTH * 1e6
+            times = {"ours": ours * limit, "eager": 4 * limit, "compiled": 2 * limit}
+            found.append(row(case, which, times, BANDWIDTH))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shape", "forward", "backward"),
+    [((8, 640, 32, 32), 4, 6), ((8, 320, 64, 64), 4, 10), ((1, 128, 512, 512), 6, 10)],
+    ids=str,
+)
+def test_the_limits_bytes_at_16_bits_are_those_of_the_design(
+    shape: tuple[int, int, int, int], forward: int, backward: int
+) -> None:
+    case = Case(shape, "bfloat16", "contiguous")
+    assert case.bytes_moved("forward") == forward * case.elements
+    assert case.bytes_moved("backward") == backward * case.elements
+    assert case.bytes_moved("forward", clusters=True) == 4 * case.elements
+
+
+def test_every_shape_dtype_and_layout_is_measured_and_the_extras_in_bfloat16() -> None:
+    everything = cases(quick=False)
+    assert len({(c.shape, c.dtype, c.layout) for c in everything if c.extras == "none"}) == 12 * 3 * 2
+    assert {c.extras for c in everything if c.dtype == "bfloat16"} == {"none", "pre_bias", "scale_shift"}
+    assert len(everything) == len(set(everything))
+    assert set(cases(quick=True)) < set(everything)
+
+
+def test_the_summary_speaks_of_the_targets() -> None:
+    figures = summary(made_up_rows())
+    assert figures["median_speedup_over_eager"] == pytest.approx(4)
+    assert figures["median_speedup_over_compiled"] == pytest.approx(2)
+    assert figures["slower_than_the_better"] == []
+    assert figures["least_share_of_bandwidth_forward"] == pytest.approx(1)
+    slow = summary(made_up_rows(ours=2.5))
+    assert len(slow["slower_than_the_better"]) == 12 * 3 * 2 * 2
+    assert slow["least_share_of_bandwidth_backward"] == pytest.approx(0.4)
+
+
+def test_the_table_has_a_line_a_row_and_leaves_out_peers_that_are_not_installed() -> None:
+    rows = made_up_rows(ours=1.25)
+    lines = table(rows).splitlines()
+    assert len(lines) == len(rows) + 2
+    assert all("80 %" in line and " – | – | " in line for line in lines[2:])
+    assert fraction(rows[0]) == pytest.approx(0.8)
+
+
+def test_the_report_command_writes_a_table_and_a_plot_beside_the_json(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"device": "a made-up device", "rows": made_up_rows()}))
+    command = [sys.executable, "-m", "benchmarks.group_norm_silu.report", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["median_speedup_over_eager"] == pytest.approx(4)
+    assert path.with_suffix(".md").read_text().startswith("| shape |")
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_of_rows_without_clusters_needs_no_peer(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ours_alone = [{k: v for k, v in r.items() if k not in ("eager_us", "compiled_us")} for r in made_up_rows()[:2]]
+    plot(ours_alone, tmp_path / "plot.png", "ours alone")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_command_says_so_and_exits_with_2() -> None:
+    command = [sys.executable, "-m", "benchmarks.group_norm_silu", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "No CUDA or ROCm device" in done.stderr
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_checks_pass_where_results_are_right(channels_last: bool) -> None:
+    check = Check((2, 12, 5, 4), 3, torch.float32, channels_last, ("weight", "bias", "pre_bias", "scale", "shift"))
+    assert faults(check, "reference", "cpu") == []
+
+
+def test_the_checks_find_results_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unetgn.ops import reference
+
+    right = reference.forward
+
+    def wrong(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+        y, mean, rstd = right(x, *rest)
+        return (y if x.dtype == torch.float64 else y * 1.001), mean, rstd
+
+    monkeypatch.setattr(reference, "forward", wrong)
+    problems = faults(Check((2, 12, 5, 4), 3, torch.float32, False, ("weight", "bias")), "reference", "cpu")
+    assert "y is off by 1.0e-03" in problems[0]
+
+
+def test_the_checks_cover_both_layouts_all_dtypes_and_a_large_mean() -> None:
+    everything = list(checks())
+    assert {(c.channels_last, c.dtype) for c in everything} >= {
+        (layout, dtype)
+        for layout in (False, True)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    }
+    assert any(c.mean == 1000 for c in everything)

@@ -1,0 +1,173 @@
+"""What Triton's compiler makes of the kernels, for GPUs that are not there: no spills, full-width loads and stores.
+
+The configurations are those that the heuristic picks for every group norm of three U-Nets, at batch 1 and 8, in both
+layouts, bf16. The quick test takes, of each kernel, the build that holds the most; the slow one takes them all.
+"""
+
+import functools
+import math
+import os
+import re
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("needs Triton's compiler: installed, and not set to interpret", allow_module_level=True)
+
+from tests.ops.triton_cases import Case
+from tests.ops.triton_offline import TARGETS, Build, compile_launch, key, launches_of
+from tests.ops.unet_shapes import UNETS
+from unetgn.ops.triton_launch import Launch
+
+EXTRAS = (("weight", "bias"), ("weight", "bias", "pre_bias"), ("weight", "bias", "scale", "shift"))
+SHAPES = sorted({shape for shapes in UNETS.values() for shape in shapes})
+MOVES_TILES = ("resident_forward", "resident_backward", "split_statistics", "split_apply", "split_sums")
+
+
+def cases(parameter_dtype: torch.dtype | None) -> list[Case]:
+    return [
+        Case((n, channels, side, side), 32, torch.bfloat16, channels_last, extras, parameter_dtype)
+        for channels, side in SHAPES
+        for n in (1, 8)
+        for channels_last in (False, True)
+        for extras in EXTRAS
+    ]
+
+
+@functools.cache
+def distinct_launches(
+    target: str, *, clusters: bool = False, parameter_dtype: torch.dtype | None = torch.float32
+) -> list[tuple[Case, Launch]]:
+    """One launch of each build, with a case that it belongs to."""
+    found = {}
+    for case in cases(parameter_dtype):
+        forward, backward = launches_of(case, target, clusters=clusters)
+        for launch in forward if clusters else forward + backward:
+            if launch.num_ctas > 1 or not clusters:
+                found.setdefault(key(launch), (case, launch))
+    return list(found.values())
+
+
+def held(launch: Launch) -> int:
+    """Elements that a thread holds at a time, more or less."""
+    sizes = [launch.arguments.get(name, 1) for name in ("TILES", "TILE", "ROWS", "WIDTH", "COLUMNS", "STEPS", "VECTOR")]
+    if "TILE" in launch.arguments:
+        sizes = [launch.arguments.get("TILES", 1), launch.arguments["TILE"]]
+    return math.prod(sizes) // launch.num_warps
+
+
+def heaviest_of_each_kernel(target: str, *, clusters: bool = False) -> list[tuple[Case, Launch]]:
+    """Of the builds of each kernel, the one whose threads hold the most; with pre_bias where it has that."""
+    found: dict[str, tuple[Case, Launch]] = {}
+    for case, launch in distinct_launches(target, clusters=clusters):
+        name = key(launch)[0]
+        weight = (held(launch), launch.arguments.get("pre_bias") is not None)
+        if name not in found or weight > (held(found[name][1]), found[name][1].arguments.get("pre_bias") is not None):
+            found[name] = (case, launch)
+    return list(found.values())
+
+
+def tile_width(case: Case, launch: Launch) -> int:
+    """Bits of the widest load that the layout of x allows this launch."""
+    run = launch.arguments.get("VECTOR", launch.arguments.get("WIDTH", 1))
+    return min(128, run * torch.empty(0, dtype=case.dtype).element_size() * 8)
+
+
+def faults(case: Case, launch: Launch, build: Build) -> list[str]:
+    """What is wrong with a build; parameters are float32, so that 16-bit accesses could only be pieces of tiles."""
+    found = [f"{build.spills} spill instructions"] if build.spills else []
+    if build.kernel.endswith(MOVES_TILES):
+        wanted = tile_width(case, launch)
+        if max(build.loads, default=0) < wanted:
+            found.append(f"loads of at most {max(build.loads, default=0)} bits, not {wanted}")
+        writes_tiles = {"y", "dx"} & launch.arguments.keys()
+        if writes_tiles and max(build.stores, default=0) < wanted:
+            found.append(f"stores of at most {max(build.stores, default=0)} bits, not {wanted}")
+        narrow = sum(n for widths in (build.loads, build.stores) for bits, n in widths.items() if bits < 32)
+        if narrow:
+            found.append(f"{narrow} accesses of 16 bits or less")
+    return [f"{build.kernel} for {case.shape}, {case.extras}: {fault}" for fault in found]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_heaviest_build_of_each_kernel_spills_nothing_and_moves_16_bytes_at_a_time(target: str) -> None:
+    chosen = heaviest_of_each_kernel(target)
+    names = {key(launch)[0].rpartition(".")[2] for _, launch in chosen}
+    assert names >= {*MOVES_TILES, "fold_slots", "parameter_gradients", "merge_statistics"}
+    assert [fault for case, launch in chosen for fault in faults(case, launch, compile_launch(launch, target))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_build_for_any_group_norm_of_three_unets_spills(target: str) -> None:
+    launches = distinct_launches(target)
+    assert len(launches) > 100
+    assert [fault for case, launch in launches for fault in faults(case, launch, compile_launch(launch, target))] == []
+
+
+def test_nearly_all_main_paths_have_full_width_vectors() -> None:
+    """Narrower ones: channels_last where 16 bytes do not divide a group's channels, and the group is short."""
+    narrow = [
+        (case.shape, launch.arguments["VECTOR"])
+        for case, launch in distinct_launches("sm_90")
+        if "VECTOR" in launch.arguments and tile_width(case, launch) < 128
+    ]
+    assert all(math.prod(shape[1:]) // 32 <= 8192 and shape[1] // 32 % 8 for shape, _ in narrow)
+
+
+def split_axes(ttgir: str) -> set[int]:
+    """The axes along which a build's layouts are split over the blocks of its cluster."""
+    axes = set()
+    for bases in re.findall(r"CGALayout = \[(\[.*?\])\]", ttgir):
+        for basis in re.findall(r"\[([\d, ]*)\]", bases):
+            axes |= {axis for axis, step in enumerate(basis.split(",")) if int(step)}
+    return axes
+
+
+def check_cluster(case: Case, launch: Launch, target: str) -> list[str]:
+    build = compile_launch(launch, target)
+    found = faults(case, launch, build)
+    if split_axes(build.text["ttgir"]) != {0}:
+        found.append(f"{build.kernel} for {case.shape}: split along axes {split_axes(build.text['ttgir'])}, not 0 only")
+    if "barrier.cluster.wait.acquire" not in build.text["ptx"]:
+        found.append(f"{build.kernel} for {case.shape}: no cluster barrier")
+    return found
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_the_heaviest_cluster_builds_are_split_over_blocks_only_and_spill_nothing(target: str) -> None:
+    chosen = heaviest_of_each_kernel(target, clusters=True)
+    assert len(chosen) == 2  # one a layout
+    assert [fault for case, launch in chosen for fault in check_cluster(case, launch, target)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_all_cluster_builds_are_split_over_blocks_only_and_spill_nothing(target: str) -> None:
+    launches = distinct_launches(target, clusters=True)
+    assert [fault for case, launch in launches for fault in check_cluster(case, launch, target)] == []
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(1, 320, 64, 64), (8, 1280, 8, 8)], ids=str)
+def test_offsets_of_tiles_begin_at_a_64_bit_base(shape: tuple[int, ...], channels_last: bool) -> None:
+    """More than 2**31 elements: every kernel adds a 64-bit offset to x (dy, y, dx) before the 32-bit ones of a tile."""
+    forward, backward = launches_of(Case(shape, 32, torch.bfloat16, channels_last), "sm_90")
+    for launch in forward + backward:
+        ttir = compile_launch(launch, "sm_90").text["ttir"]
+        for name in ("x", "dy", "y", "dx"):
+            if isinstance(launch.arguments.get(name), torch.Tensor):
+                added = re.findall(rf"tt\.addptr %{name}\b[^\n]*: (?:tensor<[^>]*>|!tt\.ptr<bf16>), (\S+)", ttir)
+                splat = re.search(rf"tt\.splat %{name}\b", ttir)
+                assert (added and all(i == "i64" for i in added)) or splat, (launch.kernel, name)
+
+
+def test_results_do_not_depend_on_the_order_of_programs() -> None:
+    """No atomics anywhere: one writer a slot."""
+    for channels_last in (False, True):
+        for shape in ((1, 320, 64, 64), (8, 1280, 8, 8)):
+            forward, backward = launches_of(Case(shape, 32, torch.bfloat16, channels_last), "sm_90")
+            for launch in forward + backward:
+                assert "atomic" not in compile_launch(launch, "sm_90").text["ttir"]
