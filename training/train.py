@@ -173,6 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Preempted as error:
         print(f"train.py: {error}; go on with --resume auto", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"train.py: {error}; what was saved before is as it was", file=sys.stderr)
+        return 1
     return 0
 
 

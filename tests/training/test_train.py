@@ -1,6 +1,7 @@
 """The trainer as its users start it: runs, resumes, refuses, and trains on a folder of images."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch.utils.data import default_collate
 
-from training import train
+from training import checkpoint, train
 from training.config import load_config
 from training.data import SampleStream, split
 from training.images import Digits
@@ -244,6 +245,27 @@ def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_image
     with torch.no_grad():
         losses = objective.losses(unet.eval(), default_collate([held_out[i] for i in range(36)]))
     assert rows[1][1] == pytest.approx(losses.mean().item(), rel=1e-5)
+
+
+def test_a_full_disk_is_said_and_spares_the_checkpoint_before(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real_save = checkpoint.safetensors.torch.save_file
+    saved: list[str] = []
+
+    def full(contents: dict, path: Path) -> None:
+        saved.append(path.name)
+        if len(saved) > 5:  # in the second checkpoint, its last file
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_save(contents, path)
+
+    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
+    assert run(config, tmp_path / "a") == 1
+    assert "No space left on device; what was saved before is as it was" in capsys.readouterr().err
+    assert status(tmp_path / "a")["state"] == "failed"
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-000002"]
+    monkeypatch.undo()
+    assert run(config, tmp_path / "a", "--resume", "auto") == 0
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
