@@ -58,9 +58,13 @@ def test_a_slice_of_channels_last_stays_channels_last(draw, place):
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("arrives", ["expanded from one number", "in the other layout", "expanded over samples"])
-def test_the_gradient_may_arrive_in_any_strides(draw, in_double, place, arrives, channels_last):
+@pytest.mark.parametrize("activation", ["silu", None])
+@pytest.mark.parametrize("parameters", ["weight bias", "weight bias pre_bias scale shift"])
+def test_the_gradient_may_arrive_in_any_strides(draw, in_double, place, parameters, activation, arrives, channels_last):
     name, device = place
-    inputs = draw(3, (2, 6, 4, 4), dtype=torch.float64, channels_last=channels_last, device=device)
+    inputs = draw(
+        3, (2, 6, 4, 4), dtype=torch.float64, channels_last=channels_last, parameters=parameters, device=device
+    )
     if arrives == "expanded from one number":
         inputs.dy = torch.ones((), dtype=torch.float64, device=device).expand_as(inputs.x)
     elif arrives == "expanded over samples":
@@ -69,8 +73,8 @@ def test_the_gradient_may_arrive_in_any_strides(draw, in_double, place, arrives,
         other = torch.contiguous_format if channels_last else torch.channels_last
         inputs.dy = inputs.dy.contiguous(memory_format=other)
     with implementation(name):
-        _, gradients = inputs.call(unetgn.group_norm_silu, 3)
-    _, expected = in_double(inputs, 3)
+        _, gradients = inputs.call(unetgn.group_norm_silu, 3, activation=activation)
+    _, expected = in_double(inputs, 3, activation=activation)
     for got, want in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, want)
 

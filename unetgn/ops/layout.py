@@ -22,8 +22,10 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     that is dense in neither layout (a slice, an expanded or a transposed tensor) is read as channels_last where its
     channels are neighbours in memory, else as contiguous.
     """
+    if x.is_contiguous():
+        return torch.contiguous_format
     channels_last = _CHANNELS_LAST.get(x.dim())
-    if channels_last is None or x.is_contiguous():
+    if channels_last is None:
         return torch.contiguous_format
     if x.is_contiguous(memory_format=channels_last) or (x.stride(1) == 1 and x.size(1) > 1):
         return channels_last
