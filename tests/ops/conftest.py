@@ -104,7 +104,7 @@ def draw() -> Callable[..., Inputs]:
         x, dy = normal(shape, torch.float64) + mean, normal(shape, torch.float64)
         if channels_last:
             layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-            x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
+            x, dy = (torch.empty_like(t, memory_format=layout).copy_(t) for t in (x, dy))  # also where both fit
         named = {
             name: normal(size, parameter_dtype or dtype) if name in parameters.split() else None
             for name, size in sizes.items()

@@ -79,6 +79,24 @@ def test_the_gradient_may_arrive_in_any_strides(draw, in_double, place, paramete
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("parameters", ["", "weight bias", "weight bias pre_bias scale shift"])
+def test_the_stride_of_an_axis_of_one_element_says_nothing(draw, in_double, place, parameters):
+    """A picture (height, width, channels) as a batch of one: dense channels_last, whatever its first stride is."""
+    name, device = place
+    for shape in ((1, 6, 4, 5), (1, 6, 1, 5), (2, 6, 4, 1), (1, 6, 2, 3, 4)):
+        inputs = draw(5, shape, dtype=torch.float64, parameters=parameters, device=device)
+        for first in (1, 7, 10**6):
+            pixels = torch.empty(shape, dtype=torch.float64, device=device, memory_format=FORMATS[len(shape)])
+            strides = [first if size == 1 else stride for size, stride in zip(shape, pixels.stride(), strict=True)]
+            inputs.x = pixels.copy_(inputs.x).as_strided(shape, strides)
+            with implementation(name):
+                y, gradients = inputs.call(unetgn.group_norm_silu, 3)
+            expected, expected_gradients = in_double(inputs, 3)
+            for got, want in zip([y, *gradients], [expected, *expected_gradients], strict=True):
+                torch.testing.assert_close(got, want)
+            assert y.is_contiguous(memory_format=FORMATS[len(shape)])
+
+
 def test_where_both_layouts_fit_the_answer_is_contiguous():
     for shape in ((2, 6, 1, 1), (2, 1, 4, 4), (2, 6, 1, 1, 1)):
         x = torch.empty(shape).contiguous(memory_format=FORMATS[len(shape)])

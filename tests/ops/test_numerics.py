@@ -76,7 +76,11 @@ def test_a_constant_group_gives_the_bias(place, constant, dtype, channels_last):
     weight, bias = torch.linspace(-2, 2, 6, dtype=dtype, device=device), torch.linspace(-1, 3, 6, device=device)
     with implementation(name):
         y = unetgn.group_norm_silu(x, 3, weight, bias, activation=None)
-    torch.testing.assert_close(y, bias.to(dtype).reshape(1, 6, 1, 1).expand_as(y).contiguous(memory_format=layout))
+    expected = bias.to(dtype).reshape(1, 6, 1, 1).expand_as(y).contiguous(memory_format=layout)
+    if place == ("aten", "cuda") and dtype == torch.float32:  # PyTorch's kernel evaluates x * a + b there
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-5 + 2e-7 * constant * 1e-5**-0.5 * 2)
+    else:
+        torch.testing.assert_close(y, expected)
 
 
 @LAYOUTS

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from unetgn.ops import launch, reference
 from unetgn.ops.layout import memory_format_of
@@ -74,7 +75,7 @@ _ORDINARY = (Tensor, torch.nn.Parameter)
 def is_transformed() -> bool:
     """Whether a `torch.func` transform or forward-mode differentiation is under way: then the operator is evaluated by
     its definition, which PyTorch can differentiate and map to any depth."""
-    return _torch_func_is_active() or torch.autograd.forward_ad._current_level >= 0
+    return _torch_func_is_active() or forward_ad._current_level >= 0
 
 
 @torch.compiler.assume_constant_result  # a compiler guards on the transforms that it compiles under

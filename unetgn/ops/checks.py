@@ -22,25 +22,26 @@ def check_arguments(
         raise TypeError(f"x must be a tensor (N, C, *spatial), got {type(x).__name__}")
     if x.dtype not in _DTYPES:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it with x.float()")
-    if not 2 <= x.dim() <= 5:
+    shape = x.shape
+    if not 2 <= len(shape) <= 5:
         raise ValueError(
-            f"x must be (N, C, *spatial) with none to three spatial axes, got shape {tuple(x.shape)}; "
+            f"x must be (N, C, *spatial) with none to three spatial axes, got shape {tuple(shape)}; "
             f"flatten the spatial axes or add those that are missing"
         )
-    check_num_groups(num_groups, x.shape[1])
+    check_num_groups(num_groups, shape[1])
     if not eps >= 0:
         raise ValueError(f"eps must be 0 or more, got {eps}; 1e-5 and 1e-6 are usual")
     check_activation(activation)
     if weight is not None:
-        _check_parameter("weight", weight, x, "(C,)", x.shape[1:2])
+        _check_parameter("weight", weight, x, "(C,)", shape[1:2])
     if bias is not None:
-        _check_parameter("bias", bias, x, "(C,)", x.shape[1:2])
+        _check_parameter("bias", bias, x, "(C,)", shape[1:2])
     if pre_bias is not None:
-        _check_parameter("pre_bias", pre_bias, x, "(N, C)", x.shape[:2])
+        _check_parameter("pre_bias", pre_bias, x, "(N, C)", shape[:2])
     if scale is not None:
-        _check_parameter("scale", scale, x, "(N, C)", x.shape[:2])
+        _check_parameter("scale", scale, x, "(N, C)", shape[:2])
     if shift is not None:
-        _check_parameter("shift", shift, x, "(N, C)", x.shape[:2])
+        _check_parameter("shift", shift, x, "(N, C)", shape[:2])
 
 
 def check_num_groups(num_groups: int, num_channels: int) -> None:

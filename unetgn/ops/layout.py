@@ -24,12 +24,8 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     """
     if x.is_contiguous():
         return torch.contiguous_format
-    channels_last = _CHANNELS_LAST.get(x.dim())
-    if channels_last is None:
-        return torch.contiguous_format
-    if x.is_contiguous(memory_format=channels_last) or (x.stride(1) == 1 and x.size(1) > 1):
-        return channels_last
-    return torch.contiguous_format
+    channels_last = _CHANNELS_LAST.get(x.dim(), torch.contiguous_format)
+    return channels_last if x.stride(1) == 1 and x.size(1) > 1 else torch.contiguous_format
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -1,0 +1,121 @@
+"""What a call costs on the host, before any arithmetic: `python -m benchmarks.host_overhead`.
+
+Times `unetgn.group_norm_silu` and the module `GroupNormSiLU` on small tensors, where arithmetic is next to nothing,
+against `F.silu(F.group_norm(...))` and `nn.GroupNorm`, without and with gradients, in both layouts. Competitors take
+turns in one run; a figure is the median over many short rounds, most of which fit between two switches of a busy
+processor to another process. The spread of each figure (its lower and upper quartile) and the load average are written
+beside it: use one thread (`OMP_NUM_THREADS=1`) and an otherwise idle machine where there is one.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import unetgn
+
+SHAPE = (1, 32, 4, 4)
+GROUPS = 8
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def competitors(layout: str, passes: str, device: str) -> dict[str, Callable[[], object]]:
+    """The calls to compare. `passes`: "forward" without gradients, "recorded" forward for a backward pass, "both"."""
+    x = torch.randn(SHAPE, device=device).contiguous(memory_format=LAYOUTS[layout])
+    dy = torch.randn_like(x)
+    recorded = passes != "forward"
+    x.requires_grad_(recorded)
+    ours = unetgn.GroupNormSiLU(GROUPS, SHAPE[1], device=device).requires_grad_(recorded)
+    theirs = torch.nn.GroupNorm(GROUPS, SHAPE[1], device=device).requires_grad_(recorded)
+    calls: dict[str, Callable[[], torch.Tensor]] = {
+        "function": lambda: unetgn.group_norm_silu(x, GROUPS, ours.weight, ours.bias),
+        "eager_function": lambda: F.silu(F.group_norm(x, GROUPS, theirs.weight, theirs.bias)),
+        "module": lambda: ours(x),
+        "eager_module": lambda: F.silu(theirs(x)),
+    }
+    if passes != "both":
+        return dict(calls)
+    leaves = {name: [x, *(theirs if name.startswith("eager") else ours).parameters()] for name in calls}
+
+    def with_backward(name: str) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(calls[name](), leaves[name], dy)
+
+    return {name: with_backward(name) for name in calls}
+
+
+def alternate(calls: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
+    """Microseconds a call, for each round: in each round every competitor runs `repeats` times."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(300):
+            call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats * 1e6)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # the queue must not fill up and make the host wait
+    return times
+
+
+def measure(device: str, rounds: int, repeats: int) -> list[dict[str, object]]:
+    """One row for each layout, pass and pair of competitors."""
+    rows: list[dict[str, object]] = []
+    for layout in LAYOUTS:
+        for passes in ("forward", "recorded", "both"):
+            times = alternate(competitors(layout, passes, device), rounds, repeats)
+            for ours in ("function", "module"):
+                row: dict[str, object] = {"call": ours, "layout": layout, "passes": passes}
+                figures = {"ours_us": times[ours], "eager_us": times[f"eager_{ours}"]}
+                figures["extra_us"] = [a - b for a, b in zip(*figures.values(), strict=True)]
+                for name, values in figures.items():
+                    row[name] = round(statistics.median(values), 2)
+                    row[f"{name}_quartiles"] = [round(q, 2) for q in statistics.quantiles(values, n=4)[::2]]
+                rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda: there the time to enqueue is taken")
+    parser.add_argument("--rounds", type=int, default=1001)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=None, help="JSON file; by default under benchmarks/results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measure(arguments.device, arguments.rounds, arguments.repeats)
+    name = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or platform.machine()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    result = {
+        "device": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit,
+        "shape": SHAPE,
+        "load_average": os.getloadavg(),
+        "rows": rows,
+    }
+    out = arguments.out or Path(__file__).parent / "results" / f"host_overhead_{name.replace(' ', '_')}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    for row in rows:
+        print(
+            f"{row['call']:9} {row['layout']:14} {row['passes']:9} ours {row['ours_us']:7} µs  eager "
+            f"{row['eager_us']:7} µs  extra {row['extra_us']:7} µs {row['extra_us_quartiles']}"
+        )
+    print(f"load average {result['load_average']}; written to {out}")
+
+
+if __name__ == "__main__":
+    main()
