@@ -24,7 +24,11 @@ ATTENTION_KINDS = ("softmax", "softmax-xformers")  # two implementations of one 
 
 @dataclass(frozen=True)
 class SgmOptions:
-    """The constructor's options. `use_checkpoint` and `use_fp16` concern how it ran only."""
+    """The constructor's options. `use_checkpoint` and `use_fp16` concern how it ran only.
+
+    Earlier versions had `use_spatial_transformer` and `legacy`, which published configuration files still name; with
+    transformers the latter changes nothing.
+    """
 
     in_channels: int
     model_channels: int
@@ -53,6 +57,8 @@ class SgmOptions:
     use_linear_in_transformer: bool = False
     spatial_transformer_attn_type: str = "softmax"
     adm_in_channels: int | None = None
+    use_spatial_transformer: bool = True
+    legacy: bool = False
 
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
@@ -64,9 +70,10 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 def translate(options: SgmOptions, *, class_name: str = "UNetModel") -> UNetConfig:
     """Our configuration of the same network, which is CompVis' with a middle of its own."""
     refuse(class_name, options, "another attention", spatial_transformer_attn_type=ATTENTION_KINDS)
+    refuse(class_name, options, "attention is always a transformer", use_spatial_transformer=(True,))
     shared = {field.name for field in dataclasses.fields(compvis.CompvisOptions)}
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in shared}
-    config = compvis.translate(compvis.CompvisOptions(**values, use_spatial_transformer=True, legacy=False))
+    config = compvis.translate(compvis.CompvisOptions(**values))
     attention = not options.disable_middle_transformer
     mid = dataclasses.replace(
         config.mid, attention=attention, transformer_depth=options.transformer_depth_middle if attention else None
