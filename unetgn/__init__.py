@@ -52,7 +52,7 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("fusion", "nn", "ops"):
+    if name in ("fusion", "interop", "nn", "ops"):
         return import_module(f"unetgn.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'unetgn' has no attribute {name!r}; it exports {', '.join(__all__)}")

@@ -47,7 +47,8 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     The arguments are the fields of `UNetConfig`; nested ones are dataclasses or plain dicts. `from_unet_config` takes
     a whole configuration, `unet_config` holds it. As a diffusers model it saves and loads itself (`save_pretrained`,
-    `from_pretrained`, safetensors) and works in diffusers' pipelines.
+    `from_pretrained`, safetensors) and works in diffusers' pipelines. A saved pipeline names it `unetgn.unet.UNet`;
+    diffusers loads classes of imported modules only, so `import unetgn.unet` before `DiffusionPipeline.from_pretrained`.
     Raises ValueError or TypeError, naming the field, where the configuration is wrong.
     Ho et al. 2020 (arXiv 2006.11239); Dhariwal & Nichol 2021 (arXiv 2105.05233); Karras et al. 2022 (arXiv 2206.00364).
     """
@@ -295,7 +296,7 @@ def _sinusoid(width: int, time: TimeConfig) -> SinusoidalFeatures:
 def _as_timesteps(timestep: Tensor | float | int, batch: int, sample: Tensor) -> Tensor:
     """(N,) timesteps on the sample's device, from a number, one element or N."""
     if not isinstance(timestep, Tensor):
-        timestep = torch.tensor(timestep, dtype=torch.float64, device=sample.device)
+        timestep = torch.tensor(timestep, dtype=feature_dtype(sample.dtype), device=sample.device)
     timesteps = timestep.to(sample.device).reshape(-1)
     if timesteps.shape[0] not in (1, batch):
         raise ValueError(f"timestep must be a number or one for each of {batch} samples, got {timesteps.shape[0]}")

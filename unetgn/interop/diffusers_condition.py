@@ -27,7 +27,6 @@ from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, Mi
 CLASSES = ("UNet2DConditionModel",)
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D")
-Depths = int | tuple[int | tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
