@@ -9,6 +9,7 @@ import math
 import os
 import re
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ import torch
 if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler: installed, and not set to interpret", allow_module_level=True)
 
+import triton
+
 from tests.ops.triton_cases import Case
-from tests.ops.triton_offline import TARGETS, Build, compile_launch, key, launches_of
+from tests.ops.triton_offline import TARGETS, Build, compile_launch, key, launches_of, specialization
 from tests.ops.unet_shapes import UNETS
 from unetgn.ops.triton_launch import Launch
 
@@ -152,11 +155,15 @@ def test_all_cluster_builds_are_split_over_blocks_only_and_spill_nothing(target:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", [(1, 320, 64, 64), (8, 1280, 8, 8)], ids=str)
-def test_offsets_of_tiles_begin_at_a_64_bit_base(shape: tuple[int, ...], channels_last: bool) -> None:
-    """More than 2**31 elements: every kernel adds a 64-bit offset to x (dy, y, dx) before the 32-bit ones of a tile."""
+def test_offsets_begin_at_a_64_bit_base_and_nothing_is_atomic(shape: tuple[int, ...], channels_last: bool) -> None:
+    """More than 2**31 elements: every kernel adds a 64-bit offset to x (dy, y, dx) before the 32-bit ones of a tile.
+
+    And no atomics anywhere: each slot has one writer, so that results do not depend on the order of programs.
+    """
     forward, backward = launches_of(Case(shape, 32, torch.bfloat16, channels_last), "sm_90")
     for launch in forward + backward:
         ttir = compile_launch(launch, "sm_90").text["ttir"]
+        assert "atomic" not in ttir
         for name in ("x", "dy", "y", "dx"):
             if isinstance(launch.arguments.get(name), torch.Tensor):
                 added = re.findall(rf"tt\.addptr %{name}\b[^\n]*: (?:tensor<[^>]*>|!tt\.ptr<bf16>), (\S+)", ttir)
@@ -164,10 +171,38 @@ def test_offsets_of_tiles_begin_at_a_64_bit_base(shape: tuple[int, ...], channel
                 assert (added and all(i == "i64" for i in added)) or splat, (launch.kernel, name)
 
 
-def test_results_do_not_depend_on_the_order_of_programs() -> None:
-    """No atomics anywhere: one writer a slot."""
-    for channels_last in (False, True):
-        for shape in ((1, 320, 64, 64), (8, 1280, 8, 8)):
-            forward, backward = launches_of(Case(shape, 32, torch.bfloat16, channels_last), "sm_90")
-            for launch in forward + backward:
-                assert "atomic" not in compile_launch(launch, "sm_90").text["ttir"]
+class PretendedDriver:
+    """As much of a GPU's driver as Triton's launcher asks before it compiles."""
+
+    def get_current_target(self) -> Any:
+        return TARGETS["sm_90"]
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_offline_builds_are_those_of_tritons_own_launcher(
+    channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", PretendedDriver())
+    case = Case((1, 64, 8, 8), 32, torch.bfloat16, channels_last, ("weight", "scale"))
+    forward, backward = launches_of(case, "sm_90")
+    for launch in forward + backward:
+        real = {
+            name: torch.empty(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
+            for name, value in launch.arguments.items()
+        }
+        kernel: Any = launch.kernel
+        compiled = kernel.warmup(**real, grid=(launch.programs,), num_warps=launch.num_warps)
+        signature, _, attributes = specialization(launch)
+        assert compiled.src.signature == signature
+        assert {
+            place: [list(pair) for pair in pairs] for place, pairs in compiled.src.attrs.items() if pairs
+        } == attributes
