@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from training.preview import draw_loss, draw_preview
 from training.run_directory import RunDirectory
 from training.signals import Interrupted, StopSignals
 from training.step import Numbers, TrainState, learning_rate
+from training.throughput import Window, flops_per_image
 from training.validate import held_out_loss
 
 
@@ -28,34 +28,6 @@ class Diverged(Exception):
 
 class Preempted(Exception):
     """A signal asked the run to stop; its state is saved."""
-
-
-class Window:
-    """Means over the steps since the last row of the log, kept on the device until they are asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums, self.steps, self.since = torch.zeros(2, device=device), 0, time.perf_counter()
-
-    def add(self, numbers: Numbers) -> None:
-        self.sums += torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
-        self.steps += 1
-
-    def close(self, accelerator: Accelerator, images_per_step: int) -> tuple[float, float, float]:
-        """(mean loss over steps and ranks, mean gradient norm, images per second), and begin anew."""
-        loss, norm = (accelerator.reduce(self.sums, reduction="mean") / self.steps).tolist()
-        now = time.perf_counter()
-        rate = self.steps * images_per_step / (now - self.since)
-        self.sums, self.steps, self.since = torch.zeros_like(self.sums), 0, now
-        return loss, norm, rate
-
-    def save(self, accelerator: Accelerator) -> dict[str, Any]:
-        """What a resumed run needs so that its first row is the unbroken run's; every rank has to ask."""
-        return {"sums": accelerator.gather(self.sums[None]).tolist(), "steps": self.steps}
-
-    def restore(self, saved: dict[str, Any], rank: int) -> None:
-        """Go on from what `save` gave; another number of ranks begins a new window."""
-        if rank < len(saved["sums"]):
-            self.sums, self.steps = torch.tensor(saved["sums"][rank], device=self.sums.device), saved["steps"]
 
 
 class Loop:
@@ -74,7 +46,8 @@ class Loop:
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
-        self.window = Window(self.accelerator.device)
+        flops = flops_per_image(config.model, config.data.image_size)
+        self.window = Window(self.accelerator, self.images_per_step, flops)
         self.saved_step = state.step
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
@@ -97,7 +70,9 @@ class Loop:
         with StopSignals(self.ranks) as self.signals, bar:
             batches = self.batches()
             while state.step < train.steps:
+                began = time.perf_counter()
                 step = self.signals.unless_stopped(lambda: [next(batches) for _ in range(train.gradient_accumulation)])
+                self.window.waited += time.perf_counter() - began
                 # The last step may still be running on the device: what is read here is the one before it.
                 if self.agree_on(older) or step is None:
                     self.stop()
@@ -133,20 +108,17 @@ class Loop:
 
     def log(self, bar: tqdm) -> None:
         """A row of metrics.csv, the trackers and the progress bar."""
-        loss, norm, rate = self.window.close(self.accelerator, self.images_per_step)
         step = self.state.step
         row = {
             "step": step,
             "epoch": step * self.images_per_step / len(self.stream.indices),
-            "loss": loss,
             "learning_rate": learning_rate(self.config.train, step - 1),
-            "gradient_norm": norm,
-            "images_per_second": rate,
+            **self.window.close(),
         }
         self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=step)
         if self.accelerator.is_main_process:
             self.run.log("metrics.csv", row)
-            bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} images/s")
+            bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s")
 
     def validate(self) -> None:
         """The held-out loss, in validation.csv and the trackers."""
@@ -184,7 +156,7 @@ class Loop:
         """Write a checkpoint, then delete the oldest ones; only the main process writes."""
         self.agree_on(self.last)
         state = self.state
-        window = self.window.save(self.accelerator)
+        window = self.window.save()
         if self.accelerator.is_main_process:
             tensors = {
                 "model": state.raw_weights(),

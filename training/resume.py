@@ -84,5 +84,5 @@ def restore(loop: Loop, checkpoint: Path) -> None:
     raw, averaged, optimizer = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimizer"))
     state.restore(manifest["step"], manifest["counters"], raw, averaged)
     loop.saved_step = state.step
-    loop.window.restore(manifest["window"], state.accelerator.process_index)
+    loop.window.restore(manifest["window"])
     optimizer_from_tensors(state.optimizer, state.names(), optimizer)

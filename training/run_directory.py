@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 COLUMNS = {
-    "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second"),
+    "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
     "validation.csv": ("step", "loss"),
 }
 

@@ -1,0 +1,62 @@
+"""What the log says of speed."""
+
+import logging
+import time
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from training.step import Numbers
+from training.throughput import Window, flops_per_image, peak_flops
+from unetgn import UNetConfig
+
+
+def test_the_operations_of_a_convolution_are_counted_both_ways() -> None:
+    """A U-Net without attention: doubling height and width makes four times the work of its convolutions."""
+    config = UNetConfig.from_dict({"channels": [32, 64], "attention_levels": [], "mid": {"attention": False}})
+    small, large = flops_per_image(config, 16), flops_per_image(config, 32)
+    assert 3.9 < large / small < 4.0  # the embedding's products are not multiplied
+    assert flops_per_image(config, 64) / large == pytest.approx(4, rel=0.01)
+
+
+def test_the_peak_of_a_device_is_known_by_its_name_in_16_bits_only() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe", "fp16") == 756e12
+    assert peak_flops("NVIDIA H100 80GB HBM3", "no") is None
+    assert peak_flops("a toaster", "bf16") is None
+
+
+def numbers(loss: float) -> Numbers:
+    return Numbers(1, torch.tensor(loss), torch.tensor(2 * loss), None)
+
+
+def test_a_row_has_the_means_of_its_steps_and_their_rate() -> None:
+    window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
+    for loss in (1.0, 2.0, 6.0):
+        window.add(numbers(loss))
+    window.since = time.perf_counter() - 2.0
+    row = window.close()
+    assert (row["loss"], row["gradient_norm"]) == (3.0, 6.0)
+    assert row["images_per_second"] == pytest.approx(15, rel=0.05)
+    assert "share_of_peak" not in row
+    window.peak = 5000.0
+    window.add(numbers(7.0))
+    window.since = time.perf_counter() - 1.0
+    row = window.close()
+    assert row["loss"] == 7.0
+    assert row["share_of_peak"] == pytest.approx(10 * 100 / 5000, rel=0.05)
+
+
+def test_a_loader_that_is_waited_for_is_named_once_with_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
+    for waited, said in ((0.1, False), (0.5, True), (0.5, False)):
+        caplog.clear()
+        window.add(numbers(1.0))
+        window.add(numbers(1.0))
+        window.since, window.waited = time.perf_counter() - 1.0, waited
+        with caplog.at_level(logging.WARNING):
+            window.close()
+        assert (
+            "the loader is the bottleneck: 50 % of the last 2 steps (250 ms of 500 ms a step)" in caplog.text
+        ) == said

@@ -1,0 +1,93 @@
+"""How fast a run is: images per second, the share of the device's peak, and whether the loader is what it waits for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.step import Numbers
+from unetgn import UNet, UNetConfig
+
+logger = logging.getLogger(__name__)
+
+# Dense operations per second in bf16 and fp16, no sparsity, from the data sheets: NVIDIA's A100 (2020), L40S (2023),
+# H100 (2022), H200 (2023), B200 (2024), AMD's MI300X (2023). The name is looked for in what the driver says.
+PEAK_16_BIT = {"A100": 312e12, "L40S": 362e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12,
+               "MI300X": 1307e12}  # fmt: skip
+WAITING = 0.2  # share of the time above which the loader is said to be the bottleneck
+
+
+def flops_per_image(config: UNetConfig, image_size: int) -> int:
+    """Floating-point operations of a training step for one image: matrix products and convolutions, both passes."""
+    with torch.device("meta"):
+        unet = UNet.from_unet_config(config).train()
+        image = torch.empty(1, config.in_channels, *[image_size] * config.spatial_dims)
+        labels = None if config.num_classes is None else torch.zeros(1, dtype=torch.long)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            unet(image, torch.zeros(1, dtype=torch.long), class_labels=labels).sample.sum().backward()
+    return counter.get_total_flops()
+
+
+def peak_flops(device_name: str, mixed_precision: str) -> float | None:
+    """What the device could do at most in this precision, per second; None where it is not known."""
+    if mixed_precision == "no":
+        return None
+    return next((peak for name, peak in PEAK_16_BIT.items() if name in device_name), None)
+
+
+class Window:
+    """Means over the steps since the last row of the log, kept on the device until they are asked for."""
+
+    def __init__(self, accelerator: Accelerator, images_per_step: int, flops: int) -> None:
+        device = accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.peak = peak_flops(name, accelerator.mixed_precision)
+        self.accelerator, self.images_per_step, self.flops = accelerator, images_per_step, flops
+        self.sums, self.steps = torch.zeros(2, device=device), 0
+        self.since, self.waited = time.perf_counter(), 0.0
+        self.warned = False
+
+    def add(self, numbers: Numbers) -> None:
+        self.sums += torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
+        self.steps += 1
+
+    def close(self) -> dict[str, float]:
+        """Mean loss over steps and ranks, mean gradient norm, images per second, and begin anew."""
+        loss, norm = (self.accelerator.reduce(self.sums, reduction="mean") / self.steps).tolist()
+        now = time.perf_counter()
+        elapsed = now - self.since
+        rate = self.steps * self.images_per_step / elapsed
+        row = {"loss": loss, "gradient_norm": norm, "images_per_second": rate}
+        if self.peak is not None:
+            row["share_of_peak"] = rate * self.flops / (self.peak * self.accelerator.num_processes)
+        self._warn_of_waiting(self.waited / elapsed)
+        self.sums, self.steps, self.since, self.waited = torch.zeros_like(self.sums), 0, now, 0.0
+        return row
+
+    def _warn_of_waiting(self, share: float) -> None:
+        if share > WAITING and not self.warned:
+            self.warned = True
+            logger.warning(
+                "the loader is the bottleneck: %.0f %% of the last %d steps (%.3g ms of %.3g ms a step) went into "
+                "waiting for images; raise data.num_workers, or make the images smaller on disk",
+                100 * share,
+                self.steps,
+                1000 * self.waited / self.steps,
+                1000 * self.waited / share / self.steps,
+            )
+
+    def save(self) -> dict[str, Any]:
+        """What a resumed run needs so that its first row is the unbroken run's; every rank has to ask."""
+        return {"sums": self.accelerator.gather(self.sums[None]).tolist(), "steps": self.steps}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save` gave; a rank that was not there before begins a new window."""
+        rank = self.accelerator.process_index
+        if rank < len(saved["sums"]):
+            self.sums, self.steps = torch.tensor(saved["sums"][rank], device=self.sums.device), saved["steps"]
