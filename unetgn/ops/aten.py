@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetgn.ops.layout import accumulation_dtype, is_channels_last, memory_format_of, of_channel
+from unetgn.ops.layout import accumulation_dtype, channels_last_strides, is_channels_last, of_channel
 from unetgn.ops.reference import Gradients, Needs, parameter_gradients
 
 # Limits of |mean| * rstd. In float32 E[x^2] - E[x]^2 is off by about 5e-7 * (mean / std)^2 of the variance, the other
@@ -125,8 +125,8 @@ def _contiguous(
 def _channels_last_cpu(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if 1 in h.shape:  # the stride of such an axis is arbitrary, but PyTorch reads the layout from it
-        h = h.as_strided(h.shape, torch.empty_like(h, device="meta", memory_format=memory_format_of(h)).stride())
+    if 1 in h.shape and h.stride() != channels_last_strides(h.shape):
+        h = h.as_strided(h.shape, channels_last_strides(h.shape))
     n, channels = h.shape[0], h.shape[1]
     elements = h.numel() // (n * channels)
     per_sample = a is not None and a.dim() == 2

@@ -9,6 +9,8 @@ Where both readings fit (one channel, or one spatial element) the answer is *con
 order either way, and the kernels of that layout need the fewest assumptions.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,19 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 def is_channels_last(x: Tensor) -> bool:
     """True where the operator works on x with the channel axis fastest."""
     return memory_format_of(x) != torch.contiguous_format
+
+
+@lru_cache(maxsize=1024)
+def channels_last_strides(shape: torch.Size) -> tuple[int, ...]:
+    """The strides of a dense channels_last tensor of that shape.
+
+    Those of an axis of one element are arbitrary in a tensor, and yet PyTorch's own kernels read the layout from them.
+    """
+    strides, step = [], shape[1]
+    for size in reversed(shape[2:]):
+        strides.append(step)
+        step *= size
+    return step, 1, *reversed(strides)
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
