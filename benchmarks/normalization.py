@@ -27,7 +27,7 @@ from unetgn.nn.conv_norm_act import ConvNormAct, NormKind
 KINDS: tuple[NormKind, ...] = get_args(NormKind)
 BATCH_SIZES = (32, 16, 8, 4, 2, 1)
 SEEDS = (0, 1, 2)
-SEEN_IMAGES = 6 * 896  # six times the training half, whole batches of every size
+SEEN_IMAGES = 3 * 896  # three times the training half, whole batches of every size
 LEARNING_RATE = 0.1  # at 32 images a batch
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4

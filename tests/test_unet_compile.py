@@ -56,10 +56,12 @@ def test_a_transformer_with_a_vector_compiles_too():
         torch.testing.assert_close(compiled(x, t, context, added_cond_kwargs=added).sample, expected)
 
 
-def test_it_exports_and_the_program_gives_the_same_numbers(unet):
-    x, t = noise(2, 3, 8, 8), torch.tensor([5, 6])
-    program = torch.export.export(unet.eval(), (x, t), {"class_labels": LABELS})
+def test_it_exports_for_any_batch_size_and_the_program_gives_the_same_numbers(unet):
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    shapes = {"sample": batch, "timestep": batch, "class_labels": batch}
+    given = noise(2, 3, 8, 8), torch.tensor([5, 6])
+    program = torch.export.export(unet.eval(), given, {"class_labels": LABELS}, dynamic_shapes=shapes)
+    x, t, labels = noise(5, 3, 8, 8, seed=9), torch.arange(5) + 100, torch.tensor([0, 3, 10, 9, 1])
     with torch.no_grad():
-        other = noise(2, 3, 8, 8, seed=9)
-        expected = unet(other, t + 100, class_labels=LABELS).sample
-        torch.testing.assert_close(program.module()(other, t + 100, class_labels=LABELS).sample, expected)
+        expected = unet(x, t, class_labels=labels).sample
+        torch.testing.assert_close(program.module()(x, t, class_labels=labels).sample, expected)

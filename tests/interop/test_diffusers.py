@@ -6,6 +6,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.unet_step import SHAPES, saved_bytes
 from unetgn import UNet
 from unetgn.interop import to_diffusers
 
@@ -200,6 +201,16 @@ def test_gradients_are_those_of_diffusers(model_class, options, monkeypatch):
         gradients.append(torch.cat([parameter.grad.flatten() for _, parameter in sorted(network.named_parameters())]))
     difference = torch.linalg.vector_norm(gradients[0] - gradients[1]) / torch.linalg.vector_norm(gradients[1])
     assert difference <= 1e-9
+
+
+def test_the_cifar10_network_keeps_far_fewer_bytes_for_its_backward_pass_than_diffusers():
+    theirs = UNet2DModel(**SHAPES["cifar10"]["options"])
+    ours = UNet.from_diffusers(theirs).train()
+    x, timesteps = torch.zeros(1, 3, 32, 32), torch.tensor([5])
+    kept = saved_bytes(theirs, x, timesteps)
+    assert saved_bytes(ours, x, timesteps) <= 0.75 * kept
+    ours.set_checkpointing("activations")
+    assert saved_bytes(ours, x, timesteps) <= 0.52 * kept
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
