@@ -90,6 +90,7 @@ def test_the_configuration_is_importable_without_diffusers():
         ({"attention_levels": [0], "encoder": {"attention_blocks": [[0], []]}}, r"attention_levels and encoder\.att"),
         ({"encoder": {"attention_blocks": [[7], []]}}, r"encoder\.attention_blocks names blocks \(7,\) of level 0"),
         ({"decoder": {"attention_blocks": [[7], []]}}, r"decoder\.attention_blocks names blocks \(7,\) of level 0"),
+        ({"depth": -1}, r"depth=-1 and channels=\(32, 64\) must be at least 0 and 1"),
         ({"depth": [1]}, r"depth=\(1,\) has 1 entries; 2 levels need 2"),
         ({"attention": {"num_heads": [1, 2, 3]}}, r"attention\.num_heads=\(1, 2, 3\) has 3 entries"),
         ({"decoder": {"channels": [1]}}, r"decoder\.channels=\(1,\) has 1 entries"),

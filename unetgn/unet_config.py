@@ -139,6 +139,8 @@ class UNetConfig:
                 f"num_classes must be at least 1, or None for an unconditional network, got {self.num_classes}"
             )
         self._check_lengths()
+        if min(self.depths) < 0 or min(self.channels) < 1:
+            raise ValueError(f"depth={self.depth} and channels={self.channels} must be at least 0 and 1 at each level")
         self._check_attention()
         self._check_resampling()
         self._check_conditions()
