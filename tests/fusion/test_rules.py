@@ -218,6 +218,24 @@ def test_a_block_shared_by_two_parents_is_one_place():
     assert [place.path for place in unetgn.fuse(model).fused] == ["a.0.0"]
 
 
+def test_the_norm_before_attention_projections_keeps_its_values_bit_for_bit():
+    from diffusers.models.attention_processor import Attention
+
+    torch.manual_seed(0)
+    attention = Attention(8, heads=2, dim_head=4, norm_num_groups=2, residual_connection=True, bias=True)
+    x = torch.randn(2, 8, 3, 5)
+    normed = attention.group_norm(x.flatten(2))
+    expected = attention(x)
+    report = unetgn.fuse(attention)
+    assert [(place.norm, "laid out once" in place.reason) for place in report.left] == [("group_norm", True)]
+    assert torch.equal(attention.group_norm(x.flatten(2)), normed)
+    assert attention.group_norm(x.flatten(2)).transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(attention(x), expected)
+    assert not unetgn.fuse(attention.group_norm).fused
+    unetgn.unfuse(attention)
+    assert torch.equal(attention(x), expected)
+
+
 def test_our_own_model_has_nothing_left_to_fuse():
     report = unetgn.fuse(unetgn.GroupNormSiLU(2, 4))
     assert (report.fused, report.left) == ((), ())
