@@ -16,7 +16,10 @@ MERGED_ELEMENTS = 1024  # that a merging program holds at a time
 
 
 def plan_forward(call: Call, clusters: bool) -> Plan:
-    """The heuristic's plan for a call. Clusters never take pre_bias: Triton's layout planner fails on some such builds."""
+    """The heuristic's plan for a call.
+
+    Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1).
+    """
     plans = plan_channels_last if call.channels_last else plan_contiguous
     return plans.plan_forward(call.problem, call.device, clusters and call.pre_bias is None)
 

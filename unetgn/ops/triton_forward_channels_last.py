@@ -34,6 +34,72 @@ def group_channels_of_step(
 
 
 @triton.jit
+def centred_moments(
+    tiles, pre_bias, pre_row, first_group, share, BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+    GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
+    compute: tl.constexpr,
+):  # fmt: skip
+    """(tiles, mean, M2 [BLOCKS, GROUPS]); squares are summed about the mean, in a second pass over registers."""
+    local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
+    count = number(share * (STEPS * VECTOR), compute)
+    total = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    bias_total = tl.zeros([GROUPS], compute)
+    for step in tl.static_range(STEPS):
+        for t in tl.static_range(TILES):
+            total += tl.sum(tiles[step * TILES + t].to(compute), 3)
+        if pre_bias is not None:
+            channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+            bias_total += tl.sum(load_or(pre_bias, pre_row + channel, channel >= 0, 0.0, compute), 1)
+    mean = divide(tl.sum(total, 1) + (bias_total * share)[None, :], count)
+
+    held = ()
+    residual = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    squares = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    for step in tl.static_range(STEPS):
+        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+        extra = load_or(pre_bias, pre_row + channel, channel >= 0, 0.0, compute)
+        centre = mean[:, :, None] - extra[None, :, :]
+        for t in tl.static_range(TILES):
+            tile = hold(tiles[step * TILES + t], HOLD)
+            d = tile.to(compute) - centre[:, None, :, :]
+            if MASKED and t == TILES - 1:
+                d = tl.where(t * ROWS + local < share, d, 0.0)
+            residual += tl.sum(d, 3)
+            squares += tl.sum(d * d, 3)
+            held = held + (tile,)
+    # The deviations measure by how much the first mean was rounded: take that back.
+    correction = divide(tl.sum(residual, 1), count)
+    return held, mean + correction, tl.sum(squares, 1) - correction * correction * count
+
+
+@triton.jit
+def merge_blocks(
+    exchange, program, means, m2s, count, BLOCKS: tl.constexpr, GROUPS: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    compute: tl.constexpr,
+):  # fmt: skip
+    """(mean, M2 [GROUPS]) of all blocks, each of which has `count` elements a group, in a fixed order."""
+    if BLOCKS == 1:
+        mean = tl.sum(means, 0)
+        m2 = tl.sum(m2s, 0)
+    else:
+        group = tl.arange(0, GROUPS)
+        slots = exchange + program * (2 * BLOCKS * GROUPS)
+        slot = tl.arange(0, BLOCKS)[:, None] * GROUPS + group[None, :]
+        tl.store(slots + slot, means)
+        tl.store(slots + BLOCKS * GROUPS + slot, m2s)
+        slots = exchange + cluster_barrier(program, CLUSTER_SYNC) * (2 * BLOCKS * GROUPS) + group
+        pivot = tl.load(slots, volatile=True)
+        mean = pivot
+        for k in tl.static_range(1, BLOCKS):
+            mean += (tl.load(slots + k * GROUPS, volatile=True) - pivot) / BLOCKS
+        m2 = tl.zeros([GROUPS], compute)
+        for k in tl.static_range(BLOCKS):
+            d = tl.load(slots + k * GROUPS, volatile=True) - mean
+            m2 += tl.load(slots + (BLOCKS + k) * GROUPS, volatile=True) + d * d * count
+    return mean, m2
+
+
+@triton.jit
 def resident_forward(
     x, y, mean_out, rstd_out, exchange, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, bundles, spatial, eps: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
@@ -53,7 +119,6 @@ def resident_forward(
     share = spatial // BLOCKS
     block = tl.arange(0, BLOCKS)[:, None, None, None]
     local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
-    count = number(share * (STEPS * VECTOR), compute)
     x += sample * spatial * channels
     y += sample * spatial * channels
 
@@ -67,58 +132,16 @@ def resident_forward(
             else:
                 tile = tl.load(x + offsets)
             tiles = tiles + (tile,)
-
-    total = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
-    bias_total = tl.zeros([GROUPS], compute)
-    for step in tl.static_range(STEPS):
-        for t in tl.static_range(TILES):
-            total += tl.sum(tiles[step * TILES + t].to(compute), 3)
-        if pre_bias is not None:
-            channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-            extra = load_or(pre_bias, sample * pre_bias_stride + channel, channel >= 0, 0.0, compute)
-            bias_total += tl.sum(extra, 1)
-    means = divide(tl.sum(total, 1) + (bias_total * share)[None, :], count)
-
-    held = ()
-    residual = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
-    squares = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
-    for step in tl.static_range(STEPS):
-        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-        extra = load_or(pre_bias, sample * pre_bias_stride + channel, channel >= 0, 0.0, compute)
-        centre = means[:, :, None] - extra[None, :, :]
-        for t in tl.static_range(TILES):
-            tile = hold(tiles[step * TILES + t], HOLD)
-            d = tile.to(compute) - centre[:, None, :, :]
-            if MASKED and t == TILES - 1:
-                d = tl.where(t * ROWS + local < share, d, 0.0)
-            residual += tl.sum(d, 3)
-            squares += tl.sum(d * d, 3)
-            held = held + (tile,)
-    correction = divide(tl.sum(residual, 1), count)
-    means += correction
-    m2s = tl.sum(squares, 1) - correction * correction * count
-
-    group = tl.arange(0, GROUPS)
-    if BLOCKS == 1:
-        mean = tl.sum(means, 0)
-        m2 = tl.sum(m2s, 0)
-    else:
-        slots = exchange + program * (2 * BLOCKS * GROUPS)
-        slot = tl.arange(0, BLOCKS)[:, None] * GROUPS + group[None, :]
-        tl.store(slots + slot, means)
-        tl.store(slots + BLOCKS * GROUPS + slot, m2s)
-        slots = exchange + cluster_barrier(program, CLUSTER_SYNC) * (2 * BLOCKS * GROUPS) + group
-        pivot = tl.load(slots, volatile=True)
-        mean = pivot
-        for k in tl.static_range(1, BLOCKS):
-            mean += (tl.load(slots + k * GROUPS, volatile=True) - pivot) / BLOCKS
-        m2 = tl.zeros([GROUPS], compute)
-        for k in tl.static_range(BLOCKS):
-            d = tl.load(slots + k * GROUPS, volatile=True) - mean
-            m2 += tl.load(slots + (BLOCKS + k) * GROUPS, volatile=True) + d * d * count
+    tiles, means, m2s = centred_moments(
+        tiles, pre_bias, sample * pre_bias_stride, first_group, share,
+        BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, compute,
+    )  # fmt: skip
+    count = number(share * (STEPS * VECTOR), compute)
+    mean, m2 = merge_blocks(exchange, program, means, m2s, count, BLOCKS, GROUPS, CLUSTER_SYNC, compute)
     rstd = reciprocal_deviation(divide(m2, tl.zeros([GROUPS], compute) + count * BLOCKS), eps)
-    tl.store(mean_out + program * GROUPS + group, mean)
-    tl.store(rstd_out + program * GROUPS + group, rstd)
+    group = program * GROUPS + tl.arange(0, GROUPS)
+    tl.store(mean_out + group, mean)
+    tl.store(rstd_out + group, rstd)
 
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
@@ -130,7 +153,7 @@ def resident_forward(
         centre = (mean[:, None] - extra)[None, None, :, :]
         gamma = (gamma * rstd[:, None])[None, None, :, :]
         for t in tl.static_range(TILES):
-            z = (hold(held[step * TILES + t], HOLD).to(compute) - centre) * gamma + beta[None, None, :, :]
+            z = (hold(tiles[step * TILES + t], HOLD).to(compute) - centre) * gamma + beta[None, None, :, :]
             result = activate(z, SILU).to(y.dtype.element_ty)
             offsets = (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
             if MASKED and t == TILES - 1:

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 import unetgn
+from benchmarks.group_norm_silu.checks import Check, faults
 from tests.ops.triton_cases import (
     NAMES,
     TOLERANCE,
@@ -197,6 +198,12 @@ def test_the_public_function_takes_a_gradient_with_stride_zero_and_small_tensors
             unetgn.group_norm_silu(x, 3, scale=scale).sum().backward()
         results[chosen] = x.grad
     torch.testing.assert_close(results["triton"], results["reference"], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_benchmarks_checks_of_correctness_pass(channels_last: bool) -> None:
+    check = Check((2, 12, 5, 4), 3, torch.bfloat16, channels_last, ALL)
+    assert faults(check, "triton", "cpu") == []
 
 
 @triton.jit
