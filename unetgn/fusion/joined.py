@@ -101,7 +101,10 @@ def _per_channel(extra: Tensor | None, x: Tensor) -> Tensor | None:
     """`extra` as (N, C), where it is (N or 1, C, 1, …) and adding it would not change x's dtype; else None."""
     if not isinstance(extra, Tensor) or extra.dim() != x.dim() or extra.shape[1] != x.shape[1]:
         return None
-    is_constant = all(size == 1 for size in extra.shape[2:]) and extra.shape[0] in (1, x.shape[0])
-    if not is_constant or torch.promote_types(extra.dtype, x.dtype) != x.dtype:
+    samples, channels = x.shape[:2]
+    if extra.numel() != extra.shape[0] * channels or extra.shape[0] not in (1, samples):
         return None
-    return extra.flatten(1).expand(x.shape[0], -1)
+    if extra.dtype != x.dtype and torch.promote_types(extra.dtype, x.dtype) != x.dtype:
+        return None
+    flat = extra.flatten(1)
+    return flat if len(flat) == samples else flat.expand(samples, channels)
