@@ -171,6 +171,22 @@ def test_a_unet2d_model_comes_back_with_the_same_weights_and_outputs(options):
     assert_round_trip(randomized(UNet2DModel(**options)))
 
 
+@pytest.mark.parametrize(
+    ("options", "groups"),
+    [
+        ({"resnet_time_scale_shift": "scale_shift"}, None),
+        ({"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 16}, 16),
+        ({"attn_norm_num_groups": 16}, 16),
+        ({}, 32),
+    ],
+)
+def test_the_middle_attention_of_a_scale_shift_model_has_no_norm_unless_told(options, groups):
+    model = randomized(UNet2DModel(**DDPM, **options))
+    norm = UNet.from_diffusers(model).mid_block.attentions["0"].group_norm
+    assert (norm and norm.num_groups) == groups
+    assert_round_trip(model)
+
+
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
 @given(options=condition_options())
 def test_a_conditional_model_comes_back_with_the_same_weights_and_outputs(options):
