@@ -61,15 +61,23 @@ def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         raise EvaluationError(f"{folder} holds no samples.csv: make samples with sampling/sample.py --out {folder}")
     with listing.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    pixels = [np.asarray(Image.open(folder / row["file"]), dtype=np.float64).ravel() / 255 for row in rows]
-    return np.stack(pixels), np.array([int(row["class_label"] or -1) for row in rows])
+    if len(rows) < 2:
+        raise EvaluationError(f"{folder} holds {len(rows)} sample(s); a distribution needs several")
+    try:
+        pixels = [np.asarray(Image.open(folder / row["file"]), dtype=np.float64).ravel() / 255 for row in rows]
+        return np.stack(pixels), np.array([int(row["class_label"] or -1) for row in rows])
+    except (KeyError, ValueError, OSError) as error:
+        raise EvaluationError(f"{listing} and its images are not as sampling/sample.py writes them: {error}") from error
 
 
 def read_real(config: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Real pixels (N, D) in [0, 1], their labels, and the numbers of the training and of the held-out ones."""
     run = load_config(find_config(config))
-    images = open_images(run.data, run.model.in_channels)
-    usable = images.usable()
+    try:
+        images = open_images(run.data, run.model.in_channels)
+        usable = images.usable()
+    except ValueError as error:
+        raise EvaluationError(f"the real images of {config}: {error}") from error
     pixels = np.stack([(images.image(i).transpose(1, 2, 0).ravel().astype(np.float64) + 1) / 2 for i in usable])
     training, held_out = split(len(usable), run.data.held_out)
     if not len(held_out):
@@ -83,8 +91,6 @@ def evaluate(samples: Path, config: str) -> dict[str, float | int]:
     real, real_labels, training, held_out = read_real(config)
     if pixels.shape[1] != real.shape[1]:
         raise EvaluationError(f"the samples have {pixels.shape[1]} values, the images of {config} {real.shape[1]}")
-    if len(pixels) <= 1:
-        raise EvaluationError(f"{samples} holds {len(pixels)} sample; a distribution needs several")
     figures: dict[str, float | int] = {"samples": len(pixels)}
     if labels.min() >= 0 and real_labels.min() >= 0:
         figures["label_agreement"] = label_agreement(pixels, labels, real, real_labels)
@@ -105,12 +111,12 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         figures = evaluate(parsed.samples, parsed.config)
-    except (EvaluationError, ConfigError) as error:
+        out = parsed.out or parsed.samples / "evaluation.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(figures, indent=1) + "\n")
+    except (EvaluationError, ConfigError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2
-    out = parsed.out or parsed.samples / "evaluation.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(figures, indent=1) + "\n")
     for name, figure in figures.items():
         print(f"{name:>18}  {figure:.4g}")
     print(f"written to {out}")

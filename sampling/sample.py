@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers import DDPMScheduler
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from sampling.pictures import save_png, to_grid, to_picture, to_uint8
 from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
-from training.checkpoint import CheckpointError, find_checkpoint
+from training.checkpoint import MANIFEST, CheckpointError, find_checkpoint
 from unetgn import UNet
 
 GRID = 256  # images in grid.png at most
@@ -40,8 +42,7 @@ class SamplingError(Exception):
 class Request:
     """Everything that decides what an image looks like beside its seed and class."""
 
-    checkpoint: str
-    weights: str
+    network: str  # sha256 of the weights
     scheduler: str
     steps: int
     guidance_scale: float
@@ -56,6 +57,8 @@ def parse_numbers(text: str) -> list[int]:
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers and ranges such as 0-63 or 0,5,8-9")
         numbers.extend(range(int(first), int(last if dash else first) + 1))
+    if max(numbers) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} has a number of 2**63 or more; seeds are smaller")
     if len(set(numbers)) < len(numbers):
         raise argparse.ArgumentTypeError(f"{text!r} names a number twice")
     return numbers
@@ -90,17 +93,22 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(parsed, name)
         if value is not None and value < 1:
             parser.error(f"argument --{name.replace('_', '-')}: {value} is too small; at least 1 is needed")
+    if not math.isfinite(parsed.guidance_scale):
+        parser.error(f"argument --guidance-scale: {parsed.guidance_scale} is not a finite number")
     if parsed.steps is None:
         parsed.steps = 250 if parsed.scheduler == "ddpm" else 50
     return parsed
 
 
-def load_network(checkpoint: Path, weights: str) -> tuple[UNet, DDPMScheduler]:
-    """The U-Net of a checkpoint in evaluation mode, and the scheduler that it was trained with."""
+def load_network(checkpoint: Path, weights: str) -> tuple[UNet, DDPMScheduler, float, str]:
+    """The U-Net of a checkpoint in evaluation mode, the scheduler that it was trained with, the share of labels that
+    were dropped in training, and the sha256 of its weights."""
+    file = "ema.safetensors" if weights == "ema" else "model.safetensors"
     unet = UNet.from_config(json.loads((checkpoint / "config.json").read_text()))
-    unet.load_state_dict(load_file(checkpoint / ("ema.safetensors" if weights == "ema" else "model.safetensors")))
+    unet.load_state_dict(load_file(checkpoint / file))
     scheduler = DDPMScheduler.from_config(json.loads((checkpoint / "scheduler_config.json").read_text()))
-    return unet.eval(), scheduler
+    dropped = yaml.safe_load((checkpoint / "config.yaml").read_text())["objective"]["label_dropout"]
+    return unet.eval(), scheduler, dropped, json.loads((checkpoint / MANIFEST).read_text())["sha256"][file]
 
 
 def choose_labels(seeds: Sequence[int], asked: list[int] | None, num_classes: int | None) -> dict[int, int | None]:
@@ -118,6 +126,8 @@ def choose_labels(seeds: Sequence[int], asked: list[int] | None, num_classes: in
 def claim(out: Path, request: Request, labels: dict[int, int | None]) -> None:
     """Make the folder this request's. Raises SamplingError where it holds images of another one."""
     file = out / "request.json"
+    if not file.exists() and any(path.stem.isdigit() for path in out.glob("*.png")):
+        raise SamplingError(f"{out} holds numbered images that were not made here: give another --out")
     now = {**asdict(request), "labels": {str(seed): label for seed, label in labels.items()}}
     if file.exists():
         before = json.loads(file.read_text())
@@ -198,20 +208,23 @@ def run(arguments: argparse.Namespace) -> None:
     found = [find_checkpoint(arguments.checkpoint)] if accelerator.is_main_process else [Path()]
     broadcast_object_list(found)  # the main process looks and verifies, for all
     checkpoint = found[0]
-    unet, scheduler = load_network(checkpoint, arguments.weights)
+    unet, scheduler, dropped, network = load_network(checkpoint, arguments.weights)
     num_classes = unet.config.num_classes
-    if num_classes is None and arguments.guidance_scale != 1:
-        raise SamplingError("--guidance-scale needs classes, but this network was trained without: leave it out")
+    if arguments.guidance_scale != 1 and (num_classes is None or dropped == 0):
+        raise SamplingError(
+            f"--guidance-scale {arguments.guidance_scale}: guidance needs a network that was trained with classes and "
+            "without (objective.label_dropout above 0), and this one was not: leave it out"
+        )
     size = arguments.image_size or unet.config.sample_size
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")
     labels = choose_labels(arguments.seeds, arguments.class_labels, num_classes)
     steps = arguments.steps
-    request = Request(str(checkpoint), arguments.weights, arguments.scheduler, steps, arguments.guidance_scale, size)
+    request = Request(network, arguments.scheduler, steps, arguments.guidance_scale, size)
     try:
         make_sampling_scheduler(request.scheduler, scheduler, request.steps)
     except ValueError as error:
-        raise SamplingError(f"--steps: {error}") from error
+        raise SamplingError(f"--scheduler and --steps: {error}") from error
     if accelerator.is_main_process:
         claim(arguments.out, request, labels)
     accelerator.wait_for_everyone()
@@ -225,12 +238,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 what was asked for cannot be."""
+    """Exit code: 0 done, 1 failed, 2 what was asked for cannot be."""
     try:
         run(parse_arguments(arguments))
     except (SamplingError, CheckpointError) as error:
         print(f"sample.py: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that may not be written, a full disk
+        print(f"sample.py: {error}; the images that were made stay", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -25,14 +25,15 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
 }
+EVEN = ("ddim", "pndm")  # diffusers steps down by levels // steps in these, whatever the distance of their timesteps
 NOT_FROM_SAMPLE = ("pndm", "euler_ancestral")  # diffusers has no way from a predicted clean image in these
 
 
 def make_sampling_scheduler(name: str, training_scheduler: Any, steps: int) -> Any:
     """The scheduler called `name` for a network trained with `training_scheduler`, set to `steps` steps.
 
-    Raises ValueError for an unknown name, for one that cannot use what the network predicts, and for steps outside
-    1 .. the schedule's noise levels.
+    Raises ValueError for an unknown name, for one that cannot use what the network predicts or cannot follow its noise
+    schedule, and for steps outside 1 .. the schedule's noise levels or (ddim, pndm) far from dividing them.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler {name!r} is unknown; there are {', '.join(SCHEDULERS)}")
@@ -41,10 +42,17 @@ def make_sampling_scheduler(name: str, training_scheduler: Any, steps: int) -> A
         raise ValueError(
             f"steps is {steps}; the network was trained on {levels} noise levels, so 1 to {levels} will do"
         )
+    if name in EVEN and levels / steps > 1.1 * (levels // steps):
+        near = [count for count in range(1, levels + 1) if levels % count == 0 and steps / 2 <= count <= 2 * steps]
+        raise ValueError(f"steps is {steps}; {name!r} takes a number that divides {levels} nearly, such as {near}")
     if training_scheduler.config.prediction_type == "sample" and name in NOT_FROM_SAMPLE:
         raise ValueError(f"scheduler {name!r} cannot use a network that predicts the clean image; ddim and others can")
     class_name, extra = SCHEDULERS[name]
     scheduler = getattr(diffusers, class_name).from_config(training_scheduler.config, **extra)
+    if (scheduler.alphas_cumprod - training_scheduler.alphas_cumprod).abs().max() > 1e-6:  # some avoid an exact 0
+        raise ValueError(
+            f"scheduler {name!r} cannot follow the noise schedule that the network was trained on; ddim can"
+        )
     scheduler.set_timesteps(steps)
     return scheduler
 

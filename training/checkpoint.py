@@ -79,9 +79,22 @@ def delete_old(folder: Path, keep: int) -> None:
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in list_checkpoints(folder)[:-keep]:
-        condemned = path.with_name(TEMPORARY + path.name)  # renamed first: half a checkpoint is never seen as one
-        path.rename(condemned)
-        shutil.rmtree(condemned, ignore_errors=True)
+        delete(path)
+
+
+def delete_newer(folder: Path, step: int) -> None:
+    """Delete the checkpoints after `step`, naming them: the run that now goes on from `step` is another one."""
+    for path in list_checkpoints(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            logger.warning("deleting %s, since the run goes on from step %d", path, step)
+            delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a checkpoint, renamed first: half a checkpoint is never seen as one."""
+    condemned = path.with_name(TEMPORARY + path.name)
+    path.rename(condemned)
+    shutil.rmtree(condemned, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -128,16 +141,15 @@ def newest_valid(folder: Path) -> Path | None:
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, or the newest valid one of a run's folder. Raises CheckpointError."""
+    wanted = "give a run's folder or one of its checkpoints/step-… folders"
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not there; give a run's folder or one of its checkpoints/step-… folders")
+        raise CheckpointError(f"{path} is {'a file' if path.exists() else 'not there'}; {wanted}")
     if (path / MANIFEST).is_file() or path.name.startswith("step-"):
         verify(path)
         return path
-    found = newest_valid(path / "checkpoints")
+    found = newest_valid(path) or newest_valid(path / "checkpoints")
     if found is None:
-        raise CheckpointError(
-            f"{path} holds no checkpoint; give a run's folder or one of its checkpoints/step-… folders"
-        )
+        raise CheckpointError(f"{path} holds no checkpoint; {wanted}")
     return found
 
 
@@ -161,6 +173,10 @@ def optimizer_from_tensors(optimizer: Optimizer, names: Iterable[str], tensors: 
             raise CheckpointError(f"the checkpoint's optimizer has a parameter that the model has not: {name}")
         state.setdefault(number[name], {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():  # a fused optimizer pairs them by place in memory: same layout
+        for key, value in values.items():
+            if value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)
 
 
 def sha256(path: Path) -> str:

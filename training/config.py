@@ -7,19 +7,21 @@ not say (which file, which key was meant) is said here.
 from __future__ import annotations
 
 import difflib
+import math
 import typing
 from argparse import ArgumentError
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import yaml
 
+from sampling.sampler import make_sampling_scheduler
 from training.checkpoint import CheckpointConfig
 from training.data import DataConfig
-from training.objective import ObjectiveConfig
+from training.objective import ObjectiveConfig, make_scheduler
 from training.preview import PreviewConfig
 from training.step import EMAConfig, TrainConfig
 from unetgn import UNetConfig
@@ -46,8 +48,15 @@ class RunConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**63")
+        for key, value in walk(asdict(self)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} is {value}; it must be a finite number")
+        if self.model.spatial_dims != 2:
+            raise ValueError(f"model.spatial_dims is {self.model.spatial_dims}, but images have 2 axes: set it to 2")
+        if self.model.transformer is not None:
+            raise ValueError("model.transformer is set, but these data have no text for it to read: leave it out")
         if self.model.out_channels != self.model.in_channels:
             raise ValueError(
                 f"model.out_channels is {self.model.out_channels} and model.in_channels is {self.model.in_channels}: "
@@ -67,13 +76,23 @@ class RunConfig:
             raise ValueError(
                 "train.validate_every needs images that are not trained on: set data.held_out, or leave it at 0"
             )
-        if self.preview.guidance_scale != 1 and self.model.num_classes is None:
-            raise ValueError("preview.guidance_scale needs classes: set model.num_classes, or leave it at 1")
+        if self.preview.guidance_scale != 1 and self.objective.label_dropout == 0:
+            raise ValueError(
+                f"preview.guidance_scale is {self.preview.guidance_scale}, but guidance needs a network that was "
+                "trained without labels too: set objective.label_dropout above 0 and model.num_classes, or leave it out"
+            )
+        try:
+            make_sampling_scheduler(self.preview.scheduler, make_scheduler(self.objective), self.preview.steps)
+        except ValueError as error:
+            raise ValueError(f"preview.scheduler and preview.steps do not fit the objective: {error}") from error
+
+
+GROUPS = tuple(item.name for item in fields(RunConfig) if item.name != "seed")
 
 
 def find_config(name: str) -> Path:
-    """The file that `name` means: a path, or the name of a file in configs/ with or without its ending."""
-    for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
+    """The file that `name` means: a path, also from the repository's root, or the name of a file in configs/."""
+    for candidate in (Path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -99,10 +118,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     for override in overrides or []:
         parsed = apply(parser, parsed, override)
     try:
-        return RunConfig(**vars(parser.instantiate(parsed)))
+        config = RunConfig(**vars(parser.instantiate(parsed)))
     except (ArgumentError, TypeError, ValueError) as error:
         source = f"{path} with {' '.join(overrides)}" if overrides else str(path)
         raise ConfigError(f"{source}: {explain(error)}") from error
+    # The network remembers what it was trained on, for pipelines and for sampling.
+    return replace(config, model=replace(config.model, sample_size=config.data.image_size))
 
 
 def make_parser() -> jsonargparse.ArgumentParser:
@@ -154,7 +175,8 @@ def check_key(source: str, key: str, value: object) -> None:
     known = dict(known_keys())
     if key not in known:
         raise ConfigError(f"{source}: unknown key {key!r}.{nearest(key, list(known))}")
-    if source != "command line" and known[key] and not isinstance(value, dict) and value is not None:
+    optional = value is None or (source == "command line" and value == "null")  # a group that may be left out
+    if known[key] and not isinstance(value, dict) and not (optional and key not in GROUPS):
         inside = [name for name in known if name.startswith(f"{key}.")]
         raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {value!r}")
 

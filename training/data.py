@@ -7,6 +7,8 @@ whichever rank or worker, so a run that stops at sample s goes on with sample s 
 
 from __future__ import annotations
 
+import hashlib
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -114,6 +116,11 @@ class SampleStream(Dataset[dict[str, torch.Tensor]]):
         vars(self).update(state)
         self.order = lru_cache(maxsize=2)(self._order)
 
+    def fingerprint(self) -> str:
+        """A sha256 of how many images there are, which of them are in the stream, and their labels."""
+        labels = [self.images.label(int(index)) for index in self.indices]
+        return hashlib.sha256(repr((len(self.images), self.indices.tolist(), labels)).encode()).hexdigest()
+
     def __getitem__(self, counter: int) -> dict[str, torch.Tensor]:
         epoch, position = divmod(counter, len(self.indices))
         index = int(self.order(epoch)[position])
@@ -163,4 +170,11 @@ def make_loader(stream: SampleStream, batches: StepBatches, *, num_workers: int,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
+        worker_init_fn=outlive_signals,
     )
+
+
+def outlive_signals(worker: int) -> None:
+    """A scheduler signals whole process groups: the workers leave the answer to their trainer, which ends them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +56,15 @@ class Digits:
         return len(self._images)
 
     def image(self, index: int) -> np.ndarray:
+        """(1, 8, 8) float32 in [-1, 1]."""
         return self._images[index]
 
     def label(self, index: int) -> int:
+        """The digit."""
         return int(self._labels[index])
 
     def usable(self) -> np.ndarray:
+        """All of them."""
         return np.arange(len(self))
 
 
@@ -74,8 +78,9 @@ class ImageFolder:
         self.root, self.image_size, self.channels = Path(path), image_size, channels
         if not self.root.is_dir():
             raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
-        found = (p for p in self.root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        self.files = sorted(p.relative_to(self.root) for p in found)
+        found = (p.relative_to(self.root) for p in self.root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        visible = (p for p in found if not any(part.startswith(".") for part in p.parts))
+        self.files = sorted(p for p in visible if (self.root / p).is_file())
         if not self.files:
             known = ", ".join(sorted(IMAGE_SUFFIXES))
             raise ValueError(f"data.path {path!r} holds no images; files with these endings would be read: {known}")
@@ -125,14 +130,12 @@ class HuggingFaceImages:
             raise ValueError(f"data.image_column {image_column!r} is not in {path!r}; its columns: {data.column_names}")
         self._data, self._image, self.path = data, image_column, path
         self.image_size, self.channels = image_size, channels
+        if not len(data):
+            raise ValueError(f"data.path {path!r} holds no rows")
         self._labels: list[int] | None = None
         self.class_names: list[str] | None = None
         if label_column in data.column_names:
-            self._labels = [int(label) for label in data[label_column]]
-            names = getattr(data.features[label_column], "names", None)
-            self.class_names = names or [str(label) for label in range(max(self._labels, default=-1) + 1)]
-        if not len(data):
-            raise ValueError(f"data.path {path!r} holds no rows")
+            self._labels, self.class_names = read_labels(list(data[label_column]), data.features[label_column])
 
     def __len__(self) -> int:
         return len(self._data)
@@ -147,6 +150,18 @@ class HuggingFaceImages:
         return read_all(self, lambda index: f"{self.path} row {index}")
 
 
+def read_labels(labels: list[Any], feature: Any) -> tuple[list[int], list[str]]:
+    """Class numbers and names of a data set's column. Raises ValueError where it holds anything but class numbers."""
+    wrong = [label for label in labels if not isinstance(label, int) or label < 0]
+    if wrong:
+        raise ValueError(
+            f"data.label_column holds {wrong[0]!r}, but classes are numbers from 0 on: name another column, or one "
+            "that is not there to train without classes"
+        )
+    names = getattr(feature, "names", None) or [str(label) for label in range(max(labels) + 1)]
+    return labels, names
+
+
 class TooSmall(ValueError):
     """An image has fewer pixels than the run asks for."""
 
@@ -159,7 +174,7 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
     width, height = image.size
     if min(width, height) < size:
         raise TooSmall(f"{width}×{height} pixels")
-    image = image.convert("L" if channels == 1 else "RGB")
+    image = to_8_bit(image).convert("L" if channels == 1 else "RGB")
     if (width, height) != (size, size):
         shorter = min(width, height)
         left, top = (width - shorter) // 2, (height - shorter) // 2
@@ -167,6 +182,21 @@ def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
         image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
     pixels = np.asarray(image, dtype=np.float32).reshape(size, size, channels)
     return pixels.transpose(2, 0, 1) / 127.5 - 1
+
+
+def to_8_bit(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits a channel and without transparency, which becomes white.
+
+    Raises ValueError for modes whose range of values is not known (32-bit integers and floats).
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known range: save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
 
 
 def read_all(images: Images, name: Callable[[int], str]) -> np.ndarray:
@@ -184,7 +214,8 @@ def read_all(images: Images, name: Callable[[int], str]) -> np.ndarray:
         return None
 
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(problem, range(len(images))))
+        reading = tqdm(pool.map(problem, range(len(images))), "reading images", len(images), disable=None)
+        problems = list(reading)
     small = [(name(i), error) for i, error in enumerate(problems) if isinstance(error, TooSmall)]
     broken = [(name(i), error) for i, error in enumerate(problems) if error and not isinstance(error, TooSmall)]
     if small:

@@ -6,20 +6,27 @@ Accelerate's launcher has ways to run something else than its command line says,
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import ProjectConfiguration
 
 from training.config import ConfigError, RunConfig
 
+LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
 SEVERAL = "accelerate launch --multi_gpu --num_processes {} training/train.py … (so on CPUs, too)"
 
 
 def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
     """Accelerate's view of the processes. Raises ConfigError where it differs from the configuration or environment."""
     check_trackers(config.train.trackers)
+    if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
+        raise ConfigError(
+            "accelerate was launched with --gradient_accumulation_steps: say train.gradient_accumulation=N instead"
+        )
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", config.train.mixed_precision):
         raise ConfigError(
@@ -31,7 +38,8 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
             cpu=not torch.accelerator.is_available(),  # said outright, processes without GPUs find each other
             mixed_precision=config.train.mixed_precision,
             log_with=list(config.train.trackers) or None,
-            project_dir=str(output),
+            project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tb")),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
         )
     except ValueError as error:
         raise ConfigError(f"train.mixed_precision is {config.train.mixed_precision}: {error}") from error

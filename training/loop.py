@@ -14,7 +14,7 @@ from tqdm import tqdm
 from training.checkpoint import delete_old, optimizer_to_tensors, write_checkpoint
 from training.config import RunConfig, to_yaml
 from training.data import SampleStream, StepBatches, make_loader
-from training.preview import draw_loss, draw_preview
+from training.preview import draw_loss, draw_preview, preview_file
 from training.run_directory import RunDirectory
 from training.signals import Interrupted, StopSignals
 from training.step import Numbers, TrainState, learning_rate
@@ -49,6 +49,7 @@ class Loop:
         flops = flops_per_image(config.model, config.data.image_size)
         self.window = Window(self.accelerator, self.images_per_step, flops)
         self.saved_step = state.step
+        self.unread: list[Numbers] = []  # of steps that may still be running on the device
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """This rank's batches from the next step to the last."""
@@ -65,19 +66,18 @@ class Loop:
         state, train = self.state, self.config.train
         main = self.accelerator.is_main_process
         bar = tqdm(total=train.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True)
-        older: Numbers | None = None
-        self.last: Numbers | None = None
         with StopSignals(self.ranks) as self.signals, bar:
+            self.catch_up()
             batches = self.batches()
             while state.step < train.steps:
                 began = time.perf_counter()
                 step = self.signals.unless_stopped(lambda: [next(batches) for _ in range(train.gradient_accumulation)])
                 self.window.waited += time.perf_counter() - began
-                # The last step may still be running on the device: what is read here is the one before it.
-                if self.agree_on(older) or step is None:
+                # The last step may still be running on the device: what is read here are those before it.
+                if self.agree(reading=len(self.unread) - 1) or step is None:
                     self.stop()
-                older, self.last = self.last, state.run_step(step)
-                self.window.add(self.last)
+                self.unread.append(state.run_step(step))
+                self.window.add(self.unread[-1])
                 bar.update()
                 if self.due(train.log_every):
                     self.log(bar)
@@ -87,17 +87,37 @@ class Loop:
                     self.validate()
                 if self.due(train.sample_every):
                     self.preview()
+            if self.agree(reading=len(self.unread)):
+                self.stop()
+
+    def catch_up(self) -> None:
+        """After a resume: the validation and the preview of this step, where the signal came before they were done."""
+        step, train = self.state.step, self.config.train
+        if step == 0:
+            return
+        main = self.accelerator.is_main_process
+        if self.due(train.validate_every):
+            missing = main and step not in self.run.losses("validation.csv")[0]
+            if self.signals.exchange(missing)[1]:
+                self.validate()
+        if self.due(train.sample_every):
+            missing = main and not preview_file(self.run.path, step).exists()
+            if self.signals.exchange(missing)[1]:
+                self.preview()
 
     def due(self, every: int) -> bool:
         """Whether this step is one of every `every`, or the last."""
         return every > 0 and (self.state.step % every == 0 or self.state.step == self.config.train.steps)
 
-    def agree_on(self, numbers: Numbers | None) -> bool:
-        """Whether any rank was told to stop. Raises Diverged where the numbers of a step are bad on any rank."""
-        stop, bad = self.signals.exchange(numbers is not None and not numbers.usable())
+    def agree(self, *, reading: int) -> bool:
+        """Whether any rank was told to stop. Raises Diverged where one of the first `reading` steps whose numbers have
+        not been read is bad on any rank."""
+        steps, self.unread = self.unread[: max(0, reading)], self.unread[max(0, reading) :]
+        mine = [numbers for numbers in steps if not numbers.usable()]
+        stop, bad = self.signals.exchange(bool(mine))
         if bad:
-            assert numbers is not None
-            raise Diverged(f"the loss or the gradient is not finite at step {numbers.step}, rank {bad}")
+            where = f"step {mine[0].step}" if mine else f"or before step {self.state.step}"
+            raise Diverged(f"the loss or the gradient is not finite at {where}, rank {', '.join(map(str, bad))}")
         return stop
 
     def stop(self) -> NoReturn:
@@ -142,10 +162,13 @@ class Loop:
             draw_preview(
                 unet, scheduler, shape, self.config.preview, self.run.path, self.state.step, on_step=self.go_on
             )
-            curves = self.run.losses("metrics.csv"), self.run.losses("validation.csv")
-            draw_loss(*curves, self.run.path / "loss.png")
+            self.draw_loss()
             self.signals.exchange(False)
         self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s
+
+    def draw_loss(self) -> None:
+        """loss.png, of what has been logged so far."""
+        draw_loss(self.run.losses("metrics.csv"), self.run.losses("validation.csv"), self.run.path / "loss.png")
 
     def go_on(self) -> None:
         """Ask the other ranks in the middle of long work. Raises Interrupted where one was told to stop."""
@@ -154,7 +177,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint, then delete the oldest ones; only the main process writes."""
-        self.agree_on(self.last)
+        self.agree(reading=len(self.unread))
         state = self.state
         window = self.window.save()
         if self.accelerator.is_main_process:
@@ -172,6 +195,7 @@ class Loop:
                 "counters": state.counters(),
                 "window": window,
                 "world_size": self.ranks,
+                "images": self.stream.fingerprint(),
                 "torch": torch.__version__,
             }
             write_checkpoint(self.run.checkpoints, state.step, tensors, texts, facts)

@@ -48,7 +48,6 @@ class ObjectiveConfig:
 
 def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
     """diffusers' DDPM scheduler for the objective: adds noise in training, removes it in sampling."""
-    zero_terminal_snr = config.schedule == "zero_terminal_snr"
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         # Said although they are the defaults: from_config of another scheduler puts its own where nothing was said.
@@ -57,9 +56,10 @@ def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
         beta_schedule="squaredcos_cap_v2" if config.schedule == "squared_cosine" else "linear",
         prediction_type=config.prediction_type,
         clip_sample=config.clip_sample,
-        rescale_betas_zero_snr=zero_terminal_snr,
-        # Lin et al. 2023, section 3.3: sampling has to begin at the last level, which "leading" spacing skips.
-        timestep_spacing="trailing" if zero_terminal_snr else "leading",
+        rescale_betas_zero_snr=config.schedule == "zero_terminal_snr",
+        # Sampling begins at the last level whatever the number of steps (Lin et al. 2023, section 3.3). "leading" may
+        # begin far below: with 600 steps of 1000 levels at level 599.
+        timestep_spacing="trailing",
     )
 
 
@@ -95,12 +95,20 @@ class Objective:
             return image
         return self.scheduler.get_velocity(image, noise, timesteps)
 
+    def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The stream's batch as `losses` takes it: image and noise, `timesteps`, and with classes `labels`.
+
+        For the CPU: the uniform numbers are float64, which not every device has.
+        """
+        prepared = {"image": batch["image"], "noise": batch["noise"], "timesteps": self.timesteps(batch["time"])}
+        labels = self.labels(batch["label"], batch["drop"])
+        return prepared if labels is None else prepared | {"labels": labels}
+
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Loss of each sample of the batch, (N,) float32."""
-        image, noise = batch["image"], batch["noise"]
-        timesteps = self.timesteps(batch["time"])
+        """Loss of each sample of a prepared batch, (N,) float32."""
+        image, noise, timesteps = batch["image"], batch["noise"], batch["timesteps"]
         noisy = self.scheduler.add_noise(image, noise, timesteps)
-        prediction = model(noisy, timesteps, class_labels=self.labels(batch["label"], batch["drop"])).sample
+        prediction = model(noisy, timesteps, class_labels=batch.get("labels")).sample
         error = (prediction.float() - self.target(image, noise, timesteps)).square().flatten(1).mean(1)
         self.weights = self.weights.to(error.device)
         return self.weights[timesteps] * error

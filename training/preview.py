@@ -38,6 +38,11 @@ class PreviewConfig:
             raise ValueError(f"preview.steps is {self.steps}; it must be at least 1")
 
 
+def preview_file(run: Path, step: int) -> Path:
+    """Where the sampled images of a step go."""
+    return run / "samples" / f"step-{step:06d}.png"
+
+
 def draw_preview(
     unet: UNet,
     scheduler: Any,
@@ -70,8 +75,8 @@ def draw_preview(
     )
     chosen = torch.linspace(0, len(path_of_first) - 1, min(STRIP, len(path_of_first))).round().long().tolist()
     strip = torch.stack([path_of_first[i] for i in chosen], dim=1)  # (images, moments, C, H, W)
-    save_png(to_grid(images), run / "samples" / f"step-{step:06d}.png")
     save_png(to_grid(strip.flatten(0, 1), columns=len(chosen)), run / "denoise" / f"step-{step:06d}.png")
+    save_png(to_grid(images), preview_file(run, step))
 
 
 def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int], list[float]], path: Path) -> None:

@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 
 from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, optimizer_from_tensors, verify
 from training.config import RunConfig, load_config, walk
+from training.data import SampleStream
 from training.loop import Loop
 from training.run_directory import RunDirectory, RunDirectoryError
 
 logger = logging.getLogger(__name__)
 
 # Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
-FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.trackers", "data.path",
+FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.validate_every",
+        "train.trackers", "train.processes", "data.path",
         "data.num_workers", "checkpoint", "preview")  # fmt: skip
 
 
@@ -44,8 +46,10 @@ def find_start(output: RunDirectory, resume: str) -> Path | None:
     return found
 
 
-def check_same_run(config: RunConfig, checkpoint: Path, world_size: int) -> None:
-    """Raise CheckpointError where the configuration differs from the checkpoint's in a key that decides the weights."""
+def check_same_run(config: RunConfig, stream: SampleStream, checkpoint: Path, world_size: int) -> None:
+    """Raise CheckpointError where configuration or images differ from the checkpoint's in what decides the weights, or
+    where the checkpoint is already beyond the last step."""
+    manifest = verify(checkpoint)
     before, now = flat(load_config(checkpoint / "config.yaml")), flat(config)
     changed = [key for key in now if before.get(key) != now[key]]
     fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in FREE)]
@@ -58,7 +62,17 @@ def check_same_run(config: RunConfig, checkpoint: Path, world_size: int) -> None
     if "train.steps" in changed:
         logger.warning("train.steps was %s and is %s: the learning rate follows the new one", before["train.steps"],
                        now["train.steps"])  # fmt: skip
-    was = verify(checkpoint)["world_size"]
+    if manifest["images"] != stream.fingerprint():
+        raise CheckpointError(
+            f"{checkpoint} was made with other images than the {len(stream.indices)} that are here now (data.path, "
+            "--overfit): put them back, or begin a run of its own with another --output"
+        )
+    if manifest["step"] > config.train.steps:
+        raise CheckpointError(
+            f"{checkpoint} is at step {manifest['step']}, beyond train.steps, which is {config.train.steps}: raise it, "
+            "or give an older checkpoint to --resume"
+        )
+    was = manifest["world_size"]
     if was != world_size:
         logger.warning(
             "%d processes were at work and now %d: close to the unbroken run but not equal to the bit, and a step "

@@ -37,8 +37,11 @@ class RunDirectory:
 
     def lock(self) -> None:
         """Take the folder. Raises RunDirectoryError where a living process has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunDirectoryError(f"{self.path} cannot be written ({error}); give another --output") from error
         try:
             # A record lock belongs to this process alone: the loader's forked workers do not inherit it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -68,6 +68,8 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "sample_every", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"train.processes is {self.processes}; it must be at least 1, or null for any number")
         if self.learning_rate <= 0:
             raise ValueError(f"train.learning_rate is {self.learning_rate}; it must be above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -176,7 +178,8 @@ class TrainState:
         return torch.as_tensor(self.accelerator.clip_grad_norm_(self.unet.parameters(), limit)).detach()
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch where the network is, and its images in the network's memory layout."""
+        """The stream's batch prepared for the objective, where the network is and in its memory layout."""
+        batch = self.objective.prepare(batch)
         moved = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
         return {key: v.contiguous(memory_format=self.layout) if v.ndim == 4 else v for key, v in moved.items()}
 

@@ -54,6 +54,7 @@ class Window:
         self.warned = False
 
     def add(self, numbers: Numbers) -> None:
+        """Count a step."""
         self.sums += torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
         self.steps += 1
 
@@ -87,7 +88,7 @@ class Window:
         return {"sums": self.accelerator.gather(self.sums[None]).tolist(), "steps": self.steps}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what `save` gave; a rank that was not there before begins a new window."""
+        """Go on from what `save` gave; another number of ranks begins a new window."""
         rank = self.accelerator.process_index
-        if rank < len(saved["sums"]):
+        if len(saved["sums"]) == self.accelerator.num_processes:
             self.sums, self.steps = torch.tensor(saved["sums"][rank], device=self.sums.device), saved["steps"]

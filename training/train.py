@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -16,14 +17,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers import DDPMPipeline
 
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, delete_newer, verify
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
 from training.data import SampleStream, open_images, split
 from training.images import Images
 from training.launch import describe, make_accelerator
 from training.loop import Diverged, Loop, Preempted
 from training.objective import Objective
-from training.resume import check_same_run, find_start, restore
+from training.resume import check_same_run, find_start, flat, restore
 from training.run_directory import RunDirectory, RunDirectoryError
 from training.step import TrainState
 from training.validate import SEED as VALIDATION_SEED
@@ -54,7 +55,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("keys", nargs="*", metavar="key=value", help="change one key of the configuration")
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
-    parsed.keys += unknown
+    parsed.keys = unknown + parsed.keys  # a mistyped option is named before what follows it
     if parsed.overfit is not None and parsed.overfit < 1:
         parser.error(f"argument --overfit: {parsed.overfit} images is none; at least 1 is needed")
     return parsed
@@ -78,6 +79,8 @@ def prepare_images(
             f"set model.num_classes to {classes or 'null'}"
         )
     train, held_out = (usable[0][chosen] for chosen in split(len(usable[0]), config.data.held_out))
+    if overfit is not None and overfit > len(train):
+        raise ConfigError(f"--overfit {overfit}: there are only {len(train)} images to train on")
     train = train[:overfit]
     if not len(train):
         raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable[0])}")
@@ -93,42 +96,60 @@ def run(arguments: argparse.Namespace) -> None:
     path = find_config(arguments.config)
     config = load_config(path, arguments.keys)
     if arguments.print_config:
-        print(to_yaml(config), end="")
+        if os.environ.get("RANK", "0") == "0":
+            print(to_yaml(config), end="")
         return
-    output = RunDirectory(arguments.output or Path("runs") / path.stem)
+    name = path.parent.name if path.name == "config.yaml" else path.stem  # a run's own configuration
+    output = RunDirectory(arguments.output or Path("runs") / name)
     accelerator = make_accelerator(config, output.path)
     images, train, held_out = prepare_images(config, accelerator, arguments.overfit)
+    stream = SampleStream(images, train, config.seed, random_flip=config.data.random_flip)
+    what = describe(config, accelerator, count_parameters(config), len(train))
+    start = begin(config, output, accelerator, stream, arguments)
+    step = 0 if start is None else verify(start)["step"]
+    what += f"\nwriting to {output.path}" + (f", going on after step {step}" if step else "")
+    if accelerator.is_main_process:
+        print(what + ("\na dry run: nothing was written" if arguments.dry_run else ""))
     if arguments.dry_run:
-        with torch.device("meta"):
-            parameters = UNet.from_unet_config(config.model).num_parameters()
-        print(describe(config, accelerator, parameters, len(train)))
-        print(f"would write to {output.path}; nothing was written")
         return
-    start = begin(config, output, accelerator, arguments.resume)
     torch.manual_seed(config.seed)
     objective = Objective(config.objective, config.model.num_classes)
     unet = UNet.from_unet_config(config.model)
     state = TrainState(unet, objective, config.train, config.ema, accelerator, config.seed)
-    stream = SampleStream(images, train, config.seed, random_flip=config.data.random_flip)
     loop = Loop(config, state, stream, SampleStream(images, held_out, VALIDATION_SEED), output)
     if start is not None:
         restore(loop, start)
     if accelerator.is_main_process:
+        output.write_text("config.yaml", to_yaml(config))
         output.resume_logs(state.step)
-        print(describe(config, accelerator, unet.num_parameters(), len(train)))
-        print(f"writing to {output.path}" + (f", going on after step {state.step}" if state.step else ""))
     finish(loop)
 
 
-def begin(config: RunConfig, output: RunDirectory, accelerator: Accelerator, resume: str) -> Path | None:
-    """Take the output folder and find where to go on; None: at the beginning. The main process decides for all."""
+def count_parameters(config: RunConfig) -> int:
+    """The network's parameters, without making them. Raises ConfigError where there can be no such network."""
+    try:
+        with torch.device("meta"):
+            return UNet.from_unet_config(config.model).num_parameters()
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def begin(
+    config: RunConfig,
+    output: RunDirectory,
+    accelerator: Accelerator,
+    stream: SampleStream,
+    arguments: argparse.Namespace,
+) -> Path | None:
+    """Find where to go on (None: at the beginning) and take the output folder. The main process decides for all."""
     found: list[Path | None] = [None]
     if accelerator.is_main_process:
-        found = [find_start(output, resume)]
+        found = [find_start(output, arguments.resume)]
         if found[0] is not None:
-            check_same_run(config, found[0], accelerator.num_processes)
-        output.lock()
-        output.write_text("config.yaml", to_yaml(config))
+            check_same_run(config, stream, found[0], accelerator.num_processes)
+        if not arguments.dry_run:
+            output.lock()
+            delete_newer(output.checkpoints, 0 if found[0] is None else verify(found[0])["step"])
     broadcast_object_list(found)
     return found[0]
 
@@ -138,10 +159,14 @@ def finish(loop: Loop) -> None:
     main, state, output = loop.accelerator.is_main_process, loop.state, loop.run
     status = output.write_status if main else lambda *_, **__: None
     status("running", state.step)
-    loop.accelerator.init_trackers("tb")
+    keys = {
+        key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat(loop.config).items()
+    }
+    loop.accelerator.init_trackers(output.path.name, config=keys)
     try:
         loop.train()
         if main:
+            loop.draw_loss()
             with state.averaged() as unet:
                 DDPMPipeline(unet=unet, scheduler=state.objective.scheduler).save_pretrained(output.path / "pipeline")
             print(f"done: {output.path}/samples, {output.path}/checkpoints, {output.path}/pipeline")

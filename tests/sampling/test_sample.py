@@ -1,6 +1,7 @@
 """The sampling script as its users start it."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def test_images_made_otherwise_are_not_mixed(run: Path, tmp_path: Path, capsys: 
     assert draw(run, tmp_path, "--seeds", "0-1") == 0
     for more, message in (
         (["--scheduler", "ddim"], "scheduler was 'ddpm' and is 'ddim'"),
-        (["--weights", "raw"], "weights was 'ema' and is 'raw'"),
+        (["--weights", "raw"], "network was '"),
         (["--class-labels", "7"], "the class of seed 0 differs"),
         (["--guidance-scale", "2"], "guidance_scale was 1.0 and is 2.0"),
     ):
@@ -90,6 +91,14 @@ def test_images_made_otherwise_are_not_mixed(run: Path, tmp_path: Path, capsys: 
         error = capsys.readouterr().err
         assert message in error
         assert "Give another --out" in error
+
+
+def test_images_from_elsewhere_are_not_taken_for_samples(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "000000.png")
+    assert draw(run, tmp_path, "--seeds", "0-1") == 2
+    assert "holds numbered images that were not made here" in capsys.readouterr().err
 
 
 def test_options_change_the_images(run: Path, tmp_path: Path) -> None:
@@ -109,15 +118,16 @@ def test_a_larger_size_is_sampled_when_asked_for(run: Path, tmp_path: Path) -> N
 
 def test_a_checkpoint_is_taken_by_its_path(run: Path, tmp_path: Path) -> None:
     assert draw(run / "checkpoints" / "step-000015", tmp_path, "--seeds", "0") == 0
-    assert json.loads((tmp_path / "request.json").read_text())["checkpoint"].endswith("step-000015")
+    weights = (run / "checkpoints" / "step-000015" / "ema.safetensors").read_bytes()
+    assert json.loads((tmp_path / "request.json").read_text())["network"] == hashlib.sha256(weights).hexdigest()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--class-labels", "9-11"], "--class-labels [10, 11]: this network has the classes 0 to 9"),
-        (["--steps", "0"], "--steps: steps is 0; the network was trained on 1000 noise levels"),
-        (["--steps", "2000"], "--steps: steps is 2000; the network was trained on 1000 noise levels"),
+        (["--steps", "0"], "--scheduler and --steps: steps is 0; the network was trained on 1000 noise levels"),
+        (["--steps", "2000"], "--scheduler and --steps: steps is 2000; the network was trained on 1000 noise levels"),
         (["--checkpoint", "nowhere"], "nowhere is not there; give a run's folder"),
     ],
 )
@@ -149,7 +159,7 @@ def test_the_evaluation_writes_its_figures_as_json(
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert figures["samples"] == 30
     assert 0 <= figures["label_agreement"] <= 1
-    assert figures["frechet_distance"] > 1  # four steps of training make noise
+    assert figures["frechet_distance"] > 1  # thirty steps of training make noise, far from every digit
     assert figures["novelty"] > 1
     assert "frechet_distance" in capsys.readouterr().out
 

@@ -33,7 +33,7 @@ PICTURE = torch.linspace(-0.9, 0.9, 3 * 4 * 4).view(3, 4, 4)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("steps", [7, 50])
+@pytest.mark.parametrize("steps", [7, 600, 1000])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
 def test_a_network_that_knows_the_image_leads_every_scheduler_to_it(
     name: str, steps: int, prediction_type: str
@@ -83,6 +83,23 @@ def test_zero_terminal_snr_sampling_begins_at_the_last_level() -> None:
     scheduler = make_sampling_scheduler("ddim", trained("v_prediction", "zero_terminal_snr"), 4)
     sample(network, scheduler, [0], (1, 2, 2))
     assert network.calls[0][0] == 999
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_begins_at_the_last_level_whatever_the_number_of_steps(name: str) -> None:
+    for steps in (2, 50, 600):
+        assert float(make_sampling_scheduler(name, trained("epsilon"), steps).timesteps[0]) == pytest.approx(999, abs=1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_that_a_scheduler_cannot_follow_is_refused(name: str) -> None:
+    training_scheduler = trained("v_prediction", "zero_terminal_snr")
+    if name in ("heun", "deis", "pndm"):  # they have no rescaled betas
+        with pytest.raises(ValueError, match=f"{name!r} cannot follow the noise schedule"):
+            make_sampling_scheduler(name, training_scheduler, 5)
+    else:
+        scheduler = make_sampling_scheduler(name, training_scheduler, 5)
+        assert torch.allclose(scheduler.alphas_cumprod, training_scheduler.alphas_cumprod, atol=1e-6)
 
 
 def test_every_moment_from_noise_to_image_is_shown() -> None:

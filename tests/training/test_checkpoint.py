@@ -13,6 +13,7 @@ from training import checkpoint
 from training.checkpoint import (
     CheckpointConfig,
     CheckpointError,
+    delete_newer,
     delete_old,
     find_checkpoint,
     list_checkpoints,
@@ -116,6 +117,31 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_half_one(
         write(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == [good.name]
     verify(good)
+
+
+def test_checkpoints_after_the_one_that_is_gone_on_from_are_deleted_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    delete_newer(tmp_path, 1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000001"]
+    assert "step-000002" in caplog.text
+    assert "step-000003" in caplog.text
+
+
+def test_an_optimizer_goes_on_in_the_layout_of_its_parameters() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    module(torch.randn(1, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    names = [name for name, _ in module.named_parameters()]
+    saved = optimizer_to_tensors(optimizer, names)
+    optimizer_from_tensors(optimizer, names, saved)
+    moment = optimizer.state[module.weight]["exp_avg"]
+    assert moment.stride() == module.weight.stride()
+    assert torch.equal(moment, saved["weight/exp_avg"])
 
 
 def test_an_optimizer_goes_on_exactly_from_its_tensors() -> None:

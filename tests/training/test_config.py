@@ -69,8 +69,16 @@ WRONG = [
     ("model: {sample_size: 16}\n", [], r"model\.sample_size is 16 and data\.image_size is 8: set both alike"),
     ("model: {attention_levels: [7]}\n", [], r"mine\.yaml: attention_levels=\(7,\) names level 7"),
     ("objective: {label_dropout: 0.1}\n", [], r"objective\.label_dropout is 0\.1, but model\.num_classes is not set"),
-    ("preview: {guidance_scale: 2}\n", [], r"preview\.guidance_scale needs classes"),
+    ("preview: {guidance_scale: 2}\n", [], r"preview\.guidance_scale is 2\.0, but guidance needs a network"),
     ("preview: {scheduler: ddmp}\n", [], r"preview\.scheduler 'ddmp' is unknown; there are ddpm"),
+    ("objective: {num_train_timesteps: 10}\n", [], r"preview\.steps do not fit.*steps is 50;.*10 noise levels"),
+    ("objective: {prediction_type: sample}\npreview: {scheduler: pndm}\n", [], r"'pndm' cannot use a network"),
+    ("train: {learning_rate: .nan}\n", [], r"train\.learning_rate is nan; it must be a finite number"),
+    ("seed: 99999999999999999999\n", [], r"seed is 99999999999999999999"),
+    ("model: {spatial_dims: 3}\n", [], r"model\.spatial_dims is 3, but images have 2 axes"),
+    ("model: {transformer: {context_dim: 4}}\n", [], r"model\.transformer is set"),
+    ("train: {processes: 0}\n", [], r"train\.processes is 0"),
+    ("seed: 1\n", ["train=3"], r"command line: train is a group of keys \(train\.steps"),
     ("preview: {count: 0}\n", [], r"preview\.count is 0"),
 ]
 
@@ -108,6 +116,29 @@ def test_what_the_launcher_did_otherwise_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "made 2 processes, but Accelerate sees 1, so that each would train alone" in refused()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--config", "digits8_ddpm", "--output", str(tmp_path / "run"), "model.norm.num_groups=5"]
+    for more in ([], ["--dry-run"]):
+        assert main([*line, *more]) == 2
+        assert "model: norm.num_groups=5 does not divide" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_option_is_named_before_what_follows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "digits8_ddpm", "--ressume", "auto"]) == 2
+    assert "'--ressume' is neither an option nor key=value" in capsys.readouterr().err
+
+
+def test_accumulation_asked_of_the_launcher_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert main(["--config", "digits8_ddpm", "--dry-run"]) == 2
+    assert "say train.gradient_accumulation=N instead" in capsys.readouterr().err
 
 
 def test_print_config_writes_every_key(capsys: pytest.CaptureFixture[str]) -> None:

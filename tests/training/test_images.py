@@ -58,6 +58,33 @@ def test_an_image_of_the_right_size_is_untouched() -> None:
     assert np.array_equal(((to_array(Image.fromarray(pixels), 8, 3) + 1) * 127.5).round(), pixels.transpose(2, 0, 1))
 
 
+def test_sixteen_bits_keep_their_shades() -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    array = to_array(Image.fromarray(ramp), 8, 1)
+    assert np.abs(array[0] - (ramp / 65535 * 2 - 1)).max() < 0.01
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(mode: str) -> None:
+    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 4, 8))
+    array = to_array(picture.convert(mode), 8, 3)
+    assert array[:, :, :4].max() == -1
+    assert array[:, :, 4:].min() == 1
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_a_known_range_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"pixels of mode {mode} .* have no known range"):
+        to_array(Image.new(mode, (8, 8)), 8, 1)
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat" / "a.png")
+    write_image(tmp_path / ".ipynb_checkpoints" / "a.png")
+    assert ImageFolder(str(tmp_path), 16, 3).class_names == ["cat"]
+
+
 def test_a_broken_image_is_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for i in range(120):
         write_image(tmp_path / f"{i:03d}.png")
@@ -112,6 +139,15 @@ def test_a_hugging_face_data_set_on_disk_is_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.image_column 'picture' is not in .*its columns: \['image', 'label'\]"):
         HuggingFaceImages(str(tmp_path / "set"), 8, 3, "picture", "label")
     assert HuggingFaceImages(str(tmp_path / "set"), 8, 3, "image", "kind").class_names is None
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], [0, -1], [0, None]])
+def test_labels_that_are_no_class_numbers_are_refused(labels: list, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 2, "label": labels})
+    data.save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(ValueError, match=r"data\.label_column holds .*, but classes are numbers from 0 on"):
+        HuggingFaceImages(str(tmp_path / "set"), 8, 3, "image", "label")
 
 
 def test_splits_and_plain_folders_are_refused_as_data_sets(tmp_path: Path) -> None:

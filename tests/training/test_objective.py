@@ -48,14 +48,14 @@ def test_the_loss_is_the_mean_squared_error_of_the_target(kind: str, schedule: s
     objective = Objective(ObjectiveConfig(prediction_type=kind, schedule=schedule), num_classes=None)
     batch = make_batch()
     oracle = Oracle(torch.zeros(6, 3, 4, 4))
-    loss = objective.losses(oracle, batch).mean()
+    loss = objective.losses(oracle, objective.prepare(batch)).mean()
     alpha = objective.scheduler.alphas_cumprod[(batch["time"] * 1000).long()].double()
     image, noise = batch["image"].double(), batch["noise"].double()
     a = alpha.view(-1, 1, 1, 1)
     assert torch.allclose(oracle.noisy.double(), a.sqrt() * image + (1 - a).sqrt() * noise, atol=1e-6)
     assert torch.allclose(loss.double(), true_target(kind, image, noise, alpha).square().mean(), rtol=1e-5)
     perfect = Oracle(true_target(kind, image, noise, alpha).float())
-    assert objective.losses(perfect, batch).max() < 1e-10
+    assert objective.losses(perfect, objective.prepare(batch)).max() < 1e-10
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
@@ -89,7 +89,8 @@ def test_labels_are_dropped_to_the_null_class_with_the_asked_probability() -> No
 
 def test_without_classes_no_labels_are_passed() -> None:
     oracle = Oracle(torch.zeros(6, 3, 4, 4))
-    Objective(ObjectiveConfig(), num_classes=None).losses(oracle, make_batch())
+    objective = Objective(ObjectiveConfig(), num_classes=None)
+    objective.losses(oracle, objective.prepare(make_batch()))
     assert oracle.labels is None
 
 

@@ -86,7 +86,7 @@ def test_accumulated_batches_give_the_gradient_of_their_union(state: TrainState)
     parts = batches(2, 4)
     union = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     state.unet.train()
-    loss = state.objective.losses(state.unet, union).mean()
+    loss = state.objective.losses(state.unet, state.objective.prepare(union)).mean()
     gradients = torch.autograd.grad(loss, list(state.unet.parameters()), allow_unused=True)
     expected = torch.sqrt(sum(g.double().square().sum() for g in gradients if g is not None))
     numbers = state.run_step(parts)

@@ -107,7 +107,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config: Path,
 
 @pytest.mark.parametrize(
     "keys",
-    [["train.log_every=3"], ["train.gradient_accumulation=2", "data.num_workers=2"], ["train.mixed_precision=bf16"]],
+    [
+        ["train.log_every=3"],
+        ["train.channels_last=true"],
+        ["train.gradient_accumulation=2", "data.num_workers=2"],
+        ["train.mixed_precision=bf16"],
+    ],
 )
 def test_a_run_stopped_by_a_signal_and_resumed_is_the_unbroken_run(
     config: Path, tmp_path: Path, keys: list[str], monkeypatch: pytest.MonkeyPatch
@@ -167,6 +172,64 @@ def test_a_signal_while_sampling_saves_at_once(config: Path, tmp_path: Path, mon
     assert_equal_bits(weights(tmp_path / "whole", 6), weights(tmp_path / "a", 6))
 
 
+def test_what_a_signal_cut_short_is_made_up_for(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in the very last preview: the run is not completed until it has been drawn."""
+    real_forward = train.UNet.forward
+
+    def signalled(unet: train.UNet, *arguments: object, **more: object) -> object:
+        if not unet.training:
+            signal.raise_signal(signal.SIGTERM)
+        return real_forward(unet, *arguments, **more)
+
+    monkeypatch.setattr(train.UNet, "forward", signalled)
+    keys = ["train.sample_every=6", "train.validate_every=6", "data.held_out=0.01"]
+    assert run(config, tmp_path / "a", *keys) == 1
+    assert status(tmp_path / "a")["state"] == "preempted"
+    monkeypatch.undo()
+    assert run(config, tmp_path / "a", "--resume", "auto", *keys) == 0
+    assert (tmp_path / "a" / "samples" / "step-000006.png").is_file()
+    assert len((tmp_path / "a" / "validation.csv").read_text().splitlines()) == 2
+    assert status(tmp_path / "a")["state"] == "completed"
+
+
+def test_going_on_from_an_older_checkpoint_leaves_one_history(config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a"
+    assert run(config, output) == 0
+    whole = weights(output, 6)
+    older = output / "checkpoints" / "step-000002"
+    assert run(config, output, "--resume", str(older), "train.checkpoint_every=4") == 0
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
+        "step-000002", "step-000004", "step-000006"]  # fmt: skip
+    assert [row[0] for row in losses(output)] == ["1", "2", "3", "4", "5", "6"]
+    assert_equal_bits(whole, weights(output, 6))
+
+
+def test_other_images_and_too_few_steps_are_refused(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config, tmp_path / "a", "--overfit", "16") == 0
+    assert run(config, tmp_path / "a", "--resume", "auto", "train.steps=9") == 2
+    assert "was made with other images than the 1797 that are here now" in capsys.readouterr().err
+    assert run(config, tmp_path / "a", "--resume", "auto", "--overfit", "16", "train.steps=3") == 2
+    assert "is at step 6, beyond train.steps, which is 3" in capsys.readouterr().err
+    assert run(config, tmp_path / "b", "--overfit", "9999") == 2
+    assert "--overfit 9999: there are only 1797 images" in capsys.readouterr().err
+
+
+def test_a_signal_to_the_whole_process_group_saves(config: Path, tmp_path: Path) -> None:
+    """As schedulers of clusters send it: to the trainer and to the workers of its loader."""
+    output = tmp_path / "a"
+    command = [sys.executable, train.__file__, "--config", str(config), "--output", str(output), "train.steps=100000",
+               "train.sample_every=0", "data.num_workers=2", "train.checkpoint_every=5"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    assert status(output)["state"] == "preempted"
+
+
 def test_resuming_from_a_path_branches_off_into_a_new_folder(config: Path, tmp_path: Path) -> None:
     assert run(config, tmp_path / "a") == 0
     assert run(config, tmp_path / "b", "--resume", str(tmp_path / "a" / "checkpoints" / "step-000002")) == 0
@@ -213,22 +276,26 @@ def test_resuming_with_a_key_that_decides_the_weights_changed_is_refused(
     assert status(tmp_path / "a")["step"] == 8
 
 
+@pytest.mark.parametrize("bad", [1, 2, 3, 4, 5, 6])  # steps 2, 4 and 6 make a checkpoint
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bad: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real_losses = train.Objective.losses
     calls = []
 
-    def poisoned(self: train.Objective, model: object, batch: object) -> torch.Tensor:
+    def poisoned(self: train.Objective, model: torch.nn.Module, batch: object) -> torch.Tensor:
         calls.append(1)
-        return real_losses(self, model, batch) * (float("nan") if len(calls) == 4 else 1)
+        return real_losses(self, model, batch) * (float("nan") if len(calls) == bad else 1)
 
     monkeypatch.setattr(train.Objective, "losses", poisoned)
-    assert run(config, tmp_path / "a") == 1
-    assert "not finite at step 4" in capsys.readouterr().err
+    assert run(config, tmp_path / "a", "train.sample_every=0") == 1
+    assert f"not finite at step {bad}, rank 0" in capsys.readouterr().err
     assert status(tmp_path / "a")["state"] == "diverged"
-    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-000002"]
-    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "a", 2).values())
+    last = (bad - 1) // 2 * 2
+    assert sorted(path.name for path in (tmp_path / "a" / "checkpoints").glob("*")) == [
+        f"step-{step:06d}" for step in range(2, last + 1, 2)
+    ]
+    assert all(tensor.isfinite().all() for tensor in (weights(tmp_path / "a", last) if last else {}).values())
 
 
 def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_images(config: Path, tmp_path: Path) -> None:
@@ -243,7 +310,7 @@ def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_image
     assert len(held_out.indices) == 36
     objective = train.Objective(ObjectiveConfig(label_dropout=0.2), 10)
     with torch.no_grad():
-        losses = objective.losses(unet.eval(), default_collate([held_out[i] for i in range(36)]))
+        losses = objective.losses(unet.eval(), objective.prepare(default_collate([held_out[i] for i in range(36)])))
     assert rows[1][1] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
@@ -271,6 +338,7 @@ def test_a_full_disk_is_said_and_spares_the_checkpoint_before(
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run(config, tmp_path / "a", "--dry-run", "--resume", str(tmp_path / "nowhere")) == 2
     assert run(config, tmp_path / "a", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "8 images a step" in said
@@ -318,7 +386,13 @@ def test_classes_that_contradict_the_images_are_refused(
     assert "nowhere' is not a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("extra", [["train.channels_last=true"], ["objective.prediction_type=v_prediction",
+@pytest.mark.slow
+def test_a_compiled_network_trains(config: Path, tmp_path: Path) -> None:
+    assert run(config, tmp_path / "a", "train.compile=true", "train.steps=3") == 0
+    assert status(tmp_path / "a")["state"] == "completed"
+
+
+@pytest.mark.parametrize("extra", [["train.mixed_precision=fp16"], ["objective.prediction_type=v_prediction",
     "objective.schedule=zero_terminal_snr", "objective.weighting=min_snr"]])  # fmt: skip
 def test_switches_train(config: Path, tmp_path: Path, extra: list[str]) -> None:
     assert run(config, tmp_path / "a", *extra) == 0
