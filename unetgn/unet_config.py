@@ -203,11 +203,10 @@ class UNetConfig:
                     raise ValueError(f"{name} names blocks {chosen} of level {level}, which has {depths[level]}")
         if self.transformer is None and (self.mid.cross_only or self.mid.transformer_depth is not None):
             raise ValueError("mid.cross_only and mid.transformer_depth need a transformer")
-        for level in self.transformer.cross_only if self.transformer else ():
+        cross_only = () if self.transformer is None else self.transformer.cross_only
+        for level in cross_only:
             if not 0 <= level < levels:
-                raise ValueError(
-                    f"transformer.cross_only={self.transformer.cross_only} names level {level} of {levels}"
-                )
+                raise ValueError(f"transformer.cross_only={cross_only} names level {level} of {levels}")
         if self.mid.attention_num_groups is not None and not self.mid.attention_norm:
             raise ValueError("mid.attention_num_groups and mid.attention_norm=False contradict each other")
 
