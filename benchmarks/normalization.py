@@ -7,11 +7,12 @@ Wu & He 2018 (arXiv 1803.08494), whose figure 1 this repeats in small. Weight st
 (arXiv 1903.10520). With one image a batch, batch normalization takes its statistics over that image's pixels.
 
 Outcome (results/normalization.json, means of three seeds, 901 validation images, so 0.1 % is one image): from 32 to 2
-images a batch, batch normalization with plain weights is as good as the others or better (1.3 to 2.0 % of errors; group
-1.7 to 2.4; only instance normalization beats it, at 32, with 1.8), and at one image it breaks down (5.1 %; group 1.9, instance 1.7, layer 2.1). With standardized
-weights it gets worse below 8 images (1.4, 1.6, 1.7, 2.6 %), while the other three stay between 1.4 and 2.0 % or
-improve. So the rise of batch normalization at small batches is there, but only at the very end: 8x8 to 4x4 pixels
-give even two images 32 to 128 values a channel. Standardization helps layer and batch normalization most.
+images a batch, batch normalization with plain weights is as good as the others or better (1.3 to 2.0 % of errors;
+group 1.7 to 2.4; only instance normalization beats it, at 32, with 1.8), and at one image it breaks down (5.1 %; group
+1.9, instance 1.7, layer 2.1). With standardized weights it gets worse below 8 images (1.4, 1.6, 1.7, 2.6 %), while the
+other three stay between 1.4 and 2.0 % or improve. So the rise of batch normalization at small batches is there, but
+only at the very end: 8x8 to 4x4 pixels give even two images 32 to 128 values a channel. Standardization helps layer
+and batch normalization most.
 
 Writes JSON and a plot under benchmarks/results; `--plot-only` draws the plot of an existing JSON again.
 """
