@@ -48,7 +48,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     The arguments are the fields of `UNetConfig`; nested ones are dataclasses or plain dicts. `from_unet_config` takes
     a whole configuration, `unet_config` holds it. As a diffusers model it saves and loads itself (`save_pretrained`,
     `from_pretrained`, safetensors) and works in diffusers' pipelines. A saved pipeline names it `unetgn.unet.UNet`;
-    diffusers loads classes of imported modules only, so `import unetgn.unet` before `DiffusionPipeline.from_pretrained`.
+    diffusers loads classes of imported modules only: `import unetgn.unet` before `DiffusionPipeline.from_pretrained`.
     Raises ValueError or TypeError, naming the field, where the configuration is wrong.
     Ho et al. 2020 (arXiv 2006.11239); Dhariwal & Nichol 2021 (arXiv 2105.05233); Karras et al. 2022 (arXiv 2206.00364).
     """
