@@ -8,6 +8,7 @@ whichever rank or worker, so a run that stops at sample s goes on with sample s 
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,12 +170,11 @@ def make_loader(stream: SampleStream, batches: StepBatches, *, num_workers: int,
         batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=leave_process_group,
     )
 
 
-def outlive_signals(worker: int) -> None:
-    """A scheduler signals whole process groups: the workers leave the answer to their trainer, which ends them."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_process_group(worker: int) -> None:
+    """Signals to a whole process group are the trainer's to answer, and its answer to SIGTERM is not the worker's."""
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -70,6 +70,10 @@ class StopSignals:
             return work()
         except Interrupted:
             return None
+        except RuntimeError:  # a loader whose workers got the signal, too
+            if self.received:
+                return None
+            raise
         finally:
             self._interruptible = False
 

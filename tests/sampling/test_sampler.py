@@ -39,6 +39,10 @@ def test_a_network_that_knows_the_image_leads_every_scheduler_to_it(
     name: str, steps: int, prediction_type: str
 ) -> None:
     training_scheduler = trained(prediction_type)
+    if steps == 600 and name in ("ddim", "pndm"):
+        with pytest.raises(ValueError, match=r"takes a number that divides 1000 nearly, such as \[500, 1000\]"):
+            make_sampling_scheduler(name, training_scheduler, steps)
+        return
     if prediction_type == "sample" and name in NOT_FROM_SAMPLE:
         with pytest.raises(ValueError, match=f"{name!r} cannot use a network that predicts the clean image"):
             make_sampling_scheduler(name, training_scheduler, steps)
@@ -87,7 +91,7 @@ def test_zero_terminal_snr_sampling_begins_at_the_last_level() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_begins_at_the_last_level_whatever_the_number_of_steps(name: str) -> None:
-    for steps in (2, 50, 600):
+    for steps in (2, 30, 50, 500):
         assert float(make_sampling_scheduler(name, trained("epsilon"), steps).timesteps[0]) == pytest.approx(999, abs=1)
 
 

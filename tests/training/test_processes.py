@@ -53,6 +53,10 @@ def status(run: Path) -> dict:
     return json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {"step": 0, "state": ""}
 
 
+def logged(run: Path) -> list[str]:
+    return (run / "metrics.csv").read_text().splitlines() if (run / "metrics.csv").exists() else []
+
+
 @pytest.fixture(scope="module")
 def two(config: Path) -> Path:
     output = config.parent / "two"
@@ -80,7 +84,7 @@ def test_a_run_of_two_stopped_by_a_signal_to_one_and_resumed_is_the_unbroken_run
     line = ["--config", str(config), "--output", str(output), "--resume", "auto"]
     process = subprocess.Popen(command(*line), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: status(output)["state"] == "running")
+        wait_until(lambda: status(output)["state"] == "running" and len(logged(output)) > 2)
         os.kill(status(output)["pid"], signal.SIGTERM)
         process.wait(timeout=60)
     finally:
