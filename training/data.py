@@ -99,8 +99,8 @@ class SampleStream(Dataset[dict[str, torch.Tensor]]):
 
     Epoch e = s // len(indices) visits every image once, in an order of its own. An item holds
     image (C, H, W) float32 in [-1, 1], noise of the same shape from N(0, 1), label () int64 (-1 without classes),
-    and two numbers uniform in [0, 1): `time`, which the objective maps to a noise level, and `drop`, which it
-    compares with the probability of dropping the label.
+    two numbers uniform in [0, 1): `time`, which the objective maps to a noise level, and `drop`, which it compares with
+    the probability of dropping the label; and, where the images have texts, text (tokens, width) float32.
     """
 
     def __init__(self, images: Images, indices: np.ndarray, seed: int, *, random_flip: bool = False) -> None:
@@ -125,18 +125,21 @@ class SampleStream(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, counter: int) -> dict[str, torch.Tensor]:
         epoch, position = divmod(counter, len(self.indices))
         index = int(self.order(epoch)[position])
-        image = self.images.image(index)
         random = random_stream(self.seed, Purpose.SAMPLE, counter)
         time, drop, flip = random.random(3)
+        noise = random.standard_normal(self.images.shape, dtype=np.float32)
+        image = self.images.image(index, random)
         if self.random_flip and flip < 0.5:
             image = image[:, :, ::-1]
-        return {
+        sample = {
             "image": torch.from_numpy(np.ascontiguousarray(image)),
-            "noise": torch.from_numpy(random.standard_normal(image.shape, dtype=np.float32)),
+            "noise": torch.from_numpy(noise),
             "label": torch.tensor(self.images.label(index)),
             "time": torch.tensor(time),
             "drop": torch.tensor(drop),
         }
+        text = self.images.text(index)
+        return sample if text is None else sample | {"text": torch.from_numpy(text)}
 
 
 @dataclass(frozen=True)

@@ -19,26 +19,32 @@ BROKEN_AT_MOST = 0.01  # share of the files that may be unreadable before it is 
 
 
 class Images(Protocol):
-    """A numbered set of images, all of one shape, with a class each or none."""
+    """A numbered set of images, all of one shape, with a class each or none, and maybe a text each."""
 
+    shape: tuple[int, int, int]  # (C, H, W)
     class_names: list[str] | None  # None: the images have no classes
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> np.ndarray:
-        """(C, H, W) float32 in [-1, 1]."""
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
+        """(C, H, W) float32, pixels in [-1, 1]. What is random about it is drawn from `random`, the generator of one
+        training sample; without it there is nothing random: the same image every time."""
         ...
 
     def label(self, index: int) -> int:
         """Number of the class, -1 where there are none."""
         ...
 
+    def text(self, index: int) -> np.ndarray | None:
+        """The caption as its text encoder sees it, (tokens, width) float32; None where the images have no texts."""
+        return None
+
     def usable(self) -> np.ndarray:
         """Numbers of the images that can be read, after reading each; warns of the others, or raises ValueError."""
         ...
 
 
-class Digits:
+class Digits(Images):
     """scikit-learn's handwritten digits: 1,797 grey images of 8×8 pixels in 17 shades, ten classes.
 
     Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (test part).
@@ -50,12 +56,13 @@ class Digits:
         data = load_digits()
         self._images = (data.images[:, None] / 8 - 1).astype(np.float32)  # 0 .. 16 -> [-1, 1]
         self._labels = data.target
-        self.class_names: list[str] | None = [str(name) for name in data.target_names]
+        self.shape = (1, 8, 8)
+        self.class_names = [str(name) for name in data.target_names]
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def image(self, index: int) -> np.ndarray:
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
         """(1, 8, 8) float32 in [-1, 1]."""
         return self._images[index]
 
@@ -68,7 +75,7 @@ class Digits:
         return np.arange(len(self))
 
 
-class ImageFolder:
+class ImageFolder(Images):
     """Image files in a folder: `path/CLASS/*.png` with classes in alphabetic order, or `path/*.png` without.
 
     Raises ValueError where the folder is missing, holds no image, or has images both in it and in subfolders.
@@ -76,6 +83,7 @@ class ImageFolder:
 
     def __init__(self, path: str, image_size: int, channels: int) -> None:
         self.root, self.image_size, self.channels = Path(path), image_size, channels
+        self.shape = (channels, image_size, image_size)
         if not self.root.is_dir():
             raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
         found = (p.relative_to(self.root) for p in self.root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -97,7 +105,7 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def image(self, index: int) -> np.ndarray:
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
         with Image.open(self.root / self.files[index]) as image:
             return to_array(image, self.image_size, self.channels)
 
@@ -108,7 +116,7 @@ class ImageFolder:
         return read_all(self, lambda index: str(self.root / self.files[index]))
 
 
-class HuggingFaceImages:
+class HuggingFaceImages(Images):
     """A data set that `datasets.Dataset.save_to_disk` wrote, with a column of images and maybe one of class labels."""
 
     def __init__(self, path: str, image_size: int, channels: int, image_column: str, label_column: str) -> None:
@@ -130,17 +138,18 @@ class HuggingFaceImages:
             raise ValueError(f"data.image_column {image_column!r} is not in {path!r}; its columns: {data.column_names}")
         self._data, self._image, self.path = data, image_column, path
         self.image_size, self.channels = image_size, channels
+        self.shape = (channels, image_size, image_size)
         if not len(data):
             raise ValueError(f"data.path {path!r} holds no rows")
         self._labels: list[int] | None = None
-        self.class_names: list[str] | None = None
+        self.class_names = None
         if label_column in data.column_names:
             self._labels, self.class_names = read_labels(list(data[label_column]), data.features[label_column])
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def image(self, index: int) -> np.ndarray:
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
         return to_array(self._data[index][self._image], self.image_size, self.channels)
 
     def label(self, index: int) -> int:

@@ -53,6 +53,31 @@ def test_a_sample_is_a_function_of_seed_and_counter(digits: Digits) -> None:
     assert not torch.equal(first[1234]["noise"], first[1234 + 1797]["noise"])
 
 
+class Captioned(Digits):
+    """Digits whose text is their number, three tokens wide two; their image takes a draw of its own."""
+
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
+        return super().image(index) * (1 if random is None else np.float32(random.random()))
+
+    def text(self, index: int) -> np.ndarray:
+        return np.full((3, 2), index, dtype=np.float32)
+
+
+def test_texts_travel_with_their_images() -> None:
+    stream = SampleStream(Captioned(), np.arange(100, 150), seed=3)
+    for counter in (0, 70):
+        index = float(stream.order(counter // 50)[counter % 50])
+        assert torch.equal(stream[counter]["text"], torch.full((3, 2), index))
+    assert "text" not in SampleStream(Digits(), np.arange(10), seed=3)[0]
+
+
+def test_what_an_image_draws_for_itself_changes_nothing_else(digits: Digits) -> None:
+    own, none = SampleStream(Captioned(), np.arange(1797), seed=3)[5], SampleStream(digits, np.arange(1797), seed=3)[5]
+    assert not torch.equal(own["image"], none["image"])
+    assert all(torch.equal(own[key], none[key]) for key in ("noise", "label", "time", "drop"))
+    assert torch.equal(own["image"], SampleStream(Captioned(), np.arange(1797), seed=3)[5]["image"])
+
+
 def test_worker_processes_give_the_same_batches_as_none(digits: Digits) -> None:
     stream = SampleStream(digits, np.arange(1797), seed=1, random_flip=True)
     batches = StepBatches(2, 6, 8, 1, 0, 1)
