@@ -161,7 +161,7 @@ def folder_of_images(folder: Path, size: int, classes: int) -> Path:
 # the MLP go, the class after it comes (DDPM++); three output channels instead of six and the null class (ADM).
 REAL = {
     "cifar10_ddpm": (32, 0, 1, 35_746_307),
-    "cifar10_ddpmpp": (32, 10, 1, 55_735_299 - 9 * 128 - 11 * 128 + 11 * 512),
+    "cifar10_edm_ddpmpp": (32, 10, 1, 55_735_299 - 9 * 128 - 11 * 128 + 11 * 512),
     "celebahq256_ddpm": (256, 0, 8, 113_673_219),
     "imagenet64_adm": (64, 1000, 8, 295_904_454 - 3 * (192 * 9 + 1) + 768),
 }
