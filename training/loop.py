@@ -51,7 +51,7 @@ class Loop:
         self.saved_step = state.step
         self.unread: list[Numbers] = []  # of steps that may still be running on the device
 
-    def batches(self) -> Iterator[dict[str, Tensor]]:
+    def load(self) -> Iterator[dict[str, Tensor]]:
         """This rank's batches from the next step to the last."""
         train = self.config.train
         rank = self.accelerator.process_index
@@ -68,27 +68,42 @@ class Loop:
         bar = tqdm(total=train.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True)
         with StopSignals(self.ranks) as self.signals, bar:
             self.catch_up()
-            batches = self.batches()
-            while state.step < train.steps:
-                began = time.perf_counter()
-                step = self.signals.unless_stopped(lambda: [next(batches) for _ in range(train.gradient_accumulation)])
-                self.window.waited += time.perf_counter() - began
-                # The last step may still be running on the device: what is read here are those before it.
-                if self.agree(reading=len(self.unread) - 1) or step is None:
+            self.batches = self.load()
+            try:
+                while state.step < train.steps:
+                    self.step()
+                    bar.update()
+                    self.report(bar)
+                if self.agree(reading=len(self.unread)):
                     self.stop()
-                self.unread.append(state.run_step(step))
-                self.window.add(self.unread[-1])
-                bar.update()
-                if self.due(train.log_every):
-                    self.log(bar)
-                if self.due(train.checkpoint_every):
-                    self.save()
-                if self.due(train.validate_every):
-                    self.validate()
-                if self.due(train.sample_every):
-                    self.preview()
-            if self.agree(reading=len(self.unread)):
-                self.stop()
+            finally:
+                # Ends the loader's workers now. Left to the garbage collector, which closes their pipes first, it would
+                # wait for each of them in vain, in whatever runs next.
+                del self.batches
+
+    def step(self) -> None:
+        """One step. Raises Preempted and Diverged."""
+        began = time.perf_counter()
+        accumulation = self.config.train.gradient_accumulation
+        step = self.signals.unless_stopped(lambda: [next(self.batches) for _ in range(accumulation)])
+        self.window.waited += time.perf_counter() - began
+        # The last step may still be running on the device: what is read here are those before it.
+        if self.agree(reading=len(self.unread) - 1) or step is None:
+            self.stop()
+        self.unread.append(self.state.run_step(step))
+        self.window.add(self.unread[-1])
+
+    def report(self, bar: tqdm) -> None:
+        """What is due after this step."""
+        train = self.config.train
+        if self.due(train.log_every):
+            self.log(bar)
+        if self.due(train.checkpoint_every):
+            self.save()
+        if self.due(train.validate_every):
+            self.validate()
+        if self.due(train.sample_every):
+            self.preview()
 
     def catch_up(self) -> None:
         """After a resume: the validation and the preview of this step, where the signal came before they were done."""

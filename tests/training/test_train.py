@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -130,6 +131,7 @@ def test_a_run_stopped_by_a_signal_and_resumed_is_the_unbroken_run(
     broken = tmp_path / "broken"
     assert run(config, broken, *keys) == 1
     assert status(broken) | {"state": "preempted", "step": 4} == status(broken)
+    assert not multiprocessing.active_children()  # of the loader
     monkeypatch.undo()
     assert run(config, broken, "--resume", "auto", *keys) == 0
     assert_equal_bits(weights(tmp_path / "whole", 6), weights(broken, 6))
