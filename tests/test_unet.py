@@ -101,7 +101,7 @@ def test_an_input_that_does_not_fit_is_an_error(given, message):
 
 
 def test_empty_cross_attention_kwargs_are_accepted():
-    UNet(**SMALL)(noise(1, 3, 8, 8), 5, cross_attention_kwargs={})
+    assert UNet(**SMALL)(noise(1, 3, 8, 8), 5, cross_attention_kwargs={}).sample.shape == (1, 3, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -16,115 +16,116 @@ from unetgn.serialize import from_plain, to_plain
 
 @dataclass(frozen=True)
 class ConditionConfig:
-    """What enters the network beside the image and the timestep; the class count itself is `num_classes`.
-
-    - `null_class`: one more last row of the class table, for missing and dropped labels. Without it, missing labels
-      are an "error", or "zeros" as in EDM (`missing_class`).
-    - `class_entry`: the class joins the time features "before_mlp" (SongUNet) or the embedding "after_mlp".
-      `class_bias` and `class_scale`: a bias beside the table, a factor on the labels (SongUNet: sqrt(classes)).
-    - `augment_dim`: width of augmentation labels, which join the time features (EDM). None takes none.
-    - `vector_dim`: width of a vector that joins the embedding through an MLP of its own (Stable Diffusion XL).
-    """
+    """What enters the network beside the image and the timestep; the class count itself is `num_classes`."""
 
     null_class: bool = True
+    """One more last row of the class table, for missing and dropped labels."""
     missing_class: Literal["error", "zeros"] = "error"
+    """Without a null class: missing labels are an "error", or "zeros" as in EDM."""
     class_entry: Literal["before_mlp", "after_mlp"] = "after_mlp"
+    """The class joins the time features "before_mlp" (SongUNet) or the embedding "after_mlp"."""
     class_bias: bool = False
+    """A bias beside the class table (SongUNet)."""
     class_scale: float = 1.0
+    """A factor on the labels; sqrt(classes) in SongUNet."""
     augment_dim: int | None = None
+    """Width of augmentation labels, which join the time features (EDM); None takes none."""
     vector_dim: int | None = None
+    """Width of a vector that joins the embedding through an MLP of its own (Stable Diffusion XL); None takes none."""
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What the encoder has of its own; None is as described by the U-Net's other fields.
-
-    - `stem_channels`: width after the first convolution, None is the first level's (SongUNet has another);
-      `stem_kernel`: its kernel size.
-    - `attention_blocks`: for each level, which of its blocks attend, instead of `attention_levels`.
-    - `resample`: for each level but the last, its own kind of resampling.
-    - `residual_input`: NCSN++'s input branch, which adds the convolved and filtered image at each lower level.
-    """
+    """What the encoder has of its own; None is as described by the U-Net's other fields."""
 
     stem_channels: int | None = None
+    """Width after the first convolution; None is the first level's (SongUNet has another)."""
     stem_kernel: int = 3
+    """Kernel size of the first convolution."""
     attention_blocks: tuple[tuple[int, ...], ...] | None = None
+    """For each level, which of its blocks attend, instead of `attention_levels`."""
     resample: tuple[ResampleKind, ...] | None = None
+    """For each level but the last, its own kind of resampling; None is `resample.kind` for all."""
     residual_input: bool = False
+    """NCSN++'s input branch, which adds the convolved and filtered image at each lower level."""
 
 
 @dataclass(frozen=True)
 class MidConfig:
-    """The blocks between encoder and decoder, at the last level's resolution.
-
-    - `depth`: residual blocks (0 leaves the middle out); `attention` after the first.
-    - `attention_norm`: whether that attention has a norm; `attention_num_groups`: its groups, None is the attention's.
-    - `residual_scale`: None is `resblock.residual_scale`. `transformer_depth`: None is the last level's.
-    - `cross_only`: the first attention of the transformer reads the context too.
-    """
+    """The blocks between encoder and decoder, at the last level's resolution."""
 
     depth: int = 2
+    """Residual blocks; 0 leaves the middle out."""
     attention: bool = True
+    """Attention after the first block."""
     attention_norm: bool = True
+    """Whether that attention has a norm."""
     attention_num_groups: int | None = None
+    """Groups of that norm; None is the attention's."""
     residual_scale: float | None = None
+    """As in ResBlockConfig; None is `resblock.residual_scale`."""
     transformer_depth: int | None = None
+    """As in TransformerConfig; None is the last level's."""
     cross_only: bool = False
+    """The first attention of the transformer reads the context too."""
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What the decoder has of its own; None is as in the encoder. Levels are counted as there, finest first.
-
-    - `channels`: for each level. `depth`: blocks of each level, None is one for each skip connection, which is
-      also the least; further blocks take no skip.
-    - `attention_blocks`: for each level, which of its blocks attend; None is all where the encoder attends.
-    - `num_heads`, `transformer_depth`: as in AttentionConfig and TransformerConfig.
-    - `resample`: for each level but the first, the kind of resampling that leaves it. `out_kernel`: kernel size of the
-      last convolution.
-    """
+    """What the decoder has of its own; None is as in the encoder. Levels are counted as there, finest first."""
 
     channels: tuple[int, ...] | None = None
+    """Width of each level; None is the encoder's."""
     depth: tuple[int, ...] | None = None
+    """Blocks of each level; None is one for each skip connection, which is also the least: further blocks take none."""
     attention_blocks: tuple[tuple[int, ...], ...] | None = None
+    """For each level, which of its blocks attend; None is all where the encoder attends."""
     num_heads: int | tuple[int, ...] | None = None
+    """As in AttentionConfig; None is the encoder's."""
     transformer_depth: tuple[int | tuple[int, ...], ...] | None = None
+    """As `depth` in TransformerConfig; None is the encoder's."""
     resample: tuple[ResampleKind, ...] | None = None
+    """For each level but the first, the kind of resampling that leaves it; None is `resample.kind` for all."""
     out_kernel: int = 3
+    """Kernel size of the last convolution."""
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Everything that decides which U-Net this is. All levels are counted from 0, the finest.
 
-    - `sample_size`: the resolution that pipelines ask for; the network takes any size.
-    - `channels`, `depth`: width and residual blocks of each level (depth: one number for all, or one for each).
-    - `attention_levels`: levels whose blocks attend, in the encoder and the decoder.
-    - `num_classes`: None is unconditional. `dropout` in residual blocks.
-    - `time_cond_proj_dim`: width of the guidance-scale embedding (distilled models); `addition_time_embed_dim`:
-      width of the features of each of Stable Diffusion XL's size numbers.
-    - `transformer`: spatial transformers in the place of self-attention; None has none.
-
     Raises ValueError, naming the field, where fields contradict each other.
     """
 
     sample_size: int | tuple[int, ...] | None = None
+    """The resolution that pipelines ask for; the network takes any size."""
     in_channels: int = 3
+    """Channels of the input."""
     out_channels: int = 3
+    """Channels of the output."""
     spatial_dims: int = 2
+    """1, 2 or 3 spatial axes."""
     channels: tuple[int, ...] = (64, 128, 128)
+    """Width of each level."""
     depth: int | tuple[int, ...] = 2
+    """Residual blocks of each level: one number for all, or one for each."""
     attention_levels: tuple[int, ...] = (1,)
+    """Levels whose blocks attend, in the encoder and the decoder."""
     num_classes: int | None = None
+    """Classes that condition the network; None is unconditional."""
     dropout: float = 0.0
+    """Probability of dropout in residual blocks."""
     time_cond_proj_dim: int | None = None
+    """Width of the guidance-scale embedding of distilled models; None takes none."""
     addition_time_embed_dim: int | None = None
+    """Width of the features of each of Stable Diffusion XL's size numbers; None takes none."""
     time: TimeConfig = field(default_factory=TimeConfig)
     condition: ConditionConfig = field(default_factory=ConditionConfig)
     norm: NormConfig = field(default_factory=NormConfig)
     resblock: ResBlockConfig = field(default_factory=ResBlockConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     transformer: TransformerConfig | None = None
+    """Spatial transformers in the place of self-attention; None has none."""
     resample: ResampleConfig = field(default_factory=ResampleConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mid: MidConfig = field(default_factory=MidConfig)

@@ -27,21 +27,20 @@ def count_heads(channels: int, *, num_heads: int | None = None, head_dim: int | 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """What the attention layers have in common within a network.
-
-    - `num_heads`, the same for all levels or one for each, or `head_dim`; neither is one head (DDPM).
-    - `norm`: of the input; None takes the network's. (Stable Diffusion's transformers have another eps.)
-    - `qk_norm`: root-mean-square normalization of queries and keys in each head.
-    - `upcast`: compute in float32 what arrives in 16 bits.
-    - `zero_init`: the last layer starts at zero, so that attention starts as the identity (DDPM).
-    """
+    """What the attention layers have in common within a network."""
 
     num_heads: int | tuple[int, ...] | None = None
+    """The same for all levels, or one for each; without it and head_dim there is one head (DDPM)."""
     head_dim: int | None = None
+    """Width of a head, instead of num_heads."""
     norm: NormConfig | None = None
+    """Of the input; None takes the network's. (Stable Diffusion's transformers have another eps.)"""
     qk_norm: bool = False
+    """Root-mean-square normalization of queries and keys in each head."""
     upcast: bool = False
+    """Compute in float32 what arrives in 16 bits."""
     zero_init: bool = True
+    """The last layer starts at zero, so that attention starts as the identity (DDPM)."""
 
     def __post_init__(self) -> None:
         if self.num_heads is not None and self.head_dim is not None:

@@ -13,23 +13,24 @@ MAX_PERIOD = 10_000
 
 @dataclass(frozen=True)
 class TimeConfig:
-    """The embedding of the timestep, or of the noise level.
-
-    - `features`: "sinusoidal" or "fourier" (random frequencies, kept in the checkpoint).
-    - `order`: which half comes first. `frequency_shift`: the exponent runs over i / (half - shift): 0, or 1 where the
-      last frequency is to be 1/10000 itself (DDPM). `frequencies`: by "exp" of a multiple, or as a "power" (EDM's
-      code); equal in mathematics, 3e-5 of a radian apart in float32 near t = 950.
-    - `fourier_scale`: standard deviation of the random frequencies.
-    - `width` of the features, None is the first level's; `embedding_width` after the MLP, None is four times `width`.
-    """
+    """The embedding of the timestep, or of the noise level."""
 
     features: Literal["sinusoidal", "fourier"] = "sinusoidal"
+    """Either "sinusoidal" or "fourier" (random frequencies, kept in the checkpoint)."""
     order: Literal["cos_sin", "sin_cos"] = "cos_sin"
+    """Which half comes first."""
     frequency_shift: float = 0.0
+    """The exponent runs over i / (half - shift): 0, or 1 where the last frequency is to be 1/10000 itself (DDPM)."""
     frequencies: Literal["exp", "power"] = "exp"
+    """By "exp" of a multiple, or as a "power" (EDM's code); equal in mathematics, 3e-5 of a radian apart in float32
+    near t = 950.
+    """
     fourier_scale: float = 16.0
+    """Standard deviation of the random frequencies."""
     width: int | None = None
+    """Width of the features; None is the first level's."""
     embedding_width: int | None = None
+    """Width after the MLP; None is four times `width`."""
 
     def __post_init__(self) -> None:
         for name, choices in (("features", ("sinusoidal", "fourier")), ("order", ("cos_sin", "sin_cos"))):

@@ -9,19 +9,20 @@ from unetgn.nn.norm import GroupNormSiLU
 class NormConfig:
     """Group normalization of a block or a network: the number of groups by one of three rules, and eps.
 
-    - `num_groups`: the same count for every width (32 in DDPM, ADM and Stable Diffusion);
-    - `group_size`: channels per group instead (Wu & He 2018, section 4.1);
-    - `min_group_size`: at most `num_groups` groups, of at least that many channels: min(num_groups, C // size), which
-      is EDM's rule with 32 and 4.
-
     num_groups = 1 is layer normalization over (C, *spatial), group_size = 1 is instance normalization.
     Raises ValueError where group_size and min_group_size are both given, or a number is below 1.
     """
 
     num_groups: int = 32
+    """The same count for every width; 32 in DDPM, ADM and Stable Diffusion."""
     group_size: int | None = None
+    """Channels per group instead (Wu & He 2018, section 4.1)."""
     min_group_size: int | None = None
+    """At most `num_groups` groups, of at least that many channels: min(num_groups, C // min_group_size), which is EDM's
+    rule with 32 and 4.
+    """
     eps: float = 1e-5
+    """Added to the variance."""
 
     def __post_init__(self) -> None:
         if self.group_size is not None and self.min_group_size is not None:

@@ -22,19 +22,19 @@ _BOX = (1.0, 1.0)
 class ResampleConfig:
     """How a U-Net changes resolution between levels.
 
-    - `kind`: "conv", a strided 3x3 convolution down, nearest and a 3x3 convolution up (DDPM, Stable Diffusion);
-      "resblock", inside a residual block (ADM, EDM); "plain", mean and nearest without parameters.
-    - `padding`: of the strided convolution: "both" sides by one, or only the "end" (DDPM's original code).
-    - `taps`: the filter of "resblock" and "plain"; (1, 1) is mean and nearest, (1, 3, 3, 1) NCSN++'s.
-    - `strides`: the factor for each spatial axis; None is 2 for all.
-
     Raises ValueError where the taps are not an even number of positive sum, or a stride is not 1 or 2.
     """
 
     kind: ResampleKind = "conv"
+    """With "conv", a strided 3x3 convolution down, nearest and a 3x3 convolution up (DDPM, Stable Diffusion); with
+    "resblock", inside a residual block (ADM, EDM); with "plain", mean and nearest without parameters.
+    """
     padding: Literal["both", "end"] = "both"
+    """Of the strided convolution: "both" sides by one, or only the "end" (DDPM's original code)."""
     taps: tuple[float, ...] = _BOX
+    """The filter of "resblock" and "plain"; (1, 1) is mean and nearest, (1, 3, 3, 1) NCSN++'s."""
     strides: tuple[int, ...] | None = None
+    """The factor for each spatial axis; None is 2 for all."""
 
     def __post_init__(self) -> None:
         if len(self.taps) < 2 or len(self.taps) % 2 or sum(self.taps) <= 0:

@@ -16,22 +16,22 @@ from unetgn.nn.resample import Resample, ResampleConfig
 
 @dataclass(frozen=True)
 class ResBlockConfig:
-    """What residual blocks have in common within a network.
-
-    - `embedding`: "add" adds the projected embedding before the second normalization (DDPM); "scale_shift" modulates
-      after it, h * (1 + scale) + shift, scale first (ADM).
-    - `activate_embedding`: SiLU on the embedding inside each block; False where the caller has applied it once.
-    - `residual_scale`: multiplies the sum of branch and shortcut; sqrt(1/2) in NCSN++ and EDM's DDPM++.
-    - `project_resampled`: a 1x1 convolution on the shortcut of every block that resamples (EDM's SongUNet), not only
-      where the width changes.
-    - `zero_init`: the last convolution starts at zero, so that the block starts as its shortcut (DDPM).
-    """
+    """What residual blocks have in common within a network."""
 
     embedding: Literal["add", "scale_shift"] = "add"
+    """With "add", the projected embedding is added before the second normalization (DDPM); "scale_shift" modulates after,
+    h * (1 + scale) + shift, scale first (ADM).
+    """
     activate_embedding: bool = True
+    """SiLU on the embedding inside each block; False where the caller has applied it once."""
     residual_scale: float = 1.0
+    """Multiplies the sum of branch and shortcut; sqrt(1/2) in NCSN++ and EDM's DDPM++."""
     project_resampled: bool = False
+    """A 1x1 convolution on the shortcut of every block that resamples (EDM's SongUNet), not only where the width
+    changes.
+    """
     zero_init: bool = True
+    """The last convolution starts at zero, so that the block starts as its shortcut (DDPM)."""
 
     def __post_init__(self) -> None:
         if self.embedding not in ("add", "scale_shift"):

@@ -12,20 +12,20 @@ from unetgn.nn.groups import NormConfig
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Spatial transformers in the place of plain self-attention.
-
-    - `context_dim`: width of encoder_hidden_states, the same for all levels or one for each; None is a second
-      self-attention in the place of cross-attention.
-    - `depth`: transformer blocks in one spatial transformer; one number, or one for each level, each of which may be
-      one number for each block of the level. Levels without attention have an entry that is not read.
-    - `linear_projection`: linear layers around the blocks (Stable Diffusion 2, XL) where others have 1x1 convolutions.
-    - `cross_only`: the levels whose first attention reads the context too (the x4 upscaler).
-    """
+    """Spatial transformers in the place of plain self-attention."""
 
     context_dim: int | tuple[int, ...] | None = None
+    """Width of encoder_hidden_states, the same for all levels or one for each; None is a second self-attention in the
+    place of cross-attention.
+    """
     depth: int | tuple[int | tuple[int, ...], ...] = 1
+    """Transformer blocks in one spatial transformer; one number, or one for each level, each of which may be one number
+    for each block of the level. Levels without attention have an entry that is not read.
+    """
     linear_projection: bool = False
+    """Linear layers around the blocks (Stable Diffusion 2, XL) where others have 1x1 convolutions."""
     cross_only: tuple[int, ...] = ()
+    """The levels whose first attention reads the context too (the x4 upscaler)."""
 
 
 class GEGLU(nn.Module):

@@ -61,7 +61,3 @@ def group_norm_silu(
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
         return autograd.apply(*arguments)
     return launch.forward(*arguments)[0]
-
-
-def _requires_grad(*tensors: Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in tensors)
