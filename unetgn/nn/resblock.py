@@ -19,8 +19,8 @@ class ResBlockConfig:
     """What residual blocks have in common within a network."""
 
     embedding: Literal["add", "scale_shift"] = "add"
-    """With "add", the projected embedding is added before the second normalization (DDPM); "scale_shift" modulates after,
-    h * (1 + scale) + shift, scale first (ADM).
+    """With "add", the projected embedding is added before the second normalization (DDPM); with "scale_shift", it
+    modulates after: h * (1 + scale) + shift, scale first (ADM).
     """
     activate_embedding: bool = True
     """SiLU on the embedding inside each block; False where the caller has applied it once."""
