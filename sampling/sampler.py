@@ -65,32 +65,41 @@ def sample(
     shape: tuple[int, ...],
     *,
     class_labels: Sequence[int] | None = None,
+    texts: Tensor | None = None,
+    empty_text: Tensor | None = None,
     guidance_scale: float = 1.0,
+    clip: bool = True,
     on_step: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """One image of `shape` (C, H, W) for each seed -> (len(seeds), C, H, W) float32 in [-1, 1], on the CPU.
+    """One image of `shape` (C, H, W) for each seed -> (len(seeds), C, H, W) float32, on the CPU.
+
+    With `clip`, which is for pixels, not for latents, it is in [-1, 1].
 
     All noise of image n, at the start and between steps, comes from a CPU generator seeded with seeds[n], so that it
     depends neither on the device nor on the other images. Guidance: uncond + w·(cond - uncond) (Ho & Salimans 2022);
-    w = 1 is off and costs nothing. `on_step` is shown the noisy images before every step and the final ones.
+    w = 1 is off and costs nothing. `texts` (len(seeds), tokens, width) is for networks that read text, `empty_text`
+    (tokens, width) is what they read for uncond. `on_step` is shown the noisy images before every step, and the final
+    ones.
     """
     device, dtype = unet.device, unet.dtype
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
     images = noise.to(device) * scheduler.init_noise_sigma
     labels = None if class_labels is None else torch.tensor(class_labels, device=device)
+    texts = None if texts is None else texts.to(device, dtype)
+    no_texts = None if texts is None or empty_text is None else empty_text.to(device, dtype).expand_as(texts)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if takes_generator else {}
     for timestep in scheduler.timesteps:
         if on_step:
             on_step(images)
         scaled = scheduler.scale_model_input(images, timestep).to(dtype)
-        prediction = unet(scaled, timestep, class_labels=labels).sample
+        prediction = unet(scaled, timestep, texts, class_labels=labels).sample
         if guidance_scale != 1:
-            unconditional = unet(scaled, timestep, class_labels=None).sample
+            unconditional = unet(scaled, timestep, no_texts, class_labels=None).sample
             prediction = unconditional + guidance_scale * (prediction - unconditional)
         images = scheduler.step(prediction.float(), timestep, images, **extra).prev_sample
-    images = images.clamp(-1, 1)
+    images = images.clamp(-1, 1) if clip else images
     if on_step:
         on_step(images)
     return images.cpu()

@@ -7,7 +7,6 @@ not say (which file, which key was meant) is said here.
 from __future__ import annotations
 
 import difflib
-import math
 import typing
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from sampling.sampler import make_sampling_scheduler
 from training.checkpoint import CheckpointConfig
+from training.consistency import check_config
 from training.data import DataConfig
-from training.objective import ObjectiveConfig, make_scheduler
+from training.objective import ObjectiveConfig
 from training.preview import PreviewConfig
 from training.step import EMAConfig, TrainConfig
 from unetgn import UNetConfig
@@ -48,43 +47,7 @@ class RunConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**63")
-        for key, value in walk(asdict(self)):
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{key} is {value}; it must be a finite number")
-        if self.model.spatial_dims != 2:
-            raise ValueError(f"model.spatial_dims is {self.model.spatial_dims}, but images have 2 axes: set it to 2")
-        if self.model.transformer is not None:
-            raise ValueError("model.transformer is set, but these data have no text for it to read: leave it out")
-        if self.model.out_channels != self.model.in_channels:
-            raise ValueError(
-                f"model.out_channels is {self.model.out_channels} and model.in_channels is {self.model.in_channels}: "
-                "the objective predicts something of the image's shape, so set both alike"
-            )
-        if self.model.sample_size not in (None, self.data.image_size):
-            raise ValueError(
-                f"model.sample_size is {self.model.sample_size} and data.image_size is {self.data.image_size}: "
-                "set both alike, or leave model.sample_size out"
-            )
-        if self.objective.label_dropout > 0 and self.model.num_classes is None:
-            raise ValueError(
-                f"objective.label_dropout is {self.objective.label_dropout}, but model.num_classes is not set: "
-                "there is no label to drop; set one or remove the other"
-            )
-        if self.train.validate_every > 0 and self.data.held_out == 0:
-            raise ValueError(
-                "train.validate_every needs images that are not trained on: set data.held_out, or leave it at 0"
-            )
-        if self.preview.guidance_scale != 1 and self.objective.label_dropout == 0:
-            raise ValueError(
-                f"preview.guidance_scale is {self.preview.guidance_scale}, but guidance needs a network that was "
-                "trained without labels too: set objective.label_dropout above 0 and model.num_classes, or leave it out"
-            )
-        try:
-            make_sampling_scheduler(self.preview.scheduler, make_scheduler(self.objective), self.preview.steps)
-        except ValueError as error:
-            raise ValueError(f"preview.scheduler and preview.steps do not fit the objective: {error}") from error
+        check_config(self)
 
 
 GROUPS = tuple(item.name for item in fields(RunConfig) if item.name != "seed")
@@ -124,6 +87,21 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{source}: {explain(error)}") from error
     # The network remembers what it was trained on, for pipelines and for sampling.
     return replace(config, model=replace(config.model, sample_size=config.data.image_size))
+
+
+def load_data_config(overrides: list[str]) -> DataConfig:
+    """The keys data.* alone, from `data.key=value` arguments. Raises ConfigError."""
+    parser = make_parser()
+    parsed = parser.get_defaults()
+    for override in overrides:
+        key = override.removeprefix("--").partition("=")[0]
+        if "=" not in override or not key.startswith("data."):
+            raise ConfigError(f"command line: {override!r} is no option, nor data.key=value, such as data.path=DIR")
+        parsed = apply(parser, parsed, override)
+    try:
+        return DataConfig(**vars(parsed.data))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"command line: {explain(error)}") from error
 
 
 def make_parser() -> jsonargparse.ArgumentParser:

@@ -16,9 +16,14 @@ class ObjectiveConfig:
 
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     """What the network predicts: the noise, the velocity (Salimans & Ho 2022, arXiv 2202.00512) or the clean image."""
-    schedule: Literal["linear", "squared_cosine", "zero_terminal_snr"] = "linear"
-    """Noise schedule: linear betas 1e-4 .. 0.02 (Ho et al. 2020), squared cosine (Nichol & Dhariwal 2021, arXiv
-    2102.09672), or linear rescaled to end in pure noise (Lin et al. 2023, arXiv 2305.08891)."""
+    schedule: Literal["linear", "scaled_linear", "squared_cosine", "zero_terminal_snr"] = "linear"
+    """Noise schedule: linear betas (Ho et al. 2020), betas with linear roots (latent diffusion, Rombach et al. 2022,
+    arXiv 2112.10752), squared cosine (Nichol & Dhariwal 2021, arXiv 2102.09672), or linear rescaled to end in pure
+    noise (Lin et al. 2023, arXiv 2305.08891)."""
+    beta_start: float = 1e-4
+    """First beta of the schedule, above 0; squared_cosine has none."""
+    beta_end: float = 0.02
+    """Last beta of the schedule, below 1; squared_cosine has none. The defaults are Ho et al.'s."""
     weighting: Literal["constant", "min_snr"] = "constant"
     """Weight of a noise level in the loss: 1, or min(SNR, gamma) in units of the clean image (Hang et al. 2023,
     arXiv 2303.09556)."""
@@ -27,8 +32,8 @@ class ObjectiveConfig:
     num_train_timesteps: int = 1000
     """Noise levels of the schedule."""
     label_dropout: float = 0.0
-    """Probability, in [0, 1), of training a sample without its class, for classifier-free guidance (Ho & Salimans
-    2022, arXiv 2207.12598)."""
+    """Probability, in [0, 1), of training a sample without its class, and with the empty caption in the place of its
+    own, for classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
     clip_sample: bool = True
     """Clip the predicted clean image to [-1, 1] while sampling: right for pixels, wrong for latents."""
 
@@ -38,6 +43,16 @@ class ObjectiveConfig:
                 "objective.schedule zero_terminal_snr cannot go with objective.prediction_type epsilon: at its last "
                 "level the input is pure noise and says nothing of the image; use v_prediction or sample"
             )
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"objective.beta_start is {self.beta_start} and objective.beta_end {self.beta_end}; betas rise, "
+                "between 0 and 1"
+            )
+        if self.schedule == "squared_cosine" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
+            raise ValueError(
+                "objective.schedule squared_cosine has no objective.beta_start and beta_end: leave them out, or take "
+                "linear or scaled_linear"
+            )
         if self.min_snr_gamma <= 0:
             raise ValueError(f"objective.min_snr_gamma is {self.min_snr_gamma}; it must be above 0")
         if self.num_train_timesteps < 1:
@@ -46,14 +61,23 @@ class ObjectiveConfig:
             raise ValueError(f"objective.label_dropout is {self.label_dropout}; a probability below 1 is needed")
 
 
+# Names of noise schedules in diffusers.
+BETA_SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squared_cosine": "squaredcos_cap_v2",
+    "zero_terminal_snr": "linear",
+}
+
+
 def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
     """diffusers' DDPM scheduler for the objective: adds noise in training, removes it in sampling."""
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
-        # Said although they are the defaults: from_config of another scheduler puts its own where nothing was said.
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="squaredcos_cap_v2" if config.schedule == "squared_cosine" else "linear",
+        # Said even where they are the defaults: from_config of another scheduler puts its own where nothing was said.
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule=BETA_SCHEDULES[config.schedule],
         prediction_type=config.prediction_type,
         clip_sample=config.clip_sample,
         rescale_betas_zero_snr=config.schedule == "zero_terminal_snr",
@@ -68,11 +92,12 @@ class Objective:
 
     With x the clean image, e the noise and a = alphas_cumprod[t]: the network sees z = sqrt(a)·x + sqrt(1-a)·e and is
     asked for e (epsilon), x (sample) or sqrt(a)·e - sqrt(1-a)·x (v_prediction). The loss of a sample is the mean of the
-    squared error over its elements, times the weight of its level.
+    squared error over its elements, times the weight of its level. Where the samples have texts, the network reads them
+    (encoder_hidden_states), and `empty_text` (tokens, width) in the place of those that are dropped.
     """
 
-    def __init__(self, config: ObjectiveConfig, num_classes: int | None) -> None:
-        self.config, self.num_classes = config, num_classes
+    def __init__(self, config: ObjectiveConfig, num_classes: int | None, empty_text: Tensor | None = None) -> None:
+        self.config, self.num_classes, self.empty_text = config, num_classes, empty_text
         self.scheduler = make_scheduler(config)
         alphas = self.scheduler.alphas_cumprod.double()
         self.weights = level_weights(alphas / (1 - alphas), config).float()  # (num_train_timesteps,)
@@ -87,6 +112,11 @@ class Objective:
             return None
         return torch.where(drop < self.config.label_dropout, self.num_classes, label)
 
+    def texts(self, text: Tensor, drop: Tensor) -> Tensor:
+        """Text of each sample (N, tokens, width), the empty one where it is dropped."""
+        assert self.empty_text is not None  # whatever has texts has this one too
+        return torch.where((drop < self.config.label_dropout)[:, None, None], self.empty_text, text)
+
     def target(self, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is asked for, in the shape of the image."""
         if self.config.prediction_type == "epsilon":
@@ -96,19 +126,23 @@ class Objective:
         return self.scheduler.get_velocity(image, noise, timesteps)
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The stream's batch as `losses` takes it: image and noise, `timesteps`, and with classes `labels`.
+        """The stream's batch as `losses` takes it: image and noise, `timesteps`, `labels` of classes, `text`.
 
         For the CPU: the uniform numbers are float64, which not every device has.
         """
         prepared = {"image": batch["image"], "noise": batch["noise"], "timesteps": self.timesteps(batch["time"])}
         labels = self.labels(batch["label"], batch["drop"])
-        return prepared if labels is None else prepared | {"labels": labels}
+        if labels is not None:
+            prepared["labels"] = labels
+        if "text" in batch:
+            prepared["text"] = self.texts(batch["text"], batch["drop"])
+        return prepared
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Loss of each sample of a prepared batch, (N,) float32."""
         image, noise, timesteps = batch["image"], batch["noise"], batch["timesteps"]
         noisy = self.scheduler.add_noise(image, noise, timesteps)
-        prediction = model(noisy, timesteps, class_labels=batch.get("labels")).sample
+        prediction = model(noisy, timesteps, batch.get("text"), class_labels=batch.get("labels")).sample
         error = (prediction.float() - self.target(image, noise, timesteps)).square().flatten(1).mean(1)
         self.weights = self.weights.to(error.device)
         return self.weights[timesteps] * error

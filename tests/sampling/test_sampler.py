@@ -17,10 +17,13 @@ class Network(nn.Module):
 
     def __init__(self, rule) -> None:
         super().__init__()
-        self.rule, self.calls = rule, []
+        self.rule, self.calls, self.texts = rule, [], []
 
-    def forward(self, noisy: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> SimpleNamespace:
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, text: Tensor | None = None, class_labels: Tensor | None = None
+    ) -> SimpleNamespace:
         self.calls.append((float(timestep), class_labels))
+        self.texts.append(text)
         prediction = self.rule(noisy, timestep).expand_as(noisy)
         return SimpleNamespace(sample=prediction if class_labels is None else prediction + 0.2)
 

@@ -19,8 +19,10 @@ class Oracle(nn.Module):
         super().__init__()
         self.prediction = prediction
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> SimpleNamespace:
-        self.noisy, self.timesteps, self.labels = noisy, timesteps, class_labels
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor | None = None, class_labels: Tensor | None = None
+    ) -> SimpleNamespace:
+        self.noisy, self.timesteps, self.text, self.labels = noisy, timesteps, text, class_labels
         return SimpleNamespace(sample=self.prediction)
 
 

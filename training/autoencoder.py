@@ -1,0 +1,87 @@
+"""The autoencoder of latent diffusion: pixels to the moments of a latent, and latents back to pixels.
+
+Rombach et al. 2022 (arXiv 2112.10752), with diffusers' AutoencoderKL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+
+class Autoencoder:
+    """diffusers' AutoencoderKL in float32 and evaluation mode, with the scale that diffusion sees its latents in.
+
+    The encoder gives a mean and a standard deviation; a latent is z = (mean + std·noise - shift_factor)·scaling_factor.
+    """
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        self.model: Any = model.float().eval().requires_grad_(False)
+        self.channels: int = model.config.in_channels
+        self.scaling_factor: float = model.config.scaling_factor
+        self.shift_factor: float = model.config.shift_factor or 0.0
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latent of a square image. Raises ValueError where the encoder would cut its edges off."""
+        factor = 2 ** (len(self.model.config.block_out_channels) - 1)
+        if image_size % factor:
+            raise ValueError(
+                f"data.image_size is {image_size}, but the autoencoder makes one latent of {factor}×{factor} pixels: "
+                f"take a multiple of {factor}"
+            )
+        return self.model.config.latent_channels, image_size // factor, image_size // factor
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of images (N, C, H, W) in [-1, 1], before scaling."""
+        latents = self.model.encode(images.to(self.model.device)).latent_dist
+        return latents.mean, latents.std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (N, C, H, W) of scaled latents, where the latents are; one at a time, for the memory's sake."""
+        self.model.to(latents.device)
+        moments = latents.float() / self.scaling_factor + self.shift_factor
+        return torch.cat([self.model.decode(one[None]).sample for one in moments])
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """The autoencoder in a folder: itself, or in `autoencoder/` (a latent cache) or `vae/` (a diffusers pipeline).
+
+    Raises ValueError where there is none, another kind, or one without safetensors.
+    """
+    places = [folder, folder / "autoencoder", folder / "vae"]
+    found = next((place for place in places if is_autoencoder(place)), None)
+    if found is None:
+        raise ValueError(
+            f"{folder} holds no AutoencoderKL: give a folder that diffusers saved one to, a diffusers pipeline, or a "
+            "folder that training/cache_latents.py wrote"
+        )
+    try:
+        model = AutoencoderKL.from_pretrained(found, use_safetensors=True, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"the autoencoder in {found} cannot be read: {error}") from error
+    if model.config.latents_mean is not None or model.config.latents_std is not None:
+        raise ValueError(f"the autoencoder in {found} normalizes each channel (latents_mean), which is not supported")
+    return Autoencoder(model)
+
+
+def is_autoencoder(folder: Path) -> bool:
+    """Whether diffusers saved an AutoencoderKL to this very folder."""
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderKL"
+
+
+def digest(model: nn.Module) -> str:
+    """A sha256 of a network's weights, whatever files they came from."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()

@@ -1,0 +1,159 @@
+"""Latents that training/cache_latents.py encoded once: reading them, and the format that both sides agree on.
+
+A cache is a folder: `latents-NNNNN.safetensors` (shards of `shard_size` images, the last one of the rest), the
+`autoencoder/`, with captions `empty_text.safetensors`, `text_encoder/` and `tokenizer/`, and `manifest.json`.
+A shard holds, one row an image: `mean` and `std` of the autoencoder's posterior (C, H, W), and `label`; with --flip
+`mean_flipped` and `std_flipped`, of the mirrored image; with captions `text` (tokens, width). Numbers are float32.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
+from tqdm import tqdm
+
+from training.checkpoint import flush, sha256
+from training.images import Images
+
+MANIFEST = "manifest.json"
+EMPTY_TEXT = "empty_text.safetensors"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache holds: as much as has been written, and how much it will be."""
+
+    images: int
+    """Images in the whole cache."""
+    shard_size: int
+    shape: tuple[int, int, int]
+    """Of a latent: (C, H, W)."""
+    scaling_factor: float
+    shift_factor: float
+    """The network sees (latent - shift_factor)·scaling_factor."""
+    class_names: list[str] | None
+    flipped: bool
+    """Whether the mirrored images are there too."""
+    text_shape: tuple[int, int] | None
+    """Of a caption's embedding: (tokens, width); None without captions."""
+    source: dict[str, Any]
+    """Keys data.* of the images, and what was in them that has no place above; a second start has to have the same."""
+    sha256: dict[str, str]
+    """Of each file that is finished, by its name."""
+
+    @property
+    def shards(self) -> list[str]:
+        """Names of all the shards that there will be."""
+        return [f"latents-{number:05d}.safetensors" for number in range(math.ceil(self.images / self.shard_size))]
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's manifest as a whole."""
+        unfinished = folder / f".tmp-{MANIFEST}"
+        unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        flush(unfinished)
+        unfinished.replace(folder / MANIFEST)
+        flush(folder)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a cache. Raises ValueError where there is none, or it is damaged."""
+    try:
+        keys = json.loads((folder / MANIFEST).read_text())
+        text_shape = None if keys["text_shape"] is None else tuple(keys["text_shape"])
+        return Manifest(**keys | {"shape": tuple(keys["shape"]), "text_shape": text_shape})
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no {MANIFEST}: give a folder that training/cache_latents.py wrote") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST} is not as training/cache_latents.py writes it: {error}") from error
+
+
+class Latents(Images):
+    """The images of a cache, as diffusion sees them: z = (mean + std·noise - shift_factor)·scaling_factor.
+
+    The noise of z is the training sample's own, and so is, with `random_flip`, whether z is of the image or its mirror
+    image: the mirror image of a latent is not the latent of the mirrored image, so both were encoded.
+    Raises ValueError, naming the file, where the cache is unfinished or damaged.
+    """
+
+    def __init__(self, path: str, *, random_flip: bool = False) -> None:
+        self.folder, self.random_flip = Path(path), random_flip
+        self.manifest = read_manifest(self.folder)
+        self.shape, self.class_names = self.manifest.shape, self.manifest.class_names
+        self.autoencoder = self.folder / "autoencoder"
+        self._shards: dict[str, Any] = {}  # open files, by name
+        if random_flip and not self.manifest.flipped:
+            raise ValueError(
+                "data.random_flip is true, but the mirror image of a latent is not the latent of the mirrored image, "
+                f"and {path} holds the images one way round: make it with --flip, or set data.random_flip to false"
+            )
+        finished = [name for name in self.manifest.shards if name in self.manifest.sha256]
+        if len(finished) < len(self.manifest.shards):
+            raise ValueError(
+                f"{path} is unfinished, {len(finished)} of {len(self.manifest.shards)} shards are there: start "
+                "training/cache_latents.py again with the same line, and it goes on"
+            )
+        self._labels = np.concatenate([self._shard(name).get_tensor("label") for name in finished])
+        if len(self._labels) != self.manifest.images:
+            raise ValueError(f"{path}: the shards hold {len(self._labels)} images, {MANIFEST} has {len(self)}")
+        self.empty_text: np.ndarray | None = None  # (tokens, width)
+        if self.manifest.text_shape is not None:
+            self._verify(EMPTY_TEXT)
+            self.empty_text = load_file(self.folder / EMPTY_TEXT)["text"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_shards": {}}  # open files do not travel
+
+    def __len__(self) -> int:
+        return self.manifest.images
+
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
+        """(C, H, W) float32, the scaled latent; without `random` its mean."""
+        flipped = random is not None and self.random_flip and random.random() < 0.5
+        latent = self._row("mean_flipped" if flipped else "mean", index)
+        if random is not None:
+            noise = random.standard_normal(self.shape, dtype=np.float32)
+            latent = latent + self._row("std_flipped" if flipped else "std", index) * noise
+        return (latent - self.manifest.shift_factor) * self.manifest.scaling_factor
+
+    def label(self, index: int) -> int:
+        return int(self._labels[index])
+
+    def text(self, index: int) -> np.ndarray | None:
+        return None if self.manifest.text_shape is None else self._row("text", index)
+
+    def usable(self) -> np.ndarray:
+        """All of them, after every shard was compared with the manifest."""
+        for name in tqdm(self.manifest.shards, "reading latents", disable=None):
+            self._verify(name)
+        return np.arange(len(self))
+
+    def _row(self, tensor: str, index: int) -> np.ndarray:
+        number, row = divmod(index, self.manifest.shard_size)
+        return self._shard(self.manifest.shards[number]).get_slice(tensor)[row]
+
+    def _shard(self, name: str) -> Any:
+        if name not in self._shards:
+            try:
+                self._shards[name] = safe_open(self.folder / name, framework="np")
+            except FileNotFoundError as error:
+                raise ValueError(f"{self.folder / name} is missing: {REMEDY}") from error
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{self.folder / name} is damaged ({error}): {REMEDY}") from error
+        return self._shards[name]
+
+    def _verify(self, name: str) -> None:
+        file = self.folder / name
+        if not file.is_file():
+            raise ValueError(f"{file} is missing: {REMEDY}")
+        if sha256(file) != self.manifest.sha256[name]:
+            raise ValueError(f"{file} is not what was written (its sha256 differs): {REMEDY}")
+
+
+REMEDY = "delete it and start training/cache_latents.py again with the same line, and it is made anew"
