@@ -10,40 +10,65 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.images import Digits, HuggingFaceImages, ImageFolder, Images
+from training.hugging_face import HuggingFaceImages
+from training.images import Digits, ImageFolder, Images
+from training.pixels import Framing
+
+
+class DataError(Exception):
+    """The data turned out to be unfit while they were read."""
+
+
+# Keys that some sources take alone; elsewhere they would be ignored, so they are refused.
+ONLY_FOR = {
+    "path": ("folder", "datasets", "stream"),
+    "random_crop": ("folder", "datasets", "stream"),
+    "crop_scale": ("folder", "datasets", "stream"),
+    "image_column": ("datasets", "stream"),
+    "label_column": ("datasets", "stream"),
+    "shuffle_buffer": ("stream",),
+}
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The images: where they are and how they enter."""
 
-    name: Literal["digits", "folder", "datasets"] = "digits"
-    """digits: scikit-learn's 1,797 handwritten digits; folder: image files, class = subfolder; datasets: a data set
-    that `datasets.save_to_disk` wrote."""
+    name: Literal["digits", "folder", "datasets", "stream"] = "digits"
+    """digits: scikit-learn's 1,797 handwritten digits; folder: image files, class = subfolder; datasets: a Hugging Face
+    data set on this disk, read in any order; stream: shards (Parquet, Arrow, WebDataset tar) read in sequence."""
     path: str | None = None
-    """Folder of the images or of the saved data set; digits has none."""
+    """Folder of the images; for datasets and stream a folder that `save_to_disk` wrote, or a folder or glob of shards;
+    for stream also a data set on the hub, such as ylecun/mnist. digits has none."""
     image_size: int = 8
     """Height and width in pixels: larger images are resized and cropped to it, smaller ones are an error."""
     num_workers: int = 0
     """Processes that decode images beside each training process."""
     random_flip: bool = False
     """Mirror every image left to right with probability 1/2."""
+    random_crop: bool = False
+    """Cut the square out of the image at a random place instead of its middle; not for digits."""
+    crop_scale: float = 1.0
+    """random_crop only: the image's shorter side is resized to image_size × crop_scale before; 1 or more."""
     held_out: float = 0.0
     """Share of the images, in [0, 1), that is never trained on; the same images whatever the run's seed."""
     image_column: str = "image"
-    """datasets only: the column of images."""
+    """datasets and stream only: the column of images; in tar shards the ending of their files, `image` for any."""
     label_column: str = "label"
-    """datasets only: the column of class labels; a data set without it has no classes."""
+    """datasets and stream only: the column of class labels; a data set without it has no classes. In tar shards the
+    ending of a file or a key in `json`; `label` also finds `cls`."""
+    shuffle_buffer: int = 1000
+    """stream only: images that a reader holds to draw the next one from; 1 keeps the order within the shards."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -52,16 +77,41 @@ class DataConfig:
             raise ValueError(f"data.num_workers is {self.num_workers}; it is a number of processes, 0 or more")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"data.held_out is {self.held_out}; it is a share of the images, at least 0 and below 1")
-        if self.name == "digits" and self.path is not None:
-            raise ValueError(f"data.path is {self.path!r}, but data.name digits takes none: remove one of the two")
         if self.name != "digits" and self.path is None:
             raise ValueError(f"data.name {self.name} needs data.path, the folder that holds the images")
+        if self.name == "stream" and self.held_out > 0:
+            raise ValueError(
+                f"data.held_out is {self.held_out}, but a stream has no number of images to take a share of: set it "
+                "and train.validate_every to 0, and put images aside before the shards are written"
+            )
+        if not self.crop_scale >= 1:
+            raise ValueError(f"data.crop_scale is {self.crop_scale}; it enlarges what is cropped from, at least 1")
+        if self.crop_scale != 1 and not self.random_crop:
+            raise ValueError(f"data.crop_scale is {self.crop_scale}, but data.random_crop is off: set both or neither")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it is a number of images, at least 1")
+        for item in fields(self):
+            value, names = getattr(self, item.name), ONLY_FOR.get(item.name, (self.name,))
+            if value != item.default and self.name not in names:
+                raise ValueError(
+                    f"data.{item.name} is {value!r}, but data.name {self.name} takes none: remove one of the two "
+                    f"(it is for {', '.join(names)})"
+                )
+
+
+def make_framing(config: DataConfig, channels: int) -> Framing:
+    """How pictures become arrays. Raises ValueError for channels that no picture has."""
+    if channels not in (1, 3):
+        raise ValueError(f"model.in_channels is {channels}, but images have 1 (grey) or 3 (RGB) channels")
+    return Framing(config.image_size, channels, config.random_crop, config.crop_scale)
 
 
 def open_images(config: DataConfig, channels: int) -> Images:
-    """The images that `config` names, with 1 (grey) or 3 (RGB) channels. Raises ValueError where there are none."""
-    if channels not in (1, 3):
-        raise ValueError(f"model.in_channels is {channels}, but images have 1 (grey) or 3 (RGB) channels")
+    """The images that `config` names, by number, with 1 (grey) or 3 (RGB) channels.
+
+    Raises ValueError where there are none, or where they come in sequence and have no numbers.
+    """
+    framing = make_framing(config, channels)
     if config.name == "digits":
         if config.image_size != 8:
             raise ValueError(f"data.image_size is {config.image_size}, but the digits are 8 pixels wide: set it to 8")
@@ -70,8 +120,10 @@ def open_images(config: DataConfig, channels: int) -> Images:
         return Digits()
     assert config.path is not None  # DataConfig sees to it
     if config.name == "folder":
-        return ImageFolder(config.path, config.image_size, channels)
-    return HuggingFaceImages(config.path, config.image_size, channels, config.image_column, config.label_column)
+        return ImageFolder(config.path, framing)
+    if config.name == "stream":
+        raise ValueError("data.name is stream, but here images are asked for by number: give a folder or data set")
+    return HuggingFaceImages(config.path, framing, config.image_column, config.label_column)
 
 
 def split(count: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:
@@ -89,57 +141,9 @@ class Purpose(IntEnum):
     STEP = 2
 
 
-def random_stream(seed: int, purpose: Purpose, number: int) -> np.random.Generator:
+def random_stream(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
     """A generator that is a function of its arguments alone (Philox, Salmon et al. 2011, a counter-based one)."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, number))))
-
-
-class SampleStream(Dataset[dict[str, torch.Tensor]]):
-    """The endless stream of training samples: item s is a function of (seed, s).
-
-    Epoch e = s // len(indices) visits every image once, in an order of its own. An item holds
-    image (C, H, W) float32 in [-1, 1], noise of the same shape from N(0, 1), label () int64 (-1 without classes),
-    two numbers uniform in [0, 1): `time`, which the objective maps to a noise level, and `drop`, which it compares with
-    the probability of dropping the label; and, where the images have texts, text (tokens, width) float32.
-    """
-
-    def __init__(self, images: Images, indices: np.ndarray, seed: int, *, random_flip: bool = False) -> None:
-        self.images, self.indices, self.seed, self.random_flip = images, indices, seed, random_flip
-        self.order = lru_cache(maxsize=2)(self._order)  # an epoch's order is asked for by each of its samples
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return random_stream(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in vars(self).items() if key != "order"}  # a cache does not travel
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
-        self.order = lru_cache(maxsize=2)(self._order)
-
-    def fingerprint(self) -> str:
-        """A sha256 of how many images there are, which of them are in the stream, and their labels."""
-        labels = [self.images.label(int(index)) for index in self.indices]
-        return hashlib.sha256(repr((len(self.images), self.indices.tolist(), labels)).encode()).hexdigest()
-
-    def __getitem__(self, counter: int) -> dict[str, torch.Tensor]:
-        epoch, position = divmod(counter, len(self.indices))
-        index = int(self.order(epoch)[position])
-        random = random_stream(self.seed, Purpose.SAMPLE, counter)
-        time, drop, flip = random.random(3)
-        noise = random.standard_normal(self.images.shape, dtype=np.float32)
-        image = self.images.image(index, random)
-        if self.random_flip and flip < 0.5:
-            image = image[:, :, ::-1]
-        sample = {
-            "image": torch.from_numpy(np.ascontiguousarray(image)),
-            "noise": torch.from_numpy(noise),
-            "label": torch.tensor(self.images.label(index)),
-            "time": torch.tensor(time),
-            "drop": torch.tensor(drop),
-        }
-        text = self.images.text(index)
-        return sample if text is None else sample | {"text": torch.from_numpy(text)}
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, *numbers))))
 
 
 @dataclass(frozen=True)
@@ -166,15 +170,115 @@ class StepBatches:
             yield list(range(start, start + self.batch_size))
 
 
-def make_loader(stream: SampleStream, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> DataLoader:
-    """A loader that yields the batches of `batches` in order, decoded ahead of time in `num_workers` processes."""
-    return DataLoader(
-        stream,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=leave_process_group,
-    )
+class Samples(Protocol):
+    """What a run trains on, without end: images by number (SampleStream) or in sequence (training.stream)."""
+
+    def __str__(self) -> str:
+        """How many images of what, for messages."""
+        ...
+
+    def progress(self, samples: int) -> dict[str, float]:
+        """{"epoch": how often so many samples visit each image}, {} where nobody knows the number of images."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A sha256 of which images these are."""
+        ...
+
+    def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterable[dict[str, torch.Tensor]]:
+        """The batches of `batches` in order, decoded ahead of time in `num_workers` processes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random about sample `counter` of a run: a function of (seed, counter)."""
+
+    seed: int
+    random_flip: bool = False
+
+    def sample(
+        self,
+        counter: int,
+        image: Callable[[np.random.Generator], np.ndarray],
+        *,
+        shape: tuple[int, int, int],
+        label: int,
+        text: np.ndarray | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The sample with the image that `image` makes; what that draws for itself changes nothing else.
+
+        image (C, H, W) float32 in [-1, 1], noise of the same shape from N(0, 1), label () int64 (-1 without classes),
+        two numbers uniform in [0, 1): `time`, which the objective maps to a noise level, and `drop`, which it compares
+        with the probability of dropping the label; and, where there is a text, text (tokens, width) float32.
+        """
+        random = random_stream(self.seed, Purpose.SAMPLE, counter)
+        time, drop, flip = random.random(3)
+        noise = random.standard_normal(shape, dtype=np.float32)
+        pixels = image(random)
+        if self.random_flip and flip < 0.5:
+            pixels = pixels[:, :, ::-1]
+        sample = {
+            "image": torch.from_numpy(np.ascontiguousarray(pixels)),
+            "noise": torch.from_numpy(noise),
+            "label": torch.tensor(label),
+            "time": torch.tensor(time),
+            "drop": torch.tensor(drop),
+        }
+        return sample if text is None else sample | {"text": torch.from_numpy(text)}
+
+
+class SampleStream(Dataset[dict[str, torch.Tensor]], Samples):
+    """The endless stream of training samples: item s is a function of (seed, s).
+
+    Epoch e = s // len(indices) visits every image once, in an order of its own. An item is what Draws.sample makes.
+    """
+
+    def __init__(self, images: Images, indices: np.ndarray, seed: int, *, random_flip: bool = False) -> None:
+        self.images, self.indices, self.seed, self.draws = images, indices, seed, Draws(seed, random_flip)
+        self.order = lru_cache(maxsize=2)(self._order)  # an epoch's order is asked for by each of its samples
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return random_stream(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
+
+    def __str__(self) -> str:
+        return f"{len(self.indices)} images"
+
+    def progress(self, samples: int) -> dict[str, float]:
+        return {"epoch": samples / len(self.indices)}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in vars(self).items() if key != "order"}  # a cache does not travel
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def fingerprint(self) -> str:
+        """A sha256 of how many images there are, which of them are in the stream, and their labels."""
+        labels = [self.images.label(int(index)) for index in self.indices]
+        return hashlib.sha256(repr((len(self.images), self.indices.tolist(), labels)).encode()).hexdigest()
+
+    def __getitem__(self, counter: int) -> dict[str, torch.Tensor]:
+        epoch, position = divmod(counter, len(self.indices))
+        index = int(self.order(epoch)[position])
+        images = self.images
+        return self.draws.sample(
+            counter,
+            lambda random: images.image(index, random),
+            shape=images.shape,
+            label=images.label(index),
+            text=images.text(index),
+        )
+
+    def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> DataLoader:
+        return DataLoader(
+            self,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=leave_process_group,
+        )
 
 
 def leave_process_group(worker: int) -> None:

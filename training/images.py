@@ -1,4 +1,4 @@
-"""Where images come from: the embedded digits, a folder of files, a Hugging Face data set on disk."""
+"""Numbered sets of images: what training asks of them, the embedded digits, a folder of files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from training.pixels import Framing, TooSmall
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +83,8 @@ class ImageFolder(Images):
     Raises ValueError where the folder is missing, holds no image, or has images both in it and in subfolders.
     """
 
-    def __init__(self, path: str, image_size: int, channels: int) -> None:
-        self.root, self.image_size, self.channels = Path(path), image_size, channels
-        self.shape = (channels, image_size, image_size)
+    def __init__(self, path: str, framing: Framing) -> None:
+        self.root, self.framing, self.shape = Path(path), framing, framing.shape
         if not self.root.is_dir():
             raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
         found = (p.relative_to(self.root) for p in self.root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -106,8 +107,8 @@ class ImageFolder(Images):
         return len(self.files)
 
     def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
-        with Image.open(self.root / self.files[index]) as image:
-            return to_array(image, self.image_size, self.channels)
+        with Image.open(self.root / self.files[index]) as picture:
+            return self.framing(picture, random)
 
     def label(self, index: int) -> int:
         return self._labels[index]
@@ -116,96 +117,14 @@ class ImageFolder(Images):
         return read_all(self, lambda index: str(self.root / self.files[index]))
 
 
-class HuggingFaceImages(Images):
-    """A data set that `datasets.Dataset.save_to_disk` wrote, with a column of images and maybe one of class labels."""
-
-    def __init__(self, path: str, image_size: int, channels: int, image_column: str, label_column: str) -> None:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ValueError('data.name datasets needs the package: pip install -e ".[train,data]"') from error
-        if not Path(path).is_dir():
-            raise ValueError(f"data.path {path!r} is not a folder; give one that datasets.Dataset.save_to_disk wrote")
-        try:
-            data: Any = datasets.load_from_disk(path)
-        except (FileNotFoundError, ValueError) as error:
-            raise ValueError(f"data.path {path!r} is not a data set that save_to_disk wrote: {error}") from error
-        if isinstance(data, dict):
-            raise ValueError(
-                f"data.path {path!r} holds several splits: give one, for example {path}/{next(iter(data))}"
-            )
-        if image_column not in data.column_names:
-            raise ValueError(f"data.image_column {image_column!r} is not in {path!r}; its columns: {data.column_names}")
-        self._data, self._image, self.path = data, image_column, path
-        self.image_size, self.channels = image_size, channels
-        self.shape = (channels, image_size, image_size)
-        if not len(data):
-            raise ValueError(f"data.path {path!r} holds no rows")
-        self._labels: list[int] | None = None
-        self.class_names = None
-        if label_column in data.column_names:
-            self._labels, self.class_names = read_labels(list(data[label_column]), data.features[label_column])
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
-        return to_array(self._data[index][self._image], self.image_size, self.channels)
-
-    def label(self, index: int) -> int:
-        return -1 if self._labels is None else self._labels[index]
-
-    def usable(self) -> np.ndarray:
-        return read_all(self, lambda index: f"{self.path} row {index}")
-
-
-def read_labels(labels: list[Any], feature: Any) -> tuple[list[int], list[str]]:
-    """Class numbers and names of a data set's column. Raises ValueError where it holds anything but class numbers."""
-    wrong = [label for label in labels if not isinstance(label, int) or label < 0]
-    if wrong:
+def check_classes(num_classes: int | None, class_names: list[str] | None) -> None:
+    """Raise ValueError where the network's number of classes is not that of the images."""
+    classes = None if class_names is None else len(class_names)
+    if num_classes is not None and num_classes != classes:
         raise ValueError(
-            f"data.label_column holds {wrong[0]!r}, but classes are numbers from 0 on: name another column, or one "
-            "that is not there to train without classes"
+            f"model.num_classes is {num_classes}, but the images have {classes or 'no'} classes: "
+            f"set model.num_classes to {classes or 'null'}"
         )
-    names = getattr(feature, "names", None) or [str(label) for label in range(max(labels) + 1)]
-    return labels, names
-
-
-class TooSmall(ValueError):
-    """An image has fewer pixels than the run asks for."""
-
-
-def to_array(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """(channels, size, size) float32 in [-1, 1]: the shorter side resized to `size`, the longer one cropped centrally.
-
-    Raises TooSmall where a side is shorter than `size`: enlarging would teach the model blur.
-    """
-    width, height = image.size
-    if min(width, height) < size:
-        raise TooSmall(f"{width}×{height} pixels")
-    image = to_8_bit(image).convert("L" if channels == 1 else "RGB")
-    if (width, height) != (size, size):
-        shorter = min(width, height)
-        left, top = (width - shorter) // 2, (height - shorter) // 2
-        box = (left, top, left + shorter, top + shorter)
-        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-    pixels = np.asarray(image, dtype=np.float32).reshape(size, size, channels)
-    return pixels.transpose(2, 0, 1) / 127.5 - 1
-
-
-def to_8_bit(image: Image.Image) -> Image.Image:
-    """The picture with 8 bits a channel and without transparency, which becomes white.
-
-    Raises ValueError for modes whose range of values is not known (32-bit integers and floats).
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known range: save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
 
 
 def read_all(images: Images, name: Callable[[int], str]) -> np.ndarray:
@@ -230,8 +149,8 @@ def read_all(images: Images, name: Callable[[int], str]) -> np.ndarray:
     if small:
         file, error = small[0]
         raise ValueError(
-            f"{len(small)} of {len(images)} images are smaller than data.image_size, first {file} ({error}): "
-            "remove them or ask for a smaller size"
+            f"{len(small)} of {len(images)} images are smaller than data.image_size × data.crop_scale, first {file} "
+            f"({error}): remove them or ask for a smaller size"
         )
     for file, reason in broken:
         logger.warning("skipping a broken image: %s (%s: %s)", file, type(reason).__name__, reason)

@@ -15,6 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from training.config import ConfigError, RunConfig
+from training.data import Samples
 
 LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
 SEVERAL = "accelerate launch --multi_gpu --num_processes {} training/train.py … (so on CPUs, too)"
@@ -73,14 +74,15 @@ def check_processes(started: int, asked: int | None) -> None:
         raise ConfigError(f"train.processes is {asked}, but {started} started: start them with {SEVERAL.format(asked)}")
 
 
-def describe(config: RunConfig, accelerator: Accelerator, parameters: int, images: int) -> str:
+def describe(config: RunConfig, accelerator: Accelerator, parameters: int, samples: Samples) -> str:
     """What is about to run, for the first lines of the log."""
     train = config.train
     batch = train.batch_size * train.gradient_accumulation * accelerator.num_processes
+    epochs = samples.progress(train.steps * batch).get("epoch")
+    passes = "" if epochs is None else f" ({epochs:.1f} epochs)"
     return (
         f"{accelerator.num_processes} process(es) on {accelerator.device}, precision {train.mixed_precision}\n"
         f"{batch} images a step ({train.batch_size} × {train.gradient_accumulation} accumulated × "
-        f"{accelerator.num_processes} processes), {train.steps} steps over {images} images "
-        f"({train.steps * batch / images:.1f} epochs)\n"
+        f"{accelerator.num_processes} processes), {train.steps} steps over {samples}{passes}\n"
         f"{parameters:,} parameters"
     )

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from training.checkpoint import delete_old, optimizer_to_tensors, write_checkpoint
 from training.config import RunConfig, to_yaml
-from training.data import SampleStream, StepBatches, make_loader
-from training.preview import draw_loss, draw_preview, preview_file
+from training.data import Samples, SampleStream, StepBatches
+from training.preview import Conditions, draw_loss, draw_preview, preview_file
 from training.run_directory import RunDirectory
 from training.signals import Interrupted, StopSignals
 from training.step import Numbers, TrainState, learning_rate
@@ -37,11 +37,12 @@ class Loop:
         self,
         config: RunConfig,
         state: TrainState,
-        stream: SampleStream,
-        held_out: SampleStream,
+        stream: Samples,
+        held_out: SampleStream | None,
+        conditions: Conditions,
         run: RunDirectory,
     ) -> None:
-        self.config, self.state, self.run = config, state, run
+        self.config, self.state, self.conditions, self.run = config, state, conditions, run
         self.stream, self.held_out = stream, held_out
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
@@ -59,7 +60,7 @@ class Loop:
             self.state.step, train.steps, train.batch_size, train.gradient_accumulation, rank, self.ranks
         )
         on_gpu = self.accelerator.device.type == "cuda"
-        return iter(make_loader(self.stream, order, num_workers=self.config.data.num_workers, pin_memory=on_gpu))
+        return iter(self.stream.loader(order, num_workers=self.config.data.num_workers, pin_memory=on_gpu))
 
     def train(self) -> None:
         """Run to the last step. Raises Preempted after a signal (state saved) and Diverged (nothing saved)."""
@@ -146,7 +147,7 @@ class Loop:
         step = self.state.step
         row = {
             "step": step,
-            "epoch": step * self.images_per_step / len(self.stream.indices),
+            **self.stream.progress(step * self.images_per_step),
             "learning_rate": learning_rate(self.config.train, step - 1),
             **self.window.close(),
         }
@@ -157,6 +158,7 @@ class Loop:
 
     def validate(self) -> None:
         """The held-out loss, in validation.csv and the trackers."""
+        assert self.held_out is not None  # the configuration sees to it
         began = time.perf_counter()
         with contextlib.suppress(Interrupted):
             loss = held_out_loss(self.state, self.held_out, go_on=self.go_on)
@@ -170,13 +172,9 @@ class Loop:
         if not self.accelerator.is_main_process:
             return self.signals.wait_for_main()
         began = time.perf_counter()
-        model, data = self.config.model, self.config.data
-        shape = (model.in_channels, data.image_size, data.image_size)
-        scheduler = self.state.objective.scheduler
+        scheduler, step = self.state.objective.scheduler, self.state.step
         with contextlib.suppress(Interrupted), self.state.averaged() as unet:
-            draw_preview(
-                unet, scheduler, shape, self.config.preview, self.run.path, self.state.step, on_step=self.go_on
-            )
+            draw_preview(unet, scheduler, self.conditions, self.config.preview, self.run.path, step, on_step=self.go_on)
             self.draw_loss()
             self.signals.exchange(False)
         self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s

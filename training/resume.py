@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, optimizer_from_tensors, verify
 from training.config import RunConfig, load_config, walk
-from training.data import SampleStream
+from training.data import Samples
 from training.loop import Loop
 from training.run_directory import RunDirectory, RunDirectoryError
 
@@ -46,7 +46,7 @@ def find_start(output: RunDirectory, resume: str) -> Path | None:
     return found
 
 
-def check_same_run(config: RunConfig, stream: SampleStream, checkpoint: Path, world_size: int) -> None:
+def check_same_run(config: RunConfig, stream: Samples, checkpoint: Path, world_size: int) -> None:
     """Raise CheckpointError where configuration or images differ from the checkpoint's in what decides the weights, or
     where the checkpoint is already beyond the last step."""
     manifest = verify(checkpoint)
@@ -64,8 +64,8 @@ def check_same_run(config: RunConfig, stream: SampleStream, checkpoint: Path, wo
                        now["train.steps"])  # fmt: skip
     if manifest["images"] != stream.fingerprint():
         raise CheckpointError(
-            f"{checkpoint} was made with other images than the {len(stream.indices)} that are here now (data.path, "
-            "--overfit): put them back, or begin a run of its own with another --output"
+            f"{checkpoint} was made with other images than are here now ({stream}; data.path, --overfit): "
+            "put them back, or begin a run of its own with another --output"
         )
     if manifest["step"] > config.train.steps:
         raise CheckpointError(

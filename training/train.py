@@ -11,7 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -19,15 +18,14 @@ from diffusers import DDPMPipeline
 
 from training.checkpoint import CheckpointError, delete_newer, verify
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
-from training.data import SampleStream, open_images, split
-from training.images import Images
+from training.data import DataError, Samples
 from training.launch import describe, make_accelerator
 from training.loop import Diverged, Loop, Preempted
 from training.objective import Objective
+from training.prepare import prepare_samples, preview_conditions
 from training.resume import check_same_run, find_start, flat, restore
 from training.run_directory import RunDirectory, RunDirectoryError
 from training.step import TrainState
-from training.validate import SEED as VALIDATION_SEED
 from unetgn import UNet
 
 logger = logging.getLogger("training")
@@ -61,36 +59,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def prepare_images(
-    config: RunConfig, accelerator: Accelerator, overfit: int | None
-) -> tuple[Images, np.ndarray, np.ndarray]:
-    """The images, the numbers of those to train on and of those held out; the main process reads them all once."""
-    try:
-        images = open_images(config.data, config.model.in_channels)
-        usable = [images.usable() if accelerator.is_main_process else None]
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    broadcast_object_list(usable)
-    assert usable[0] is not None
-    classes = None if images.class_names is None else len(images.class_names)
-    if config.model.num_classes is not None and config.model.num_classes != classes:
-        raise ConfigError(
-            f"model.num_classes is {config.model.num_classes}, but the images have {classes or 'no'} classes: "
-            f"set model.num_classes to {classes or 'null'}"
-        )
-    train, held_out = (usable[0][chosen] for chosen in split(len(usable[0]), config.data.held_out))
-    if overfit is not None and overfit > len(train):
-        raise ConfigError(f"--overfit {overfit}: there are only {len(train)} images to train on")
-    train = train[:overfit]
-    if not len(train):
-        raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable[0])}")
-    if config.train.validate_every > 0 and not len(held_out):
-        raise ConfigError(
-            f"data.held_out is {config.data.held_out}, which is none of {len(usable[0])} images: raise it"
-        )
-    return images, train, held_out
-
-
 def run(arguments: argparse.Namespace) -> None:
     """From the parsed arguments to the finished run."""
     path = find_config(arguments.config)
@@ -102,9 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
     name = path.parent.name if path.name == "config.yaml" else path.stem  # a run's own configuration
     output = RunDirectory(arguments.output or Path("runs") / name)
     accelerator = make_accelerator(config, output.path)
-    images, train, held_out = prepare_images(config, accelerator, arguments.overfit)
-    stream = SampleStream(images, train, config.seed, random_flip=config.data.random_flip)
-    what = describe(config, accelerator, count_parameters(config), len(train))
+    stream, held_out = prepare_samples(config, accelerator, arguments.overfit)
+    conditions = preview_conditions(config, stream)
+    what = describe(config, accelerator, count_parameters(config), stream)
     start = begin(config, output, accelerator, stream, arguments)
     step = 0 if start is None else verify(start)["step"]
     what += f"\nwriting to {output.path}" + (f", going on after step {step}" if step else "")
@@ -113,10 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         return
     torch.manual_seed(config.seed)
-    objective = Objective(config.objective, config.model.num_classes)
+    objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
     unet = UNet.from_unet_config(config.model)
     state = TrainState(unet, objective, config.train, config.ema, accelerator, config.seed)
-    loop = Loop(config, state, stream, SampleStream(images, held_out, VALIDATION_SEED), output)
+    loop = Loop(config, state, stream, held_out, conditions, output)
     if start is not None:
         restore(loop, start)
     if accelerator.is_main_process:
@@ -138,7 +106,7 @@ def begin(
     config: RunConfig,
     output: RunDirectory,
     accelerator: Accelerator,
-    stream: SampleStream,
+    stream: Samples,
     arguments: argparse.Namespace,
 ) -> Path | None:
     """Find where to go on (None: at the beginning) and take the output folder. The main process decides for all."""
@@ -192,6 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, RunDirectoryError, CheckpointError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except DataError as error:
+        print(f"train.py: {error}; what was saved before is as it was", file=sys.stderr)
+        return 1
     except Diverged as error:
         print(f"train.py: {error}; the last checkpoint is as it was", file=sys.stderr)
         return 1

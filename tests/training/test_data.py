@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import DataConfig, Purpose, SampleStream, StepBatches, make_loader, open_images, random_stream, split
+from training.data import DataConfig, Purpose, SampleStream, StepBatches, open_images, random_stream, split
 from training.images import Digits
 
 
@@ -81,8 +81,8 @@ def test_what_an_image_draws_for_itself_changes_nothing_else(digits: Digits) -> 
 def test_worker_processes_give_the_same_batches_as_none(digits: Digits) -> None:
     stream = SampleStream(digits, np.arange(1797), seed=1, random_flip=True)
     batches = StepBatches(2, 6, 8, 1, 0, 1)
-    here = list(make_loader(stream, batches, num_workers=0, pin_memory=False))
-    there = list(make_loader(stream, batches, num_workers=2, pin_memory=False))
+    here = list(stream.loader(batches, num_workers=0, pin_memory=False))
+    there = list(stream.loader(batches, num_workers=2, pin_memory=False))
     assert len(here) == len(there) == 4
     for one, other in zip(here, there, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
@@ -131,7 +131,8 @@ def test_streams_of_different_purpose_differ() -> None:
         (DataConfig(), 3, r"model\.in_channels is 3, but the digits are grey: set it to 1"),
         (DataConfig(), 4, r"1 \(grey\) or 3 \(RGB\)"),
         (DataConfig(name="folder", path="nowhere"), 3, r"data\.path 'nowhere' is not a folder"),
-        (DataConfig(name="datasets", path="nowhere"), 3, r"data\.path 'nowhere' is not a folder"),
+        (DataConfig(name="datasets", path="nowhere"), 3, r"data\.path 'nowhere' should be a folder .*; found no file"),
+        (DataConfig(name="stream", path="a/b"), 3, r"data\.name is stream, but here images are asked for by number"),
     ],
 )
 def test_wrong_data_is_refused_with_the_key_and_the_remedy(config: DataConfig, channels: int, message: str) -> None:
@@ -145,7 +146,14 @@ def test_wrong_data_is_refused_with_the_key_and_the_remedy(config: DataConfig, c
         ({"held_out": 1.0}, r"data\.held_out is 1\.0"),
         ({"num_workers": -1}, r"data\.num_workers is -1"),
         ({"image_size": 0}, r"data\.image_size is 0"),
-        ({"path": "x"}, r"data\.path is 'x', but data\.name digits takes none"),
+        ({"path": "x"}, r"data\.path is 'x', but data\.name digits takes none.* for folder, datasets, stream"),
+        ({"random_crop": True}, r"data\.random_crop is True, but data\.name digits takes none"),
+        ({"name": "folder", "path": "x", "image_column": "png"}, r"data\.image_column is 'png', but data\.name folder"),
+        ({"name": "folder", "path": "x", "crop_scale": 1.2}, r"crop_scale is 1\.2, but data\.random_crop is off"),
+        ({"name": "folder", "path": "x", "crop_scale": 0.9, "random_crop": True}, r"crop_scale is 0\.9; .*at least 1"),
+        ({"name": "datasets", "path": "x", "shuffle_buffer": 2}, r"data\.shuffle_buffer is 2, but .* for stream"),
+        ({"name": "stream", "path": "x", "shuffle_buffer": 0}, r"data\.shuffle_buffer is 0; .* at least 1"),
+        ({"name": "stream", "path": "x", "held_out": 0.1}, r"held_out is 0\.1, but a stream has no number of images"),
         ({"name": "folder"}, r"data\.name folder needs data\.path"),
     ],
 )

@@ -211,7 +211,7 @@ def test_other_images_and_too_few_steps_are_refused(
 ) -> None:
     assert run(config, tmp_path / "a", "--overfit", "16") == 0
     assert run(config, tmp_path / "a", "--resume", "auto", "train.steps=9") == 2
-    assert "was made with other images than the 1797 that are here now" in capsys.readouterr().err
+    assert "was made with other images than are here now (1797 images;" in capsys.readouterr().err
     assert run(config, tmp_path / "a", "--resume", "auto", "--overfit", "16", "train.steps=3") == 2
     assert "is at step 6, beyond train.steps, which is 3" in capsys.readouterr().err
     assert run(config, tmp_path / "b", "--overfit", "9999") == 2

@@ -1,0 +1,90 @@
+"""From a picture to the array that is trained on: orientation, colours, size, crop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+class TooSmall(ValueError):
+    """An image has fewer pixels than the run asks for."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Turns pictures of any size and mode into squares of `size` pixels with 1 (grey) or 3 (RGB) channels.
+
+    Without `random_crop` the shorter side is resized to `size` and the longer one cropped centrally. With it the
+    shorter side is resized to `size` × `crop_scale`, and the square is cut out of that at a place that is drawn.
+    """
+
+    size: int
+    channels: int
+    random_crop: bool = False
+    crop_scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the arrays."""
+        return self.channels, self.size, self.size
+
+    def __call__(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
+        """`shape` float32 in [-1, 1] of any picture: `cut` of `check`."""
+        return self.cut(self.check(picture), random)
+
+    def check(self, picture: Image.Image) -> Image.Image:
+        """The picture upright and in the colours asked for; all that can be wrong with a picture comes up here.
+
+        Raises TooSmall where a side is shorter than it would be resized to: enlarging would teach the model blur.
+        """
+        needed = round(self.size * self.crop_scale)
+        if min(picture.size) < needed:
+            raise TooSmall(f"{picture.width}×{picture.height} pixels, where {needed}×{needed} are needed")
+        return to_8_bit(ImageOps.exif_transpose(picture)).convert("L" if self.channels == 1 else "RGB")
+
+    def cut(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
+        """The square of a checked picture. A random crop draws its place from `random`; without, it is the middle."""
+        if self.random_crop and random is not None:
+            picture = random_square(picture, round(self.size * self.crop_scale), self.size, random)
+        else:
+            picture = central_square(picture, self.size)
+        pixels = np.asarray(picture, dtype=np.float32).reshape(self.size, self.size, self.channels)
+        return pixels.transpose(2, 0, 1) / 127.5 - 1
+
+
+def central_square(picture: Image.Image, size: int) -> Image.Image:
+    """The largest square in the middle, resized to `size`."""
+    width, height = picture.size
+    if (width, height) == (size, size):
+        return picture
+    shorter = min(width, height)
+    left, top = (width - shorter) // 2, (height - shorter) // 2
+    box = (left, top, left + shorter, top + shorter)
+    return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
+
+
+def random_square(picture: Image.Image, shorter: int, size: int, random: np.random.Generator) -> Image.Image:
+    """The picture with its shorter side resized to `shorter`, of that a square of `size`, each place equally likely."""
+    factor = shorter / min(picture.size)
+    if factor != 1:
+        width, height = (round(side * factor) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (int(random.integers(side - size + 1)) for side in picture.size)
+    return picture.crop((left, top, left + size, top + size))
+
+
+def to_8_bit(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits a channel and without transparency, which becomes white.
+
+    Raises ValueError for modes whose range of values is not known (32-bit integers and floats).
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known range: save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

@@ -1,0 +1,81 @@
+"""From the configuration to the samples that a run trains on and those that are held out, checked before the start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from training.autoencoder import is_autoencoder
+from training.config import ConfigError, RunConfig
+from training.data import DataError, Samples, SampleStream, open_images, split
+from training.images import Images, check_classes
+from training.latents import REMEDY, Latents
+from training.preview import Conditions
+from training.stream import ShardStream
+from training.validate import SEED as VALIDATION_SEED
+
+
+def prepare_samples(
+    config: RunConfig, accelerator: Accelerator, overfit: int | None
+) -> tuple[Samples, SampleStream | None]:
+    """The samples to train on, and the held-out ones (None: a stream has none).
+
+    Raises ConfigError where the data are not what the configuration says, or unfit.
+    """
+    try:
+        if config.data.name == "stream":
+            return prepare_stream(config, accelerator, overfit), None
+        images, train, held_out = prepare_images(config, accelerator, overfit)
+    except (ValueError, DataError) as error:
+        raise ConfigError(str(error)) from error
+    stream = SampleStream(images, train, config.seed, random_flip=config.data.random_flip)
+    return stream, SampleStream(images, held_out, VALIDATION_SEED)
+
+
+def prepare_stream(config: RunConfig, accelerator: Accelerator, overfit: int | None) -> ShardStream:
+    """The shards, which the main process checks."""
+    if overfit is not None:
+        raise ConfigError(f"--overfit {overfit}: a stream's images have no numbers; use data.name datasets or folder")
+    stream = ShardStream(config.data, config.model.in_channels, config.model.num_classes, config.seed)
+    if accelerator.is_main_process:
+        stream.check(accelerator.num_processes, config.data.num_workers)
+    return stream
+
+
+def prepare_images(
+    config: RunConfig, accelerator: Accelerator, overfit: int | None
+) -> tuple[Images, np.ndarray, np.ndarray]:
+    """The images, the numbers of those to train on and of those held out; the main process reads them all once."""
+    images = open_images(config.data, config.model.in_channels)
+    usable = [images.usable() if accelerator.is_main_process else None]
+    broadcast_object_list(usable)
+    assert usable[0] is not None
+    check_classes(config.model.num_classes, images.class_names)
+    train, held_out = (usable[0][chosen] for chosen in split(len(usable[0]), config.data.held_out))
+    if overfit is not None and overfit > len(train):
+        raise ConfigError(f"--overfit {overfit}: there are only {len(train)} images to train on")
+    train = train[:overfit]
+    if not len(train):
+        raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable[0])}")
+    if config.train.validate_every > 0 and not len(held_out):
+        raise ConfigError(
+            f"data.held_out is {config.data.held_out}, which is none of {len(usable[0])} images: raise it"
+        )
+    return images, train, held_out
+
+
+def preview_conditions(config: RunConfig, samples: Samples) -> Conditions:
+    """What previews are drawn with: of latents the decoder, of latents with captions those of the first images."""
+    if not isinstance(samples, SampleStream) or not isinstance(images := samples.images, Latents):
+        return Conditions((config.model.in_channels, config.data.image_size, config.data.image_size))
+    if not is_autoencoder(images.autoencoder):
+        raise ConfigError(f"{images.autoencoder} holds no autoencoder: {REMEDY}")
+    conditions = Conditions(images.shape, autoencoder=images.autoencoder)
+    if images.empty_text is None:
+        return conditions
+    texts = [text for i in samples.indices[: config.preview.count] if (text := images.text(int(i))) is not None]
+    return replace(conditions, texts=torch.from_numpy(np.stack(texts)), empty_text=torch.from_numpy(images.empty_text))

@@ -1,0 +1,239 @@
+"""Images in sequence, for data that outgrow a disk: Parquet, Arrow or WebDataset shards, here or on the hub.
+
+Shards are dealt out to the readers (loader workers of all ranks) anew in each pass; a reader mixes the images of its
+shards in a buffer. Shard order and mixing are functions of (seed, first step, pass), noise and all else that is drawn
+are functions of (seed, sample counter) as ever. What is not exact is a resume: where a reader stood is not saved, so a
+resumed run begins a new pass, in an order of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+
+from training.data import (
+    DataConfig,
+    DataError,
+    Draws,
+    Purpose,
+    Samples,
+    StepBatches,
+    leave_process_group,
+    make_framing,
+    random_stream,
+)
+from training.hugging_face import as_encoded_images, find_columns, find_endings, find_files, import_datasets, reason
+from training.images import BROKEN_AT_MOST, check_classes
+
+logger = logging.getLogger(__name__)
+
+READ_BEFORE_JUDGING = 100  # images, before a share of broken ones is too large
+Batch = dict[str, torch.Tensor]
+
+
+class ShardStream(Samples):
+    """The endless stream of training samples out of shards.
+
+    Raises ValueError where the path holds no shards, or where their columns or classes are not those of the run.
+    """
+
+    def __init__(self, config: DataConfig, channels: int, num_classes: int | None, seed: int) -> None:
+        assert config.path is not None  # DataConfig sees to it
+        self.config, self.num_classes, self.seed = config, num_classes, seed
+        self.framing, self.draws = make_framing(config, channels), Draws(seed, config.random_flip)
+        self._files, data = open_shards(config.path)
+        find = find_endings if "__key__" in data.features else find_columns
+        self.columns = find(config.path, data.features, config.image_column, config.label_column)
+        names = self.columns.class_names(data.features)
+        if names or not self.columns.label:  # else the labels are numbers, and each is checked when it is read
+            check_classes(num_classes, names)
+        self._data = as_encoded_images(data, config.path, self.columns.image)
+
+    def __str__(self) -> str:
+        return f"a stream of {self._data.num_shards} shards"
+
+    def progress(self, samples: int) -> dict[str, float]:
+        return {}
+
+    def fingerprint(self) -> str:
+        """A sha256 of the files' names and sizes; of those on the hub, of their addresses, which name a revision."""
+        facts = [(Path(file).name, Path(file).stat().st_size) if Path(file).is_file() else file for file in self._files]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+        """See Samples; raises DataError while reading. Warns where a run goes on that it meets other images than the
+        unbroken one."""
+        if batches.first_step > 0 and batches.rank == 0:
+            logger.warning(
+                "data.name stream resumes approximately: step %d begins a new pass over the shards, in an order of its "
+                "own; noise, noise levels and dropped labels are those of the unbroken run, the images are not",
+                batches.first_step + 1,
+            )
+        loader = DataLoader(
+            ShardReader(self, batches),
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=leave_process_group,
+        )
+        return raise_errors(iter(loader))
+
+    def check(self, ranks: int, num_workers: int) -> None:
+        """Count the shards, decode the first images, warn where some readers have more shards than others.
+
+        Raises ValueError where a reader would have no shard, DataError where the images are unfit.
+        """
+        workers = max(1, num_workers)
+        shards, readers = self._data.num_shards, ranks * workers
+        if shards < readers:
+            raise ValueError(
+                f"data.path {self.config.path!r} has {shards} shards for {readers} readers ({ranks} processes × "
+                f"{workers} workers), and each needs one: lower data.num_workers, write more and smaller shards or, "
+                "for Parquet and Arrow on this disk, set data.name=datasets"
+            )
+        if shards % readers:
+            logger.warning(
+                "%d shards for %d readers: those with fewer show their images more often; a multiple would be right",
+                shards,
+                readers,
+            )
+        first = self._data.take(READ_BEFORE_JUDGING)
+        if not any(RowDecoder(self).pictures(first)):
+            raise DataError(
+                f"data.path {self.config.path!r}: none of the first {READ_BEFORE_JUDGING} images is readable"
+            )
+
+    def rows(self, batches: StepBatches, number: int) -> Iterator[dict[str, Any]]:
+        """The rows of this reader's shards in pass `number`, in order; images encoded."""
+        order = random_stream(self.seed, Purpose.ORDER, batches.first_step, number)
+        mixed = self._data.shuffle(generator=order, buffer_size=self.config.shuffle_buffer)
+        # A data set that is read in a loader's worker deals the rank's shards out to the workers by itself.
+        return iter(mixed.shard(num_shards=batches.ranks, index=batches.rank, contiguous=False))
+
+
+def open_shards(path: str) -> tuple[list[str], Any]:
+    """The files and the `datasets.IterableDataset` of what the path means, on this disk or on the hub.
+
+    Raises ValueError where it means nothing, or where a data set on the hub cannot be had.
+    """
+    datasets = import_datasets()
+    on_hub = not Path(path).exists() and re.fullmatch(r"[\w-]+/[\w.-]+", path)
+    name, files = (path, None) if on_hub else find_files(path)
+    try:
+        builder = datasets.load_dataset_builder(name, data_files=files)
+        data = builder.as_streaming_dataset(split="train")
+    except (OSError, ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
+        where = "is neither here nor to be had on the hub" if on_hub else "cannot be read"
+        raise ValueError(f"data.path {path!r} {where}: {reason(error)}") from error
+    return [str(file) for file in builder.config.data_files["train"]], data
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A row, decoded and checked."""
+
+    image: Image.Image
+    label: int
+
+
+class RowDecoder:
+    """Decodes rows, leaves out what is broken or too small, and judges how much that is."""
+
+    def __init__(self, stream: ShardStream) -> None:
+        self.stream, self.decoder = stream, import_datasets().Image()
+        self.read = self.broken = 0
+
+    def pictures(self, rows: Iterable[dict[str, Any]]) -> Iterator[Picture]:
+        """The pictures of the rows; warns of each that is left out. Raises DataError where that is more than 1 % of at
+        least a hundred rows, or for a label that is no class of the network."""
+        for row in rows:
+            self.read += 1
+            label = self.label(row)
+            try:
+                image = self.stream.framing.check(self.decoder.decode_example(row[self.stream.columns.image]))
+            except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
+                self.broken += 1
+                logger.warning("skipping a broken image: %s (%s)", self.name(row), reason(error))
+                if self.read >= READ_BEFORE_JUDGING and self.broken > BROKEN_AT_MOST * self.read:
+                    raise DataError(
+                        f"{self.broken} of {self.read} images of {self.stream.config.path!r} are broken or too small, "
+                        f"more than {BROKEN_AT_MOST:.0%}; the last is {self.name(row)} ({reason(error)}): mend the "
+                        "shards, or ask for a smaller data.image_size"
+                    ) from error
+            else:
+                yield Picture(image, label)
+
+    def label(self, row: dict[str, Any]) -> int:
+        """The class of a row, -1 for a network without classes."""
+        classes = self.stream.num_classes
+        if classes is None:
+            return -1
+        label = self.stream.columns.label_of(row)
+        if not isinstance(label, int) or not 0 <= label < classes:
+            raise DataError(
+                f"{self.name(row)} has the label {label!r}, but with model.num_classes {classes} they are numbers from "
+                f"0 to {classes - 1}: set it, or name the right data.label_column"
+            )
+        return label
+
+    def name(self, row: dict[str, Any]) -> str:
+        """What a message calls a row: its place in a tar shard, the image's file name, or how many came before it."""
+        if "__key__" in row:
+            return f"{row['__key__']} in {row['__url__']}"
+        image = row[self.stream.columns.image]
+        file = image.get("path") if isinstance(image, dict) else None
+        return f"{file or 'an image without a name'}, the {self.read}th that was read of {self.stream.config.path}"
+
+
+class ShardReader(IterableDataset):
+    """What one worker reads: its batches, and a DataError in the place of the one that could not be made."""
+
+    def __init__(self, stream: ShardStream, batches: StepBatches) -> None:
+        self.stream, self.batches = stream, batches
+
+    def __iter__(self) -> Iterator[Batch | DataError]:
+        worker = get_worker_info()
+        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        pictures = self.pictures()
+        try:
+            for counters in islice(self.batches, first, None, workers):
+                yield default_collate([self.sample(counter, next(pictures)) for counter in counters])
+        except DataError as error:
+            yield error
+        except (OSError, ValueError, tarfile.TarError) as error:
+            yield DataError(f"the shards of data.path {self.stream.config.path!r} cannot be read: {reason(error)}")
+
+    def pictures(self) -> Iterator[Picture]:
+        """Pass after pass over this reader's shards. Raises DataError where one has nothing to give."""
+        decoder = RowDecoder(self.stream)
+        for number in count():
+            before = decoder.read - decoder.broken
+            yield from decoder.pictures(self.stream.rows(self.batches, number))
+            if decoder.read - decoder.broken == before:
+                raise DataError(f"a reader's shards of data.path {self.stream.config.path!r} hold no readable image")
+
+    def sample(self, counter: int, picture: Picture) -> Batch:
+        """Sample `counter` of the run, with this picture."""
+        framing = self.stream.framing
+        return self.stream.draws.sample(
+            counter, lambda random: framing.cut(picture.image, random), shape=framing.shape, label=picture.label
+        )
+
+
+def raise_errors(batches: Iterator[Batch | DataError]) -> Iterator[Batch]:
+    """The batches, up to an error, which is raised here: on the way out of a worker it would be a traceback in text."""
+    for batch in batches:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
