@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.hugging_face import HuggingFaceImages
 from training.images import Digits, ImageFolder, Images
+from training.latents import Latents
 from training.pixels import Framing
 
 
@@ -31,7 +32,7 @@ class DataError(Exception):
 
 # Keys that some sources take alone; elsewhere they would be ignored, so they are refused.
 ONLY_FOR = {
-    "path": ("folder", "datasets", "stream"),
+    "path": ("folder", "datasets", "stream", "latents"),
     "random_crop": ("folder", "datasets", "stream"),
     "crop_scale": ("folder", "datasets", "stream"),
     "image_column": ("datasets", "stream"),
@@ -44,18 +45,20 @@ ONLY_FOR = {
 class DataConfig:
     """The images: where they are and how they enter."""
 
-    name: Literal["digits", "folder", "datasets", "stream"] = "digits"
+    name: Literal["digits", "folder", "datasets", "stream", "latents"] = "digits"
     """digits: scikit-learn's 1,797 handwritten digits; folder: image files, class = subfolder; datasets: a Hugging Face
-    data set on this disk, read in any order; stream: shards (Parquet, Arrow, WebDataset tar) read in sequence."""
+    data set on this disk, read in any order; stream: shards (Parquet, Arrow, WebDataset tar) read in sequence;
+    latents: what training/cache_latents.py wrote."""
     path: str | None = None
     """Folder of the images; for datasets and stream a folder that `save_to_disk` wrote, or a folder or glob of shards;
     for stream also a data set on the hub, such as ylecun/mnist. digits has none."""
     image_size: int = 8
-    """Height and width in pixels: larger images are resized and cropped to it, smaller ones are an error."""
+    """Height and width in pixels: larger images are resized and cropped to it, smaller ones are an error.
+    Of latents it is their own size."""
     num_workers: int = 0
     """Processes that decode images beside each training process."""
     random_flip: bool = False
-    """Mirror every image left to right with probability 1/2."""
+    """Mirror every image left to right with probability 1/2; latents have to be cached with --flip for it."""
     random_crop: bool = False
     """Cut the square out of the image at a random place instead of its middle; not for digits."""
     crop_scale: float = 1.0
@@ -111,6 +114,8 @@ def open_images(config: DataConfig, channels: int) -> Images:
 
     Raises ValueError where there are none, or where they come in sequence and have no numbers.
     """
+    if config.name == "latents":
+        return open_latents(config, channels)
     framing = make_framing(config, channels)
     if config.name == "digits":
         if config.image_size != 8:
@@ -124,6 +129,20 @@ def open_images(config: DataConfig, channels: int) -> Images:
     if config.name == "stream":
         raise ValueError("data.name is stream, but here images are asked for by number: give a folder or data set")
     return HuggingFaceImages(config.path, framing, config.image_column, config.label_column)
+
+
+def open_latents(config: DataConfig, channels: int) -> Latents:
+    """The cached latents that `config` names. Raises ValueError where they are damaged or of another shape."""
+    assert config.path is not None  # DataConfig sees to it
+    latents = Latents(config.path, random_flip=config.random_flip)
+    if latents.shape != (channels, config.image_size, config.image_size):
+        found, height, width = latents.shape
+        raise ValueError(
+            f"the latents in {config.path} have {found} channels and {height}×{width} places; set data.image_size to "
+            f"{height}, and model.in_channels and model.out_channels to {found} (they are {config.image_size} and "
+            f"{channels})"
+        )
+    return latents
 
 
 def split(count: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,8 @@ def prepare_samples(
         images, train, held_out = prepare_images(config, accelerator, overfit)
     except (ValueError, DataError) as error:
         raise ConfigError(str(error)) from error
-    stream = SampleStream(images, train, config.seed, random_flip=config.data.random_flip)
+    flip_pixels = config.data.random_flip and config.data.name != "latents"  # which choose among those that were cached
+    stream = SampleStream(images, train, config.seed, random_flip=flip_pixels)
     return stream, SampleStream(images, held_out, VALIDATION_SEED)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sampling.pictures import save_png, to_grid
 from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
+from training.autoencoder import Autoencoder, load_autoencoder
 from unetgn import UNet
 
 STRIP = 10  # pictures in a strip from noise to image
@@ -21,7 +23,7 @@ class PreviewConfig:
     """Samples drawn during training, from the same seeds every time, with the averaged weights."""
 
     count: int = 16
-    """Images a preview; image n has seed n, classes cycle."""
+    """Images a preview; image n has seed n, classes cycle, and so do the captions of the first training images."""
     scheduler: str = "ddim"
     """Scheduler, by its name in sampling/sampler.py."""
     steps: int = 50
@@ -43,10 +45,24 @@ def preview_file(run: Path, step: int) -> Path:
     return run / "samples" / f"step-{step:06d}.png"
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What the images of a preview are drawn with beside their noise, and how latents become images."""
+
+    shape: tuple[int, ...]
+    """Of what the network makes, (C, H, W)."""
+    texts: Tensor | None = None
+    """Captions of some training images (N, tokens, width), which the images cycle through."""
+    empty_text: Tensor | None = None
+    """The empty caption (tokens, width), for guidance."""
+    autoencoder: Path | None = None
+    """Folder of what makes images of latents; None where the network makes images."""
+
+
 def draw_preview(
     unet: UNet,
     scheduler: Any,
-    shape: tuple[int, ...],
+    conditions: Conditions,
     config: PreviewConfig,
     run: Path,
     step: int,
@@ -55,28 +71,43 @@ def draw_preview(
 ) -> None:
     """Write samples/step-*.png and denoise/step-*.png below `run`; `on_step` is called between sampling steps."""
     seeds = list(range(config.count))
-    num_classes = unet.config.num_classes
-    labels = None if num_classes is None else [seed % num_classes for seed in seeds]
+    num_classes, texts = unet.config.num_classes, conditions.texts
     sampler = make_sampling_scheduler(config.scheduler, scheduler, config.steps)
-    path_of_first: list[torch.Tensor] = []
+    path_of_first: list[Tensor] = []
 
-    def look(noisy: torch.Tensor) -> None:
+    def look(noisy: Tensor) -> None:
         path_of_first.append(noisy[:4].cpu())
         on_step()
 
-    images = sample(
+    made = sample(
         unet,
         sampler,
         seeds,
-        shape,
-        class_labels=labels,
+        conditions.shape,
+        class_labels=None if num_classes is None else [seed % num_classes for seed in seeds],
+        texts=None if texts is None else texts[[seed % len(texts) for seed in seeds]],
+        empty_text=conditions.empty_text,
         guidance_scale=config.guidance_scale,
+        clip=conditions.autoencoder is None,
         on_step=look,
     )
     chosen = torch.linspace(0, len(path_of_first) - 1, min(STRIP, len(path_of_first))).round().long().tolist()
     strip = torch.stack([path_of_first[i] for i in chosen], dim=1)  # (images, moments, C, H, W)
-    save_png(to_grid(strip.flatten(0, 1), columns=len(chosen)), run / "denoise" / f"step-{step:06d}.png")
-    save_png(to_grid(images), preview_file(run, step))
+    strip, columns = strip.flatten(0, 1), len(chosen)
+    if conditions.autoencoder is not None:
+        autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
+        strip, made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, made))
+    save_png(to_grid(strip, columns=columns), run / "denoise" / f"step-{step:06d}.png")
+    save_png(to_grid(made), preview_file(run, step))
+
+
+def decode(autoencoder: Autoencoder, latents: Tensor, on_step: Callable[[], None]) -> Tensor:
+    """The images of latents, on the CPU, one by one: it takes its time, and a signal should not have to wait."""
+    images = []
+    for latent in latents:
+        on_step()
+        images.append(autoencoder.decode(latent[None]).cpu())
+    return torch.cat(images)
 
 
 def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int], list[float]], path: Path) -> None:

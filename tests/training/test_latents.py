@@ -1,0 +1,322 @@
+"""Caches of latents: what is encoded, what an interrupted one goes on from, and what a damaged one is answered with."""
+
+import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from training.autoencoder import load_autoencoder
+from training.cache_latents import main
+from training.data import DataConfig, SampleStream, StepBatches, open_images
+from training.images import Images
+from training.latents import Latents, read_manifest
+
+
+def cache(pipeline: Path, images: Path, out: Path, *arguments: str) -> int:
+    keys = ["data.name=folder", f"data.path={images}", "data.image_size=16"]
+    return main(["--autoencoder", str(pipeline), "--out", str(out), "--shard-size", "4", *keys, *arguments])
+
+
+@pytest.fixture(scope="module")
+def both_ways(stable_diffusion: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("both_ways")
+    assert cache(stable_diffusion, photographs, out, "--flip", "--text-encoder", str(stable_diffusion)) == 0
+    return out
+
+
+def source(photographs: Path) -> Images:
+    return open_images(DataConfig(name="folder", path=str(photographs), image_size=16), 3)
+
+
+def direct(pipeline: Path, pixels: np.ndarray, noise: np.ndarray) -> torch.Tensor:
+    """diffusers' own way from pixels to the latent that its U-Nets are trained on."""
+    vae = AutoencoderKL.from_pretrained(pipeline, subfolder="vae")
+    with torch.no_grad():
+        latent = vae.encode(torch.from_numpy(pixels[None].copy())).latent_dist
+    return ((latent.mean + latent.std * torch.from_numpy(noise)) * vae.config.scaling_factor)[0]
+
+
+@pytest.mark.parametrize("index", [0, 3, 9])
+def test_a_latent_is_the_direct_encoding_with_the_samples_own_noise(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path, index: int
+) -> None:
+    assert cache(stable_diffusion, photographs, tmp_path, "--batch-size", "1") == 0
+    latents, images = Latents(str(tmp_path)), source(photographs)
+    noise = np.random.default_rng(5).standard_normal((4, 8, 8), dtype=np.float32)
+    drawn = torch.from_numpy(latents.image(index, np.random.default_rng(5)))
+    assert torch.equal(drawn, direct(stable_diffusion, images.image(index), noise))
+    mean = torch.from_numpy(latents.image(index))
+    assert torch.equal(mean, direct(stable_diffusion, images.image(index), np.zeros_like(noise)))
+    assert latents.label(index) == images.label(index)
+    assert latents.class_names == ["cat", "dog"]
+
+
+def test_a_flipped_latent_is_that_of_the_mirrored_image_and_not_the_mirrored_latent(
+    stable_diffusion: Path, photographs: Path, both_ways: Path
+) -> None:
+    latents, images = Latents(str(both_ways), random_flip=True), source(photographs)
+    seen = set()
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        flipped = random.random() < 0.5
+        noise = random.standard_normal((4, 8, 8), dtype=np.float32)
+        pixels = images.image(2)[:, :, ::-1] if flipped else images.image(2)
+        expected = direct(stable_diffusion, pixels, noise)
+        drawn = torch.from_numpy(latents.image(2, np.random.default_rng(seed)))
+        assert torch.allclose(drawn, expected, atol=1e-5)  # encoded in another batch: rounding
+        seen.add(flipped)
+    assert seen == {True, False}
+    mirrored = direct(stable_diffusion, images.image(2)[:, :, ::-1], np.zeros((4, 8, 8), np.float32))
+    assert not torch.allclose(mirrored.flip(-1), torch.from_numpy(latents.image(2)), atol=1e-3)
+
+
+def test_a_shift_and_a_scale_are_those_of_the_autoencoder_and_undone_by_decoding(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path
+) -> None:
+    vae = AutoencoderKL.from_pretrained(stable_diffusion, subfolder="vae")
+    vae.register_to_config(shift_factor=0.5, scaling_factor=3.0)
+    vae.save_pretrained(tmp_path / "vae")
+    assert cache(tmp_path / "vae", photographs, tmp_path / "cache") == 0
+    latents = Latents(str(tmp_path / "cache"))
+    z = torch.from_numpy(latents.image(4))
+    with torch.no_grad():
+        mean = vae.encode(torch.from_numpy(source(photographs).image(4)[None])).latent_dist.mean
+        pixels = vae.decode(mean).sample
+    assert torch.allclose(z, (mean[0] - 0.5) * 3, atol=1e-5)
+    assert torch.allclose(load_autoencoder(latents.autoencoder).decode(z[None]), pixels, atol=1e-5)
+
+
+def test_texts_are_what_stable_diffusion_makes_of_the_captions(
+    stable_diffusion: Path, photographs: Path, both_ways: Path
+) -> None:
+    latents, images = Latents(str(both_ways)), source(photographs)
+    pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion, safety_checker=None)
+    for index in (0, 2, 7):
+        caption = (images.root / images.files[index]).with_suffix(".txt").read_text().strip()
+        with torch.no_grad():
+            expected, empty = pipeline.encode_prompt(caption, "cpu", 1, True)
+        assert torch.allclose(torch.from_numpy(latents.text(index)), expected[0], atol=1e-5)
+        assert torch.allclose(torch.from_numpy(latents.empty_text), empty[0], atol=1e-5)
+    assert not np.allclose(latents.text(0), latents.text(1), atol=1e-3)
+
+
+def test_captions_come_from_a_column_of_a_data_set_too(stable_diffusion: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from PIL import Image
+
+    pictures, words = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 99, 255)], ["a", "a dog", "cats"]
+    features = datasets.Features({"image": datasets.Image(), "words": datasets.Value("string")})
+    datasets.Dataset.from_dict({"image": pictures, "words": words}, features=features).save_to_disk(tmp_path / "set")
+    line = ["--autoencoder", str(stable_diffusion), "--text-encoder", str(stable_diffusion), "--out"]
+    keys = ["data.name=datasets", f"data.path={tmp_path / 'set'}", "data.image_size=16"]
+    assert main([*line, str(tmp_path / "cache"), "--caption-column", "words", *keys]) == 0
+    assert main([*line, str(tmp_path / "other"), *keys]) == 2
+    latents = Latents(str(tmp_path / "cache"))
+    pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion, safety_checker=None)
+    with torch.no_grad():
+        expected, _ = pipeline.encode_prompt(["a dog"], "cpu", 1, False)
+    assert torch.allclose(torch.from_numpy(latents.text(1)), expected[0], atol=1e-5)
+
+
+def test_captions_that_are_cut_off_are_counted(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of twelve tokens two are the ends, and here every letter is a token: "two cats and a dog" has fourteen."""
+    with caplog.at_level(logging.WARNING):
+        assert cache(stable_diffusion, photographs, tmp_path, "--text-encoder", str(stable_diffusion)) == 0
+    assert "2 of 10 captions are cut off after 12 tokens" in caplog.text
+
+
+def test_samples_are_functions_of_seed_and_counter_and_travel_to_workers(both_ways: Path) -> None:
+    latents = Latents(str(both_ways), random_flip=True)
+    stream = SampleStream(latents, latents.usable(), seed=3)
+    batches = StepBatches(1, 3, 4, 1, 0, 1)
+    here = list(stream.loader(batches, num_workers=0, pin_memory=False))
+    there = list(stream.loader(batches, num_workers=2, pin_memory=False))
+    again = list(pickle.loads(pickle.dumps(stream)).loader(batches, num_workers=0, pin_memory=False))
+    for one, other, third in zip(here, there, again, strict=True):
+        assert one["text"].shape == (4, 12, 24)
+        assert all(torch.equal(one[key], other[key]) and torch.equal(one[key], third[key]) for key in one)
+    later = stream[4 + len(latents)]
+    assert not torch.equal(later["image"], stream[4]["image"])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("latents-*.safetensors")}
+
+
+def test_a_cache_killed_after_some_shards_and_started_again_is_the_unbroken_one(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path
+) -> None:
+    line = ["--text-encoder", str(stable_diffusion), "--shard-size", "2", "--batch-size", "2"]
+    assert cache(stable_diffusion, photographs, tmp_path / "whole", *line) == 0
+    keys = ["data.name=folder", f"data.path={photographs}", "data.image_size=16"]
+    interrupted = ["--autoencoder", str(stable_diffusion), "--out", str(tmp_path / "broken"), *keys, *line]
+    script = f"""
+import os, signal
+from training import encoding
+from training.cache_latents import main
+write, count = encoding.Cache._write_tensors, 0
+def killed(self, manifest, name, tensors):
+    global count
+    if name.startswith("latents"):
+        count += 1
+        if count == 3:  # in the middle of the third shard
+            (self.folder / (".tmp-" + name)).write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    return write(self, manifest, name, tensors)
+encoding.Cache._write_tensors = killed
+main({interrupted!r})
+"""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert sorted(files(tmp_path / "broken")) == ["latents-00000.safetensors", "latents-00001.safetensors"]
+    with pytest.raises(
+        ValueError, match=r"is unfinished, 2 of 5 shards are there: start training/cache_latents\.py again"
+    ):
+        Latents(str(tmp_path / "broken"))
+    made = [(tmp_path / "broken" / name).stat().st_mtime_ns for name in sorted(files(tmp_path / "broken"))]
+    assert cache(stable_diffusion, photographs, tmp_path / "broken", *line) == 0
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+    kept = [(tmp_path / "broken" / f"latents-0000{number}.safetensors").stat().st_mtime_ns for number in (0, 1)]
+    assert kept == made
+    assert read_manifest(tmp_path / "broken") == read_manifest(tmp_path / "whole")
+
+
+def test_a_second_process_is_kept_out(stable_diffusion: Path, photographs: Path, tmp_path: Path) -> None:
+    holder = "import sys, time; from pathlib import Path; from training.run_directory import RunDirectory\n"
+    holder += "run = RunDirectory(Path(sys.argv[1])); run.lock(); print('held', flush=True); time.sleep(60)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    first = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], env=environment, stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"held\n"
+        assert cache(stable_diffusion, photographs, tmp_path) == 2
+    finally:
+        first.kill()
+        first.wait()
+    assert cache(stable_diffusion, photographs, tmp_path) == 0
+
+
+def test_a_damaged_shard_is_named_and_made_anew(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cache(stable_diffusion, photographs, tmp_path) == 0
+    whole, shard = files(tmp_path), tmp_path / "latents-00001.safetensors"
+    flipped = bytearray(whole[shard.name])
+    flipped[-5] ^= 1
+    shard.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is not what was written .*delete it and start"):
+        Latents(str(tmp_path)).usable()
+    shard.write_bytes(whole[shard.name][:-20])
+    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is damaged"):
+        Latents(str(tmp_path))
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is missing"):
+        Latents(str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        assert cache(stable_diffusion, photographs, tmp_path) == 0
+    assert "latents-00001.safetensors is missing or damaged: it is made anew" in caplog.text
+    assert files(tmp_path) == whole
+
+
+def test_another_cache_in_the_folder_is_refused(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cache"
+    assert cache(stable_diffusion, photographs, out) == 0
+    vae = AutoencoderKL.from_pretrained(stable_diffusion, subfolder="vae")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias += 1
+    vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").touch()
+    for autoencoder, folder, more, message in (
+        (stable_diffusion, out, ["data.image_size=8"], "data.image_size was 16 and is 8"),
+        (stable_diffusion, out, ["--flip"], "flipped was False and is True"),
+        (stable_diffusion, out, ["--shard-size", "5"], "shard_size was 4 and is 5"),
+        (stable_diffusion, out, ["--text-encoder", str(stable_diffusion)], "text_shape was None and is (12, 24)"),
+        (tmp_path / "vae", out, [], "autoencoder was '"),
+        (stable_diffusion, tmp_path / "full", [], "holds other things (precious.txt): give another --out"),
+    ):
+        assert cache(autoencoder, photographs, folder, *more) == 2
+        assert message in capsys.readouterr().err
+    assert len(Latents(str(out)).usable()) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.pth=x"], "unknown key 'data.pth'. Did you mean 'data.path'?"),
+        (["train.steps=3"], "'train.steps=3' is no option, nor data.key=value"),
+        (["--flipp"], "'--flipp' is no option, nor data.key=value"),
+        (["data.image_size=many"], 'key "data.image_size": Expected a int'),
+        (["data.image_size=15"], "one latent of 2×2 pixels: take a multiple of 2"),
+        (["data.random_flip=true"], "data.random_flip is True, which is not for encoding: give --flip here"),
+        (["data.held_out=0.1"], "data.held_out is 0.1, which is not for encoding: give it when training"),
+        (["data.random_crop=true"], "data.random_crop is True, which is not for encoding"),
+        (["data.path=nowhere"], "data.path 'nowhere' is not a folder"),
+        (["data.name=latents"], "data.name is latents: these are encoded already"),
+        (["--autoencoder", "nowhere"], "nowhere holds no AutoencoderKL: give a folder"),
+        (["--text-encoder", "nowhere"], "nowhere holds no CLIP text encoder"),
+    ],
+)
+def test_a_mistake_is_answered_with_key_and_remedy(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path, arguments: list[str], message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert cache(stable_diffusion, photographs, tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_caption_is_named(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    shutil.copytree(photographs, tmp_path / "images")
+    (tmp_path / "images" / "cat" / "4.txt").unlink()
+    line = ["--text-encoder", str(stable_diffusion)]
+    assert cache(stable_diffusion, tmp_path / "images", tmp_path / "out", *line) == 2
+    error = capsys.readouterr().err
+    assert "1 of 10 images have no caption; the first would be" in error
+    assert "cat/4.txt: write it" in error
+
+
+def test_flips_that_were_not_cached_are_refused_with_the_reason(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path
+) -> None:
+    assert cache(stable_diffusion, photographs, tmp_path) == 0
+    with pytest.raises(
+        ValueError, match=r"data\.random_flip is true, but the mirror image of a latent is not .*--flip"
+    ):
+        Latents(str(tmp_path), random_flip=True)
+
+
+def test_what_is_no_cache_is_refused(tmp_path: Path, both_ways: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"holds no manifest\.json: give a folder that training/cache_latents\.py wrote"
+    ):
+        Latents(str(tmp_path))
+    (tmp_path / "manifest.json").write_text(json.dumps({"images": 3}))
+    with pytest.raises(ValueError, match=r"manifest\.json is not as training/cache_latents\.py writes it"):
+        Latents(str(tmp_path))
+    config = DataConfig(name="latents", path=str(both_ways), image_size=16)
+    with pytest.raises(
+        ValueError, match=r"set data\.image_size to 8, and model\.in_channels and .* to 4 \(they are 16"
+    ):
+        open_images(config, 3)
+    assert load_file(both_ways / "latents-00002.safetensors")["mean"].shape == (2, 4, 8, 8)

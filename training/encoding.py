@@ -1,0 +1,101 @@
+"""Writing a cache of latents: images and captions encoded shard by shard, each shard whole or not there at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from training.autoencoder import Autoencoder
+from training.checkpoint import TEMPORARY, flush, sha256
+from training.data import leave_process_group
+from training.images import Images
+from training.latents import EMPTY_TEXT, Manifest
+from training.text import TextEncoder
+
+
+class Pictures(Dataset[dict[str, Any]]):
+    """Some of the images, by their place in `indices`, with their class and maybe a caption."""
+
+    def __init__(self, images: Images, indices: np.ndarray, captions: list[str] | None) -> None:
+        self.images, self.indices, self.captions = images, indices, captions
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        index = int(self.indices[place])
+        pixels = torch.from_numpy(np.ascontiguousarray(self.images.image(index)))
+        picture = {"pixels": pixels, "label": torch.tensor(self.images.label(index))}
+        return picture if self.captions is None else picture | {"caption": self.captions[place]}
+
+
+class Cache:
+    """A cache that is being made in `folder`."""
+
+    def __init__(self, folder: Path, autoencoder: Autoencoder, text_encoder: TextEncoder | None) -> None:
+        self.folder, self.autoencoder, self.text_encoder = folder, autoencoder, text_encoder
+
+    def write_companions(self, manifest: Manifest) -> Manifest:
+        """The networks and the empty caption's embedding, so that the folder is all that training needs."""
+        self._write_folder("autoencoder", self.autoencoder.model.save_pretrained)
+        if self.text_encoder is not None:
+            self._write_folder("text_encoder", self.text_encoder.model.save_pretrained)
+            self._write_folder("tokenizer", self.text_encoder.tokenizer.save_pretrained)
+            if EMPTY_TEXT not in manifest.sha256:
+                manifest = self._write_tensors(manifest, EMPTY_TEXT, {"text": self.text_encoder.encode([""])[0].cpu()})
+        return manifest
+
+    def write_shards(self, manifest: Manifest, pictures: Pictures, batch_size: int, num_workers: int) -> Manifest:
+        """The shards that are not there yet, in order; decoded in `num_workers` processes beside this one."""
+        size, done = manifest.shard_size, set(manifest.sha256)
+        with tqdm(total=manifest.images, unit="image", disable=None, dynamic_ncols=True) as bar:
+            for number, name in enumerate(manifest.shards):
+                places = range(number * size, min(manifest.images, (number + 1) * size))
+                if name not in done:
+                    batches = [list(places[start : start + batch_size]) for start in range(0, len(places), batch_size)]
+                    loader = DataLoader(
+                        pictures, batch_sampler=batches, num_workers=num_workers, worker_init_fn=leave_process_group
+                    )
+                    rows = [self._encode(batch, flip=manifest.flipped) for batch in loader]
+                    tensors = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+                    manifest = self._write_tensors(manifest, name, tensors)
+                bar.update(len(places))
+        return manifest
+
+    def _encode(self, batch: dict[str, Any], *, flip: bool) -> dict[str, Tensor]:
+        """A batch's rows of a shard."""
+        rows = {"label": batch["label"]}
+        rows["mean"], rows["std"] = self.autoencoder.encode(batch["pixels"])
+        if flip:
+            rows["mean_flipped"], rows["std_flipped"] = self.autoencoder.encode(batch["pixels"].flip(-1))
+        if self.text_encoder is not None:
+            rows["text"] = self.text_encoder.encode(batch["caption"])
+        return {key: value.cpu() for key, value in rows.items()}
+
+    def _write_tensors(self, manifest: Manifest, name: str, tensors: dict[str, Tensor]) -> Manifest:
+        """Write a file whole or not at all, and then the manifest that knows it."""
+        unfinished = self.folder / f"{TEMPORARY}{name}"
+        unfinished.write_bytes(save({key: value.contiguous() for key, value in tensors.items()}))
+        flush(unfinished)
+        unfinished.replace(self.folder / name)
+        manifest = replace(manifest, sha256=manifest.sha256 | {name: sha256(self.folder / name)})
+        manifest.write(self.folder)
+        return manifest
+
+    def _write_folder(self, name: str, save: Callable[[Path], object]) -> None:
+        """A network's folder, whole or not at all, where it is not there yet."""
+        unfinished, final = self.folder / f"{TEMPORARY}{name}", self.folder / name
+        if final.exists():
+            return
+        shutil.rmtree(unfinished, ignore_errors=True)
+        save(unfinished)
+        for path in (*unfinished.iterdir(), unfinished):
+            flush(path)
+        unfinished.rename(final)

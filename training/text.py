@@ -1,0 +1,97 @@
+"""Captions and what the text encoder of Stable Diffusion makes of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.hugging_face import HuggingFaceImages, open_table
+from training.images import ImageFolder, Images
+
+logger = logging.getLogger(__name__)
+
+
+class TextEncoder:
+    """CLIP's text encoder with its tokenizer (Radford et al. 2021, arXiv 2103.00020), as diffusers folders have them.
+
+    Raises ValueError where the folder lacks `text_encoder/` or `tokenizer/`, or they are of another kind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from transformers import CLIPTextModel, CLIPTokenizer
+        except ImportError as error:
+            raise ValueError("text embeddings need the package transformers: pip install transformers") from error
+        config = folder / "text_encoder" / "config.json"
+        kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+        if kind != "clip_text_model" or not (folder / "tokenizer").is_dir():
+            raise ValueError(
+                f"{folder} holds no CLIP text encoder: give the folder of a Stable Diffusion pipeline, which has "
+                "text_encoder/ and tokenizer/, or one that training/cache_latents.py --text-encoder wrote"
+            )
+        try:
+            self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            model: Any = CLIPTextModel.from_pretrained(
+                folder / "text_encoder", use_safetensors=True, local_files_only=True
+            )
+        except OSError as error:
+            raise ValueError(f"the text encoder in {folder} cannot be read: {error}") from error
+        self.model: Any = model.float().eval().requires_grad_(False)
+        self.tokens = min(self.tokenizer.model_max_length, model.config.max_position_embeddings)
+        self.width: int = model.config.hidden_size
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings (N, tokens, width) float32, on the encoder's device: what StableDiffusionPipeline.encode_prompt
+        gives. A longer caption is cut off."""
+        padding = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
+        ids = self.tokenizer(list(captions), **padding, return_tensors="pt").input_ids
+        return self.model(ids.to(next(self.model.parameters()).device))[0]
+
+    def too_long(self, captions: Sequence[str]) -> int:
+        """How many captions are cut off."""
+        return sum(len(ids) > self.tokens for ids in self.tokenizer(list(captions)).input_ids)
+
+
+def read_captions(images: Images, indices: Sequence[int], column: str) -> list[str]:
+    """The caption of each of the images: NAME.txt beside the file, or the data set's column.
+
+    Raises ValueError where one is missing, naming it.
+    """
+    if isinstance(images, ImageFolder):
+        return read_files([(images.root / images.files[index]).with_suffix(".txt") for index in indices])
+    if isinstance(images, HuggingFaceImages):
+        return read_column(images.path, indices, column)
+    raise ValueError("these images have no captions: use data.name folder or datasets, or leave --text-encoder out")
+
+
+def read_files(files: Sequence[Path]) -> list[str]:
+    """Their contents without the spaces around them."""
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(files)} images have no caption; the first would be {missing[0]}: write it (an "
+            "empty file is the empty caption), or leave --text-encoder out"
+        )
+    return [file.read_text(encoding="utf-8").strip() for file in files]
+
+
+def read_column(path: str, indices: Sequence[int], column: str) -> list[str]:
+    """A data set's column of captions, at these rows."""
+    table = open_table(path)
+    if column not in table.column_names:
+        raise ValueError(f"--caption-column {column!r} is not in {path!r}; its columns: {table.column_names}")
+    captions = list(table[column])
+    wrong = [index for index in indices if not isinstance(captions[index], str)]
+    if wrong:
+        raise ValueError(
+            f"--caption-column {column!r} of {path!r} has no text in {len(wrong)} of {len(indices)} rows, the first "
+            f"being row {wrong[0]}, {captions[wrong[0]]!r}: mend it (an empty text is the empty caption)"
+        )
+    return [captions[index].strip() for index in indices]
