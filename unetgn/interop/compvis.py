@@ -51,7 +51,7 @@ class CompvisOptions:
     use_new_attention_order: bool = False
     use_spatial_transformer: bool = False
     transformer_depth: int | tuple[int, ...] = 1
-    context_dim: int | None = None
+    context_dim: int | tuple[int, ...] | None = None
     n_embed: int | None = None
     legacy: bool = True
     disable_self_attentions: tuple[bool, ...] | None = None
@@ -73,7 +73,7 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 def translate(options: CompvisOptions) -> UNetConfig:
     """Our configuration of the same network. Raises ValueError where an option is not supported."""
     spatial, levels = options.use_spatial_transformer, range(len(options.channel_mult))
-    if spatial != (options.context_dim is not None) and not spatial:
+    if options.context_dim is not None and not spatial:
         raise ValueError("UNetModel: context_dim needs use_spatial_transformer=True")
     attending = {level for level in levels if 2**level in options.attention_resolutions}
     cross_only = [
@@ -100,7 +100,7 @@ def translate(options: CompvisOptions) -> UNetConfig:
         ),
         attention=AttentionConfig(num_heads=encoder_heads, norm=NormConfig(eps=1e-6) if spatial else None),
         transformer=TransformerConfig(
-            context_dim=options.context_dim,
+            context_dim=_context_width(options),
             depth=options.transformer_depth,
             linear_projection=options.use_linear_in_transformer,
             cross_only=tuple(cross_only),
@@ -114,6 +114,16 @@ def translate(options: CompvisOptions) -> UNetConfig:
             num_heads=None if decoder_heads == encoder_heads else decoder_heads, attention_blocks=decoder_blocks
         ),
     )
+
+
+def _context_width(options: CompvisOptions) -> int | None:
+    """The context's width; a list has one for each block of a transformer, which all read the same context here."""
+    widths = options.context_dim
+    if not isinstance(widths, tuple):
+        return widths
+    if len(set(widths)) != 1:
+        raise ValueError(f"UNetModel: context_dim={list(widths)} is not supported; only lists of one width are")
+    return widths[0]
 
 
 def _class_count(options: CompvisOptions) -> int | None:

@@ -96,10 +96,7 @@ def _block(level: Level, ours: str, index: int, theirs: str) -> Iterator[tuple[s
 
 
 def _middle(unet: UNet) -> Iterator[tuple[str, str]]:
-    position = 0
     for index in range(len(unet.mid_block.resnets)):
-        yield f"mid_block.resnets.{index}", f"middle_block.{position}"
-        position += 1
-        if str(index) in unet.mid_block.attentions:
-            yield f"mid_block.attentions.{index}", f"middle_block.{position}"
-            position += 1
+        yield f"mid_block.resnets.{index}", f"middle_block.{2 * index}"
+        if str(index) in unet.mid_block.attentions:  # its place stays empty where there is none
+            yield f"mid_block.attentions.{index}", f"middle_block.{2 * index + 1}"

@@ -49,7 +49,7 @@ class SgmOptions:
     resblock_updown: bool = False
     transformer_depth: int | tuple[int, ...] = 1
     transformer_depth_middle: int | None = None
-    context_dim: int | None = None
+    context_dim: int | tuple[int, ...] | None = None
     disable_self_attentions: tuple[bool, ...] | None = None
     num_attention_blocks: tuple[int, ...] | None = None
     disable_middle_self_attn: bool = False
