@@ -7,7 +7,7 @@ each channel go to `sums` (2 or 3, N, slots, C); a slot is a row block; the resi
 import triton
 import triton.language as tl
 
-from unetgn.ops.triton_elements import activation_gradient, channel_affine, load_or
+from unetgn.ops.triton_elements import activation_gradient, channel_affine, load_or, pair_of, plane_of
 from unetgn.ops.triton_forward_channels_last import group_channels_of_step, locate_tile
 
 
@@ -73,16 +73,17 @@ def resident_backward(
         if sums is not None:
             slot = sample * channels + channel
             tl.store(sums + slot, s0)
-            tl.store(sums + plane + slot, s1)
+            tl.store(plane_of(sums, 1, plane) + slot, s1)
             if WITH_XHAT:
-                tl.store(sums + 2 * plane + slot, s2)
+                tl.store(plane_of(sums, 2, plane) + slot, s2)
         m1 += tl.sum(s0 * gamma, 1)
         m2 += tl.sum(s1 * gamma, 1)
 
     m1 = m1 / (STEPS * VECTOR * spatial)
     m2 = m2 / (STEPS * VECTOR * spatial)
-    tl.store(group_means + group * 2, m1)
-    tl.store(group_means + group * 2 + 1, m2)
+    pair = pair_of(group_means, group)
+    tl.store(pair, m1)
+    tl.store(pair + 1, m2)
     m1 = (rstd * m1)[None, :, None]
     m2 = (rstd * m2)[None, :, None]
     for step in tl.static_range(STEPS if dx is not None else 0):
@@ -156,9 +157,9 @@ def split_sums(
         COLUMNS, VECTOR, MASKED,
     )  # fmt: skip
     tl.store(sums + slot, tl.sum(dz, 0), mask=own)
-    tl.store(sums + plane + slot, tl.sum(dz * xhat, 0), mask=own)
+    tl.store(plane_of(sums, 1, plane) + slot, tl.sum(dz * xhat, 0), mask=own)
     if WITH_XHAT:
-        tl.store(sums + 2 * plane + slot, tl.sum(xhat, 0), mask=own)
+        tl.store(plane_of(sums, 2, plane) + slot, tl.sum(xhat, 0), mask=own)
 
 
 @triton.jit
@@ -173,8 +174,8 @@ def split_apply(
         num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks,
         tl.num_programs(0) - 1 - tl.program_id(0), SILU, ROWS, COLUMNS, VECTOR, MASKED,
     )  # fmt: skip
-    m1 = rstd * tl.load(group_means + group * 2, mask=own, other=0.0)
-    m2 = rstd * tl.load(group_means + group * 2 + 1, mask=own, other=0.0)
+    m1 = rstd * tl.load(pair_of(group_means, group), mask=own, other=0.0)
+    m2 = rstd * tl.load(pair_of(group_means, group) + 1, mask=own, other=0.0)
     result = (dz * (rstd * gamma)[None, :] - m1[None, :] - xhat * m2[None, :]).to(dx.dtype.element_ty)
     if MASKED:
         tl.store(dx + offsets, result, mask=inside)

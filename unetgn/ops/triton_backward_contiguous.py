@@ -12,7 +12,7 @@ gradient, S2 = sum xhat.
 import triton
 import triton.language as tl
 
-from unetgn.ops.triton_elements import activation_gradient, channel_affine, load_or
+from unetgn.ops.triton_elements import activation_gradient, channel_affine, load_or, pair_of, plane_of
 
 
 @triton.jit
@@ -32,9 +32,9 @@ def row_starts(row, spatial, segments, WIDTH: tl.constexpr, EXACT: tl.constexpr)
 def store_sums(sums, index, plane, s0, s1, xhat, mask, WITH_XHAT: tl.constexpr):
     """S0, S1 and, where it is wanted, S2 of rows into the planes of `sums`."""
     tl.store(sums + index, s0, mask=mask)
-    tl.store(sums + plane + index, s1, mask=mask)
+    tl.store(plane_of(sums, 1, plane) + index, s1, mask=mask)
     if WITH_XHAT:
-        tl.store(sums + 2 * plane + index, tl.sum(xhat, 1), mask=mask)
+        tl.store(plane_of(sums, 2, plane) + index, tl.sum(xhat, 1), mask=mask)
 
 
 @triton.jit
@@ -101,8 +101,9 @@ def resident_backward(
 
     m1 = tl.sum(m1_rows, 0) / (group_channels * spatial)
     m2 = tl.sum(m2_rows, 0) / (group_channels * spatial)
-    tl.store(group_means + group * 2, m1)
-    tl.store(group_means + group * 2 + 1, m2)
+    pair = pair_of(group_means, group)
+    tl.store(pair, m1)
+    tl.store(pair + 1, m2)
     for t in tl.static_range(TILES if dx is not None else 0):
         xhat, dz, gamma = kept[t]
         result = (dz * (rstd * gamma)[:, None] - rstd * m1 - xhat * (rstd * m2)).to(dx.dtype.element_ty)
@@ -194,8 +195,8 @@ def split_apply(
         num_groups, group_channels, spatial, segments, row_blocks, tl.num_programs(0) - 1 - tl.program_id(0), SILU,
         ROWS, WIDTH, MASKED, EXACT,
     )  # fmt: skip
-    m1 = rstd * tl.load(group_means + group * 2, mask=own, other=0.0)
-    m2 = rstd * tl.load(group_means + group * 2 + 1, mask=own, other=0.0)
+    m1 = rstd * tl.load(pair_of(group_means, group), mask=own, other=0.0)
+    m2 = rstd * tl.load(pair_of(group_means, group) + 1, mask=own, other=0.0)
     result = (dz * (rstd * gamma)[:, None] - m1[:, None] - xhat * m2[:, None]).to(dx.dtype.element_ty)
     if MASKED:
         tl.store(dx + offsets, result, mask=inside)

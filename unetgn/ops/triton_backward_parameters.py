@@ -7,7 +7,7 @@ N * slots * C elements. Additions run in a fixed order; each result has one writ
 import triton
 import triton.language as tl
 
-from unetgn.ops.triton_elements import channel_affine, load_or, number
+from unetgn.ops.triton_elements import channel_affine, load_or, number, pair_of, plane_of
 
 
 @triton.jit
@@ -35,17 +35,17 @@ def fold_slots(
             inside = (slot < slots)[:, None] & own[None, :]
             index = (sample * slots + slot)[:, None] * channels + channel[None, :]
             s0 += tl.load(sums + index, mask=inside, other=0.0)
-            s1 += tl.load(sums + plane + index, mask=inside, other=0.0)
+            s1 += tl.load(plane_of(sums, 1, plane) + index, mask=inside, other=0.0)
             if WITH_XHAT:
-                s2 += tl.load(sums + 2 * plane + index, mask=inside, other=0.0)
+                s2 += tl.load(plane_of(sums, 2, plane) + index, mask=inside, other=0.0)
             first += SLOTS
         s0_channel = tl.sum(s0, 0)
         s1_channel = tl.sum(s1, 0)
         index = sample * channels + channel
         tl.store(folded + index, s0_channel, mask=own)
-        tl.store(folded + folded_plane + index, s1_channel, mask=own)
+        tl.store(plane_of(folded, 1, folded_plane) + index, s1_channel, mask=own)
         if WITH_XHAT:
-            tl.store(folded + 2 * folded_plane + index, tl.sum(s2, 0), mask=own)
+            tl.store(plane_of(folded, 2, folded_plane) + index, tl.sum(s2, 0), mask=own)
         gamma, _beta = channel_affine(
             weight,
             bias,
@@ -61,8 +61,9 @@ def fold_slots(
         m2 += tl.where(own, s1_channel * gamma, 0.0)
         done += COLUMNS
     length = number(number(spatial, tl.int64) * group_channels, compute)
-    tl.store(group_means + group * 2, tl.sum(m1, 0) / length)
-    tl.store(group_means + group * 2 + 1, tl.sum(m2, 0) / length)
+    pair = pair_of(group_means, group)
+    tl.store(pair, tl.sum(m1, 0) / length)
+    tl.store(pair + 1, tl.sum(m2, 0) / length)
 
 
 @triton.jit
@@ -88,7 +89,7 @@ def parameter_gradients(
         inside = (sample < samples) & (channel < channels)
         index = sample * channels + channel
         s0 = tl.load(folded + index, mask=inside, other=0.0)
-        s1 = tl.load(folded + plane + index, mask=inside, other=0.0)
+        s1 = tl.load(plane_of(folded, 1, plane) + index, mask=inside, other=0.0)
         factor = 1.0 + load_or(scale, sample * scale_stride + channel, inside, 0.0, compute)
         dweight_rows += s1 * factor
         dbias_rows += s0 * factor
@@ -99,9 +100,9 @@ def parameter_gradients(
         if dpre_bias is not None:
             group = sample * num_groups + channel // group_channels
             rstd = tl.load(rstd_in + group, mask=inside, other=0.0)
-            m1 = tl.load(group_means + group * 2, mask=inside, other=0.0)
-            m2 = tl.load(group_means + group * 2 + 1, mask=inside, other=0.0)
-            s2 = tl.load(folded + 2 * plane + index, mask=inside, other=0.0)
+            m1 = tl.load(pair_of(group_means, group), mask=inside, other=0.0)
+            m2 = tl.load(pair_of(group_means, group) + 1, mask=inside, other=0.0)
+            s2 = tl.load(plane_of(folded, 2, plane) + index, mask=inside, other=0.0)
             result = rstd * (w * factor * s0 - spatial * m1 - m2 * s2)
             tl.store(dpre_bias + index, result.to(dpre_bias.dtype.element_ty), mask=inside)
         first += ROWS

@@ -58,6 +58,18 @@ def number(value, dtype: tl.constexpr):
 
 
 @triton.jit
+def plane_of(sums, which: tl.constexpr, plane):
+    """Where plane `which` of `sums` begins, each of `plane` elements: two planes may be more than 32 bits count."""
+    return sums + number(plane, tl.int64) * which
+
+
+@triton.jit
+def pair_of(group_means, group):
+    """Where the pair of a group lies in `group_means` (N*G, 2), which may have more elements than 32 bits count."""
+    return group_means + group.to(tl.int64) * 2
+
+
+@triton.jit
 def divide(a, b):
     """The correctly rounded quotient of scalars or short vectors, so that the mean of a constant is that constant."""
     if a.dtype == tl.float32:

@@ -163,6 +163,13 @@ def resident_forward(
 
 
 @triton.jit
+def rows_of_block(row_block, spatial, ROWS: tl.constexpr):
+    """(first row, number of rows) of a block of at most ROWS rows; counted in 64 bits, which `spatial` may need."""
+    first = row_block.to(tl.int64) * ROWS
+    return first, tl.minimum(spatial - first, ROWS).to(tl.int32)
+
+
+@triton.jit
 def locate_tile(
     program, row_blocks, column_blocks, channel_vectors, spatial, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -172,9 +179,10 @@ def locate_tile(
     row_block = program // column_blocks % row_blocks
     channel = program % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
     channels = channel_vectors * VECTOR
-    base = (sample * spatial + row_block * ROWS) * channels
+    first_row, count = rows_of_block(row_block, spatial, ROWS)
+    base = (sample * spatial + first_row) * channels
     offsets = tl.arange(0, ROWS)[:, None] * channels + channel[None, :]
-    return sample, row_block, base, channel, offsets, tl.minimum(spatial - row_block * ROWS, ROWS)
+    return sample, row_block, base, channel, offsets, count
 
 
 @triton.jit
@@ -231,18 +239,18 @@ def merge_statistics(
     first = 0
     while first < row_blocks:
         k = first + tl.arange(0, SLOTS)[:, None]
-        count = tl.minimum(spatial - k * ROWS, ROWS).to(compute)
+        _first_row, count = rows_of_block(k, spatial, ROWS)
         d = tl.load(slots + k * 2 * channels, mask=(k < row_blocks) & own, other=0.0) + extra - pivot
-        mean += tl.sum(tl.sum(tl.where((k < row_blocks) & own, d * count, 0.0), 1), 0) / length
+        mean += tl.sum(tl.sum(tl.where((k < row_blocks) & own, d * count.to(compute), 0.0), 1), 0) / length
         first += SLOTS
     m2 = tl.zeros([], compute)
     first = 0
     while first < row_blocks:
         k = first + tl.arange(0, SLOTS)[:, None]
-        count = tl.minimum(spatial - k * ROWS, ROWS).to(compute)
+        _first_row, count = rows_of_block(k, spatial, ROWS)
         d = tl.load(slots + k * 2 * channels, mask=(k < row_blocks) & own, other=0.0) + extra - mean
         channel_m2 = tl.load(slots + (k * 2 + 1) * channels, mask=(k < row_blocks) & own, other=0.0)
-        m2 += tl.sum(tl.sum(tl.where((k < row_blocks) & own, channel_m2 + d * d * count, 0.0), 1), 0)
+        m2 += tl.sum(tl.sum(tl.where((k < row_blocks) & own, channel_m2 + d * d * count.to(compute), 0.0), 1), 0)
         first += SLOTS
     tl.store(mean_out + group, mean)
     tl.store(rstd_out + group, reciprocal_deviation(divide(m2, length), eps))

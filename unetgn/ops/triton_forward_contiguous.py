@@ -194,14 +194,14 @@ def locate_chunk(
     channel is too long for that.
     """
     group = program // chunks
-    spatial = segments * WIDTH
+    spatial = number(segments, tl.int64) * WIDTH
     position = (program % chunks).to(tl.int64) * CHUNK
     channel = position // spatial
     start = position - channel * spatial
     if not WIDE:
         start = start.to(tl.int32)
     base = (group.to(tl.int64) * group_channels + channel) * segments * WIDTH
-    limit = tl.minimum(number(group_channels, tl.int64) * spatial - position, CHUNK).to(tl.int32)
+    limit = tl.minimum(spatial * group_channels - position, CHUNK).to(tl.int32)
     return group, base, channel, tl.zeros([1, 1], tl.int32) + start, limit
 
 

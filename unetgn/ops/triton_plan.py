@@ -18,7 +18,7 @@ VECTOR_BYTES = 16  # the widest load of a thread
 MOST_THREADS = 512  # of a block: 128 registers each
 MOST_TILES = 8
 SHORT = 8192  # elements of a group at 16 bits that one block finishes sooner than a second launch begins
-INT32_POSITIONS = 2**31 - 2**17  # from here on a position within a channel needs 64 bits
+INT32_POSITIONS = 2**31 - 2**17  # from here on positions are counted in 64 bits
 
 
 @dataclass(frozen=True)

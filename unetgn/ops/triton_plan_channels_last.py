@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from unetgn.ops.triton_device import Device
 from unetgn.ops.triton_plan import (
+    INT32_POSITIONS,
     MOST_TILES,
     SHORT,
     VECTOR_BYTES,
@@ -81,6 +82,8 @@ def _resident(problem: Problem, device: Device, limit: int, per_thread: int, clu
 
     Where the channels of a group allow no full-width loads, it is for short groups, which gain most from one launch.
     """
+    if problem.channels * problem.spatial >= INT32_POSITIONS:
+        return None  # these kernels count the elements of a sample in 32 bits
     load = math.gcd(problem.group_channels, problem.vector) * problem.itemsize
     short = problem.length <= problem.resident_elements(SHORT)
     if load < NARROWEST_LOAD or (load < VECTOR_BYTES and not short):

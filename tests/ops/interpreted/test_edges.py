@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 import unetgn
@@ -24,8 +22,6 @@ from tests.ops.triton_cases import (
     small_tensors,
 )
 from unetgn.ops import implementation, triton_group_norm_silu
-from unetgn.ops.triton_forward_channels_last import locate_tile
-from unetgn.ops.triton_forward_contiguous import locate_chunk
 
 ALL = ("weight", "bias", "pre_bias", "scale", "shift")
 LAYOUTS_AND_PATHS = [(layout, path) for layout in (False, True) for path in ("resident", "split", "cluster")]
@@ -204,45 +200,6 @@ def test_the_public_function_takes_a_gradient_with_stride_zero_and_small_tensors
 def test_the_benchmarks_checks_of_correctness_pass(channels_last: bool) -> None:
     check = Check((2, 12, 5, 4), 3, torch.bfloat16, channels_last, ALL)
     assert faults(check, "triton", "cpu") == []
-
-
-@triton.jit
-def chunk_places(out, program, chunks, group_channels, segments, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
-    group, base, channel, start, limit = locate_chunk(program, chunks, group_channels, segments, CHUNK, WIDTH, False)
-    tl.store(out, group)
-    tl.store(out + 1, base)
-    tl.store(out + 2, channel)
-    tl.store(out + 3, tl.sum(tl.sum(start, 1), 0))
-    tl.store(out + 4, limit)
-
-
-@triton.jit
-def tile_places(out, program, row_blocks, column_blocks, channel_vectors, spatial):
-    sample, _row_block, base, _channel, offsets, count = locate_tile(
-        program, row_blocks, column_blocks, channel_vectors, spatial, 128, 64, 8
-    )
-    tl.store(out, sample)
-    tl.store(out + 1, base)
-    tl.store(out + 2, tl.max(tl.max(offsets, 1), 0))
-    tl.store(out + 3, count)
-
-
-def test_places_beyond_two_to_the_31_do_not_wrap_in_the_contiguous_layout() -> None:
-    group_channels, spatial, chunk = 5, 2**30 + 2**13, 8192  # a group of more than 2**32 elements
-    chunks = group_channels * spatial // chunk
-    program = 3 * chunks + chunks - 1  # the last chunk of group 3
-    out = torch.zeros(5, dtype=torch.int64)
-    chunk_places[(1,)](out, program, chunks, group_channels, spatial // 4096, CHUNK=chunk, WIDTH=4096)
-    assert out.tolist() == [3, (3 * 5 + 4) * spatial, 4, 5 * spatial - chunk - 4 * spatial, chunk]
-
-
-def test_places_beyond_two_to_the_31_do_not_wrap_in_channels_last() -> None:
-    channels, spatial = 512, 2**24 + 1  # 2**33 elements a sample
-    row_blocks, column_blocks = -(-spatial // 128), channels // 64
-    out = torch.zeros(4, dtype=torch.int64)
-    program = 3 * row_blocks * column_blocks - 1  # the last tile of sample 2
-    tile_places[(1,)](out, program, row_blocks, column_blocks, channels // 8, spatial)
-    assert out.tolist() == [2, (2 * spatial + 2**24) * channels, 127 * channels + channels - 1, 1]
 
 
 def test_the_reference_values_of_this_folder_are_those_of_torch() -> None:
