@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
@@ -39,7 +40,10 @@ from training.images import BROKEN_AT_MOST, check_classes
 logger = logging.getLogger(__name__)
 
 READ_BEFORE_JUDGING = 100  # images, before a share of broken ones is too large
+READ_AT_ONCE = 16  # rows
+Row = dict[str, Any]
 Batch = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 
 class ShardStream(Samples):
@@ -108,18 +112,40 @@ class ShardStream(Samples):
                 shards,
                 readers,
             )
-        first = self._data.take(READ_BEFORE_JUDGING)
-        if not any(RowDecoder(self).pictures(first)):
+        rows = (row for shard in range(shards) for row in self.read_shard(shard))
+        if not any(RowDecoder(self).pictures(islice(rows, READ_BEFORE_JUDGING))):
             raise DataError(
                 f"data.path {self.config.path!r}: none of the first {READ_BEFORE_JUDGING} images is readable"
             )
 
-    def rows(self, batches: StepBatches, number: int) -> Iterator[dict[str, Any]]:
-        """The rows of this reader's shards in pass `number`, in order; images encoded."""
-        order = random_stream(self.seed, Purpose.ORDER, batches.first_step, number)
-        mixed = self._data.shuffle(generator=order, buffer_size=self.config.shuffle_buffer)
-        # A data set that is read in a loader's worker deals the rank's shards out to the workers by itself.
-        return iter(mixed.shard(num_shards=batches.ranks, index=batches.rank, contiguous=False))
+    def rows(self, order: np.random.Generator, reader: int, readers: int) -> Iterator[tuple[str, Row]]:
+        """What `reader` of `readers` reads in the pass of this order: its shards' rows, mixed, with their names."""
+        shards = order.permutation(self._data.num_shards)[reader::readers]
+        rows = (row for shard in shards for row in self.read_shard(int(shard)))
+        return mix(rows, self.config.shuffle_buffer, order)
+
+    def read_shard(self, shard: int) -> Iterator[tuple[str, Row]]:
+        """Rows of a shard and what messages call them; images encoded."""
+        one = self._data.shard(num_shards=self._data.num_shards, index=shard)
+        number = 0
+        # In a loader's worker, iter(one) would leave out what it takes for the other workers'; one.iter does not.
+        for columns in one.iter(batch_size=READ_AT_ONCE):
+            for values in zip(*columns.values(), strict=True):
+                row = dict(zip(columns, values, strict=True))
+                number += 1
+                yield f"{row.get('__key__', f'row {number}')} of {self._files[shard]}", row
+
+
+def mix(rows: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T]:
+    """All rows, each drawn from a buffer of the `size` next ones."""
+    buffer: list[T] = []
+    for row in rows:
+        buffer.append(row)
+        if len(buffer) == size:
+            chosen = int(random.integers(size))
+            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+            yield buffer.pop()
+    yield from (buffer[i] for i in random.permutation(len(buffer)))
 
 
 def open_shards(path: str) -> tuple[list[str], Any]:
@@ -154,27 +180,29 @@ class RowDecoder:
         self.stream, self.decoder = stream, import_datasets().Image()
         self.read = self.broken = 0
 
-    def pictures(self, rows: Iterable[dict[str, Any]]) -> Iterator[Picture]:
-        """The pictures of the rows; warns of each that is left out. Raises DataError where that is more than 1 % of at
-        least a hundred rows, or for a label that is no class of the network."""
-        for row in rows:
+    def pictures(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Picture]:
+        """The pictures of the named rows; warns of each that is left out.
+
+        Raises DataError where that is more than 1 % of at least a hundred rows, and for a label that is no class.
+        """
+        for name, row in rows:
             self.read += 1
-            label = self.label(row)
+            label = self.label(name, row)
             try:
                 image = self.stream.framing.check(self.decoder.decode_example(row[self.stream.columns.image]))
             except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
                 self.broken += 1
-                logger.warning("skipping a broken image: %s (%s)", self.name(row), reason(error))
+                logger.warning("skipping a broken image: %s (%s)", name, reason(error))
                 if self.read >= READ_BEFORE_JUDGING and self.broken > BROKEN_AT_MOST * self.read:
                     raise DataError(
                         f"{self.broken} of {self.read} images of {self.stream.config.path!r} are broken or too small, "
-                        f"more than {BROKEN_AT_MOST:.0%}; the last is {self.name(row)} ({reason(error)}): mend the "
+                        f"more than {BROKEN_AT_MOST:.0%}; the last is {name} ({reason(error)}): mend the "
                         "shards, or ask for a smaller data.image_size"
                     ) from error
             else:
                 yield Picture(image, label)
 
-    def label(self, row: dict[str, Any]) -> int:
+    def label(self, name: str, row: Row) -> int:
         """The class of a row, -1 for a network without classes."""
         classes = self.stream.num_classes
         if classes is None:
@@ -182,18 +210,10 @@ class RowDecoder:
         label = self.stream.columns.label_of(row)
         if not isinstance(label, int) or not 0 <= label < classes:
             raise DataError(
-                f"{self.name(row)} has the label {label!r}, but with model.num_classes {classes} they are numbers from "
+                f"{name} has the label {label!r}, but with model.num_classes {classes} they are numbers from "
                 f"0 to {classes - 1}: set it, or name the right data.label_column"
             )
         return label
-
-    def name(self, row: dict[str, Any]) -> str:
-        """What a message calls a row: its place in a tar shard, the image's file name, or how many came before it."""
-        if "__key__" in row:
-            return f"{row['__key__']} in {row['__url__']}"
-        image = row[self.stream.columns.image]
-        file = image.get("path") if isinstance(image, dict) else None
-        return f"{file or 'an image without a name'}, the {self.read}th that was read of {self.stream.config.path}"
 
 
 class ShardReader(IterableDataset):
@@ -205,7 +225,7 @@ class ShardReader(IterableDataset):
     def __iter__(self) -> Iterator[Batch | DataError]:
         worker = get_worker_info()
         first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        pictures = self.pictures()
+        pictures = self.pictures(self.batches.rank * workers + first, self.batches.ranks * workers)
         try:
             for counters in islice(self.batches, first, None, workers):
                 yield default_collate([self.sample(counter, next(pictures)) for counter in counters])
@@ -214,12 +234,13 @@ class ShardReader(IterableDataset):
         except (OSError, ValueError, tarfile.TarError) as error:
             yield DataError(f"the shards of data.path {self.stream.config.path!r} cannot be read: {reason(error)}")
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self, reader: int, readers: int) -> Iterator[Picture]:
         """Pass after pass over this reader's shards. Raises DataError where one has nothing to give."""
-        decoder = RowDecoder(self.stream)
+        decoder, seed = RowDecoder(self.stream), self.stream.seed
         for number in count():
             before = decoder.read - decoder.broken
-            yield from decoder.pictures(self.stream.rows(self.batches, number))
+            order = random_stream(seed, Purpose.ORDER, self.batches.first_step, number)
+            yield from decoder.pictures(self.stream.rows(order, reader, readers))
             if decoder.read - decoder.broken == before:
                 raise DataError(f"a reader's shards of data.path {self.stream.config.path!r} hold no readable image")
 
