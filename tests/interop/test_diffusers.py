@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.unet_step import SHAPES, saved_bytes
@@ -25,6 +25,11 @@ STABLE = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "cross_attention_dim": 24,
     "attention_head_dim": 4,
+}
+SIZED = {  # a pooled text of 4 numbers and two size numbers
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 4 + 2 * 8,
 }
 SLOW_START = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -77,7 +82,8 @@ def condition_options(draw):
     layers = tuple(draw(st.integers(1, 2)) for _ in range(levels))
     nested = draw(st.booleans())
     depths = tuple(draw(st.integers(1, 2)) for _ in range(levels))
-    mids = ["UNetMidBlock2DCrossAttn", "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None]
+    attends = any(name.startswith("Cross") for name in downs + ups)  # without, it is no conditional model for us
+    mids = ["UNetMidBlock2DCrossAttn", "UNetMidBlock2DCrossAttn"] + ["UNetMidBlock2D", None] * attends
     return {
         "sample_size": 8,
         "block_out_channels": channels,
@@ -108,7 +114,9 @@ def condition_options(draw):
         "conv_in_kernel": draw(st.sampled_from([1, 3])),
         "conv_out_kernel": draw(st.sampled_from([1, 3])),
         "num_class_embeds": draw(st.sampled_from([None, 5])),
-        "addition_embed_type": None,
+        "freq_shift": draw(st.sampled_from([0, 1])),
+        "flip_sin_to_cos": draw(st.booleans()),
+        **draw(st.sampled_from([{"addition_embed_type": None}, SIZED])),
     }
 
 
@@ -125,19 +133,44 @@ def randomized(model, seed=0):
 def inputs(model, seed=1):
     """Arguments for both libraries, by name."""
     generator, config = torch.Generator().manual_seed(seed), model.config
-    given = {
-        "sample": torch.randn(2, config.in_channels, 8, 8, generator=generator, dtype=torch.float64),
-        "timestep": torch.tensor([3, 700]),
-    }
+
+    def noise(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    given = {"sample": noise(2, config.in_channels, 8, 8), "timestep": torch.tensor([3, 700])}
     if config.time_embedding_type == "fourier":  # random frequencies want noise levels around 1: phases in float32
         given["timestep"] = torch.tensor([0.25, 1.5], dtype=torch.float64)
     if config.num_class_embeds is not None:
         given["class_labels"] = torch.tensor([1, 4])
     if isinstance(model, UNet2DConditionModel):
-        given["encoder_hidden_states"] = torch.randn(2, 5, 12, generator=generator, dtype=torch.float64)
+        given["encoder_hidden_states"] = noise(2, 5, 12)
         if config.time_cond_proj_dim is not None:
-            given["timestep_cond"] = torch.randn(2, config.time_cond_proj_dim, generator=generator, dtype=torch.float64)
+            given["timestep_cond"] = noise(2, config.time_cond_proj_dim)
+        if config.addition_embed_type is not None:
+            given["added_cond_kwargs"] = {
+                "text_embeds": noise(2, 4),
+                "time_ids": torch.tensor([[8.0, 5.0], [1.0, 3.0]]),
+            }
     return given
+
+
+def at_the_origin(given):
+    """The same arguments where the sinusoids are exact in float32 too: at timestep 0, with size numbers 0."""
+    given = {**given, "timestep": torch.zeros(2)}
+    if "added_cond_kwargs" in given:
+        added = given["added_cond_kwargs"]
+        given["added_cond_kwargs"] = {**added, "time_ids": torch.zeros_like(added["time_ids"])}
+    return given
+
+
+def in_float32(given):
+    if isinstance(given, dict):
+        return {name: in_float32(value) for name, value in given.items()}
+    return given.float() if given.is_floating_point() else given
+
+
+def assert_close(ours, theirs, limit):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=limit * float(theirs.abs().max()))
 
 
 def assert_round_trip(model):
@@ -149,20 +182,12 @@ def assert_round_trip(model):
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     given = inputs(model)
     with torch.no_grad():
-        expected = model(**given).sample
+        expected, exact = model(**given).sample, model(**at_the_origin(given)).sample
         assert torch.equal(back(**given).sample, expected)
-        # diffusers has its sinusoid in float32, ours is in float64 here
-        torch.testing.assert_close(ours(**given).sample, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
-        torch.testing.assert_close(
-            ours.float()(**_float(given)).sample,
-            model.float()(**_float(given)).sample,
-            rtol=0,
-            atol=2e-5 * float(expected.abs().max()),
-        )
-
-
-def _float(given):
-    return {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
+        assert_close(ours(**at_the_origin(given)).sample, exact, 1e-10)
+        assert_close(ours(**given).sample, expected, 1e-4)  # diffusers has its sinusoid in float32, ours is in float64
+        given = in_float32(given)
+        assert_close(ours.float()(**given).sample, model.float()(**given).sample, 2e-5)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
@@ -187,8 +212,9 @@ def test_the_middle_attention_of_a_scale_shift_model_has_no_norm_unless_told(opt
     assert_round_trip(model)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
 @given(options=condition_options())
+@example(options={**STABLE, **SIZED, "cross_attention_dim": 12, "time_embedding_type": "fourier", "freq_shift": 1})
 def test_a_conditional_model_comes_back_with_the_same_weights_and_outputs(options):
     assert_round_trip(randomized(UNet2DConditionModel(**options)))
 

@@ -169,7 +169,15 @@ def _translate_time(options: ConditionOptions) -> TimeConfig:
     first = options.block_out_channels[0]
     if options.time_embedding_type == "fourier":
         width = options.time_embedding_dim or 2 * first
-        return TimeConfig(features="fourier", order=order, width=width, embedding_width=width, fourier_scale=1.0)  # type: ignore[arg-type]
+        return TimeConfig(
+            features="fourier",
+            order=order,  # type: ignore[arg-type]
+            # the shift is that of the size numbers' features, where there are any
+            frequency_shift=options.freq_shift if options.addition_embed_type == "text_time" else 0.0,
+            width=width,
+            embedding_width=width,
+            fourier_scale=1.0,
+        )
     return TimeConfig(order=order, frequency_shift=options.freq_shift, embedding_width=options.time_embedding_dim)  # type: ignore[arg-type]
 
 
