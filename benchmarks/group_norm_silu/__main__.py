@@ -1,100 +1,89 @@
-"""Check, measure, write: `python -m benchmarks.group_norm_silu [--quick] [--clusters]`. Needs a CUDA or ROCm GPU."""
+"""Check, measure, write: `python -m benchmarks.group_norm_silu`. Needs a CUDA or ROCm GPU.
+
+Exit code: 0, also where the time was up before the end (the next run goes on); 1 where a result is wrong (that case is
+not timed, the others are); 2 where it cannot run; 3 where a kernel broke the device's context (the next run goes on).
+"""
 
 import argparse
-import json
-import subprocess
+import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
+from benchmarks.group_norm_silu.cases import DTYPES, SHAPES, Shape, cases
+from benchmarks.group_norm_silu.record import OtherResults, Record, commit_of, environment
+from benchmarks.group_norm_silu.run import measure_clusters, measure_plain, measure_with_clusters
+from benchmarks.group_norm_silu.timing import find_gpu
 
-NO_DEVICE = 2
-WRONG_RESULTS = 1
+CANNOT_RUN = 2
 RESULTS = Path(__file__).parents[1] / "results"
+COMMIT_VARIABLE = "UNETGN_COMMIT"
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Where the figures come from."""
-    return {
-        "device": torch.cuda.get_device_name(device),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or torch.version.hip,
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "commit": _output("git", "-C", str(RESULTS.parent), "rev-parse", "HEAD"),
-    }
+def shape_of(text: str) -> Shape:
+    """ "8x320x64x64" -> (8, 320, 64, 64)."""
+    found = [shape for shape in SHAPES if "x".join(map(str, shape)) == text]
+    if not found:
+        known = ", ".join("x".join(map(str, shape)) for shape in SHAPES)
+        raise argparse.ArgumentTypeError(f"{text} is none of the shapes: {known}")
+    return found[0]
 
 
-def _output(*command: str) -> str | None:
+def part_of(text: str) -> tuple[int, int]:
+    """ "2/3" -> (2, 3)."""
+    first, _, parts = text.partition("/")
+    if not (first.isdigit() and parts.isdigit() and 1 <= int(first) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text} is no part; write k/n with 1 <= k <= n, such as 1/3")
+    return int(first), int(parts)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="three shapes in bf16 instead of all")
+    made.add_argument("--dtype", action="append", choices=DTYPES, help="this dtype only; may be given several times")
+    made.add_argument("--shape", action="append", type=shape_of, help="this shape only; may be given several times")
+    made.add_argument("--part", type=part_of, default=(1, 1), help="k/n: every n-th case from the k-th on")
+    made.add_argument("--seconds", type=float, help="stop before a case that would likely not be done by then")
+    made.add_argument("--clusters", action="store_true", help="then check and time clusters, in a process of their own")
+    made.add_argument("--clusters-alone", action="store_true", help="check and time clusters in this process, no more")
+    made.add_argument("--commit", help=f"of the code, where git cannot tell; or the variable {COMMIT_VARIABLE}")
+    made.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON (benchmarks/results)")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    began = time.monotonic()
+    options = parser().parse_args(arguments)
+    commit = options.commit or os.environ.get(COMMIT_VARIABLE) or commit_of(RESULTS.parent)
+    if not commit:
+        return _refusal(f"git knows no commit here, and results name theirs: give --commit or set {COMMIT_VARIABLE}")
+    machine = find_gpu()
+    if machine is None:
+        return _refusal("No CUDA or ROCm device: this benchmark measures device time, and a CPU has none.")
+    found = environment(machine.name(), commit)
+    suffix = "" if options.part == (1, 1) else "_part{}of{}".format(*options.part)
+    path = options.output / f"group_norm_silu_{found['device'].lower().replace(' ', '_')}{suffix}.json"
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return None
+        record = Record.open(path, found)
+    except OtherResults as error:
+        return _refusal(str(error))
+    todo = cases(
+        quick=options.quick, dtypes=options.dtype or tuple(DTYPES), shapes=options.shape or SHAPES, part=options.part
+    )
+    deadline = None if options.seconds is None else began + options.seconds
+    if options.clusters_alone:
+        return measure_clusters(todo, record, machine, deadline)
+    if options.clusters:
+        return measure_with_clusters(todo, record, machine, deadline, list(arguments or sys.argv[1:]))
+    return measure_plain(todo, record, machine, deadline)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def main() -> int:
-    """Exit code: 0, or 1 where a result is wrong (nothing is timed then), or 2 without a GPU."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three shapes in bf16 instead of all")
-    parser.add_argument("--clusters", action="store_true", help="check and time clusters too (no GPU has run them yet)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON (benchmarks/results)")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("No CUDA or ROCm device: this benchmark measures device time, and a CPU has none.", file=sys.stderr)
-        return NO_DEVICE
-    problems = wrong_results(clusters_too=arguments.clusters)
-    if problems:
-        print(f"{len(problems)} wrong results; nothing was timed:", *problems, sep="\n", file=sys.stderr)
-        return WRONG_RESULTS
-    device = torch.device("cuda", torch.cuda.current_device())
-    result = measured(device, quick=arguments.quick, clusters_too=arguments.clusters)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    name = "_".join([result["device"].lower().replace(" ", "_"), *(["quick"] if arguments.quick else [])])
-    path = arguments.output / f"group_norm_silu_{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"Wrote {path}; `python -m benchmarks.group_norm_silu.report {path}` makes the table and the plot.")
-    return 0
-
-
-def wrong_results(*, clusters_too: bool) -> list[str]:
-    """What the kernels get wrong on the device."""
-    from benchmarks.group_norm_silu.checks import checks, cluster_checks, faults
-    from unetgn.ops.triton_device import clusters
-
-    problems = [fault for check in checks() for fault in faults(check, "triton", "cuda")]
-    if clusters_too:
-        with clusters(True):
-            problems += [fault for check in cluster_checks() for fault in faults(check, "triton", "cuda")]
-    return problems
-
-
-def measured(device: torch.device, *, quick: bool, clusters_too: bool) -> dict[str, Any]:
-    """The contents of the JSON file."""
-    from torch._functorch import config
-
-    from benchmarks.group_norm_silu.cases import cases
-    from benchmarks.group_norm_silu.measure import host_rows, rows
-    from benchmarks.group_norm_silu.timing import copy_bandwidth
-
-    # A backward pass is repeated on one graph; a compiled one would otherwise reuse the buffers that it saved.
-    config.donated_buffer = False
-    bandwidth = copy_bandwidth(device)
-    result: dict[str, Any] = {**environment(device), "copy_bandwidth": bandwidth, "host": host_rows(device), "rows": []}
-    for case in cases(quick=quick):
-        found = rows(case, device, bandwidth, clusters_too=clusters_too)
-        result["rows"] += found
-        for one in found:
-            print({key: round(v, 1) if isinstance(v, float) else v for key, v in one.items()}, flush=True)
-        torch.cuda.empty_cache()
-    return result
+def _refusal(reason: str) -> int:
+    print(reason, file=sys.stderr)
+    return CANNOT_RUN
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What is measured, and the fewest bytes that each pass could move."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,15 +9,17 @@ import torch
 from torch import Tensor
 
 NUM_GROUPS = 32
-SHAPES: tuple[tuple[int, int, int, int], ...] = (
-    *((n, c, side, side) for n in (1, 8) for c, side in ((320, 64), (640, 32), (1280, 16), (1280, 8))),
+Shape = tuple[int, int, int, int]
+QUICK_SHAPES: tuple[Shape, ...] = ((32, 256, 64, 64), (8, 320, 64, 64), (1, 1280, 8, 8))
+SHAPES: tuple[Shape, ...] = (
+    *QUICK_SHAPES,
+    (2, 512, 128, 128),
     (1, 128, 512, 512),
     (64, 128, 32, 32),
-    (32, 256, 64, 64),
-    (2, 512, 128, 128),
+    *((1, c, side, side) for c, side in ((320, 64), (640, 32), (1280, 16))),
+    *((8, c, side, side) for c, side in ((640, 32), (1280, 16), (1280, 8))),
 )
-QUICK_SHAPES = ((1, 1280, 8, 8), (8, 320, 64, 64), (32, 256, 64, 64))
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 EXTRAS: dict[str, tuple[str, ...]] = {"none": (), "pre_bias": ("pre_bias",), "scale_shift": ("scale", "shift")}
 PASSES = ("forward", "backward")
@@ -30,7 +33,7 @@ ON_CHIP_BACKWARD = 20480
 class Case:
     """One row of results: a call on x (N, C, H, W) with NUM_GROUPS groups, weight and bias."""
 
-    shape: tuple[int, int, int, int]
+    shape: Shape
     dtype: str
     layout: str
     extras: str = "none"
@@ -75,20 +78,36 @@ class Case:
             return self.elements * self.itemsize * (2 if on_chip else 3)
         return self.elements * self.itemsize * (3 if length <= ON_CHIP_BACKWARD else 5)
 
+    def bytes_read(self, which: str) -> int:
+        """Bytes of the large tensors that a call of the pass reads: x, and dy in the backward pass."""
+        return self.elements * self.itemsize * (1 if which == "forward" else 2)
+
     def describe(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "dtype": self.dtype, "layout": self.layout, "extras": self.extras}
 
 
-def cases(*, quick: bool) -> list[Case]:
-    """All shapes, dtypes and layouts without extras, and the extras in bf16; a few of them where quick."""
-    shapes = QUICK_SHAPES if quick else SHAPES
-    dtypes = ("bfloat16",) if quick else tuple(DTYPES)
-    plain = [Case(shape, dtype, layout) for shape in shapes for dtype in dtypes for layout in LAYOUTS]
+def cases(
+    *,
+    quick: bool = False,
+    dtypes: Collection[str] = tuple(DTYPES),
+    shapes: Collection[Shape] = SHAPES,
+    part: tuple[int, int] = (1, 1),
+) -> list[Case]:
+    """All shapes, dtypes and layouts without extras, then the extras in bf16: the most important first, so that a run
+    that is cut short has those. bf16 comes first, both layouts of a shape side by side.
+
+    `quick` leaves three shapes in bf16; `part` (k, n) takes every n-th case from the k-th on, counted from 1.
+    """
+    plain = [Case(shape, dtype, layout) for dtype in DTYPES for shape in SHAPES for layout in LAYOUTS]
     fused = [
         Case(shape, "bfloat16", layout, extras)
-        for shape in shapes
-        for layout in LAYOUTS
+        for shape in SHAPES
         for extras in EXTRAS
+        for layout in LAYOUTS
         if extras != "none"
     ]
-    return plain + fused
+    chosen = [case for case in plain + fused if case.dtype in dtypes and case.shape in shapes]
+    if quick:
+        chosen = [case for case in chosen if case.dtype == "bfloat16" and case.shape in QUICK_SHAPES]
+    first, parts = part
+    return chosen[first - 1 :: parts]

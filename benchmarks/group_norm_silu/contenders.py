@@ -33,11 +33,16 @@ def eager(inputs: dict[str, Tensor]) -> Tensor:
     return F.silu(z)
 
 
+def compiled() -> Function:
+    """`eager` under `torch.compile`, for the shapes that it will be called with."""
+    torch._dynamo.reset()  # else the compiler stops at its limit of recompilations
+    function: Function = torch.compile(eager, dynamic=False, fullgraph=True)
+    return function
+
+
 def contenders(case: Case) -> dict[str, Function]:
     """Name -> function of the inputs, for all that can compute this case. Liger and apex know no extras."""
-    torch._dynamo.reset()
-    compiled: Function = torch.compile(eager, dynamic=False, fullgraph=True)
-    found: dict[str, Function] = {"ours": ours, "eager": eager, "compiled": compiled}
+    found: dict[str, Function] = {"ours": ours, "eager": eager, "compiled": compiled()}
     if not EXTRAS[case.extras]:
         if case.layout == "contiguous" and find_spec("liger_kernel"):
             found["liger"] = _liger(case)

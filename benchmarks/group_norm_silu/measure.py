@@ -6,78 +6,109 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.group_norm_silu.cases import PASSES, Case
+from benchmarks.group_norm_silu.cases import NUM_GROUPS, PASSES, Case
 from benchmarks.group_norm_silu.contenders import Function, contenders, eager, ours
-from benchmarks.group_norm_silu.timing import device_us, host_us, rotations
-from unetgn.ops.triton_device import clusters, device_of
-from unetgn.ops.triton_forward import plan_forward
-from unetgn.ops.triton_launch import call_of
+from benchmarks.group_norm_silu.timing import Machine, rotations
+from unetgn.ops import implementation
+
+Row = dict[str, Any]
+Inputs = dict[str, Tensor]
 
 
-def row(
-    case: Case, which: str, microseconds: dict[str, float], bandwidth: float, *, cluster: bool = False
-) -> dict[str, Any]:
-    """One row of the results: `bytes` is the limit's, `copy_bandwidth` in bytes a second."""
+class DeviceLost(RuntimeError):
+    """A kernel has broken the process's context: nothing more can be measured in this process."""
+
+
+def row(case: Case, which: str, times: Row, bandwidth: float, rotated: int, *, cluster: bool = False) -> Row:
+    """One row of the results: `bytes` is the limit's, `copy_bandwidth` in bytes a second.
+
+    `times`: NAME_us of each contender, or NAME_error where it failed. `rotations` sets of inputs took turns, of which a
+    call reads `bytes_read`.
+    """
     return {
         **case.describe(),
         "pass": which,
         "clusters": cluster,
-        **{f"{name}_us": value for name, value in microseconds.items()},
+        **times,
         "copy_bandwidth": bandwidth,
         "bytes": case.bytes_moved(which, clusters=cluster),
+        "rotations": rotated,
+        "bytes_read": case.bytes_read(which),
     }
 
 
-def rows(case: Case, device: torch.device, bandwidth: float, *, clusters_too: bool) -> list[dict[str, Any]]:
-    """Forward and backward of all contenders; ours once more where clusters are asked for and change the plan."""
-    size = 2 * case.elements * case.itemsize
-    inputs = [case.inputs(device, seed) for seed in range(rotations(size, device))]
+def rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
+    """Forward and backward of all contenders. Both passes are those of a call that records for backward, so that the
+    compiled contender is compiled once a case."""
+    counts = {which: rotations(case.bytes_read(which), machine.cache_bytes()) for which in PASSES}
+    inputs = [case.inputs(machine.device, seed) for seed in range(max(counts.values()))]
     functions = contenders(case)
-    found = [
-        row(case, which, {name: _time(f, inputs, which) for name, f in functions.items()}, bandwidth)
-        for which in PASSES
-    ]
-    if clusters_too and clusters_change_the_plan(inputs[0], device):
-        with clusters(True):
-            found.append(row(case, "forward", {"ours": _time(ours, inputs, "forward")}, bandwidth, cluster=True))
+    found = []
+    for which in PASSES:
+        times: Row = {}
+        for name, function in functions.items():
+            times |= _timed(name, function, inputs[: counts[which]], which, machine)
+        found.append(row(case, which, times, bandwidth, counts[which]))
     return found
 
 
-def clusters_change_the_plan(inputs: dict[str, Tensor], device: torch.device) -> bool:
+def cluster_rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
+    """Our forward pass, to be called where clusters are chosen; empty where they do not change the plan."""
+    count = rotations(case.bytes_read("forward"), machine.cache_bytes())
+    inputs = [case.inputs(machine.device, seed) for seed in range(count)]
+    if not clusters_change_the_plan(inputs[0]):
+        return []
+    times = _timed("ours", ours, inputs, "forward", machine)
+    return [row(case, "forward", times, bandwidth, count, cluster=True)]
+
+
+def clusters_change_the_plan(inputs: Inputs) -> bool:
     """True where a cluster would hold groups that are otherwise split or held by one block."""
+    from unetgn.ops.triton_device import device_of  # needs Triton
+    from unetgn.ops.triton_forward import plan_forward
+    from unetgn.ops.triton_launch import call_of
+
     small = (inputs.get(name) for name in ("weight", "bias", "pre_bias", "scale", "shift"))
-    call = call_of(inputs["x"], 32, True, device_of(device), *small)
+    call = call_of(inputs["x"], NUM_GROUPS, True, device_of(inputs["x"].device), *small)
     return plan_forward(call, True) != plan_forward(call, False)
 
 
-def _time(function: Function, inputs: list[dict[str, Tensor]], which: str) -> float:
-    return device_us([_call(function, one, which) for one in inputs])
+def _timed(name: str, function: Function, inputs: list[Inputs], which: str, machine: Machine) -> Row:
+    """{NAME_us: microseconds}, or {NAME_error: message}: one contender's failure is not that of the others."""
+    try:
+        with implementation(machine.implementation):
+            return {f"{name}_us": machine.device_us([call(function, one, which) for one in inputs])}
+    except Exception as error:
+        if not machine.is_alive():
+            raise DeviceLost(f"{name}, {which}: {first_line(error)}") from error
+        return {f"{name}_error": first_line(error)}
 
 
-def _call(function: Function, inputs: dict[str, Tensor], which: str) -> Callable[[], Any]:
-    """One call without gradients, or one backward pass of a call made beforehand."""
-    if which == "forward":
+def first_line(error: Exception) -> str:
+    """The kind of an error and the beginning of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
 
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return function(inputs)
 
-        return forward
+def call(function: Function, inputs: Inputs, which: str) -> Callable[[], Any]:
+    """One call that records for backward, or one backward pass of a call made beforehand."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items() if name != "dy"}
+    if which == "forward":
+        return lambda: function(leaves)
     y = function(leaves)
     return lambda: torch.autograd.grad(y, list(leaves.values()), inputs["dy"], retain_graph=True, allow_unused=True)
 
 
-def host_rows(device: torch.device) -> list[dict[str, Any]]:
+def host_rows(machine: Machine) -> list[Row]:
     """Host time of a call on a small tensor, where the device waits for the host: ours and eager, each pass."""
     case = Case((1, 320, 8, 8), "bfloat16", "contiguous")
-    inputs = case.inputs(device, 0)
-    return [
-        {
-            **case.describe(),
-            "pass": which,
-            "ours_us": host_us(_call(ours, inputs, which)),
-            "eager_us": host_us(_call(eager, inputs, which)),
-        }
-        for which in PASSES
-    ]
+    inputs = case.inputs(machine.device, 0)
+    with implementation(machine.implementation):
+        return [
+            {
+                **case.describe(),
+                "pass": which,
+                "ours_us": machine.host_us(call(ours, inputs, which)),
+                "eager_us": machine.host_us(call(eager, inputs, which)),
+            }
+            for which in PASSES
+        ]

@@ -1,10 +1,17 @@
-"""A table and a roofline plot from the JSON of a run: `python -m benchmarks.group_norm_silu.report RESULT.json`."""
+"""A table and a roofline plot from the JSON of a run: `python -m benchmarks.group_norm_silu.report RESULT.json`.
+
+Several files, the parts of a run, are merged into one, which is written beside them.
+"""
 
 import argparse
 import json
+import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any
+
+from benchmarks.group_norm_silu.record import merged
 
 Row = dict[str, Any]
 PEERS = ("eager", "compiled", "liger", "apex")
@@ -21,37 +28,49 @@ def fraction(row: Row) -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a Markdown table: microseconds of each contender, and ours against the limit."""
+    """The rows as a Markdown table: microseconds of each contender, and ours against the limit.
+
+    A dash: not measured; "failed": the row says why (NAME_error).
+    """
     head = ["shape", "dtype", "layout", "extras", "pass", "clusters", "limit", "ours", *PEERS, "of copy bandwidth"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
-        times = [f"{row[f'{peer}_us']:.1f}" if f"{peer}_us" in row else "–" for peer in PEERS]
         cells = [
             "×".join(str(size) for size in row["shape"]),
             *(str(row[name]) for name in ("dtype", "layout", "extras", "pass")),
             "yes" if row["clusters"] else "no",
             f"{limit_us(row):.1f}",
-            f"{row['ours_us']:.1f}",
-            *times,
-            f"{100 * fraction(row):.0f} %",
+            *(_cell(row, name) for name in ("ours", *PEERS)),
+            f"{100 * fraction(row):.0f} %" if "ours_us" in row else "–",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _cell(row: Row, name: str) -> str:
+    if f"{name}_error" in row:
+        return "failed"
+    return f"{row[f'{name}_us']:.1f}" if f"{name}_us" in row else "–"
+
+
 def summary(rows: list[Row]) -> dict[str, Any]:
     """The figures that the targets speak of, over the rows without extras and without clusters.
 
-    Median speed-ups over eager and compiled; rows where ours is slower than the better of the two; the least share of
-    the copy bandwidth among tensors of at least 64 MB, by pass.
+    Median speed-ups over eager and compiled; rows where ours is slower than the better of the two; rows in which a
+    contender failed; the least share of the copy bandwidth among tensors of at least 64 MB, by pass.
     """
-    plain = [row for row in rows if row["extras"] == "none" and not row["clusters"]]
-    best = [min(row["eager_us"], row["compiled_us"]) for row in plain]
-    result: dict[str, Any] = {
-        "median_speedup_over_eager": statistics.median(row["eager_us"] / row["ours_us"] for row in plain),
-        "median_speedup_over_compiled": statistics.median(row["compiled_us"] / row["ours_us"] for row in plain),
-        "slower_than_the_better": [row for row, peer in zip(plain, best, strict=True) if row["ours_us"] > peer],
+    plain = [row for row in rows if row["extras"] == "none" and not row["clusters"] and "ours_us" in row]
+    speedups = {
+        peer: [row[f"{peer}_us"] / row["ours_us"] for row in plain if f"{peer}_us" in row]
+        for peer in ("eager", "compiled")
     }
+    result: dict[str, Any] = {
+        f"median_speedup_over_{peer}": statistics.median(found) if found else None for peer, found in speedups.items()
+    }
+    result["slower_than_the_better"] = [
+        row for row in plain if row["ours_us"] > min(row.get(f"{peer}_us", math.inf) for peer in speedups)
+    ]
+    result["errors"] = [row for row in rows if any(key.endswith("_error") for key in row)]
     for which in ("forward", "backward"):
         large = [row for row in plain if row["pass"] == which and tensor_bytes(row) >= 64e6]
         result[f"least_share_of_bandwidth_{which}"] = min((fraction(row) for row in large), default=None)
@@ -95,12 +114,15 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
 def main() -> None:
     """Write the table (.md) and the plot (.png) beside the JSON, and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("result", type=Path, help="JSON written by `python -m benchmarks.group_norm_silu`")
-    path = parser.parse_args().result
-    result = json.loads(path.read_text())
+    parser.add_argument("results", type=Path, nargs="+", help="JSON written by `python -m benchmarks.group_norm_silu`")
+    paths = parser.parse_args().results
+    result, path = merged(paths), paths[0]
+    if len(paths) > 1:
+        path = path.with_name(re.sub(r"_part\d+of\d+$", "", path.stem) + "_merged.json")
+        path.write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".md").write_text(table(result["rows"]) + "\n")
     plot(result["rows"], path.with_suffix(".png"), f"group norm + SiLU, {result['device']}")
-    print(json.dumps(summary(result["rows"]), indent=2))
+    print(json.dumps({**summary(result["rows"]), "wrong": result["faults"]}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,65 +1,114 @@
-"""Device time by CUDA events, with the queue kept full and the inputs rotated beyond the L2 cache."""
+"""Device time by CUDA events, with the queue kept full; host time apart."""
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 ROUNDS = 15
-LAUNCHES = 32  # calls between two events, at most: the queue takes about a thousand kernels
+LAUNCHES = 32  # calls between two events: the queue takes about a thousand kernels
 CYCLES_A_SECOND = 2.0e9  # more than any device runs at, so that a sleep is never too short
+COPIED = 2**30  # bytes
+Calls = Sequence[Callable[[], Any]]
 
 
-def rotations(bytes_of_one: int, device: torch.device) -> int:
-    """How many sets of inputs together exceed the L2 cache three times; the device's memory allows all of them."""
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    return max(2, min(LAUNCHES, -(-3 * cache // max(1, bytes_of_one))))
+class Machine(Protocol):
+    """What the benchmark asks of the device that it measures; times are in microseconds."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def implementation(self) -> str: ...  # which one of ours
+    def name(self) -> str: ...
+    def cache_bytes(self) -> int: ...
+    def copy_bandwidth(self) -> float: ...
+    def device_us(self, calls: Calls) -> float: ...
+    def host_us(self, call: Callable[[], Any]) -> float: ...
+    def is_alive(self) -> bool: ...
+    def empty_cache(self) -> None: ...
 
 
-def device_us(calls: Sequence[Callable[[], Any]], rounds: int = ROUNDS) -> float:
-    """Median over rounds of the microseconds that the device needs for one call.
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA or ROCm device."""
 
-    A round queues LAUNCHES calls, taking `calls` in turn, behind a kernel that sleeps until all of them are queued: the
-    host's time is then hidden, and the gaps between kernels are those of a busy queue.
-    """
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for index in range(LAUNCHES):
-        calls[index % len(calls)]()
-    queued = time.perf_counter() - began
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(rounds):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(int(1.5 * queued * CYCLES_A_SECOND))
-        start.record()
-        for index in range(LAUNCHES):
-            calls[index % len(calls)]()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / LAUNCHES)
-    return statistics.median(times)
+    device: torch.device
+    implementation: str = "triton"
 
+    def name(self) -> str:
+        return torch.cuda.get_device_name(self.device)
 
-def host_us(call: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    """Median over rounds of the microseconds that the host needs to issue one call."""
-    times = []
-    for _ in range(rounds):
+    def cache_bytes(self) -> int:
+        """Size of the L2 cache."""
+        return int(torch.cuda.get_device_properties(self.device).L2_cache_size)
+
+    def copy_bandwidth(self) -> float:
+        """Bytes a second, read and written together, of a device-to-device copy."""
+        source = torch.empty(COPIED, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * COPIED / (self.device_us([lambda: target.copy_(source)]) * 1e-6)
+
+    def device_us(self, calls: Calls) -> float:
+        """Median over rounds of the microseconds that the device needs for one call.
+
+        A round queues LAUNCHES calls, taking `calls` in turn, behind a kernel that sleeps until all of them are queued:
+        the host's time is then hidden, and the gaps between kernels are those of a busy queue.
+        """
+        for call in calls:
+            call()
         torch.cuda.synchronize()
         began = time.perf_counter()
-        for _ in range(LAUNCHES):
-            call()
-        times.append((time.perf_counter() - began) * 1e6 / LAUNCHES)
-    torch.cuda.synchronize()
-    return statistics.median(times)
+        for index in range(LAUNCHES):
+            calls[index % len(calls)]()
+        queued = time.perf_counter() - began
+        torch.cuda.synchronize()
+        times = []
+        for _ in range(ROUNDS):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda._sleep(int(1.5 * queued * CYCLES_A_SECOND))
+            start.record()
+            for index in range(LAUNCHES):
+                calls[index % len(calls)]()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end) * 1e3 / LAUNCHES)
+        return statistics.median(times)
+
+    def host_us(self, call: Callable[[], Any]) -> float:
+        """Median over rounds of the microseconds that the host needs to issue one call."""
+        times = []
+        for _ in range(ROUNDS):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            for _ in range(LAUNCHES):
+                call()
+            times.append((time.perf_counter() - began) * 1e6 / LAUNCHES)
+        torch.cuda.synchronize()
+        return statistics.median(times)
+
+    def is_alive(self) -> bool:
+        """False once a kernel has broken the process's context, after which every call fails."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def empty_cache(self) -> None:
+        torch.cuda.empty_cache()
 
 
-def copy_bandwidth(device: torch.device, size: int = 2**30) -> float:
-    """Bytes a second, read and written together, of a device-to-device copy of `size` bytes."""
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * size / (device_us([lambda: target.copy_(source)]) * 1e-6)
+def find_gpu() -> Gpu | None:
+    """The current CUDA or ROCm device, where there is one."""
+    return Gpu(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None
+
+
+def rotations(bytes_read: int, cache_bytes: int) -> int:
+    """How many sets of inputs together exceed the L2 cache three times; at least 2, at most LAUNCHES.
+
+    Only what is read counts: the allocator hands each call the same memory for its results.
+    """
+    return max(2, min(LAUNCHES, -(-3 * cache_bytes // max(1, bytes_read))))

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.group_norm_silu.cases import Case, cases
+from benchmarks.group_norm_silu import report
+from benchmarks.group_norm_silu.cases import SHAPES, Case, cases
 from benchmarks.group_norm_silu.checks import Check, checks, faults
 from benchmarks.group_norm_silu.measure import row
+from benchmarks.group_norm_silu.record import OtherResults
 from benchmarks.group_norm_silu.report import fraction, plot, summary, table
 
 ROOT = Path(__file__).parents[2]
@@ -21,11 +23,11 @@ BANDWIDTH = 4e12
 def made_up_rows(ours: float = 1.0) -> list[dict[str, Any]]:
     """Rows of a device on which eager takes 4, compiled 2 and ours `ours` times the limit."""
     found = []
-    for case in cases(quick=False):
+    for case in cases():
         for which in ("forward", "backward"):
             limit = case.bytes_moved(which) / BANDWIDTH * 1e6
-            times = {"ours": ours * limit, "eager": 4 * limit, "compiled": 2 * limit}
-            found.append(row(case, which, times, BANDWIDTH))
+            times = {"ours_us": ours * limit, "eager_us": 4 * limit, "compiled_us": 2 * limit}
+            found.append(row(case, which, times, BANDWIDTH, 2))
     return found
 
 
@@ -44,11 +46,28 @@ def test_the_limits_bytes_at_16_bits_are_those_of_the_design(
 
 
 def test_every_shape_dtype_and_layout_is_measured_and_the_extras_in_bfloat16() -> None:
-    everything = cases(quick=False)
+    everything = cases()
     assert len({(c.shape, c.dtype, c.layout) for c in everything if c.extras == "none"}) == 12 * 3 * 2
     assert {c.extras for c in everything if c.dtype == "bfloat16"} == {"none", "pre_bias", "scale_shift"}
     assert len(everything) == len(set(everything))
     assert set(cases(quick=True)) < set(everything)
+
+
+def test_the_most_important_cases_come_first_and_parts_share_them_out() -> None:
+    everything = cases()
+    assert {(c.dtype, c.extras) for c in everything[: 2 * len(SHAPES)]} == {("bfloat16", "none")}
+    assert {c.layout for c in everything[:2]} == {"contiguous", "channels_last"}
+    parts = [cases(part=(k, 3)) for k in (1, 2, 3)]
+    assert [len(part) for part in parts] == [len(everything) // 3] * 3
+    assert set(everything) == set().union(*parts)
+    assert all(part[0].dtype == "bfloat16" and part[0].extras == "none" for part in parts)
+
+
+def test_filters_leave_what_they_name() -> None:
+    chosen = cases(dtypes=["float16"], shapes=[(1, 1280, 8, 8)])
+    assert [(c.shape, c.dtype, c.layout) for c in chosen] == [
+        ((1, 1280, 8, 8), "float16", layout) for layout in ("contiguous", "channels_last")
+    ]
 
 
 def test_the_summary_speaks_of_the_targets() -> None:
@@ -70,10 +89,35 @@ def test_the_table_has_a_line_a_row_and_leaves_out_peers_that_are_not_installed(
     assert fraction(rows[0]) == pytest.approx(0.8)
 
 
+def test_a_contender_that_failed_is_in_the_table_and_out_of_the_figures() -> None:
+    rows = made_up_rows()
+    rows[0] |= {"compiled_error": "RuntimeError: no", "eager_us": rows[0]["ours_us"] / 2}
+    del rows[0]["compiled_us"]
+    del rows[1]["ours_us"]
+    assert "failed" in table(rows).splitlines()[2]
+    figures = summary(rows)
+    assert figures["errors"] == figures["slower_than_the_better"] == rows[:1]
+
+
+def test_parts_are_merged_and_reported_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    rows = made_up_rows()
+    paths = [tmp_path / f"made_up_part{k}of2.json" for k in (1, 2)]
+    for path, some in zip(paths, (rows[::2], rows[1::2]), strict=True):
+        path.write_text(json.dumps({"device": "made up", "commit": "c", "rows": some, "faults": []}))
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, paths)])
+    report.main()
+    merged = json.loads((tmp_path / "made_up_merged.json").read_text())
+    assert sorted(map(str, merged["rows"])) == sorted(map(str, rows))
+    paths[1].write_text(json.dumps({"device": "another", "commit": "c", "rows": [], "faults": []}))
+    with pytest.raises(OtherResults, match="results of device another"):
+        report.main()
+
+
 def test_the_report_command_writes_a_table_and_a_plot_beside_the_json(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "result.json"
-    path.write_text(json.dumps({"device": "a made-up device", "rows": made_up_rows()}))
+    path.write_text(json.dumps({"device": "a made-up device", "rows": made_up_rows(), "faults": []}))
     command = [sys.executable, "-m", "benchmarks.group_norm_silu.report", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["median_speedup_over_eager"] == pytest.approx(4)
