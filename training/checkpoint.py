@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from training.sharding import part_of
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -157,21 +159,27 @@ def optimizer_to_tensors(optimizer: Optimizer, names: Iterable[str]) -> dict[str
     """The optimizer's state as {parameter name/state name: tensor}; `names` in the order of its parameters."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{name}/{key}": torch.as_tensor(value).detach().clone().cpu().contiguous()
+        f"{name}/{key}": torch.as_tensor(value)
         for number, name in enumerate(names)
         for key, value in state.get(number, {}).items()
     }
 
 
 def optimizer_from_tensors(optimizer: Optimizer, names: Iterable[str], tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_to_tensors` gave. Raises CheckpointError where parameters differ."""
+    """Put back what `optimizer_to_tensors` gave, whole; a rank that has a part of a parameter takes its part of them.
+
+    Raises CheckpointError where parameters differ.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     number = {name: i for i, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         if name not in number:
             raise CheckpointError(f"the checkpoint's optimizer has a parameter that the model has not: {name}")
-        state.setdefault(number[name], {})[key] = tensor
+        parameter = parameters[number[name]]
+        of_elements = tensor.shape == parameter.shape and key != "step"
+        state.setdefault(number[name], {})[key] = part_of(tensor, parameter) if of_elements else tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, values in optimizer.state.items():  # a fused optimizer pairs them by place in memory: same layout
         for key, value in values.items():

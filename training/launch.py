@@ -10,9 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 from training.config import ConfigError, RunConfig
 from training.data import Samples
@@ -40,12 +46,48 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
             mixed_precision=config.train.mixed_precision,
             log_with=list(config.train.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tb")),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT), data_parallel(config)],
+            fsdp_plugin=fully_sharded(config),
         )
     except ValueError as error:
         raise ConfigError(f"train.mixed_precision is {config.train.mixed_precision}: {error}") from error
     check_processes(accelerator.num_processes, config.train.processes)
     return accelerator
+
+
+def data_parallel(config: RunConfig) -> DistributedDataParallelKwargs:
+    """How DDP is to run: gradients live in the buckets that are summed, which saves a copy of them.
+
+    The graph is static: the same at every step, so that parameters which take no part in the loss are found once. Not
+    with accumulation, whose passes without a sum are another graph to DDP, which then fails.
+    """
+    return DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True, static_graph=config.train.gradient_accumulation == 1
+    )
+
+
+def fully_sharded(config: RunConfig) -> FullyShardedDataParallelPlugin | None:
+    """FSDP2 where the launcher asks for it. Raises ConfigError for what checkpoints here cannot keep exact."""
+    if not fsdp_is_asked_for():
+        return None
+    # Weights are gathered in float32 and autocast chooses the precision of each operator, as without FSDP2. The policy
+    # that Accelerate would make from the precision rounds timesteps, norms' weights and summed gradients as well.
+    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+    refused = {
+        "fsdp_version 1": plugin.fsdp_version != 2,
+        "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        "fsdp_activation_checkpointing": plugin.activation_checkpointing,
+        "fsdp_cpu_ram_efficient_loading": plugin.cpu_ram_efficient_loading,
+        "train.compile": config.train.compile,
+    }
+    for name in (name for name, asked in refused.items() if asked):
+        raise ConfigError(f"{name} is not supported with FSDP: start with configs/accelerate/fsdp2.yaml, without it")
+    return plugin
+
+
+def fsdp_is_asked_for() -> bool:
+    """Whether the launcher was told to use FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
@@ -80,8 +122,11 @@ def describe(config: RunConfig, accelerator: Accelerator, parameters: int, sampl
     batch = train.batch_size * train.gradient_accumulation * accelerator.num_processes
     epochs = samples.progress(train.steps * batch).get("epoch")
     passes = "" if epochs is None else f" ({epochs:.1f} epochs)"
+    several = {DistributedType.NO: "", DistributedType.FSDP: ", FSDP2"}.get(accelerator.distributed_type, ", DDP")
+    if fsdp_is_asked_for() and not accelerator.is_fsdp2:
+        several += " (Accelerate has FSDP on accelerators only: this tries out the configuration, not FSDP)"
     return (
-        f"{accelerator.num_processes} process(es) on {accelerator.device}, precision {train.mixed_precision}\n"
+        f"{accelerator.num_processes} process(es) on {accelerator.device}{several}, precision {train.mixed_precision}\n"
         f"{batch} images a step ({train.batch_size} × {train.gradient_accumulation} accumulated × "
         f"{accelerator.num_processes} processes), {train.steps} steps over {samples}{passes}\n"
         f"{parameters:,} parameters"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.checkpoint import delete_old, optimizer_to_tensors, write_checkpoint
+from training.checkpoint import delete_old, write_checkpoint
 from training.config import RunConfig, to_yaml
 from training.data import Samples, SampleStream, StepBatches
 from training.preview import Conditions, draw_loss, draw_preview, preview_file
@@ -169,11 +169,11 @@ class Loop:
 
     def preview(self) -> None:
         """Sampled images with the averaged weights, and the loss curve; the main process draws, the others wait."""
-        if not self.accelerator.is_main_process:
-            return self.signals.wait_for_main()
         began = time.perf_counter()
         scheduler, step = self.state.objective.scheduler, self.state.step
         with contextlib.suppress(Interrupted), self.state.averaged() as unet:
+            if not self.accelerator.is_main_process:
+                return self.signals.wait_for_main()
             draw_preview(unet, scheduler, self.conditions, self.config.preview, self.run.path, step, on_step=self.go_on)
             self.draw_loss()
             self.signals.exchange(False)
@@ -192,16 +192,11 @@ class Loop:
         """Write a checkpoint, then delete the oldest ones; only the main process writes."""
         self.agree(reading=len(self.unread))
         state = self.state
-        window = self.window.save()
+        window, tensors = self.window.save(), state.tensors()
         if self.accelerator.is_main_process:
-            tensors = {
-                "model": state.raw_weights(),
-                "ema": state.averaged_weights(),
-                "optimizer": optimizer_to_tensors(state.optimizer, state.names()),
-            }
             texts = {
                 "config.yaml": to_yaml(self.config),
-                "config.json": state.unet.to_json_string(),
+                "config.json": state.config_json,
                 "scheduler_config.json": state.objective.scheduler.to_json_string(),
             }
             facts = {

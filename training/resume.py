@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, optimizer_from_tensors, verify
+from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, verify
 from training.config import RunConfig, load_config, walk
 from training.data import Samples
 from training.loop import Loop
@@ -95,8 +95,7 @@ def leaves(keys: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def restore(loop: Loop, checkpoint: Path) -> None:
     """Put the run back as the checkpoint has it. Raises CheckpointError where the checkpoint is damaged."""
     manifest, state = verify(checkpoint), loop.state
-    raw, averaged, optimizer = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimizer"))
-    state.restore(manifest["step"], manifest["counters"], raw, averaged)
+    tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
+    state.restore(manifest["step"], manifest["counters"], tensors)
     loop.saved_step = state.step
     loop.window.restore(manifest["window"])
-    optimizer_from_tensors(state.optimizer, state.names(), optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from training.checkpoint import optimizer_from_tensors, optimizer_to_tensors
 from training.data import Purpose, random_stream
 from training.objective import Objective
+from training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
 from unetgn import UNet
 
 LEAST_SCALE = 2.0**-14  # float16's smallest normal number: gradients that overflow below it are not finite at all
@@ -130,10 +134,16 @@ class TrainState:
     ) -> None:
         self.config, self.objective, self.accelerator, self.seed = config, objective, accelerator, seed
         self.step = 0
+        self.sharded = accelerator.is_fsdp2
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.unet = unet.to(device=accelerator.device, memory_format=self.layout)
-        self.ema = EMAModel(self.unet.parameters(), decay=ema.decay)
-        self.ema.to(accelerator.device)
+        # FSDP2 takes contiguous weights only; there only activations have the layout, and convolutions follow them.
+        weights = torch.contiguous_format if self.sharded else self.layout
+        self.unet = unet.to(device=accelerator.device, memory_format=weights)
+        self.config_json = self.unet.to_json_string()  # asked for now: FSDP2 renames the network's class
+        if self.sharded:
+            self.unsharded = without_weights(self.unet)
+            run_in_precision(self.unet, accelerator)
+            shard_by_block(self.unet, accelerator)
         if config.compile:
             self.unet.compile()
         optimizer = torch.optim.AdamW(
@@ -144,10 +154,15 @@ class TrainState:
             fused=True,  # in one pass, and able to skip a step by a flag on the device
         )
         self.model, self.optimizer = accelerator.prepare(self.unet, optimizer)
+        self.ema = EMAModel(self.unet.parameters(), decay=ema.decay)  # of this rank's parts, where it has only parts
+        self.ema.to(accelerator.device)
+        self._settled = not isinstance(self.model, DistributedDataParallel)
 
     def run_step(self, batches: Sequence[dict[str, Tensor]]) -> Numbers:
         """One optimizer step on `gradient_accumulation` batches; where the gradient is not finite, none is made."""
         self.model.train()
+        if not self._settled:
+            self._settle_buckets(batches[0])
         self._seed_dropout()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
@@ -168,6 +183,18 @@ class TrainState:
         self.step += 1
         return Numbers(self.step, total, norm, scaler.get_scale() if scaler else None)
 
+    def _settle_buckets(self, batch: dict[str, Tensor]) -> None:
+        """Backward passes that count for nothing, before the first step of a process.
+
+        DDP chooses anew which gradients it sums together after the first backward pass, or the second where the graph
+        is static, and from three processes on that decides how the sums round. So the first step of a resumed run has
+        to find what the steps before it found.
+        """
+        for _ in range(2):
+            self.accelerator.backward(self.objective.losses(self.model, self.to_device(batch)).mean())
+        self.optimizer.zero_grad()
+        self._settled = True
+
     def _seed_dropout(self) -> None:
         """Dropout draws from torch's own generator: seeded from (seed, step, rank), it needs no saving."""
         number = self.step * self.accelerator.num_processes + self.accelerator.process_index
@@ -175,7 +202,7 @@ class TrainState:
 
     def _clip(self) -> Tensor:
         limit = self.config.max_gradient_norm or math.inf
-        return torch.as_tensor(self.accelerator.clip_grad_norm_(self.unet.parameters(), limit)).detach()
+        return whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.unet.parameters(), limit)).detach())
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The stream's batch prepared for the objective, where the network is and in its memory layout."""
@@ -187,19 +214,28 @@ class TrainState:
         """Names of the network's parameters, in the optimizer's order."""
         return [name for name, _ in self.unet.named_parameters()]
 
-    def averaged_weights(self) -> dict[str, Tensor]:
-        """The network's state dict with averaged parameters, on the CPU."""
-        state = {name: tensor.detach() for name, tensor in self.unet.state_dict().items()}
-        state |= dict(zip(self.names(), self.ema.shadow_params, strict=True))
-        return to_cpu(state)
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The network's state dict with averaged parameters; of a sharded one, this rank's part."""
+        return {**self.unet.state_dict(), **dict(zip(self.names(), self.ema.shadow_params, strict=True))}
 
-    def raw_weights(self) -> dict[str, Tensor]:
-        """The network's state dict as the optimizer left it, on the CPU."""
-        return to_cpu(self.unet.state_dict())
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, whole and on the CPU; empty on all but the main process. Every rank has to ask."""
+        main = self.accelerator.is_main_process
+        return {
+            "model": to_cpu(self.unet.state_dict(), keep=main),
+            "ema": to_cpu(self.averaged_state(), keep=main),
+            "optimizer": to_cpu(optimizer_to_tensors(self.optimizer, self.names()), keep=main),
+        }
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[UNet]:
-        """The network in evaluation mode with the averaged weights, for as long as the context lasts."""
+        """The network in evaluation mode with the averaged weights, for as long as the context lasts.
+
+        Of a sharded network it is a whole copy, so that one rank may run it alone; but every rank has to enter.
+        """
+        if self.sharded:
+            yield self._averaged_copy()
+            return
         self.ema.store(self.unet.parameters())
         self.ema.copy_to(self.unet.parameters())
         self.unet.eval()
@@ -208,22 +244,25 @@ class TrainState:
         finally:
             self.ema.restore(self.unet.parameters())
 
+    def _averaged_copy(self) -> UNet:
+        unet = copy.deepcopy(self.unsharded)
+        unet.load_state_dict({name: whole(tensor) for name, tensor in self.averaged_state().items()}, assign=True)
+        run_in_precision(unet, self.accelerator)
+        return unet.eval()
+
     def counters(self) -> dict[str, Any]:
         """Numbers beside the tensors that the next step depends on."""
         scaler = self.accelerator.scaler
         return {"ema_step": self.ema.optimization_step, "scaler": scaler.state_dict() if scaler else None}
 
-    def restore(self, step: int, counters: dict[str, Any], raw: dict[str, Tensor], averaged: dict[str, Tensor]) -> None:
-        """Put back weights and numbers of a checkpoint; the optimizer's state has a function of its own."""
-        self.unet.load_state_dict(raw)
+    def restore(self, step: int, counters: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Put back what `tensors` and `counters` gave. Raises CheckpointError where they are of another network."""
+        now = self.unet.state_dict()
+        self.unet.load_state_dict({name: part_of(tensor, now[name]) for name, tensor in tensors["model"].items()})
         for name, shadow in zip(self.names(), self.ema.shadow_params, strict=True):
-            shadow.copy_(averaged[name])
+            shadow.copy_(part_of(tensors["ema"][name], shadow))
+        optimizer_from_tensors(self.optimizer, self.names(), tensors["optimizer"])
         self.ema.optimization_step = counters["ema_step"]
         if self.accelerator.scaler and counters["scaler"]:
             self.accelerator.scaler.load_state_dict(counters["scaler"])
         self.step = step
-
-
-def to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU, which is what safetensors writes."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}

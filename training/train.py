@@ -133,10 +133,11 @@ def finish(loop: Loop) -> None:
     loop.accelerator.init_trackers(output.path.name, config=keys)
     try:
         loop.train()
+        with state.averaged() as unet:
+            if main:
+                DDPMPipeline(unet=unet, scheduler=state.objective.scheduler).save_pretrained(output.path / "pipeline")
         if main:
             loop.draw_loss()
-            with state.averaged() as unet:
-                DDPMPipeline(unet=unet, scheduler=state.objective.scheduler).save_pretrained(output.path / "pipeline")
             print(f"done: {output.path}/samples, {output.path}/checkpoints, {output.path}/pipeline")
         status("completed", state.step)
     except Preempted:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO = ROOT / "configs" / "accelerate" / "cpu_2_processes.yaml"
+FSDP2 = ROOT / "configs" / "accelerate" / "fsdp2.yaml"
+ON_CPUS = "tests/training/train_with_fsdp2_on_cpus.py"
+PAIR = ("--num_processes", "2")
 
 TINY = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
@@ -34,9 +38,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def command(*arguments: str, script: str = "training/train.py", launcher: Path | None = TWO) -> list[str]:
+def command(
+    *arguments: str, script: str = "training/train.py", launcher: Path | None = TWO, options: Sequence[str] = ()
+) -> list[str]:
     port = str(29600 + os.getpid() % 300)  # test workers side by side
-    start = [] if launcher is None else ["--config_file", str(launcher), "--main_process_port", port]
+    start = [] if launcher is None else ["--config_file", str(launcher), "--main_process_port", port, *options]
     return [sys.executable, "-m", "accelerate.commands.launch", *start, str(ROOT / script), *arguments]
 
 
@@ -123,6 +129,86 @@ def test_a_process_whose_launcher_died_saves_and_stops(config: Path, tmp_path: P
     process.wait()
     wait_until(lambda: status(output)["state"] == "preempted")
     assert list((output / "checkpoints").glob("step-*"))
+
+
+def test_a_run_of_three_processes_goes_on_exactly(config: Path, tmp_path: Path) -> None:
+    """From three on, the order in which DDP sums gradients shows; with two, a + b = b + a hides it."""
+    keys = ["--num_processes", "3"], ["train.steps=6", "train.checkpoint_every=3", "train.sample_every=0"]
+    launch("--config", str(config), "--output", str(tmp_path / "whole"), *keys[1], options=keys[0])
+    middle = tmp_path / "whole" / "checkpoints" / "step-000003"
+    launch("--config", str(config), "--output", str(tmp_path / "b"), "--resume", str(middle), *keys[1], options=keys[0])
+    assert_equal_bits(tmp_path / "whole", tmp_path / "b", 6)
+
+
+def test_two_processes_that_accumulate_are_one_that_does(config: Path, tmp_path: Path) -> None:
+    keys = ["train.gradient_accumulation=2", "train.steps=10", "train.sample_every=0"]
+    launch("--config", str(config), "--output", str(tmp_path / "two"), *keys)
+    launch("--config", str(config), "--output", str(tmp_path / "one"), *keys, "train.batch_size=8", launcher=None)
+    assert_close(tmp_path / "one", tmp_path / "two", 10)
+
+
+@pytest.fixture(scope="module")
+def sharded(config: Path) -> Path:
+    output = config.parent / "sharded"
+    launch("--config", str(config), "--output", str(output), script=ON_CPUS, launcher=FSDP2, options=PAIR)
+    return output
+
+
+def test_fsdp2_trains_what_ddp_trains(two: Path, sharded: Path) -> None:
+    """Accelerate's and PyTorch's own FSDP2, over gloo: whole tensors in the checkpoint, the same up to rounding."""
+    assert_close(two, sharded, 25)
+    assert weights(two, 25, "optimizer").keys() == weights(sharded, 25, "optimizer").keys()
+    held_out = [float((run / "validation.csv").read_text().split(",")[-1]) for run in (two, sharded)]
+    assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
+    assert (sharded / "samples" / "step-000020.png").is_file()
+    assert json.loads((sharded / "checkpoints/step-000025/config.json").read_text())["_class_name"] == "UNet"
+    averaged, pipeline = (
+        weights(sharded, 25, "ema"),
+        sharded / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors",
+    )
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in load_file(pipeline).items())
+
+
+def test_fsdp2_goes_on_exactly_and_from_what_ddp_left(config: Path, two: Path, sharded: Path, tmp_path: Path) -> None:
+    for number, before in enumerate((sharded, two)):
+        middle, output = before / "checkpoints" / "step-000020", tmp_path / str(number)
+        line = ["--config", str(config), "--output", str(output), "--resume", str(middle)]
+        launch(*line, script=ON_CPUS, launcher=FSDP2, options=PAIR)
+    assert_equal_bits(sharded, tmp_path / "0", 25)
+    assert_close(two, tmp_path / "1", 25)
+
+
+def test_fsdp2_in_bfloat16_with_accumulation_and_channels_last_trains_what_ddp_trains(
+    config: Path, tmp_path: Path
+) -> None:
+    line = ["--config", str(config), "train.mixed_precision=bf16", "train.gradient_accumulation=2", "train.steps=6",
+            "train.channels_last=true", "train.sample_every=0", "train.learning_rate=1e-4"]  # fmt: skip
+    launch(*line, "--output", str(tmp_path / "sharded"), script=ON_CPUS, launcher=FSDP2, options=PAIR)
+    launch(*line, "--output", str(tmp_path / "two"))
+    losses = [[row.split(",")[2] for row in logged(tmp_path / run)[1:]] for run in ("sharded", "two")]
+    assert [float(x) for x in losses[0]] == pytest.approx([float(x) for x in losses[1]], rel=1e-4)
+    assert_close(tmp_path / "sharded", tmp_path / "two", 6)
+
+
+def test_on_cpus_the_fsdp2_configuration_is_a_dry_run_and_says_so(config: Path, tmp_path: Path) -> None:
+    line = command("--config", str(config), "--output", str(tmp_path / "a"), "--dry-run", launcher=FSDP2, options=PAIR)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 process(es) on cpu" in done.stdout
+    assert "this tries out the configuration, not FSDP" in done.stdout
+
+
+def assert_equal_bits(one: Path, other: Path, step: int) -> None:
+    for name in ("model", "ema", "optimizer"):
+        first, second = weights(one, step, name), weights(other, step, name)
+        assert first.keys() == second.keys()
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+def assert_close(one: Path, other: Path, step: int) -> None:
+    for name in ("model", "ema"):
+        first, second = weights(one, step, name), weights(other, step, name)
+        assert max((first[key] - second[key]).abs().max().item() for key in first) < 1e-4
 
 
 def wait_until(condition: object, seconds: float = 120) -> None:

@@ -61,20 +61,20 @@ def batches(count: int, size: int) -> list[dict[str, torch.Tensor]]:
 def test_the_average_is_the_exponential_one_with_its_warm_up(state: TrainState) -> None:
     """After step n the average moves by 1 - min(decay, (1 + n) / (10 + n)), n counted from 0 after the first."""
     name = state.names()[0]
-    average = state.raw_weights()[name]
+    average = state.tensors()["model"][name]
     data = batches(16, 4)
     for step in range(8):
         state.run_step(data[2 * step : 2 * step + 2])
         decay = 0.0 if step == 0 else min(0.5, (1 + step) / (10 + step))
-        average = decay * average + (1 - decay) * state.raw_weights()[name]
-        assert torch.allclose(state.averaged_weights()[name], average, atol=1e-6)
-    assert not torch.allclose(state.averaged_weights()[name], state.raw_weights()[name], atol=1e-6)
+        average = decay * average + (1 - decay) * state.tensors()["model"][name]
+        assert torch.allclose(state.tensors()["ema"][name], average, atol=1e-6)
+    assert not torch.allclose(state.tensors()["ema"][name], state.tensors()["model"][name], atol=1e-6)
 
 
 def test_averaged_lends_the_average_and_gives_the_weights_back(state: TrainState) -> None:
     for _ in range(4):
         state.run_step(batches(2, 4))
-    raw, averaged = state.raw_weights(), state.averaged_weights()
+    raw, averaged = state.tensors()["model"], state.tensors()["ema"]
     with state.averaged() as unet:
         assert not unet.training
         assert all(torch.equal(tensor, averaged[name]) for name, tensor in unet.state_dict().items())
@@ -97,11 +97,11 @@ def test_accumulated_batches_give_the_gradient_of_their_union(state: TrainState)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_changes_no_weight(state: TrainState, poison: float) -> None:
     assert state.run_step(batches(2, 4)).usable()
-    before = state.raw_weights()
+    before = state.tensors()["model"]
     bad = batches(2, 4)
     bad[1]["image"][2, 0, 3, 3] = poison
     assert not state.run_step(bad).usable()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in state.raw_weights().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors()["model"].items())
     assert state.run_step(batches(2, 4)).usable()  # and the optimizer's own state is as it was
 
 
