@@ -18,6 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -50,7 +51,7 @@ def write_checkpoint(
 ) -> Path:
     """Write folder/step-NNNNNN with NAME.safetensors for each of `tensors`, the `texts`, and a manifest with `facts`.
 
-    Returns its path. When the disk is full or the process dies, no folder of that name appears and the older
+    Returns its path. When the disk is full (OSError) or the process dies, no folder of that name appears and the older
     checkpoints are as they were.
     """
     final, unfinished = folder / f"step-{step:06d}", folder / f"{TEMPORARY}step-{step:06d}"
@@ -66,8 +67,10 @@ def write_checkpoint(
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for path in (*unfinished.iterdir(), unfinished):
             flush(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # how safetensors says that the system refused to write
+            raise OSError(f"{final} could not be written: {error}") from error
         raise
     if final.exists():  # damaged, or the run would have gone on from it
         shutil.rmtree(final)

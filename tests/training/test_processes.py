@@ -178,6 +178,7 @@ def test_fsdp2_goes_on_exactly_and_from_what_ddp_left(config: Path, two: Path, s
     assert_close(two, tmp_path / "1", 25)
 
 
+@pytest.mark.slow
 def test_fsdp2_in_bfloat16_with_accumulation_and_channels_last_trains_what_ddp_trains(
     config: Path, tmp_path: Path
 ) -> None:
