@@ -15,8 +15,11 @@ import torch.distributed
 T = TypeVar("T")
 
 
-class Interrupted(Exception):
-    """A signal came while this process was waiting for something; raised by the signal's handler."""
+class Interrupted(BaseException):
+    """A signal came while this process was waiting for something; raised by the signal's handler.
+
+    Like KeyboardInterrupt no Exception, which whatever it comes up in, such as a decoder of images, might catch.
+    """
 
 
 class StopSignals:

@@ -113,7 +113,7 @@ class ShardStream(Samples):
                 readers,
             )
         rows = (row for shard in range(shards) for row in self.read_shard(shard))
-        if not any(RowDecoder(self).pictures(islice(rows, READ_BEFORE_JUDGING))):
+        if not sum(1 for _ in RowDecoder(self).pictures(islice(rows, READ_BEFORE_JUDGING))):
             raise DataError(
                 f"data.path {self.config.path!r}: none of the first {READ_BEFORE_JUDGING} images is readable"
             )

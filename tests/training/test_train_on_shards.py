@@ -1,0 +1,176 @@
+"""Training from shards as users start it: by number and in sequence, with one process and with two."""
+
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.training.shards import png, write_shards, write_tar
+from training import throughput
+from training.pixels import Framing
+from training.train import main
+
+pytest.importorskip("datasets")
+ROOT = Path(__file__).resolve().parents[2]
+TINY = """
+model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], num_classes: 3,
+        norm: {num_groups: 4}}
+train: {steps: 5, batch_size: 4, log_every: 1, checkpoint_every: 3, sample_every: 0, trackers: []}
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of `datasets`, for this test alone."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def arguments(folder: Path, *keys: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.yaml").write_text(TINY)
+    return ["--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"), "--resume", "auto", *keys]
+
+
+def run(folder: Path, *keys: str) -> int:
+    return main(arguments(folder, *keys))
+
+
+def launch(folder: Path, *keys: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """As a user would, on the CPU."""
+    command = [sys.executable, str(ROOT / "training" / "train.py")]
+    if processes > 1:
+        port = str(29900 + os.getpid() % 90)  # test workers side by side
+        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        command[1:1] = [*launcher, "--main_process_port", port]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    command += arguments(folder, *keys)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "run" / "metrics.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run" / "status.json").read_text())
+
+
+def test_parquet_by_number_trains_with_crops_and_resumes_exactly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["data.name=datasets", f"data.path={write_shards(tmp_path / 'set', 'parquet')}", "data.random_crop=true",
+            "data.num_workers=2"]  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(whole, *keys) == 0
+    assert "5 steps over 24 images (0.8 epochs)" in capsys.readouterr().out
+    assert run(broken, *keys, "train.steps=3") == 0
+    assert run(broken, *keys) == 0
+    assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(whole)]
+    one, other = (folder / "run" / "checkpoints" / "step-000005" / "model.safetensors" for folder in (whole, broken))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_tar_shards_train_with_two_processes_and_resume_approximately(tmp_path: Path) -> None:
+    keys = ["data.name=stream", f"data.path={write_shards(tmp_path / 'set', 'tar')}", "data.num_workers=1"]
+    begun = launch(tmp_path, *keys, "train.steps=3", processes=2)
+    assert begun.returncode == 0, begun.stderr[-3000:]
+    assert "3 steps over a stream of 4 shards" in begun.stdout
+    assert "approximately" not in begun.stderr
+    done = launch(tmp_path, *keys, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("data.name stream resumes approximately: step 4 begins a new pass over the shards") == 1
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "5"]
+    assert status(tmp_path)["state"] == "completed"
+
+
+def test_parquet_in_sequence_trains_from_a_script(tmp_path: Path) -> None:
+    path = write_shards(tmp_path / "set", "parquet", shards=1)
+    done = launch(tmp_path, "data.name=stream", f"data.path={path}", processes=1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["epoch"] for row in rows(tmp_path)] == [""] * 5  # nobody has counted the images
+    assert status(tmp_path)["state"] == "completed"
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_waiting_for_a_stream_is_counted_as_waiting_for_the_loader(
+    num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(throughput, "WAITING", 1e-9)  # a share of the time that no loader stays below
+    path = write_shards(tmp_path / "set", "tar")
+    keys = ["data.name=stream", f"data.path={path}", f"data.num_workers={num_workers}"]
+    with caplog.at_level(logging.WARNING):
+        assert run(tmp_path, *keys, "train.log_every=5") == 0
+    assert "the loader is the bottleneck: " in caplog.text
+
+
+def test_a_signal_in_the_middle_of_decoding_breaks_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real_check, calls = Framing.check, []
+
+    def signalled(framing: Framing, picture: Image.Image) -> Image.Image:
+        calls.append(1)
+        if len(calls) == 24 + 10:  # the start looks at all 24; the third step takes the ninth image and three more
+            signal.raise_signal(signal.SIGTERM)
+        return real_check(framing, picture)
+
+    monkeypatch.setattr(Framing, "check", signalled)
+    keys = ["data.name=stream", f"data.path={write_shards(tmp_path / 'set', 'tar')}"]
+    with caplog.at_level(logging.WARNING):
+        assert run(tmp_path, *keys) == 1
+    assert "broken image" not in caplog.text
+    assert status(tmp_path) | {"state": "preempted", "step": 2} == status(tmp_path)
+    assert run(tmp_path, *keys) == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["data.num_workers=5"], "train.py: error: data.path '{path}' has 4 shards for 5 readers (1 processes × 5 w"),
+        (["model.num_classes=4"], "train.py: error: model.num_classes is 4, but the images have 3 classes"),
+        (["data.held_out=0.1"], "data.held_out is 0.1, but a stream has no number of images"),
+        (["data.image_size=64"], "train.py: error: data.path '{path}': none of the first 100 images is readable"),
+        (["--overfit", "3"], "train.py: error: --overfit 3: a stream's images have no numbers"),
+        (["--dry-run", "data.image_column=png"], "data.image_column 'png' is not in '{path}'; its columns: ['image'"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_said_before_the_start(
+    keys: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_shards(tmp_path / "set", "parquet")
+    assert run(tmp_path, "data.name=stream", f"data.path={path}", *keys) == 2
+    assert message.format(path=path) in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_shards_are_refused_on_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (write_shards(tmp_path / name, "tar", count=count) for name, count in (("a", 60), ("b", 99)))
+    assert run(tmp_path, "data.name=stream", f"data.path={one}") == 0
+    assert run(tmp_path, "data.name=stream", f"data.path={other}", "train.steps=6") == 2
+    assert "was made with other images than are here now (a stream of 4 shards; data.path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_data_that_turn_out_unfit_end_the_run_with_their_name(
+    num_workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A label out of range behind the first hundred images, which are looked at before the start."""
+    samples = {f"{i:04d}": {"png": png(0), "cls": b"7" if i == 110 else b"0"} for i in range(120)}
+    write_tar(tmp_path / "0.tar", samples)
+    keys = ["data.name=stream", f"data.path={tmp_path / '0.tar'}", "data.shuffle_buffer=1"]
+    assert run(tmp_path, *keys, f"data.num_workers={num_workers}", "train.steps=40") == 1
+    said = capsys.readouterr().err
+    assert "train.py: 0110 of " in said
+    assert "has the label 7, but with model.num_classes 3" in said
+    assert "what was saved before is as it was" in said
+    assert status(tmp_path) | {"state": "failed", "step": 27} == status(tmp_path)
