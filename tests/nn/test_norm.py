@@ -1,7 +1,10 @@
 """The module GroupNormSiLU: a GroupNorm like any other to checkpoints, copies, autocast and DDP."""
 
 import copy
+import faulthandler
 import io
+import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -124,11 +127,20 @@ def test_under_cuda_autocast_the_output_keeps_the_dtype_of_the_input(dtype):
 
 def test_it_trains_under_ddp(tmp_path):
     """Two processes, a sample each: the gradients are those of both samples in one process."""
-    torch.multiprocessing.spawn(_train_a_step, args=(2, str(tmp_path / "store")), nprocs=2)
+    processes = torch.multiprocessing.spawn(_train_a_step, args=(2, str(tmp_path / "store")), nprocs=2, join=False)
+    deadline = time.monotonic() + 240
+    try:
+        while not processes.join(timeout=1):  # raises what a process raised
+            assert time.monotonic() < deadline, "a process did not even begin; where the others are stands in stderr"
+    finally:
+        for process in processes.processes:
+            process.kill()
 
 
 def _train_a_step(rank, world_size, store):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    faulthandler.dump_traceback_later(180, exit=True)  # a process that hangs says where, and fails
+    patience = timedelta(seconds=120)  # with the other one; PyTorch's own is half an hour
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=patience)
     norm = GroupNormSiLU(4, 8)
     parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(norm))
     x = random(world_size, 8, 5, 5)
@@ -137,6 +149,7 @@ def _train_a_step(rank, world_size, store):
     for got, want in zip(parallel.module.parameters(), norm.parameters(), strict=True):
         torch.testing.assert_close(got.grad, want.grad)
     dist.destroy_process_group()
+    faulthandler.cancel_dump_traceback_later()
 
 
 def test_the_largest_group_count_divides_and_stays_below():
