@@ -7,46 +7,23 @@ number of processes. What was stopped goes on where it was when the same line is
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import DDPMScheduler
-from PIL import Image
-from safetensors.torch import load_file
 from tqdm import tqdm
 
-from sampling.pictures import save_png, to_grid, to_picture, to_uint8
+from sampling.folder import Request, SamplingError, Subject, claim, file_of, write_summary
+from sampling.pictures import save_png, to_picture, to_uint8
 from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
-from training.checkpoint import MANIFEST, CheckpointError, find_checkpoint
-from unetgn import UNet
-
-GRID = 256  # images in grid.png at most
-
-
-class SamplingError(Exception):
-    """What was asked for cannot be sampled; the message says why and what would do."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides what an image looks like beside its seed and class."""
-
-    network: str  # sha256 of the weights
-    scheduler: str
-    steps: int
-    guidance_scale: float
-    image_size: int
+from sampling.trained import Trained, load_trained, open_autoencoder, open_text_encoder
+from training.autoencoder import Autoencoder, digest
+from training.checkpoint import CheckpointError, find_checkpoint
+from training.text import TextEncoder
 
 
 def parse_numbers(text: str) -> list[int]:
@@ -77,6 +54,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         type=parse_numbers,
         help="classes as in 0-9, cycled: seed n has number n modulo their count (default: all)",
     )
+    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="for networks that read text; cycled likewise")
     parser.add_argument(
         "--guidance-scale", type=float, default=1.0, help="uncond + W·(cond - uncond); 1 (default) is off"
     )
@@ -84,7 +62,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="sampling steps (default: 250 for ddpm, 50 for the others)")
     parser.add_argument("--batch-size", type=int, default=64, help="images per process at a time (default: 64)")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or raw weights")
-    parser.add_argument("--image-size", type=int, help="height and width (default: what the network was trained on)")
+    parser.add_argument("--image-size", type=int, help="height and width of what the network makes, images or latents "
+                        "(default: what it was trained on)")  # fmt: skip
+    parser.add_argument("--autoencoder", type=Path, metavar="FOLDER",
+                        help="what makes images of latents (default: in data.path of the run)")  # fmt: skip
+    parser.add_argument("--text-encoder", type=Path, metavar="FOLDER",
+                        help="what reads the prompts (default: in data.path of the run)")  # fmt: skip
     parser.add_argument(
         "--npz", action="store_true", help="also write samples.npz: arr_0 (N, H, W, C) uint8, seeds, labels"
     )
@@ -100,106 +83,59 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def load_network(checkpoint: Path, weights: str) -> tuple[UNet, DDPMScheduler, float, str]:
-    """The U-Net of a checkpoint in evaluation mode, the scheduler that it was trained with, the share of labels that
-    were dropped in training, and the sha256 of its weights."""
-    file = "ema.safetensors" if weights == "ema" else "model.safetensors"
-    unet = UNet.from_config(json.loads((checkpoint / "config.json").read_text()))
-    unet.load_state_dict(load_file(checkpoint / file))
-    scheduler = DDPMScheduler.from_config(json.loads((checkpoint / "scheduler_config.json").read_text()))
-    dropped = yaml.safe_load((checkpoint / "config.yaml").read_text())["objective"]["label_dropout"]
-    return unet.eval(), scheduler, dropped, json.loads((checkpoint / MANIFEST).read_text())["sha256"][file]
-
-
-def choose_labels(seeds: Sequence[int], asked: list[int] | None, num_classes: int | None) -> dict[int, int | None]:
-    """The class of each seed's image: those asked for (default: all), cycling with the seed. Raises SamplingError."""
-    if num_classes is None:
-        if asked is not None:
-            raise SamplingError("--class-labels was given, but this network was trained without classes: leave it out")
-        return dict.fromkeys(seeds)
-    asked = list(range(num_classes)) if asked is None else asked
-    if wrong := [label for label in asked if label >= num_classes]:
-        raise SamplingError(f"--class-labels {wrong}: this network has the classes 0 to {num_classes - 1}")
-    return {seed: asked[seed % len(asked)] for seed in seeds}
-
-
-def claim(out: Path, request: Request, labels: dict[int, int | None]) -> None:
-    """Make the folder this request's. Raises SamplingError where it holds images of another one."""
-    file = out / "request.json"
-    if not file.exists() and any(path.stem.isdigit() for path in out.glob("*.png")):
-        raise SamplingError(f"{out} holds numbered images that were not made here: give another --out")
-    now = {**asdict(request), "labels": {str(seed): label for seed, label in labels.items()}}
-    if file.exists():
-        before = json.loads(file.read_text())
-        shared = set(before["labels"]) & set(now["labels"])
-        differences = [
-            f"{key} was {before[key]!r} and is {now[key]!r}" for key in asdict(request) if before[key] != now[key]
-        ]
-        differences += [
-            f"the class of seed {seed} differs"
-            for seed in sorted(shared)
-            if before["labels"][seed] != now["labels"][seed]
-        ]
-        if differences:
-            raise SamplingError(f"{out} holds images made otherwise: {'; '.join(differences[:4])}. Give another --out")
-        now["labels"] = before["labels"] | now["labels"]
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / ".tmp-request.json"
-    unfinished.write_text(json.dumps(now, indent=1) + "\n")
-    unfinished.replace(file)
-
-
-def file_of(out: Path, seed: int) -> Path:
-    """Where the image of a seed goes."""
-    return out / f"{seed:06d}.png"
+def choose_subjects(
+    seeds: Sequence[int], labels: list[int] | None, prompts: list[str] | None, num_classes: int | None
+) -> dict[int, Subject]:
+    """The subject of each seed: classes asked for (default: all) and prompts, both cycling. Raises SamplingError."""
+    if num_classes is None and labels is not None:
+        raise SamplingError("--class-labels was given, but this network was trained without classes: leave it out")
+    if num_classes is not None:
+        labels = list(range(num_classes)) if labels is None else labels
+        if wrong := [label for label in labels if label >= num_classes]:
+            raise SamplingError(f"--class-labels {wrong}: this network has the classes 0 to {num_classes - 1}")
+    return {
+        seed: Subject(labels[seed % len(labels)] if labels else None, prompts[seed % len(prompts)] if prompts else None)
+        for seed in seeds
+    }
 
 
 def make_images(
-    unet: UNet,
-    scheduler: Any,
+    trained: Trained,
     request: Request,
-    labels: dict[int, int | None],
+    subjects: dict[int, Subject],
     out: Path,
     accelerator: Accelerator,
+    *,
+    autoencoder: Autoencoder | None,
+    text_encoder: TextEncoder | None,
     batch: int,
 ) -> None:
     """Write the images that are missing, each rank its share."""
-    share = list(labels)[accelerator.process_index :: accelerator.num_processes]
+    share = list(subjects)[accelerator.process_index :: accelerator.num_processes]
     mine = [seed for seed in share if not file_of(out, seed).exists()]
+    unet = trained.unet.to(accelerator.device)
     shape = (unet.config.in_channels, request.image_size, request.image_size)
     with tqdm(total=len(mine), unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True) as bar:
         for start in range(0, len(mine), batch):
             seeds = mine[start : start + batch]
-            classes = [label for seed in seeds if (label := labels[seed]) is not None]
-            sampler = make_sampling_scheduler(request.scheduler, scheduler, request.steps)
+            labels = [label for seed in seeds if (label := subjects[seed].label) is not None]
+            texts = None if text_encoder is None else text_encoder.encode([subjects[s].prompt or "" for s in seeds])
             images = sample(
                 unet,
-                sampler,
+                make_sampling_scheduler(request.scheduler, trained.scheduler, request.steps),
                 seeds,
                 shape,
-                class_labels=classes or None,
+                class_labels=labels or None,
+                texts=texts,
+                empty_text=None if text_encoder is None else text_encoder.encode([""])[0],
                 guidance_scale=request.guidance_scale,
+                clip=autoencoder is None,
             )
+            if autoencoder is not None:
+                images = autoencoder.decode(images.to(accelerator.device)).cpu()
             for seed, pixels in zip(seeds, to_uint8(images), strict=True):
                 save_png(to_picture(pixels), file_of(out, seed))
             bar.update(len(seeds))
-
-
-def write_summary(out: Path, labels: dict[int, int | None], npz: bool) -> None:
-    """grid.png, samples.csv and, where asked for, samples.npz, of the images of `labels`."""
-    with (out / "samples.csv").open("w", newline="") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(["file", "seed", "class_label"])
-        writer.writerows(
-            [file_of(out, seed).name, seed, "" if label is None else label] for seed, label in labels.items()
-        )
-    arrays = [np.asarray(Image.open(file_of(out, seed))) for seed in labels]
-    pixels = np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
-    first = torch.from_numpy(pixels[:GRID]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    save_png(to_grid(first), out / "grid.png")
-    if npz:
-        classes = [-1 if label is None else label for label in labels.values()]
-        np.savez(out / "samples.npz", arr_0=pixels, seeds=list(labels), labels=classes)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -207,34 +143,51 @@ def run(arguments: argparse.Namespace) -> None:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     found = [find_checkpoint(arguments.checkpoint)] if accelerator.is_main_process else [Path()]
     broadcast_object_list(found)  # the main process looks and verifies, for all
-    checkpoint = found[0]
-    unet, scheduler, dropped, network = load_network(checkpoint, arguments.weights)
-    num_classes = unet.config.num_classes
-    if arguments.guidance_scale != 1 and (num_classes is None or dropped == 0):
+    trained = load_trained(found[0], arguments.weights)
+    num_classes = trained.unet.config.num_classes
+    if arguments.guidance_scale != 1 and trained.dropped == 0:
         raise SamplingError(
-            f"--guidance-scale {arguments.guidance_scale}: guidance needs a network that was trained with classes and "
-            "without (objective.label_dropout above 0), and this one was not: leave it out"
+            f"--guidance-scale {arguments.guidance_scale}: guidance needs a network that was trained with classes or "
+            "texts and without (objective.label_dropout above 0), and this one was not: leave it out"
         )
-    size = arguments.image_size or unet.config.sample_size
+    size = arguments.image_size or trained.unet.config.sample_size
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")
-    labels = choose_labels(arguments.seeds, arguments.class_labels, num_classes)
-    steps = arguments.steps
-    request = Request(network, arguments.scheduler, steps, arguments.guidance_scale, size)
+    subjects = choose_subjects(arguments.seeds, arguments.class_labels, arguments.prompts, num_classes)
+    autoencoder = open_autoencoder(trained, arguments.autoencoder)
+    text_encoder = open_text_encoder(trained, arguments.text_encoder, arguments.prompts)
+    request = Request(
+        trained.sha256,
+        arguments.scheduler,
+        arguments.steps,
+        arguments.guidance_scale,
+        size,
+        autoencoder=None if autoencoder is None else digest(autoencoder.model),
+        text_encoder=None if text_encoder is None else digest(text_encoder.model),
+    )
     try:
-        make_sampling_scheduler(request.scheduler, scheduler, request.steps)
+        make_sampling_scheduler(request.scheduler, trained.scheduler, request.steps)
     except ValueError as error:
         raise SamplingError(f"--scheduler and --steps: {error}") from error
     if accelerator.is_main_process:
-        claim(arguments.out, request, labels)
+        claim(arguments.out, request, subjects)
     accelerator.wait_for_everyone()
+    if text_encoder is not None:
+        text_encoder.model.to(accelerator.device)
     make_images(
-        unet.to(accelerator.device), scheduler, request, labels, arguments.out, accelerator, arguments.batch_size
+        trained,
+        request,
+        subjects,
+        arguments.out,
+        accelerator,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        batch=arguments.batch_size,
     )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_summary(arguments.out, labels, arguments.npz)
-        print(f"{len(labels)} images in {arguments.out}, all in one picture: {arguments.out / 'grid.png'}")
+        write_summary(arguments.out, subjects, npz=arguments.npz)
+        print(f"{len(subjects)} images in {arguments.out}, all in one picture: {arguments.out / 'grid.png'}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -119,9 +119,15 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
         raise ConfigError(f"command line: {override!r} is neither an option nor key=value, such as train.steps=100")
     check_key("command line", key, value)
     try:
-        return parser.parse_args([f"--{key}={value}"], namespace=parsed)
+        # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
+        alone = parser.parse_args([f"--{key}={value}"])
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"command line, {override}: {explain(error)}") from error
+    names = key.split(".")
+    groups = [".".join(names[:length]) for length in range(1, len(names))]
+    place = next((group for group in groups if parsed[group] is None), key)  # a group that was left out comes whole
+    parsed[place] = alone[place]
+    return parsed
 
 
 def explain(error: Exception) -> str:

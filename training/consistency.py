@@ -93,14 +93,8 @@ def check_guidance(config: RunConfig) -> None:
         )
 
 
-def check_images(model: UNetConfig, class_names: list[str] | None, text_width: int | None) -> None:
-    """Raise ValueError where the images' classes or texts are not those that the network has or reads."""
-    classes = None if class_names is None else len(class_names)
-    if model.num_classes is not None and model.num_classes != classes:
-        raise ValueError(
-            f"model.num_classes is {model.num_classes}, but the images have {classes or 'no'} classes: "
-            f"set model.num_classes to {classes or 'null'}"
-        )
+def check_texts(model: UNetConfig, text_width: int | None) -> None:
+    """Raise ValueError where the network reads other texts than the images have; None: they have none."""
     wanted = context_dims(model)
     if text_width is None and wanted:
         raise ValueError(

@@ -47,7 +47,8 @@ class Loop:
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
-        flops = flops_per_image(config.model, config.data.image_size)
+        empty = conditions.empty_text
+        flops = flops_per_image(config.model, config.data.image_size, None if empty is None else tuple(empty.shape))
         self.window = Window(self.accelerator, self.images_per_step, flops)
         self.saved_step = state.step
         self.unread: list[Numbers] = []  # of steps that may still be running on the device

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 
 from training.autoencoder import is_autoencoder
 from training.config import ConfigError, RunConfig
+from training.consistency import check_texts
 from training.data import DataError, Samples, SampleStream, open_images, split
 from training.images import Images, check_classes
 from training.latents import REMEDY, Latents
@@ -56,6 +57,8 @@ def prepare_images(
     broadcast_object_list(usable)
     assert usable[0] is not None
     check_classes(config.model.num_classes, images.class_names)
+    text = images.text(int(usable[0][0]))
+    check_texts(config.model, None if text is None else text.shape[1])
     train, held_out = (usable[0][chosen] for chosen in split(len(usable[0]), config.data.held_out))
     if overfit is not None and overfit > len(train):
         raise ConfigError(f"--overfit {overfit}: there are only {len(train)} images to train on")

@@ -36,6 +36,9 @@ class TrainConfig:
     """Images per process and forward pass; a step takes batch_size × processes × gradient_accumulation."""
     gradient_accumulation: int = 1
     """Forward passes per optimizer step."""
+    initial_weights: str | None = None
+    """Begin with the weights of this network of the same shape, not with random ones: a diffusers model or pipeline, a
+    run or checkpoint of ours (its averaged weights). A resumed run takes its checkpoint's."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"

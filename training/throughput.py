@@ -22,15 +22,19 @@ PEAK_16_BIT = {"A100": 312e12, "L40S": 362e12, "H100 PCIe": 756e12, "H100": 989e
 WAITING = 0.2  # share of the time above which the loader is said to be the bottleneck
 
 
-def flops_per_image(config: UNetConfig, image_size: int) -> int:
-    """Floating-point operations of a training step for one image: matrix products and convolutions, both passes."""
+def flops_per_image(config: UNetConfig, image_size: int, text_shape: tuple[int, ...] | None) -> int:
+    """Floating-point operations of a training step for one image: matrix products and convolutions, both passes.
+
+    `text_shape` is (tokens, width) of what the network reads, None where it reads nothing.
+    """
     with torch.device("meta"):
         unet = UNet.from_unet_config(config).train()
         image = torch.empty(1, config.in_channels, *[image_size] * config.spatial_dims)
         labels = None if config.num_classes is None else torch.zeros(1, dtype=torch.long)
+        text = None if text_shape is None else torch.empty(1, *text_shape)
         counter = FlopCounterMode(display=False)
         with counter:
-            unet(image, torch.zeros(1, dtype=torch.long), class_labels=labels).sample.sum().backward()
+            unet(image, torch.zeros(1, dtype=torch.long), text, class_labels=labels).sample.sum().backward()
     return counter.get_total_flops()
 
 

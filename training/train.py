@@ -11,22 +11,21 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import DDPMPipeline
 
 from training.checkpoint import CheckpointError, delete_newer, verify
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
 from training.data import DataError, Samples
 from training.launch import describe, make_accelerator
 from training.loop import Diverged, Loop, Preempted
+from training.network import count_parameters, load_initial_weights, make_network
 from training.objective import Objective
+from training.pipeline import save_pipeline
 from training.prepare import prepare_samples, preview_conditions
 from training.resume import check_same_run, find_start, flat, restore
 from training.run_directory import RunDirectory, RunDirectoryError
 from training.step import TrainState
-from unetgn import UNet
 
 logger = logging.getLogger("training")
 
@@ -74,16 +73,15 @@ def run(arguments: argparse.Namespace) -> None:
     conditions = preview_conditions(config, stream)
     what = describe(config, accelerator, count_parameters(config), stream)
     start = begin(config, output, accelerator, stream, arguments)
+    initial = load_initial_weights(config) if start is None else None
     step = 0 if start is None else verify(start)["step"]
     what += f"\nwriting to {output.path}" + (f", going on after step {step}" if step else "")
     if accelerator.is_main_process:
         print(what + ("\na dry run: nothing was written" if arguments.dry_run else ""))
     if arguments.dry_run:
         return
-    torch.manual_seed(config.seed)
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
-    unet = UNet.from_unet_config(config.model)
-    state = TrainState(unet, objective, config.train, config.ema, accelerator, config.seed)
+    state = TrainState(make_network(config, initial), objective, config.train, config.ema, accelerator, config.seed)
     loop = Loop(config, state, stream, held_out, conditions, output)
     if start is not None:
         restore(loop, start)
@@ -91,15 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
         output.write_text("config.yaml", to_yaml(config))
         output.resume_logs(state.step)
     finish(loop)
-
-
-def count_parameters(config: RunConfig) -> int:
-    """The network's parameters, without making them. Raises ConfigError where there can be no such network."""
-    try:
-        with torch.device("meta"):
-            return UNet.from_unet_config(config.model).num_parameters()
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
 
 
 def begin(
@@ -124,7 +113,7 @@ def begin(
 
 def finish(loop: Loop) -> None:
     """Train to the end, and leave the status as it was reached."""
-    main, state, output = loop.accelerator.is_main_process, loop.state, loop.run
+    main, state, output, data = loop.accelerator.is_main_process, loop.state, loop.run, loop.config.data
     status = output.write_status if main else lambda *_, **__: None
     status("running", state.step)
     keys = {
@@ -133,9 +122,10 @@ def finish(loop: Loop) -> None:
     loop.accelerator.init_trackers(output.path.name, config=keys)
     try:
         loop.train()
-        with state.averaged() as unet:
+        cache = Path(data.path) if data.name == "latents" and data.path is not None else None
+        with state.averaged() as unet:  # every rank: a sharded network is gathered by all
             if main:
-                DDPMPipeline(unet=unet, scheduler=state.objective.scheduler).save_pretrained(output.path / "pipeline")
+                save_pipeline(unet, state.objective.scheduler, output.path / "pipeline", cache=cache)
         if main:
             loop.draw_loss()
             print(f"done: {output.path}/samples, {output.path}/checkpoints, {output.path}/pipeline")

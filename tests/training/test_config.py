@@ -31,6 +31,21 @@ def test_keys_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
     assert config.train.trackers == ()
 
 
+def test_a_key_of_an_optional_group_is_changed_whether_the_file_has_the_group_or_not(tmp_path: Path) -> None:
+    latents = "data: {name: latents, path: x}\nobjective: {clip_sample: false}\n"
+    without = write(tmp_path, latents)
+    transformer = load_config(
+        without, ["model.transformer.depth=2", "model.transformer.context_dim=7"]
+    ).model.transformer
+    assert transformer is not None
+    assert (transformer.context_dim, transformer.depth) == (7, 2)
+    with_it = write(tmp_path, latents + "model: {transformer: {context_dim: 24, depth: 2}}\n")
+    transformer = load_config(with_it, ["model.transformer.context_dim=7"]).model.transformer
+    assert transformer is not None
+    assert (transformer.context_dim, transformer.depth) == (7, 2)
+    assert load_config(with_it, ["model.transformer=null"]).model.transformer is None
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_configuration_is_valid_and_survives_being_written(file: Path, tmp_path: Path) -> None:
     config = load_config(file)

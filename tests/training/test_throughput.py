@@ -15,9 +15,9 @@ from unetgn import UNetConfig
 def test_the_operations_of_a_convolution_are_counted_both_ways() -> None:
     """A U-Net without attention: doubling height and width makes four times the work of its convolutions."""
     config = UNetConfig.from_dict({"channels": [32, 64], "attention_levels": [], "mid": {"attention": False}})
-    small, large = flops_per_image(config, 16), flops_per_image(config, 32)
+    small, large = flops_per_image(config, 16, None), flops_per_image(config, 32, None)
     assert 3.9 < large / small < 4.0  # the embedding's products are not multiplied
-    assert flops_per_image(config, 64) / large == pytest.approx(4, rel=0.01)
+    assert flops_per_image(config, 64, None) / large == pytest.approx(4, rel=0.01)
 
 
 def test_the_peak_of_a_device_is_known_by_its_name_in_16_bits_only() -> None:

@@ -25,6 +25,7 @@ from training.data import SampleStream, split
 from training.images import Digits
 from training.objective import ObjectiveConfig
 from training.train import main
+from unetgn import UNet
 
 TINY = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
@@ -158,14 +159,14 @@ def test_a_signal_while_the_loader_is_slow_saves_at_once(
 
 
 def test_a_signal_while_sampling_saves_at_once(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_forward = train.UNet.forward
+    real_forward = UNet.forward
 
-    def signalled(unet: train.UNet, *arguments: object, **more: object) -> object:
+    def signalled(unet: UNet, *arguments: object, **more: object) -> object:
         if not unet.training:
             signal.raise_signal(signal.SIGTERM)
         return real_forward(unet, *arguments, **more)
 
-    monkeypatch.setattr(train.UNet, "forward", signalled)
+    monkeypatch.setattr(UNet, "forward", signalled)
     assert run(config, tmp_path / "a", "preview.steps=1000") == 1
     assert status(tmp_path / "a") | {"state": "preempted", "step": 3} == status(tmp_path / "a")
     monkeypatch.undo()
@@ -176,14 +177,14 @@ def test_a_signal_while_sampling_saves_at_once(config: Path, tmp_path: Path, mon
 
 def test_what_a_signal_cut_short_is_made_up_for(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal in the very last preview: the run is not completed until it has been drawn."""
-    real_forward = train.UNet.forward
+    real_forward = UNet.forward
 
-    def signalled(unet: train.UNet, *arguments: object, **more: object) -> object:
+    def signalled(unet: UNet, *arguments: object, **more: object) -> object:
         if not unet.training:
             signal.raise_signal(signal.SIGTERM)
         return real_forward(unet, *arguments, **more)
 
-    monkeypatch.setattr(train.UNet, "forward", signalled)
+    monkeypatch.setattr(UNet, "forward", signalled)
     keys = ["train.sample_every=6", "train.validate_every=6", "data.held_out=0.01"]
     assert run(config, tmp_path / "a", *keys) == 1
     assert status(tmp_path / "a")["state"] == "preempted"
@@ -305,7 +306,7 @@ def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_image
     with (tmp_path / "a" / "validation.csv").open(newline="") as lines:
         rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]
     assert [step for step, _ in rows] == [3, 6]
-    unet = train.UNet.from_unet_config(load_config(config).model)
+    unet = UNet.from_unet_config(load_config(config).model)
     unet.load_state_dict(load_file(tmp_path / "a" / "checkpoints" / "step-000006" / "ema.safetensors"))
     images = Digits()
     held_out = SampleStream(images, split(len(images), 0.02)[1], seed=0)

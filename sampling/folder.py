@@ -1,0 +1,90 @@
+"""The folder that samples go to: whose it is, what is in it, what sums it up."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sampling.pictures import save_png, to_grid
+
+GRID = 256  # images in grid.png at most
+
+
+class SamplingError(Exception):
+    """What was asked for cannot be sampled; the message says why and what would do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides what an image looks like beside its seed and its subject."""
+
+    network: str  # sha256 of the weights
+    scheduler: str
+    steps: int
+    guidance_scale: float
+    image_size: int
+    autoencoder: str | None = None  # sha256 of the weights; None where the network makes images
+    text_encoder: str | None = None  # likewise; None where the network reads no text
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an image is to show: a class, a text, both, or nothing in particular."""
+
+    label: int | None = None
+    prompt: str | None = None
+
+
+def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
+    """Make the folder this request's. Raises SamplingError where it holds images of another one."""
+    file = out / "request.json"
+    if not file.exists() and any(path.stem.isdigit() for path in out.glob("*.png")):
+        raise SamplingError(f"{out} holds numbered images that were not made here: give another --out")
+    asked = asdict(request)
+    now = {**asked, "subjects": {str(seed): asdict(subject) for seed, subject in subjects.items()}}
+    if file.exists():
+        before = json.loads(file.read_text())
+        differences = [f"{key} was {before.get(key)!r} and is {asked[key]!r}" for key in asked
+                       if before.get(key) != asked[key]]  # fmt: skip
+        there = before.get("subjects", {})
+        differences += [
+            f"the {what} of seed {seed} was {there[seed][key]!r} and is {subject[key]!r}"
+            for seed, subject in now["subjects"].items()
+            for key, what in (("label", "class"), ("prompt", "prompt"))
+            if seed in there and there[seed][key] != subject[key]
+        ]
+        if differences:
+            raise SamplingError(f"{out} holds images made otherwise: {'; '.join(differences[:4])}. Give another --out")
+        now["subjects"] = there | now["subjects"]
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished = out / ".tmp-request.json"
+    unfinished.write_text(json.dumps(now, indent=1) + "\n")
+    unfinished.replace(file)
+
+
+def file_of(out: Path, seed: int) -> Path:
+    """Where the image of a seed goes."""
+    return out / f"{seed:06d}.png"
+
+
+def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> None:
+    """grid.png, samples.csv and, where asked for, samples.npz, of the images of `subjects`."""
+    with (out / "samples.csv").open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["file", "seed", "class_label", "prompt"])
+        for seed, subject in subjects.items():
+            label = "" if subject.label is None else subject.label
+            writer.writerow([file_of(out, seed).name, seed, label, subject.prompt or ""])
+    arrays = [np.asarray(Image.open(file_of(out, seed))) for seed in subjects]
+    pixels = np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
+    first = torch.from_numpy(pixels[:GRID]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    save_png(to_grid(first), out / "grid.png")
+    if npz:
+        labels = [-1 if subject.label is None else subject.label for subject in subjects.values()]
+        np.savez(out / "samples.npz", arr_0=pixels, seeds=list(subjects), labels=labels)

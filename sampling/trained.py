@@ -1,0 +1,84 @@
+"""What a checkpoint has to sample with: the network, and what reads prompts and makes pictures of latents."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from diffusers import DDPMScheduler
+
+from sampling.folder import SamplingError
+from training.autoencoder import Autoencoder, load_autoencoder
+from training.checkpoint import MANIFEST
+from training.consistency import context_dims
+from training.network import load_checkpoint
+from training.text import TextEncoder
+from unetgn import UNet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint has to sample with."""
+
+    unet: UNet
+    scheduler: DDPMScheduler
+    """That it was trained with."""
+    dropped: float
+    """Share of labels and texts that were left out in training."""
+    sha256: str
+    """Of the weights."""
+    cache: Path | None
+    """Folder of the latents that it was trained on; None where it was trained on pixels."""
+
+    @property
+    def reads_text(self) -> bool:
+        return bool(context_dims(self.unet.unet_config))
+
+
+def load_trained(checkpoint: Path, weights: str) -> Trained:
+    """The network of a checkpoint, in evaluation mode, with its "ema" or "raw" weights, and what belongs to it."""
+    name = "ema" if weights == "ema" else "model"
+    config = yaml.safe_load((checkpoint / "config.yaml").read_text())
+    data = config["data"]
+    return Trained(
+        unet=load_checkpoint(checkpoint, name).eval(),
+        scheduler=DDPMScheduler.from_config(json.loads((checkpoint / "scheduler_config.json").read_text())),
+        dropped=config["objective"]["label_dropout"],
+        sha256=json.loads((checkpoint / MANIFEST).read_text())["sha256"][f"{name}.safetensors"],
+        cache=Path(data["path"]) if data["name"] == "latents" else None,
+    )
+
+
+def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None:
+    """What makes images of the network's latents, None where it makes images itself. Raises SamplingError."""
+    if trained.cache is None:
+        if asked is not None:
+            raise SamplingError("--autoencoder was given, but this network was trained on pixels: leave it out")
+        return None
+    try:
+        return load_autoencoder(asked or trained.cache)
+    except ValueError as error:
+        found = "" if asked else " It is looked for where the run had its data.path."
+        raise SamplingError(f"{error}.{found} Give the autoencoder of its latents as --autoencoder") from error
+
+
+def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] | None) -> TextEncoder | None:
+    """What reads the prompts, None where the network reads no text. Raises SamplingError."""
+    if not trained.reads_text:
+        if asked is not None or prompts is not None:
+            raise SamplingError("--prompts or --text-encoder was given, but this network reads no text: leave it out")
+        return None
+    if prompts is None:
+        raise SamplingError("this network reads text: give --prompts TEXT …, which may be an empty one")
+    try:
+        text_encoder = TextEncoder(asked or trained.cache or Path())
+    except ValueError as error:
+        raise SamplingError(f"{error}. Give the text encoder of its training as --text-encoder") from error
+    if cut := text_encoder.too_long(prompts):
+        logger.warning("%d of %d prompts are cut off after %d tokens", cut, len(prompts), text_encoder.tokens)
+    return text_encoder

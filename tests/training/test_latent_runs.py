@@ -1,0 +1,273 @@
+"""Runs on cached latents, with classes or captions, from the cache to the pictures."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline, LDMPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from sampling.sample import main as draw
+from training.cache_latents import main as cache
+from training.config import load_config
+from training.network import load_initial_weights, load_network
+from training.objective import Objective
+from training.prepare import prepare_samples
+from training.train import main
+from unetgn import UNet
+
+COMMON = {
+    "train": {"steps": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 2, "trackers": []},
+    "ema": {"decay": 0.5},
+    "preview": {"count": 3, "steps": 2},
+    "checkpoint": {"keep": 9},
+}
+SMALL = {"in_channels": 4, "out_channels": 4, "channels": [8, 16], "depth": 1, "norm": {"num_groups": 4}}
+
+
+def make_cache(pipeline: Path, images: Path, out: Path, *arguments: str) -> Path:
+    keys = ["data.name=folder", f"data.path={images}", "data.image_size=16", "--shard-size", "4"]
+    assert cache(["--autoencoder", str(pipeline), "--out", str(out), *keys, *arguments]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def classes(stable_diffusion: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with classes and flips."""
+    return make_cache(stable_diffusion, photographs, tmp_path_factory.mktemp("classes"), "--flip")
+
+
+@pytest.fixture(scope="module")
+def captions(stable_diffusion: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with captions."""
+    out = tmp_path_factory.mktemp("captions")
+    return make_cache(stable_diffusion, photographs, out, "--text-encoder", str(stable_diffusion))
+
+
+@pytest.fixture
+def class_config(classes: Path, tmp_path: Path) -> Path:
+    keys = {
+        **COMMON,
+        "model": {**SMALL, "num_classes": 2},
+        "data": {"name": "latents", "path": str(classes), "image_size": 8, "random_flip": True, "held_out": 0.2},
+        "objective": {"clip_sample": False, "label_dropout": 0.2},
+    }
+    (tmp_path / "classes.yaml").write_text(yaml.safe_dump(keys | {"train": COMMON["train"] | {"validate_every": 2}}))
+    return tmp_path / "classes.yaml"
+
+
+@pytest.fixture
+def text_config(captions: Path, stable_diffusion: Path, tmp_path: Path) -> Path:
+    keys = {
+        **COMMON,
+        "model": UNet.from_diffusers(stable_diffusion).unet_config.to_dict(),
+        "data": {"name": "latents", "path": str(captions), "image_size": 8},
+        "objective": {"clip_sample": False, "label_dropout": 0.2, "schedule": "scaled_linear", "beta_start": 0.00085,
+                      "beta_end": 0.012},
+        "preview": {**COMMON["preview"], "guidance_scale": 3.0},
+        "train": {**COMMON["train"], "initial_weights": str(stable_diffusion)},
+    }  # fmt: skip
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump(keys))
+    return tmp_path / "text.yaml"
+
+
+def train(config: Path, output: Path, *arguments: str) -> int:
+    return main(["--config", str(config), "--output", str(output), *arguments])
+
+
+def weights(run: Path, step: int, kind: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:06d}" / f"{kind}.safetensors")
+
+
+def assert_equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file)).astype(int)
+
+
+def test_a_run_on_latents_shows_validates_and_samples_pictures(class_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(class_config, run) == 0
+    assert (run / "validation.csv").read_text().count("\n") == 3
+    # Three pictures of 16 pixels, four times enlarged, two a row, with a white line around each.
+    assert pixels(run / "samples" / "step-000004.png").shape == (132, 132, 3)
+    assert (run / "denoise" / "step-000004.png").is_file()
+    line = ["--checkpoint", str(run), "--steps", "3", "--seeds", "0-3", "--guidance-scale", "2"]
+    assert draw([*line, "--out", str(tmp_path / "images")]) == 0
+    assert pixels(tmp_path / "images" / "000003.png").shape == (16, 16, 3)
+    assert not np.array_equal(pixels(tmp_path / "images" / "000000.png"), pixels(tmp_path / "images" / "000001.png"))
+
+
+def test_the_final_pipeline_of_latents_gives_the_pictures_of_our_sampler(class_config: Path, tmp_path: Path) -> None:
+    keys = ["model.num_classes=null", "objective.label_dropout=0", "train.sample_every=0", "data.random_flip=false"]
+    assert train(class_config, tmp_path / "run", *keys) == 0
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert isinstance(pipeline, LDMPipeline)
+    assert_equal_bits(pipeline.unet.state_dict(), weights(tmp_path / "run", 4, "ema"))
+    line = ["--checkpoint", str(tmp_path / "run"), "--steps", "4", "--scheduler", "ddim", "--seeds", "5"]
+    assert draw([*line, "--out", str(tmp_path / "images")]) == 0
+    from sampling.sampler import make_sampling_scheduler
+
+    pipeline.scheduler = make_sampling_scheduler("ddim", pipeline.scheduler, 4)
+    image = pipeline(generator=torch.Generator().manual_seed(5), num_inference_steps=4).images[0]
+    assert abs(np.asarray(image).astype(int) - pixels(tmp_path / "images" / "000005.png")).max() <= 1
+
+
+def test_a_run_on_latents_that_is_resumed_is_the_unbroken_run(class_config: Path, tmp_path: Path) -> None:
+    assert train(class_config, tmp_path / "whole", "data.num_workers=2") == 0
+    assert train(class_config, tmp_path / "broken", "train.steps=3", "train.checkpoint_every=3") == 0
+    assert train(class_config, tmp_path / "broken", "--resume", "auto") == 0
+    for kind in ("model", "ema", "optimizer"):
+        assert_equal_bits(weights(tmp_path / "whole", 4, kind), weights(tmp_path / "broken", 4, kind))
+
+
+def test_sampling_finds_the_autoencoder_or_is_told_where_it_is(
+    class_config: Path, classes: Path, stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(classes, tmp_path / "cache")
+    run, moved = tmp_path / "run", f"data.path={tmp_path / 'cache'}"
+    assert train(class_config, run, moved, "train.sample_every=0") == 0
+    line = ["--checkpoint", str(run), "--steps", "2", "--seeds", "0"]
+    assert draw([*line, "--out", str(tmp_path / "here")]) == 0
+    shutil.rmtree(tmp_path / "cache")
+    assert draw([*line, "--out", str(tmp_path / "gone")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'cache'} holds no AutoencoderKL" in error
+    assert "Give the autoencoder of its latents as --autoencoder" in error
+    assert draw([*line, "--out", str(tmp_path / "told"), "--autoencoder", str(stable_diffusion)]) == 0
+    assert np.array_equal(pixels(tmp_path / "told" / "000000.png"), pixels(tmp_path / "here" / "000000.png"))
+    told = [*line, "--out", str(tmp_path / "x"), "--autoencoder", str(stable_diffusion)]
+    assert draw([*told, "--prompts", "a cat"]) == 2
+    assert "this network reads no text: leave it out" in capsys.readouterr().err
+
+
+def test_a_text_network_is_fine_tuned_into_a_stable_diffusion_pipeline(text_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(text_config, run) == 0
+    assert pixels(run / "samples" / "step-000004.png").shape == (132, 132, 3)
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "pipeline", safety_checker=None)
+    assert type(pipeline.unet) is UNet2DConditionModel
+    assert_equal_bits(pipeline.unet.state_dict(), weights(run, 4, "ema"))
+    first = UNet2DConditionModel.from_pretrained(yaml.safe_load(text_config.read_text())["train"]["initial_weights"],
+                                                 subfolder="unet")  # fmt: skip
+    assert not torch.equal(first.conv_in.weight, pipeline.unet.conv_in.weight)
+
+    line = ["--checkpoint", str(run), "--scheduler", "ddim", "--steps", "4", "--seeds", "5", "--guidance-scale", "3"]
+    assert draw([*line, "--out", str(tmp_path / "cat"), "--prompts", "a cat"]) == 0
+    assert draw([*line, "--out", str(tmp_path / "dog"), "--prompts", "dog"]) == 0
+    cat, dog = (pixels(tmp_path / name / "000005.png") for name in ("cat", "dog"))
+    assert not np.array_equal(cat, dog)
+    from sampling.sampler import make_sampling_scheduler
+
+    pipeline.scheduler = make_sampling_scheduler("ddim", pipeline.scheduler, 4)
+    image = pipeline(
+        "a cat", guidance_scale=3.0, num_inference_steps=4, generator=torch.Generator().manual_seed(5)
+    ).images[0]
+    assert abs(np.asarray(image).astype(int) - cat).max() <= 1
+
+
+def test_fine_tuning_begins_with_the_loss_of_the_network_that_it_begins_with(
+    text_config: Path, stable_diffusion: Path
+) -> None:
+    config = load_config(text_config)
+    samples, _ = prepare_samples(config, Accelerator(cpu=True), None)
+    items = [samples[i] for i in range(4)]  # type: ignore[index]
+    batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    objective = Objective(config.objective, None, torch.zeros(12, 24))
+    initial = load_initial_weights(config)
+    assert initial is not None
+    theirs = UNet2DConditionModel.from_pretrained(stable_diffusion, subfolder="unet").eval()
+    prepared = objective.prepare(batch)
+    with torch.no_grad():
+        ours = objective.losses(initial.eval(), prepared)
+        noisy = objective.scheduler.add_noise(batch["image"], batch["noise"], prepared["timesteps"])
+        error = theirs(noisy, prepared["timesteps"], prepared["text"]).sample - batch["noise"]
+    assert torch.allclose(ours, error.square().flatten(1).mean(1), rtol=1e-4)
+
+
+def test_initial_weights_come_from_runs_and_pipelines_of_ours_too(text_config: Path, tmp_path: Path) -> None:
+    run, quick = tmp_path / "run", ("train.sample_every=0", "train.checkpoint_every=9")
+    assert train(text_config, run, *quick, "train.steps=1") == 0
+    load_network(run).save_pretrained(tmp_path / "saved")
+    averaged = weights(run, 1, "ema")
+    for source in (run, run / "checkpoints" / "step-000001", run / "pipeline", tmp_path / "saved"):
+        assert_equal_bits(load_network(source).state_dict(), averaged)
+    again = tmp_path / "again"
+    few = (*quick, "train.steps=1", "train.learning_rate=1e-30")  # a step that moves nothing
+    assert train(text_config, again, f"train.initial_weights={run}", *few) == 0
+    assert_equal_bits(weights(again, 1), averaged)
+
+
+def test_a_resumed_run_needs_its_initial_weights_no_more_but_takes_no_others(
+    text_config: Path, stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(stable_diffusion, tmp_path / "source")
+    run, keys = tmp_path / "run", [f"train.initial_weights={tmp_path / 'source'}", "train.sample_every=0"]
+    assert train(text_config, run, *keys, "train.steps=2") == 0
+    shutil.rmtree(tmp_path / "source")
+    assert train(text_config, run, "train.sample_every=0", "--resume", "auto") == 2
+    assert "train.initial_weights was" in capsys.readouterr().err
+    assert train(text_config, run, *keys, "--resume", "auto") == 0
+    assert train(text_config, tmp_path / "whole", "train.sample_every=0") == 0
+    assert_equal_bits(weights(run, 4), weights(tmp_path / "whole", 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("text", ["train.initial_weights=nowhere"], "train.initial_weights nowhere: holds no network: give the folder"),
+        (
+            "text",
+            ["model.attention.num_heads=2"],
+            "is another network than model.* describes: encoder attention's num_h",
+        ),
+        ("text", ["model.channels=[32,32]"], "channels is [[32], [64]] there and [[32], [32]] here"),
+        (
+            "text",
+            ["model.transformer=null", "objective.label_dropout=0", "preview.guidance_scale=1"],
+            "cached with captions 24 wide, but the network reads no text",
+        ),
+        ("text", ["model.transformer.context_dim=32"], "but the network reads texts [32] wide: set"),
+        ("classes", ["model.transformer.context_dim=24"], "context_dim is 24, but these latents were cached without"),
+        ("classes", ["objective.clip_sample=true"], "objective.clip_sample is true, but latents are not confined"),
+        ("classes", ["model.num_classes=3"], "model.num_classes is 3, but the images have 2 classes"),
+        ("classes", ["data.image_size=16"], "set data.image_size to 8, and model.in_channels and"),
+        ("classes", ["data.path=nowhere"], "nowhere holds no manifest.json"),
+        ("classes", ["model.condition.null_class=false"], "there is no class for the dropped labels"),
+        ("classes", ["model.condition.vector_dim=8"], "model.condition.vector_dim is 8, but training has nothing"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    name: str, keys: list[str], message: str, request: pytest.FixtureRequest, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config = request.getfixturevalue({"text": "text_config", "classes": "class_config"}[name])
+    assert train(config, tmp_path / "run", "--dry-run", *keys) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_cache_is_an_error_before_the_first_step(
+    class_config: Path, classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(classes, tmp_path / "cache")
+    here = f"data.path={tmp_path / 'cache'}"
+    shard = tmp_path / "cache" / "latents-00001.safetensors"
+    contents = bytearray(shard.read_bytes())
+    contents[-5] ^= 1
+    shard.write_bytes(contents)
+    assert train(class_config, tmp_path / "run", here) == 2
+    assert "latents-00001.safetensors is not what was written (its sha256 differs)" in capsys.readouterr().err
+    shutil.copy(classes / shard.name, shard)
+    shutil.rmtree(tmp_path / "cache" / "autoencoder")
+    assert train(class_config, tmp_path / "run", here) == 2
+    assert "autoencoder holds no autoencoder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

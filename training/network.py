@@ -1,0 +1,85 @@
+"""The network that a run begins with: of random weights, or of those that `train.initial_weights` names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from training.checkpoint import CheckpointError, find_checkpoint
+from training.config import ConfigError, RunConfig
+from unetgn import UNet
+from unetgn.interop.to_diffusers import facts
+from unetgn.interop.transfer import empty_unet
+
+FREE = ("sample_size", "dropout")  # in these a network may differ from the one whose weights it takes
+SHOWN = 100  # letters of a value in an error message
+
+
+def count_parameters(config: RunConfig) -> int:
+    """The network's parameters, without making them. Raises ConfigError where there can be no such network."""
+    try:
+        return empty_unet(config.model).num_parameters()
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def make_network(config: RunConfig, initial: UNet | None) -> UNet:
+    """The network of `config.model` in float32, with the weights of `initial`, or random ones of the run's seed."""
+    if initial is None:
+        torch.manual_seed(config.seed)
+        return UNet.from_unet_config(config.model)
+    network = empty_unet(config.model)
+    weights = initial.state_dict().items()
+    network.load_state_dict({key: tensor.to(torch.float32, copy=True) for key, tensor in weights}, assign=True)
+    return network
+
+
+def load_initial_weights(config: RunConfig) -> UNet | None:
+    """The network that train.initial_weights names, None without it.
+
+    Raises ConfigError where there is none, or another than `config.model` describes, naming what differs.
+    """
+    path = config.train.initial_weights
+    if path is None:
+        return None
+    try:
+        source = load_network(Path(path))
+    except (ValueError, OSError, CheckpointError) as error:
+        raise ConfigError(f"train.initial_weights {path}: {error}") from error
+    there, here = facts(source.unet_config), facts(config.model)
+    different = [name for name in here if name not in FREE and there[name] != here[name]]
+    if different:
+        listed = "; ".join(f"{name} is {short(there[name])} there and {short(here[name])} here" for name in different)
+        raise ConfigError(f"train.initial_weights {path} is another network than model.* describes: {listed}")
+    return source
+
+
+def load_network(path: Path) -> UNet:
+    """The U-Net in a folder: of a run or its checkpoint (the averaged weights), of `save_pretrained`, of diffusers.
+
+    A pipeline's folder will do for the last two. Raises ValueError, OSError or CheckpointError where there is none.
+    """
+    if (path / "ema.safetensors").is_file() or (path / "checkpoints").is_dir():
+        return load_checkpoint(find_checkpoint(path), "ema")
+    folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        raise ValueError("holds no network: give the folder of a diffusers pipeline or model, or of a run of ours")
+    if json.loads((folder / "config.json").read_text()).get("_class_name") == UNet.__name__:
+        return UNet.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    return UNet.from_diffusers(folder)
+
+
+def load_checkpoint(checkpoint: Path, weights: str) -> UNet:
+    """The U-Net of a checkpoint with its weights "ema" or "model"."""
+    unet = UNet.from_config(json.loads((checkpoint / "config.json").read_text()))
+    unet.load_state_dict(load_file(checkpoint / f"{weights}.safetensors"))
+    return unet
+
+
+def short(value: object) -> str:
+    """The value for an error message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
