@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from unetgn.ops import triton_backward as backward
+from unetgn.ops import triton_forward as forward
 from unetgn.ops import triton_plan_channels_last as channels_last
 from unetgn.ops import triton_plan_contiguous as contiguous
 from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches, plan_backward
 from unetgn.ops.triton_device import INTERPRETER, Device, device_of
 from unetgn.ops.triton_forward import Plan, forward_launches, plan_forward
-from unetgn.ops.triton_launch import Call, call_of, run
+from unetgn.ops.triton_launch import Call, call_of, empty_statistics, run
 from unetgn.ops.triton_plan import ceil_div, power_of_two_at_least, power_of_two_divisor
 
 NAMES = ("x", "weight", "bias", "pre_bias", "scale", "shift")
@@ -113,8 +115,9 @@ def run_forward(plan: Plan, case: Case, tensors: dict[str, Tensor | None]) -> tu
     x = tensors["x"]
     assert x is not None
     call = call_for(case, tensors)
-    y, mean, rstd = torch.full_like(x, math.nan), call.statistics(x).fill_(math.nan), call.statistics(x).fill_(math.nan)
-    run(forward_launches(plan, call, x, y, mean, rstd, case.eps), x)
+    y, mean, rstd = (torch.full_like(t, math.nan) for t in (x, *[empty_statistics(x, case.groups) for _ in range(2)]))
+    recipe = forward.recipe_of(plan, call.problem, call.device, case.activation, case.eps)
+    run(forward_launches(recipe, call, x, y, mean, rstd), x)
     return y, mean, rstd
 
 
@@ -127,7 +130,9 @@ def run_backward(
     assert dy is not None
     gradients = {name: torch.full_like(t, math.nan) for name in NAMES if (t := tensors[name]) is not None}
     into = Gradients(*(gradients.get(name) for name in NAMES))
-    run(backward_launches(plan, call_for(case, tensors), Inputs(dy, x, mean, rstd), into), x)
+    call = call_for(case, tensors)
+    recipe = backward.recipe_of(plan, call.problem, case.activation, into.dpre_bias is not None)
+    run(backward_launches(recipe, call, Inputs(dy, x, mean, rstd), into), x)
     return gradients
 
 
@@ -161,14 +166,14 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
         return found
     width = power_of_two_divisor(problem.spatial)
     row, exact = contiguous.backward_row(problem)
-    backward = contiguous.backward_split(problem, INTERPRETER, row, exact)
+    split_rows = contiguous.backward_split(problem, INTERPRETER, row, exact)
     tile = max(row, quarter(problem.channels * ceil_div(problem.spatial, row) * row))
-    small = replace(backward, tile=tile, apply_tile=2 * tile, width=row)
+    small = replace(split_rows, tile=tile, apply_tile=2 * tile, width=row)
     chunk = max(min(width, problem.vector), quarter(problem.length))
-    forward = replace(contiguous.forward_split(problem, INTERPRETER, width), tile=chunk, apply_tile=2 * chunk)
+    chunks = replace(contiguous.forward_split(problem, INTERPRETER, width), tile=chunk, apply_tile=2 * chunk)
     resident = contiguous.backward_resident(problem, INTERPRETER, row, exact)
     found = {
-        "split": (forward, small),
+        "split": (chunks, small),
         "resident": (contiguous.forward_resident(problem, INTERPRETER, width, 1), resident),
     }
     shared_row = contiguous.row_of_share(problem, width, 2)
@@ -201,4 +206,5 @@ def errors(case: Case, plans: tuple[Plan, Plan]) -> dict[str, float]:
 def heuristic(case: Case, *, clusters: bool = False) -> tuple[Plan, Plan]:
     """The plans that a call on an H100 would take."""
     call = call_for(case, case.shapes(), INTERPRETER)
-    return plan_forward(call, clusters), plan_backward(call)
+    operands = call.problem, call.channels_last, call.device
+    return plan_forward(*operands, clusters), plan_backward(*operands)

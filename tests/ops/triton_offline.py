@@ -18,10 +18,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.ops.triton_cases import NAMES, Case, call_for
-from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches, plan_backward
+from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches, backward_recipe
 from unetgn.ops.triton_device import Device
-from unetgn.ops.triton_forward import forward_launches, plan_forward
-from unetgn.ops.triton_launch import Launch
+from unetgn.ops.triton_forward import forward_launches, forward_recipe
+from unetgn.ops.triton_launch import Launch, empty_statistics
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -63,10 +63,13 @@ def launches_of(case: Case, target: str, *, clusters: bool = False) -> tuple[lis
     assert x is not None
     assert dy is not None
     call = call_for(case, tensors, DEVICES[target])
-    mean, rstd = call.statistics(x), call.statistics(x)
-    forward = forward_launches(plan_forward(call, clusters), call, x, torch.empty_like(x), mean, rstd, case.eps)
+    mean, rstd = empty_statistics(x, case.groups), empty_statistics(x, case.groups)
+    operands = call.problem, call.channels_last, call.device
+    recipe = forward_recipe(*operands, clusters and call.pre_bias is None, case.activation, case.eps)
+    forward = forward_launches(recipe, call, x, torch.empty_like(x), mean, rstd)
     gradients = Gradients(*(None if (t := tensors[name]) is None else torch.empty_like(t) for name in NAMES))
-    backward = backward_launches(plan_backward(call), call, Inputs(dy, x, mean, rstd), gradients)
+    recipe_back = backward_recipe(*operands, case.activation, gradients.dpre_bias is not None)
+    backward = backward_launches(recipe_back, call, Inputs(dy, x, mean, rstd), gradients)
     return forward, backward
 
 

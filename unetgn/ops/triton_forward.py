@@ -1,4 +1,11 @@
-"""Forward: from a call to the launches that compute it."""
+"""Forward: from a call to the launches that compute it.
+
+A recipe is all that follows from sizes: the plan's kernels, their grids, and every argument that is no tensor. It is
+made once for equal calls; `forward_launches` adds the tensors, each kernel's in the order of its arguments.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -6,8 +13,9 @@ from unetgn.ops import triton_forward_channels_last as channels_last
 from unetgn.ops import triton_forward_contiguous as contiguous
 from unetgn.ops import triton_plan_channels_last as plan_channels_last
 from unetgn.ops import triton_plan_contiguous as plan_contiguous
-from unetgn.ops.triton_launch import Call, Launch
-from unetgn.ops.triton_plan import INT32_POSITIONS, ceil_div, power_of_two_at_least
+from unetgn.ops.triton_device import Device
+from unetgn.ops.triton_launch import RECIPES, Call, Launch, Stage
+from unetgn.ops.triton_plan import INT32_POSITIONS, Problem, ceil_div, power_of_two_at_least
 
 Plan = plan_contiguous.Resident | plan_contiguous.Split | plan_channels_last.Resident | plan_channels_last.Split
 
@@ -15,145 +23,150 @@ MANY_CHUNKS = 256  # more partial statistics than this are merged once, by a ker
 MERGED_ELEMENTS = 1024  # that a merging program holds at a time
 
 
-def plan_forward(call: Call, clusters: bool) -> Plan:
-    """The heuristic's plan for a call.
+@dataclass(frozen=True)
+class ForwardRecipe:
+    """The stages of a forward pass: `first`, on the split paths `merge` (or None) and `apply`; and the shape of the
+    scratch tensor between them."""
 
-    Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1).
-    """
-    plans = plan_channels_last if call.channels_last else plan_contiguous
-    return plans.plan_forward(call.problem, call.device, clusters and call.pre_bias is None)
+    channels_last: bool
+    first: Stage
+    merge: Stage | None = None
+    apply: Stage | None = None
+    scratch: tuple[int, ...] | None = None
+
+
+def plan_forward(problem: Problem, layout: bool, device: Device, clusters: bool) -> Plan:
+    """The heuristic's plan; `layout` is True for channels_last."""
+    plans = plan_channels_last if layout else plan_contiguous
+    return plans.plan_forward(problem, device, clusters)
+
+
+@lru_cache(RECIPES)
+def forward_recipe(
+    problem: Problem, layout: bool, device: Device, clusters: bool, activation: bool, eps: float
+) -> ForwardRecipe:
+    """The recipe of the heuristic's plan."""
+    return recipe_of(plan_forward(problem, layout, device, clusters), problem, device, activation, eps)
+
+
+def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, eps: float) -> ForwardRecipe:
+    """The recipe of that plan."""
+    if isinstance(plan, plan_contiguous.Resident):
+        return _contiguous_resident(plan, problem, device, activation, eps)
+    if isinstance(plan, plan_contiguous.Split):
+        return _contiguous_split(plan, problem, activation, eps)
+    if isinstance(plan, plan_channels_last.Resident):
+        return _channels_last_resident(plan, problem, device, activation, eps)
+    return _channels_last_split(plan, problem, activation, eps)
 
 
 def forward_launches(
-    plan: Plan, call: Call, x: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, eps: float
+    recipe: ForwardRecipe, call: Call, x: Tensor, y: Tensor, mean: Tensor, rstd: Tensor
 ) -> list[Launch]:
     """The launches that fill y like x, and mean and rstd (N, G)."""
-    if isinstance(plan, plan_contiguous.Resident):
-        return [_contiguous_resident(plan, call, x, y, mean, rstd, eps)]
-    if isinstance(plan, plan_contiguous.Split):
-        return _contiguous_split(plan, call, x, y, mean, rstd, eps)
-    if isinstance(plan, plan_channels_last.Resident):
-        return [_channels_last_resident(plan, call, x, y, mean, rstd, eps)]
-    return _channels_last_split(plan, call, x, y, mean, rstd, eps)
+    scratch = None if recipe.scratch is None else mean.new_empty(recipe.scratch)
+    pre_bias = call.pre_bias, call.strides[0]
+    if recipe.apply is None:
+        return [recipe.first.launch(x, y, mean, rstd, scratch, *call.affine, *call.strides)]
+    if recipe.channels_last:
+        assert recipe.merge is not None
+        return [
+            recipe.first.launch(x, scratch),
+            recipe.merge.launch(scratch, mean, rstd, *pre_bias),
+            recipe.apply.launch(x, y, mean, rstd, *call.affine, *call.strides),
+        ]
+    launches = [recipe.first.launch(x, scratch, *pre_bias)]
+    if recipe.merge is not None:
+        launches.append(recipe.merge.launch(scratch, mean, rstd))
+    return [*launches, recipe.apply.launch(x, y, mean, rstd, scratch, *call.affine, *call.strides)]
+
+
+def _hold(problem: Problem, device: Device) -> bool:
+    """The opaque identity (`triton_elements.hold`) is for 16-bit tiles, on NVIDIA, and not for the interpreter."""
+    return problem.itemsize == 2 and device.nvidia and not device.interpreted
 
 
 def _contiguous_resident(
-    plan: plan_contiguous.Resident, call: Call, x: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, eps: float
-) -> Launch:
-    problem = call.problem
-    exchange = mean.new_empty(problem.programs * 2 * plan.blocks) if plan.blocks > 1 else None
-    arguments = {
-        **{"x": x, "y": y, "mean_out": mean, "rstd_out": rstd, "exchange": exchange, **call.affine, **call.pre},
-        "num_groups": problem.groups,
-        "group_channels": problem.group_channels,
-        "segments": problem.spatial // plan.width,
-        "eps": eps,
-        "SILU": call.activation,
-        "BLOCKS": plan.blocks,
-        "TILES": plan.tiles,
-        "TILE": plan.tile,
-        "VECTOR": min(plan.width, problem.vector),
-        "WIDTH": plan.width,
-        "MASKED": plan.masked,
-        "HOLD": call.hold,
-        "CLUSTER_SYNC": plan.blocks > 1 and not call.device.interpreted,
-    }
-    return Launch(contiguous.resident_forward, problem.programs, arguments, plan.num_warps, plan.blocks)
+    plan: plan_contiguous.Resident, problem: Problem, device: Device, activation: bool, eps: float
+) -> ForwardRecipe:
+    cluster = plan.blocks > 1
+    vector = min(plan.width, problem.vector)
+    sizes = (
+        *(problem.groups, problem.group_channels, problem.spatial // plan.width, eps, activation, plan.blocks),
+        *(plan.tiles, plan.tile, vector, plan.width, plan.masked, _hold(problem, device)),
+        cluster and not device.interpreted,
+    )
+    return ForwardRecipe(
+        channels_last=False,
+        first=Stage(contiguous.resident_forward, problem.programs, sizes, plan.num_warps, plan.blocks),
+        scratch=(problem.programs * 2 * plan.blocks,) if cluster else None,
+    )
 
 
-def _contiguous_split(
-    plan: plan_contiguous.Split, call: Call, x: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, eps: float
-) -> list[Launch]:
-    problem = call.problem
+def _contiguous_split(plan: plan_contiguous.Split, problem: Problem, activation: bool, eps: float) -> ForwardRecipe:
     chunks = ceil_div(problem.length, plan.tile)
     pieces = ceil_div(problem.length, plan.apply_tile)
-    partials = mean.new_empty((problem.programs, chunks, 2))
     slots = min(power_of_two_at_least(chunks), MERGED_ELEMENTS)
-    merge = chunks <= MANY_CHUNKS
-    shape = {
-        "num_groups": problem.groups,
-        "group_channels": problem.group_channels,
-        "segments": problem.spatial // plan.width,
-        "VECTOR": min(plan.width, problem.vector),
-        "WIDTH": plan.width,
-        "WIDE": problem.spatial >= INT32_POSITIONS,
-    }
-    statistics = {
-        **{"x": x, "partials": partials, **call.pre, **shape, "chunks": chunks},
-        **{"TILES": 1, "TILE": plan.tile, "MASKED": chunks * plan.tile != problem.length, "HOLD": False},
-    }
-    merging = {"eps": eps, "CHUNK": plan.tile, "SLOTS": slots}
-    results = {"partials": partials, "mean_out": mean, "rstd_out": rstd, "chunks": chunks, "length": problem.length}
-    apply = {
-        **{"x": x, "y": y, **results, **call.affine, **call.pre, **shape, **merging, "pieces": pieces, "MERGE": merge},
-        **{"SILU": call.activation, "TILE": plan.apply_tile, "MASKED": pieces * plan.apply_tile != problem.length},
-    }
-    launches = [Launch(contiguous.split_statistics, problem.programs * chunks, statistics, plan.num_warps)]
-    if not merge:
-        launches.append(Launch(contiguous.merge_statistics, problem.programs, {**results, **merging}, 4))
-    return [*launches, Launch(contiguous.split_apply, problem.programs * pieces, apply, plan.apply_warps)]
+    merge = chunks > MANY_CHUNKS
+    groups = problem.groups, problem.group_channels, problem.spatial // plan.width
+    vector = min(plan.width, problem.vector)
+    wide = problem.spatial >= INT32_POSITIONS
+    masked = chunks * plan.tile != problem.length
+    statistics = (*groups, chunks, 1, plan.tile, vector, plan.width, masked, False, wide)
+    masked = pieces * plan.apply_tile != problem.length
+    apply = (
+        *(*groups, problem.length, chunks, pieces, eps, activation, plan.apply_tile, vector, plan.width, masked),
+        *(plan.tile, slots, not merge, wide),
+    )
+    merging = chunks, problem.length, eps, plan.tile, slots
+    return ForwardRecipe(
+        channels_last=False,
+        first=Stage(contiguous.split_statistics, problem.programs * chunks, statistics, plan.num_warps),
+        merge=Stage(contiguous.merge_statistics, problem.programs, merging, 4) if merge else None,
+        apply=Stage(contiguous.split_apply, problem.programs * pieces, apply, plan.apply_warps),
+        scratch=(problem.programs, chunks, 2),
+    )
 
 
 def _channels_last_resident(
-    plan: plan_channels_last.Resident, call: Call, x: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, eps: float
-) -> Launch:
-    problem = call.problem
-    exchange = mean.new_empty(problem.programs * 2 * plan.blocks) if plan.blocks > 1 else None
-    arguments = {
-        **{"x": x, "y": y, "mean_out": mean, "rstd_out": rstd, "exchange": exchange, **call.affine, **call.pre},
-        "bundles": problem.groups // plan.groups,
-        "spatial": problem.spatial,
-        "eps": eps,
-        "SILU": call.activation,
-        "BLOCKS": plan.blocks,
-        "TILES": plan.tiles,
-        "ROWS": plan.rows,
-        "GROUPS": plan.groups,
-        "STEPS": plan.steps,
-        "VECTOR": plan.vector,
-        "MASKED": plan.masked,
-        "HOLD": call.hold,
-        "CLUSTER_SYNC": plan.blocks > 1 and not call.device.interpreted,
-    }
+    plan: plan_channels_last.Resident, problem: Problem, device: Device, activation: bool, eps: float
+) -> ForwardRecipe:
+    cluster = plan.blocks > 1
+    sizes = (
+        *(problem.groups // plan.groups, problem.spatial, eps, activation, plan.blocks, plan.tiles, plan.rows),
+        *(plan.groups, plan.steps, plan.vector, plan.masked, _hold(problem, device)),
+        cluster and not device.interpreted,
+    )
     programs = problem.programs // plan.groups
-    return Launch(channels_last.resident_forward, programs, arguments, plan.num_warps, plan.blocks)
+    return ForwardRecipe(
+        channels_last=True,
+        first=Stage(channels_last.resident_forward, programs, sizes, plan.num_warps, plan.blocks),
+        scratch=(problem.programs * 2 * plan.blocks,) if cluster else None,
+    )
 
 
 def _channels_last_split(
-    plan: plan_channels_last.Split, call: Call, x: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, eps: float
-) -> list[Launch]:
-    problem = call.problem
+    plan: plan_channels_last.Split, problem: Problem, activation: bool, eps: float
+) -> ForwardRecipe:
     row_blocks = ceil_div(problem.spatial, plan.rows)
     apply_blocks = ceil_div(problem.spatial, plan.apply_rows)
     column_blocks = ceil_div(problem.channels, plan.columns)
-    partials = mean.new_empty((problem.samples, row_blocks, 2, problem.channels))
     ragged = column_blocks * plan.columns != problem.channels
+    vectors = problem.channels // plan.vector
+    tile = plan.columns, plan.vector
+    masked = ragged or row_blocks * plan.rows != problem.spatial
+    statistics = (problem.spatial, vectors, row_blocks, column_blocks, plan.rows, *tile, masked)
     padded = power_of_two_at_least(problem.group_channels)
-    tiles = {
-        "spatial": problem.spatial,
-        "channel_vectors": problem.channels // plan.vector,
-        "column_blocks": column_blocks,
-        "COLUMNS": plan.columns,
-        "VECTOR": plan.vector,
-    }
-    groups = {"num_groups": problem.groups, "group_channels": problem.group_channels}
-    statistics = {
-        **{"x": x, "partials": partials, **tiles, "row_blocks": row_blocks, "ROWS": plan.rows},
-        "MASKED": ragged or row_blocks * plan.rows != problem.spatial,
-    }
-    merge = {
-        **{"partials": partials, "mean_out": mean, "rstd_out": rstd, **call.pre, **groups, "spatial": problem.spatial},
-        **{"row_blocks": row_blocks, "eps": eps, "ROWS": plan.rows, "PADDED": padded},
-        "SLOTS": min(power_of_two_at_least(row_blocks), max(1, MERGED_ELEMENTS // padded)),
-    }
-    apply = {
-        **{"x": x, "y": y, "mean_in": mean, "rstd_in": rstd, **call.affine, **call.pre, **groups, **tiles},
-        **{"row_blocks": apply_blocks, "ROWS": plan.apply_rows, "SILU": call.activation},
-        "MASKED": ragged or apply_blocks * plan.apply_rows != problem.spatial,
-    }
-    tiles_of_sample = problem.samples * column_blocks
-    return [
-        Launch(channels_last.split_statistics, tiles_of_sample * row_blocks, statistics, plan.num_warps),
-        Launch(channels_last.merge_statistics, problem.programs, merge, 8),
-        Launch(channels_last.split_apply, tiles_of_sample * apply_blocks, apply, plan.apply_warps),
-    ]
+    slots = min(power_of_two_at_least(row_blocks), max(1, MERGED_ELEMENTS // padded))
+    groups = problem.groups, problem.group_channels, problem.spatial
+    merge = (*groups, row_blocks, eps, plan.rows, slots, padded)
+    masked = ragged or apply_blocks * plan.apply_rows != problem.spatial
+    apply = (*groups, vectors, apply_blocks, column_blocks, activation, plan.apply_rows, *tile, masked)
+    tiles = problem.samples * column_blocks
+    return ForwardRecipe(
+        channels_last=True,
+        first=Stage(channels_last.split_statistics, tiles * row_blocks, statistics, plan.num_warps),
+        merge=Stage(channels_last.merge_statistics, problem.programs, merge, 8),
+        apply=Stage(channels_last.split_apply, tiles * apply_blocks, apply, plan.apply_warps),
+        scratch=(problem.samples, row_blocks, 2, problem.channels),
+    )

@@ -8,10 +8,10 @@ slot of every intermediate has one writer, and sums run in a fixed order.
 import torch
 from torch import Tensor
 
-from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches, plan_backward
+from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches, backward_recipe
 from unetgn.ops.triton_device import clusters_chosen, device_of
-from unetgn.ops.triton_forward import forward_launches, plan_forward
-from unetgn.ops.triton_launch import call_of, run
+from unetgn.ops.triton_forward import forward_launches, forward_recipe
+from unetgn.ops.triton_launch import call_of, empty_statistics, run
 
 
 def forward(
@@ -31,9 +31,12 @@ def forward(
     """
     call = call_of(x, num_groups, activation, device_of(x.device), weight, bias, pre_bias, scale, shift)
     y = torch.empty_like(x)
-    mean, rstd = call.statistics(x), call.statistics(x)
+    mean, rstd = empty_statistics(x, num_groups), empty_statistics(x, num_groups)
     if x.numel():
-        run(forward_launches(plan_forward(call, clusters_chosen()), call, x, y, mean, rstd, eps), x)
+        # Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1).
+        clusters = clusters_chosen() and pre_bias is None
+        recipe = forward_recipe(call.problem, call.channels_last, call.device, clusters, activation, eps)
+        run(forward_launches(recipe, call, x, y, mean, rstd), x)
     return y, mean, rstd
 
 
@@ -67,8 +70,9 @@ def backward(
     ]
     gradients = Gradients(*results)
     if x.numel():
-        plan = plan_backward(call)
-        run(backward_launches(plan, call, Inputs(dy, x, mean, rstd), gradients), x)
+        with_xhat = gradients.dpre_bias is not None
+        recipe = backward_recipe(call.problem, call.channels_last, call.device, activation, with_xhat)
+        run(backward_launches(recipe, call, Inputs(dy, x, mean, rstd), gradients), x)
     else:
         for tensor in results:
             if tensor is not None:

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,22 +13,45 @@ from unetgn.ops.layout import accumulation_dtype, is_channels_last
 from unetgn.ops.triton_device import Device
 from unetgn.ops.triton_plan import Problem
 
+RECIPES = 4096  # kinds of calls whose recipe is kept
 
-@dataclass(frozen=True)
-class Launch:
-    """`kernel` on a grid of `programs`. The offline compile tests read the same objects that a GPU is given."""
+
+# Named tuples, not dataclasses: several of these are made in each call, and a tuple takes a fifth of the time.
+class Launch(NamedTuple):
+    """`kernel` on a grid of `programs` (below 2**31), with its arguments in order. The offline compile tests read the
+    same objects that a GPU is given."""
 
     kernel: Callable[..., Any]
     programs: int
-    arguments: dict[str, Any]
+    values: tuple[Any, ...]
     num_warps: int
     num_ctas: int = 1
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return dict(zip(self.kernel.arg_names, self.values, strict=True))  # type: ignore[attr-defined]
 
     def run(self) -> None:
         options = {"num_warps": self.num_warps}
         if self.num_ctas > 1:
             options["num_ctas"] = self.num_ctas
-        self.kernel[(self.programs,)](**self.arguments, **options)  # type: ignore[index]
+        self.kernel[(self.programs,)](*self.values, **options)  # type: ignore[index]
+
+
+class Stage(NamedTuple):
+    """A launch without its tensors. Every kernel takes tensors and their strides first, then `sizes`, which follow from
+    the sizes of the call alone."""
+
+    kernel: Callable[..., Any]
+    programs: int
+    sizes: tuple[Any, ...]
+    num_warps: int
+    num_ctas: int = 1
+
+    def launch(self, *tensors: Tensor | int | None) -> Launch:
+        """With its tensors (or None for those that are absent) and strides, in the order of the kernel's arguments."""
+        return Launch(self.kernel, self.programs, (*tensors, *self.sizes), self.num_warps, self.num_ctas)
 
 
 def run(launches: Sequence[Launch], x: Tensor) -> None:
@@ -39,46 +62,19 @@ def run(launches: Sequence[Launch], x: Tensor) -> None:
             launch.run()
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """The sizes of a call, the device it runs on, and its small tensors as the kernels read them."""
 
     problem: Problem
     channels_last: bool
     device: Device
-    accumulate: torch.dtype
     activation: bool
-    weight: Tensor | None
-    bias: Tensor | None
-    pre_bias: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
+    affine: tuple[Tensor | None, ...]  # weight, bias, pre_bias, scale, shift
+    strides: tuple[int, int, int]  # from sample to sample of pre_bias, scale, shift
 
     @property
-    def affine(self) -> dict[str, Any]:
-        """The arguments of kernels that compute gamma' and beta'."""
-        return {
-            "weight": self.weight,
-            "bias": self.bias,
-            "scale": self.scale,
-            "shift": self.shift,
-            "scale_stride": _row_stride(self.scale),
-            "shift_stride": _row_stride(self.shift),
-        }
-
-    @property
-    def pre(self) -> dict[str, Any]:
-        """The arguments of kernels that add pre_bias."""
-        return {"pre_bias": self.pre_bias, "pre_bias_stride": _row_stride(self.pre_bias)}
-
-    @property
-    def hold(self) -> bool:
-        """The opaque identity (`triton_elements.hold`) is for 16-bit tiles, on NVIDIA, and not for the interpreter."""
-        return self.problem.itemsize == 2 and self.device.nvidia and not self.device.interpreted
-
-    def statistics(self, x: Tensor) -> Tensor:
-        """An empty (N, G) tensor in the type of the arithmetic."""
-        return x.new_empty((self.problem.samples, self.problem.groups), dtype=self.accumulate)
+    def pre_bias(self) -> Tensor | None:
+        return self.affine[2]
 
 
 def call_of(
@@ -93,24 +89,27 @@ def call_of(
     shift: Tensor | None,
 ) -> Call:
     """Sizes and operands of a call on x, (N, C, *spatial), dense in one of the two layouts."""
+    weight = None if weight is None else weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    pre_bias, scale, shift = _dense_rows(pre_bias), _dense_rows(scale), _dense_rows(shift)
     return Call(
-        problem=Problem(
-            samples=x.shape[0],
-            channels=x.shape[1],
-            groups=num_groups,
-            spatial=math.prod(x.shape[2:]),
-            itemsize=x.element_size(),
-        ),
-        channels_last=is_channels_last(x),
-        device=device,
-        accumulate=accumulation_dtype(x),
-        activation=activation,
-        weight=None if weight is None else weight.contiguous(),
-        bias=None if bias is None else bias.contiguous(),
-        pre_bias=_dense_rows(pre_bias),
-        scale=_dense_rows(scale),
-        shift=_dense_rows(shift),
+        _problem(x.shape, num_groups, x.element_size()),
+        is_channels_last(x),
+        device,
+        activation,
+        (weight, bias, pre_bias, scale, shift),
+        (_row_stride(pre_bias), _row_stride(scale), _row_stride(shift)),
     )
+
+
+def empty_statistics(x: Tensor, num_groups: int) -> Tensor:
+    """An (N, G) tensor in the type of the arithmetic."""
+    return x.new_empty((x.shape[0], num_groups), dtype=accumulation_dtype(x))
+
+
+@lru_cache(RECIPES)
+def _problem(shape: torch.Size, num_groups: int, itemsize: int) -> Problem:
+    return Problem(shape[0], shape[1], num_groups, math.prod(shape[2:]), itemsize)
 
 
 def _dense_rows(values: Tensor | None) -> Tensor | None:
