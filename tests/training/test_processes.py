@@ -191,12 +191,41 @@ def test_fsdp2_in_bfloat16_with_accumulation_and_channels_last_trains_what_ddp_t
     assert_close(tmp_path / "sharded", tmp_path / "two", 6)
 
 
-def test_on_cpus_the_fsdp2_configuration_is_a_dry_run_and_says_so(config: Path, tmp_path: Path) -> None:
-    line = command("--config", str(config), "--output", str(tmp_path / "a"), "--dry-run", launcher=FSDP2, options=PAIR)
+@pytest.mark.parametrize(
+    ("file", "options", "says"),
+    [
+        ("cpu", (), "1 process(es) on cpu,"),
+        ("gpu", (), "1 process(es) on "),
+        ("gpus", PAIR, "2 process(es) on "),
+        ("fsdp2", PAIR, "this tries out the configuration, not FSDP"),
+    ],
+)
+def test_every_launch_configuration_starts_what_it_says(
+    file: str, options: Sequence[str], says: str, config: Path, tmp_path: Path
+) -> None:
+    launcher = ROOT / "configs" / "accelerate" / f"{file}.yaml"
+    line = command("--config", str(config), "--output", str(tmp_path), "--dry-run", launcher=launcher, options=options)
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 process(es) on cpu" in done.stdout
-    assert "this tries out the configuration, not FSDP" in done.stdout
+    assert says in done.stdout
+
+
+def test_two_machines_find_each_other(config: Path, tmp_path: Path) -> None:
+    """One process on each; the machines are one here."""
+    launcher = ROOT / "configs" / "accelerate" / "machines.yaml"
+    line = ["--config", str(config), "--output", str(tmp_path / "a"), "train.steps=3", "train.sample_every=0"]
+    machines = []
+    for rank in "01":
+        options = [*PAIR, "--machine_rank", rank, "--main_process_ip", "127.0.0.1"]
+        started = command(*line, launcher=launcher, options=options)
+        machines.append(subprocess.Popen(started, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+    try:
+        assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    finally:
+        for machine in machines:
+            machine.kill()
+    manifest = json.loads((tmp_path / "a" / "checkpoints" / "step-000003" / "manifest.json").read_text())
+    assert manifest["world_size"] == 2
 
 
 def assert_equal_bits(one: Path, other: Path, step: int) -> None:
