@@ -73,6 +73,10 @@ def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 def read_real(config: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Real pixels (N, D) in [0, 1], their labels, and the numbers of the training and of the held-out ones."""
     run = load_config(find_config(config))
+    if run.data.name == "latents":
+        raise EvaluationError(
+            f"{config} trains on latents: give as --config one whose keys data.* name the real images"
+        )
     try:
         images = open_images(run.data, run.model.in_channels)
         usable = images.usable()

@@ -15,7 +15,7 @@ from unetgn.interop.to_diffusers import facts
 from unetgn.interop.transfer import empty_unet
 
 FREE = ("sample_size", "dropout")  # in these a network may differ from the one whose weights it takes
-SHOWN = 100  # letters of a value in an error message
+LISTED, SHOWN = 5, 100  # fields in an error message, and letters of a value
 
 
 def count_parameters(config: RunConfig) -> int:
@@ -52,7 +52,8 @@ def load_initial_weights(config: RunConfig) -> UNet | None:
     there, here = facts(source.unet_config), facts(config.model)
     different = [name for name in here if name not in FREE and there[name] != here[name]]
     if different:
-        listed = "; ".join(f"{name} is {short(there[name])} there and {short(here[name])} here" for name in different)
+        named = [f"{name} is {short(there[name])} there and {short(here[name])} here" for name in different[:LISTED]]
+        listed = "; ".join(named) + (f"; and {len(different) - LISTED} more" if len(different) > LISTED else "")
         raise ConfigError(f"train.initial_weights {path} is another network than model.* describes: {listed}")
     return source
 

@@ -164,6 +164,14 @@ def test_the_evaluation_writes_its_figures_as_json(
     assert "frechet_distance" in capsys.readouterr().out
 
 
+def test_an_evaluation_against_latents_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw(run, tmp_path, "--seeds", "0-2") == 0
+    assert evaluate(["--samples", str(tmp_path), "--config", "latent256_ldm"]) == 2
+    assert "latent256_ldm trains on latents: give as --config one whose keys data.* name" in capsys.readouterr().err
+
+
 def test_an_evaluation_without_samples_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--samples", str(tmp_path)]) == 2
     assert "holds no samples.csv: make samples with sampling/sample.py" in capsys.readouterr().err

@@ -85,6 +85,25 @@ def test_guidance_extrapolates_from_unconditional_to_conditional() -> None:
         assert len(network.calls) == (1 if scale == 1 else 2)
 
 
+def test_guidance_reads_the_empty_text_where_it_is_without_conditions() -> None:
+    network = Network(lambda noisy, _: torch.zeros_like(noisy))
+    texts, empty = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0)), torch.full((5, 3), -1.0)
+    scheduler = make_sampling_scheduler("ddim", trained(), 1)
+    sample(network, scheduler, [0, 1], (1, 2, 2), texts=texts, empty_text=empty, guidance_scale=2.0)
+    with_text, without = network.texts
+    assert torch.equal(with_text, texts)
+    assert torch.equal(without, empty.expand(2, 5, 3))
+
+
+def test_latents_are_not_clipped_to_the_range_of_pixels() -> None:
+    network = Network(lambda noisy, _: torch.full_like(noisy, 3.0))
+    training_scheduler = make_scheduler(ObjectiveConfig(prediction_type="sample", clip_sample=False))
+    for clip, expected in ((True, 1.0), (False, 3.0)):
+        scheduler = make_sampling_scheduler("ddim", training_scheduler, 10)
+        images = sample(network, scheduler, [0], (1, 2, 2), clip=clip)
+        assert (images - expected).abs().max() < 0.05
+
+
 def test_zero_terminal_snr_sampling_begins_at_the_last_level() -> None:
     network = Network(lambda noisy, _: torch.zeros_like(noisy))
     scheduler = make_sampling_scheduler("ddim", trained("v_prediction", "zero_terminal_snr"), 4)

@@ -1,13 +1,21 @@
 """Configurations: what is read, and what every mistake is answered with."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
+from training.cache_latents import main as cache
 from training.config import CONFIGS, ConfigError, find_config, load_config, to_yaml
 from training.train import main
+from unetgn import UNet
+from unetgn.interop import compvis
+from unetgn.interop.to_diffusers import facts
 
 
 def write(folder: Path, text: str) -> Path:
@@ -91,7 +99,16 @@ WRONG = [
     ("train: {learning_rate: .nan}\n", [], r"train\.learning_rate is nan; it must be a finite number"),
     ("seed: 99999999999999999999\n", [], r"seed is 99999999999999999999"),
     ("model: {spatial_dims: 3}\n", [], r"model\.spatial_dims is 3, but images have 2 axes"),
-    ("model: {transformer: {context_dim: 4}}\n", [], r"model\.transformer is set"),
+    (
+        "model: {transformer: {context_dim: 4}}\n",
+        [],
+        r"model\.transformer is set with context_dim 4, but data\.name dig",
+    ),
+    ("data: {name: latents, path: x}\n", [], r"objective\.clip_sample is true, but latents are not confined"),
+    ("objective: {beta_start: 0.3}\n", [], r"objective\.beta_start is 0\.3 and objective\.beta_end 0\.02; betas rise"),
+    ("objective: {schedule: squared_cosine, beta_end: 0.1}\n", [], r"squared_cosine has no objective\.beta_start"),
+    ("model: {condition: {augment_dim: 9}}\n", [], r"model\.condition\.augment_dim is 9, but training has nothing"),
+    ("model: {time_cond_proj_dim: 9}\n", [], r"model\.time_cond_proj_dim is 9, but training has nothing"),
     ("train: {processes: 0}\n", [], r"train\.processes is 0"),
     ("seed: 1\n", ["train=3"], r"command line: train is a group of keys \(train\.steps"),
     ("preview: {count: 0}\n", [], r"preview\.count is 0"),
@@ -191,6 +208,60 @@ def test_a_configuration_for_real_use_is_the_published_network(
     keys = [f"data.path={data}", *(["train.processes=1"] if processes > 1 else []), "train.mixed_precision=no"]
     assert main(["--config", name, "--dry-run", "--output", str(tmp_path / "run"), *keys]) == 0
     assert f"{parameters:,} parameters" in capsys.readouterr().out
+
+
+def test_latent256_ldm_is_the_published_network_and_runs_on_a_cache(
+    stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options are those of CompVis/latent-diffusion, configs/latent-diffusion/lsun_churches-ldm-kl-8.yaml."""
+    options = compvis.CompvisOptions(
+        image_size=32, in_channels=4, out_channels=4, model_channels=192, attention_resolutions=(1, 2, 4, 8),
+        num_res_blocks=2, channel_mult=(1, 2, 2, 4, 4), num_heads=8, use_scale_shift_norm=True, resblock_updown=True,
+    )  # fmt: skip
+    config = load_config(find_config("latent256_ldm"))
+    assert facts(config.model) == facts(compvis.translate(options))
+    images = folder_of_images(tmp_path / "images", 64, 0)
+    keys = ["--flip", "data.name=folder", f"data.path={images}", "data.image_size=64"]
+    assert cache(["--autoencoder", str(stable_diffusion), "--out", str(tmp_path / "cache"), *keys]) == 0
+    keys = [f"data.path={tmp_path / 'cache'}", "train.mixed_precision=no"]
+    assert main(["--config", "latent256_ldm", "--dry-run", "--output", str(tmp_path / "run"), *keys]) == 0
+    assert "294,966,916 parameters" in capsys.readouterr().out  # 294 M in the paper's table 12
+
+
+def test_sd15_finetune_is_stable_diffusion_and_runs_on_a_cache(
+    stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its network is what diffusers' published configuration of Stable Diffusion 1.5 becomes here."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    index = json.loads((Path(__file__).parents[1] / "interop/golden/keys/index.json").read_text())
+    options = index["diffusers__stable-diffusion-v1-5_unet.json"]["constructor_kwargs"]
+    with torch.device("meta"):
+        theirs = UNet.from_diffusers(UNet2DConditionModel(**options))
+    assert facts(load_config(find_config("sd15_finetune")).model) == facts(theirs.unet_config)
+    assert theirs.num_parameters() == 859_520_964
+
+    wide = tmp_path / "text"
+    shutil.copytree(stable_diffusion / "tokenizer", wide / "tokenizer")
+    vocabulary = json.loads((stable_diffusion / "text_encoder" / "config.json").read_text())["vocab_size"]
+    small = CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=768, intermediate_size=8, num_hidden_layers=1, bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+    )  # fmt: skip
+    CLIPTextModel(small).save_pretrained(wide / "text_encoder")
+    images = folder_of_images(tmp_path / "images", 128, 0)
+    (images / "0.txt").write_text("a dog")
+    line = ["--autoencoder", str(stable_diffusion), "--text-encoder", str(wide), "--flip"]
+    keys = ["data.name=folder", f"data.path={images}", "data.image_size=128"]
+    assert cache([*line, "--out", str(tmp_path / "cache"), *keys]) == 0
+    capsys.readouterr()
+    dry = ["--config", "sd15_finetune", "--dry-run", "--output", str(tmp_path / "run"), "train.mixed_precision=no"]
+    dry += [f"data.path={tmp_path / 'cache'}"]
+    assert main([*dry, "train.initial_weights=null"]) == 0
+    assert "859,520,964 parameters" in capsys.readouterr().out
+    assert main([*dry, f"train.initial_weights={stable_diffusion}"]) == 2  # another shape
+    assert "is another network than model.* describes" in (error := capsys.readouterr().err)
+    assert "encoder.stem_channels is 32 there and 320 here" in error
 
 
 @pytest.mark.parametrize("name", ["cifar10_ddpm", "imagenet64_adm"])

@@ -89,6 +89,25 @@ def test_labels_are_dropped_to_the_null_class_with_the_asked_probability() -> No
     assert abs((labels == 10).double().mean() - 0.3) < 0.02
 
 
+def test_dropped_texts_are_replaced_by_the_empty_one_and_the_network_reads_them() -> None:
+    empty = torch.full((5, 2), -1.0)
+    objective = Objective(ObjectiveConfig(label_dropout=0.3), num_classes=3, empty_text=empty)
+    text = torch.rand(6, 5, 2, generator=torch.Generator().manual_seed(0))
+    oracle = Oracle(torch.zeros(6, 3, 4, 4))
+    objective.losses(oracle, objective.prepare(make_batch() | {"text": text}))
+    dropped = make_batch()["drop"] < 0.3
+    assert dropped.tolist() == [True, True, False, False, False, False]
+    assert torch.equal(oracle.text, torch.where(dropped[:, None, None], empty, text))
+    assert torch.equal(oracle.labels == 3, dropped)  # one draw drops both
+
+
+def test_scaled_linear_betas_have_linear_roots_between_those_that_were_asked_for() -> None:
+    config = ObjectiveConfig(schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
+    expected = (1 - roots.square()).cumprod(0)
+    assert torch.allclose(make_scheduler(config).alphas_cumprod.double(), expected, rtol=1e-5)
+
+
 def test_without_classes_no_labels_are_passed() -> None:
     oracle = Oracle(torch.zeros(6, 3, 4, 4))
     objective = Objective(ObjectiveConfig(), num_classes=None)
