@@ -2,15 +2,19 @@
 
 import inspect
 import json
+import math
 import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetgn import UNet, UNetConfig
+from unetgn.nn import TransformerConfig
+from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig
 from unetgn.unet_plan import plan_unet
 
 FULL = {
@@ -60,6 +64,7 @@ def test_random_configurations_survive_json_and_have_as_many_skips_as_blocks(cha
 def test_the_constructor_has_the_fields_and_defaults_of_the_configuration():
     parameters = dict(inspect.signature(UNet.__init__).parameters)
     parameters.pop("self")
+    parameters.pop("kwargs")  # which are refused
     assert list(parameters) == [field.name for field in fields(UNetConfig)]
     assert UNet().unet_config == UNetConfig()
 
@@ -121,6 +126,170 @@ def test_a_contradiction_names_its_field(changes, message):
     config = {"channels": [32, 64], "attention_levels": [], **changes}
     with pytest.raises(ValueError, match=message):
         UNet.from_unet_config(UNetConfig.from_dict(config))
+
+
+NOWHERE = {"depth": 1, "mid": {"attention": False}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder": {"transformer_depth": [1, 5]}}, r"decoder\.transformer_depth=\(1, 5\) needs a transformer"),
+        ({"time": {"fourier_scale": 3.0}}, r"time\.fourier_scale=3\.0 needs time\.features='fourier'"),
+        ({"time": {"features": "fourier", "frequency_shift": 1}}, r"time\.frequency_shift=1\.0 is for sinusoids"),
+        ({"time": {"features": "fourier", "frequencies": "power"}}, r"time\.frequencies='power' is for sinusoids"),
+        ({"condition": {"null_class": False, "missing_class": "zeros"}}, r"missing_class='zeros' needs num_classes"),
+        ({"num_classes": 3, "condition": {"missing_class": "zeros"}}, r"missing_class='zeros' and .*null_class=True"),
+        ({"norm": {"group_size": 8, "num_groups": 4}}, r"norm\.group_size=8 and norm\.num_groups=4 contradict"),
+        ({"resblock": {"project_resampled": True}}, r"resblock\.project_resampled is for 'resblock' resampling"),
+        (
+            {"mid": {"attention": False, "attention_norm": False}},
+            r"mid\.attention_norm=False .* mid\.attention is False",
+        ),
+        ({"mid": {"attention": False, "attention_num_groups": 8}}, r"mid\.attention_num_groups=8 needs attention"),
+        ({"mid": {"depth": 0, "attention_norm": False}}, r"mid\.attention_norm=False .* mid\.depth is 0"),
+        ({"mid": {"depth": 0, "residual_scale": 0.5}}, r"mid\.residual_scale=0\.5 needs blocks in the middle"),
+        (
+            {"transformer": {}, "attention_levels": [1], "mid": {"attention": False, "transformer_depth": 3}},
+            r"mid\.transformer_depth=3 needs attention in the middle, but mid\.attention is False",
+        ),
+        (
+            {
+                "transformer": {"context_dim": 8},
+                "attention_levels": [1],
+                "mid": {"attention": False, "cross_only": True},
+            },
+            r"mid\.cross_only=True needs attention in the middle",
+        ),
+        ({**NOWHERE, "transformer": {"context_dim": 8}}, r"transformer has no place: nothing attends"),
+        (
+            {**NOWHERE, "transformer": {"context_dim": 8}, "encoder": {"attention_blocks": [[], []]}},
+            r"transformer has no place: nothing attends",
+        ),
+        (
+            {"transformer": {"context_dim": 8, "cross_only": [0]}, "attention_levels": [1]},
+            r"transformer\.cross_only=\(0,\) names level 0, at which nothing attends",
+        ),
+        (
+            {"channels": [32], "resample": {"kind": "resblock", "taps": [1, 3, 3, 1]}},
+            r"resample\.taps are for 'resblock' and 'plain' resampling, but there is \[\]",
+        ),
+        ({"channels": [32], "encoder": {"residual_input": True}}, r"encoder\.residual_input adds .* names one level"),
+        (
+            {"resample": {"kind": "plain"}, "encoder": {"resample": ["conv"]}, "decoder": {"resample": ["conv"]}},
+            r"resample\.kind='plain', but encoder\.resample and decoder\.resample say it for all",
+        ),
+        (
+            {"encoder": {"residual_input": True}, "resample": {"kind": "resblock", "strides": [1, 2]}},
+            r"encoder\.residual_input halves all axes.*resample\.strides=\(1, 2\) does not",
+        ),
+        (
+            {"encoder": {"residual_input": True}, "resample": {"padding": "end"}},
+            r"encoder\.residual_input halves all axes.*resample\.padding='end'",
+        ),
+    ],
+)
+def test_an_option_that_would_change_nothing_or_fail_later_names_its_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig.from_dict({"channels": [32, 64], "attention_levels": [], **changes})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sample_size",
+        "in_channels",
+        "out_channels",
+        "time_cond_proj_dim",
+        "addition_time_embed_dim",
+        "time.width",
+        "time.embedding_width",
+        "condition.augment_dim",
+        "condition.vector_dim",
+        "norm.num_groups",
+        "norm.group_size",
+        "norm.min_group_size",
+        "attention.num_heads",
+        "attention.head_dim",
+        "transformer.context_dim",
+        "encoder.stem_channels",
+        "mid.attention_num_groups",
+        "decoder.channels",
+        "decoder.num_heads",
+    ],
+)
+def test_a_number_that_must_be_positive_names_its_field(name):
+    part, _, field = name.rpartition(".")
+    value = [0, 32] if field == "channels" else 0
+    with pytest.raises(ValueError, match=rf"^{name} must be at least 1, got"):
+        UNetConfig.from_dict({"channels": [32, 64], **({part: {field: value}} if part else {field: value})})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mid": {"depth": -1}}, r"mid\.depth must be at least 0, got -1"),
+        ({"mid": {"transformer_depth": -1}}, r"mid\.transformer_depth must be at least 0"),
+        ({"transformer": {"depth": [1, [1, -1]]}}, r"transformer\.depth must be at least 0, got \(1, \(1, -1\)\)"),
+        ({"decoder": {"depth": [2, -1]}}, r"decoder\.depth must be at least 0"),
+        ({"norm": {"eps": -1.0}}, r"norm\.eps must be at least 0, got -1\.0"),
+        ({"dropout": 2.0}, r"dropout is a probability, from 0 to 1, got 2\.0"),
+        ({"sample_size": [8, 8, 8]}, r"sample_size=\(8, 8, 8\) has 3 entries; spatial_dims=2 needs one number, or 2"),
+        ({"encoder": {"stem_kernel": 4}}, r"encoder\.stem_kernel must be odd, .* got 4"),
+        ({"decoder": {"out_kernel": 2}}, r"decoder\.out_kernel must be odd, .* got 2"),
+    ],
+)
+def test_a_number_out_of_its_range_names_its_field(changes, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig.from_dict({"channels": [32, 64], **changes})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: ConditionConfig(missing_class="null"),
+            r"condition\.missing_class must be 'error' or 'zeros', got 'null'",
+        ),
+        (lambda: ConditionConfig(class_entry="last"), r"condition\.class_entry must be 'before_mlp' or 'after_mlp'"),
+        (lambda: UNetConfig(encoder=EncoderConfig(resample=("fir", "conv"))), r"encoder\.resample must be one of"),
+        (lambda: UNetConfig(decoder=DecoderConfig(resample=("fir", "conv"))), r"decoder\.resample must be one of"),
+    ],
+)
+def test_a_word_that_is_none_of_the_choices_names_its_field(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_lists_are_taken_as_tuples():
+    config = UNetConfig(
+        channels=[32, 64],
+        depth=[1, 1],
+        attention_levels=[],
+        encoder=EncoderConfig(attention_blocks=[[], [0]]),
+        transformer=TransformerConfig(depth=[1, [1]]),
+        decoder=DecoderConfig(transformer_depth=[1, [1, 1]]),
+    )
+    assert config == UNetConfig.from_dict(config.to_dict())
+    assert hash(config) == hash(UNetConfig.from_dict(config.to_dict()))
+    assert config.encoder.attention_blocks == ((), (0,))
+
+
+def test_frequencies_of_size_numbers_may_be_shifted_beside_fourier_features():
+    """Sinusoids at timestep 1 of width 4: the last frequency is 1/100, or 1/10000 with a shift of 1."""
+    options = {"time": {"features": "fourier", "frequency_shift": 1}, "condition": {"vector_dim": 4}}
+    unet = UNet(channels=(32,), attention_levels=(), **options, addition_time_embed_dim=4)
+    assert unet.add_time_proj(torch.ones(1))[0, 3].item() == pytest.approx(math.sin(1e-4), rel=1e-5)
+
+
+def test_turning_attention_off_needs_no_second_change():
+    UNetConfig.from_dict({"attention_levels": [], "attention": {"num_heads": 4}, "decoder": {"num_heads": 2}})
+    UNetConfig.from_dict({**NOWHERE, "attention_levels": [], "attention": {"head_dim": 8, "qk_norm": True}})
+
+
+def test_a_misspelt_argument_of_the_network_names_the_nearest_field():
+    with pytest.raises(ValueError, match=r"'chanels' is not a field of UNetConfig; did you mean 'channels'"):
+        UNet(chanels=(32, 64))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -29,6 +29,7 @@ from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet_inputs import add_residuals, check_rows, check_sample, is_other_dtype
 from unetgn.unet_levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet_plan import plan_unet
 
@@ -81,10 +82,12 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder: EncoderConfig | Mapping[str, Any] = _DEFAULT.encoder,
         mid: MidConfig | Mapping[str, Any] = _DEFAULT.mid,
         decoder: DecoderConfig | Mapping[str, Any] = _DEFAULT.decoder,
+        **kwargs: Any,
     ) -> None:
         given = locals()
         super().__init__()
-        self.unet_config = UNetConfig.from_dict({field.name: given[field.name] for field in fields(UNetConfig)})
+        options = {field.name: given[field.name] for field in fields(UNetConfig)}
+        self.unet_config = UNetConfig.from_dict(options | kwargs)  # which names what is no field, and the nearest one
         self.register_to_config(**self.unet_config.to_dict())
         self._keep_in_fp32_modules = None  # in `to`, FourierFeatures sees to it itself
         self.checkpointing: CheckpointGrade = "none"
@@ -164,12 +167,12 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x, image, results = level(x, image, emb, encoder_hidden_states)
             skips += results
         if down_block_additional_residuals is not None:
-            skips = _add_residuals(skips, down_block_additional_residuals)
+            skips = add_residuals(skips, down_block_additional_residuals, "encoder")
 
         # Middle.
         x = self.mid_block(x, emb, encoder_hidden_states)
         if mid_block_additional_residual is not None:
-            x = x + mid_block_additional_residual
+            (x,) = add_residuals([x], [mid_block_additional_residual], "middle")
 
         # Decoder.
         for level in self.up_blocks:
@@ -202,43 +205,47 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if augment_labels is not None:
             if self.augment_embedding is None:
                 raise ValueError("augment_labels were given, but condition.augment_dim is None")
+            check_rows("augment_labels", augment_labels, batch, config.condition.augment_dim, "condition.augment_dim")
             hidden = hidden + self.augment_embedding(augment_labels.to(dtype))
+        if timestep_cond is not None and config.time_cond_proj_dim is not None:
+            check_rows("timestep_cond", timestep_cond, batch, config.time_cond_proj_dim, "time_cond_proj_dim")
         emb = self.time_embedding(hidden, timestep_cond)
         if labelled is not None and config.condition.class_entry == "after_mlp":
             emb = emb + labelled
         if self.add_embedding is not None:
-            emb = emb + self.add_embedding(self._vector(added_cond_kwargs or {}, dtype))
+            emb = emb + self.add_embedding(self._vector(added_cond_kwargs or {}, batch, dtype))
         elif added_cond_kwargs:
             raise ValueError(f"added_cond_kwargs has {sorted(added_cond_kwargs)}, but condition.vector_dim is None")
         return emb if config.resblock.activate_embedding else F.silu(emb)
 
-    def _vector(self, added: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    def _vector(self, added: Mapping[str, Tensor], batch: int, dtype: torch.dtype) -> Tensor:
         """The conditioning vector (N, vector_dim), as given or joined from pooled text and size numbers."""
         if set(added) == {"vector"}:
             vector = added["vector"]
         elif set(added) == {"text_embeds", "time_ids"} and self.add_time_proj is not None:
-            numbers = added["time_ids"]
+            numbers, pooled = added["time_ids"], added["text_embeds"]
+            if numbers.ndim != 2 or pooled.ndim != 2 or not numbers.shape[0] == pooled.shape[0] == batch:
+                shapes = f"{tuple(pooled.shape)} and {tuple(numbers.shape)}"
+                raise ValueError(f"text_embeds and time_ids must be ({batch}, D) and ({batch}, K), got {shapes}")
             features = self.add_time_proj(numbers.flatten(), feature_dtype(dtype)).to(dtype)
-            vector = torch.cat([added["text_embeds"].to(dtype), features.reshape(len(numbers), -1)], dim=1)
+            vector = torch.cat([pooled.to(dtype), features.reshape(batch, -1)], dim=1)
         else:
             raise ValueError(
                 "this network needs added_cond_kwargs with 'vector', or with 'text_embeds' and 'time_ids' where "
                 f"addition_time_embed_dim is set; got {sorted(added)}"
             )
-        if vector.shape[1] != self.unet_config.condition.vector_dim:
-            raise ValueError(
-                f"the conditioning vector is {vector.shape[1]} wide, condition.vector_dim is "
-                f"{self.unet_config.condition.vector_dim}"
-            )
-        return vector.to(dtype)
+        width = self.unet_config.condition.vector_dim
+        return check_rows("the conditioning vector", vector, batch, width, "condition.vector_dim").to(dtype)
 
     def _check_inputs(self, sample: Tensor, context: Tensor | None, attention_kwargs: Mapping[str, Any] | None) -> None:
-        config = self.unet_config
-        if sample.ndim != 2 + config.spatial_dims or sample.shape[1] != config.in_channels:
-            axes = ", ".join("DHW"[-config.spatial_dims :])
-            raise ValueError(f"sample must be (N, {config.in_channels}, {axes}), got {tuple(sample.shape)}")
-        if context is not None and config.transformer is None:
+        check_sample(sample, self.unet_config)
+        # `dtype` walks over all modules, to see what layerwise casting computes in: asked where it may be an error only
+        if is_other_dtype(sample, cast(Tensor, self.conv_in.weight).dtype) and sample.dtype != self.dtype:
+            raise ValueError(f"sample is {sample.dtype}, but the network is {self.dtype}: convert one with .to(dtype)")
+        if context is not None and self.unet_config.transformer is None:
             raise ValueError("encoder_hidden_states were given, but this network has no transformer")
+        if context is not None and is_other_dtype(context, sample.dtype):
+            raise ValueError(f"encoder_hidden_states are {context.dtype}, but sample is {sample.dtype}")
         if attention_kwargs:
             raise ValueError(f"cross_attention_kwargs are not supported, got {sorted(attention_kwargs)}")
 
@@ -301,9 +308,3 @@ def _as_timesteps(timestep: Tensor | float | int, batch: int, sample: Tensor) ->
     if timesteps.shape[0] not in (1, batch):
         raise ValueError(f"timestep must be a number or one for each of {batch} samples, got {timesteps.shape[0]}")
     return timesteps.expand(batch)
-
-
-def _add_residuals(skips: list[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
-    if len(residuals) != len(skips):
-        raise ValueError(f"{len(skips)} skip connections need as many additional residuals, got {len(residuals)}")
-    return [skip + residual for skip, residual in zip(skips, residuals, strict=True)]

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from unetgn.nn.attention import AttentionConfig
-from unetgn.nn.conv import check_spatial_dims
 from unetgn.nn.embedding import TimeConfig
+from unetgn.nn.fields import check_at_least, check_choice, check_kernel, freeze_lists
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig, ResampleKind
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.serialize import from_plain, to_plain
+from unetgn.unet_config_checks import check_unet_config
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class ConditionConfig:
     vector_dim: int | None = None
     """Width of a vector that joins the embedding through an MLP of its own (Stable Diffusion XL); None takes none."""
 
+    def __post_init__(self) -> None:
+        check_choice("condition.missing_class", self.missing_class, ("error", "zeros"))
+        check_choice("condition.class_entry", self.class_entry, ("before_mlp", "after_mlp"))
+        check_at_least(1, {"condition.augment_dim": self.augment_dim, "condition.vector_dim": self.vector_dim})
+        if self.null_class and self.missing_class != "error":
+            raise ValueError("condition.missing_class='zeros' and condition.null_class=True contradict each other")
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -41,13 +49,18 @@ class EncoderConfig:
     stem_channels: int | None = None
     """Width after the first convolution; None is the first level's (SongUNet has another)."""
     stem_kernel: int = 3
-    """Kernel size of the first convolution."""
+    """Kernel size of the first convolution; odd."""
     attention_blocks: tuple[tuple[int, ...], ...] | None = None
     """For each level, which of its blocks attend, instead of `attention_levels`."""
     resample: tuple[ResampleKind, ...] | None = None
     """For each level but the last, its own kind of resampling; None is `resample.kind` for all."""
     residual_input: bool = False
     """NCSN++'s input branch, which adds the convolved and filtered image at each lower level."""
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_at_least(1, {"encoder.stem_channels": self.stem_channels})
+        check_kernel("encoder.stem_kernel", self.stem_kernel)
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,10 @@ class MidConfig:
     cross_only: bool = False
     """The first attention of the transformer reads the context too."""
 
+    def __post_init__(self) -> None:
+        check_at_least(0, {"mid.depth": self.depth, "mid.transformer_depth": self.transformer_depth})
+        check_at_least(1, {"mid.attention_num_groups": self.attention_num_groups})
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -87,14 +104,21 @@ class DecoderConfig:
     resample: tuple[ResampleKind, ...] | None = None
     """For each level but the first, the kind of resampling that leaves it; None is `resample.kind` for all."""
     out_kernel: int = 3
-    """Kernel size of the last convolution."""
+    """Kernel size of the last convolution; odd."""
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_at_least(1, {"decoder.channels": self.channels, "decoder.num_heads": self.num_heads})
+        check_at_least(0, {"decoder.depth": self.depth, "decoder.transformer_depth": self.transformer_depth})
+        check_kernel("decoder.out_kernel", self.out_kernel)
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Everything that decides which U-Net this is. All levels are counted from 0, the finest.
 
-    Raises ValueError, naming the field, where fields contradict each other.
+    Raises ValueError, naming the field, where fields contradict each other or one would change nothing: see
+    `unet_config_checks`.
     """
 
     sample_size: int | tuple[int, ...] | None = None
@@ -132,20 +156,8 @@ class UNetConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
-        check_spatial_dims(self.spatial_dims)
-        if not self.channels:
-            raise ValueError("channels must name at least one level")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(
-                f"num_classes must be at least 1, or None for an unconditional network, got {self.num_classes}"
-            )
-        self._check_lengths()
-        if min(self.depths) < 0 or min(self.channels) < 1:
-            raise ValueError(f"depth={self.depth} and channels={self.channels} must be at least 0 and 1 at each level")
-        self._check_attention()
-        self._check_resampling()
-        self._check_conditions()
-        self.resample.axis_strides(self.spatial_dims)
+        freeze_lists(self)
+        check_unet_config(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
@@ -164,85 +176,35 @@ class UNetConfig:
     @property
     def encoder_resample(self) -> tuple[ResampleKind, ...]:
         """The kind of resampling that leaves each encoder level but the last."""
-        return self.encoder.resample or (self.resample.kind,) * (len(self.channels) - 1)
+        own = self.encoder.resample
+        return (self.resample.kind,) * (len(self.channels) - 1) if own is None else own
 
     @property
     def decoder_resample(self) -> tuple[ResampleKind, ...]:
         """The kind of resampling that leaves each decoder level but the first, in the order of levels."""
-        return self.decoder.resample or (self.resample.kind,) * (len(self.channels) - 1)
+        own = self.decoder.resample
+        return (self.resample.kind,) * (len(self.channels) - 1) if own is None else own
 
     @property
     def stem_channels(self) -> int:
-        return self.encoder.stem_channels or self.channels[0]
+        return self.channels[0] if self.encoder.stem_channels is None else self.encoder.stem_channels
+
+    @property
+    def attending_levels(self) -> tuple[int, ...]:
+        """Levels of which a block attends, in the encoder or in the decoder."""
+        inside, outside = self.encoder.attention_blocks, self.decoder.attention_blocks
+        chosen = set(self.attention_levels) | {level for level, blocks in enumerate(inside or ()) if blocks}
+        if outside is not None:
+            with_blocks = {level for level in chosen if self.depths[level]}
+            chosen = with_blocks | {level for level, blocks in enumerate(outside) if blocks}
+        return tuple(sorted(chosen))
 
     @property
     def feature_width(self) -> int:
         """Width of the time features."""
-        return self.time.width or self.channels[0]
+        return self.channels[0] if self.time.width is None else self.time.width
 
     @property
     def embedding_width(self) -> int:
         """Width of the embedding that the blocks receive."""
-        return self.time.embedding_width or 4 * self.feature_width
-
-    def _check_attention(self) -> None:
-        levels, blocks = len(self.channels), self.encoder.attention_blocks
-        for level in self.attention_levels:
-            if not 0 <= level < levels:
-                raise ValueError(
-                    f"attention_levels={self.attention_levels} names level {level}, but channels={self.channels} has "
-                    f"levels 0 to {levels - 1}"
-                )
-        if self.attention_levels and blocks is not None:
-            raise ValueError("attention_levels and encoder.attention_blocks contradict each other: give one of them")
-        for name, per_level, depths in (
-            ("encoder.attention_blocks", blocks, self.depths),
-            ("decoder.attention_blocks", self.decoder.attention_blocks, self.decoder.depth),
-        ):
-            for level, chosen in enumerate(per_level or ()):
-                if depths is not None and any(not 0 <= block < depths[level] for block in chosen):
-                    raise ValueError(f"{name} names blocks {chosen} of level {level}, which has {depths[level]}")
-        if self.transformer is None and (self.mid.cross_only or self.mid.transformer_depth is not None):
-            raise ValueError("mid.cross_only and mid.transformer_depth need a transformer")
-        cross_only = () if self.transformer is None else self.transformer.cross_only
-        for level in cross_only:
-            if not 0 <= level < levels:
-                raise ValueError(f"transformer.cross_only={cross_only} names level {level} of {levels}")
-        if self.mid.attention_num_groups is not None and not self.mid.attention_norm:
-            raise ValueError("mid.attention_num_groups and mid.attention_norm=False contradict each other")
-
-    def _check_conditions(self) -> None:
-        condition = self.condition
-        if self.addition_time_embed_dim is not None and condition.vector_dim is None:
-            raise ValueError(f"addition_time_embed_dim={self.addition_time_embed_dim} needs condition.vector_dim")
-        plain = ConditionConfig()
-        for name in ("class_entry", "class_bias", "class_scale"):
-            if self.num_classes is None and getattr(condition, name) != getattr(plain, name):
-                raise ValueError(f"condition.{name}={getattr(condition, name)!r} needs num_classes")
-
-    def _check_resampling(self) -> None:
-        down, up = self.encoder_resample, self.decoder_resample
-        if self.resample.padding == "end" and "conv" not in down:
-            raise ValueError(f"resample.padding='end' is for strided convolutions, but the encoder has {down}")
-        if self.resample.taps != (1.0, 1.0) and set(down + up) == {"conv"} and not self.encoder.residual_input:
-            raise ValueError("resample.taps are for 'resblock' and 'plain' resampling, but all of it is 'conv'")
-
-    def _check_lengths(self) -> None:
-        levels = len(self.channels)
-        expected = {
-            "depth": (self.depth, levels),
-            "attention.num_heads": (self.attention.num_heads, levels),
-            "encoder.attention_blocks": (self.encoder.attention_blocks, levels),
-            "encoder.resample": (self.encoder.resample, levels - 1),
-            "decoder.channels": (self.decoder.channels, levels),
-            "decoder.depth": (self.decoder.depth, levels),
-            "decoder.attention_blocks": (self.decoder.attention_blocks, levels),
-            "decoder.num_heads": (self.decoder.num_heads, levels),
-            "decoder.transformer_depth": (self.decoder.transformer_depth, levels),
-            "decoder.resample": (self.decoder.resample, levels - 1),
-            "transformer.context_dim": (self.transformer and self.transformer.context_dim, levels),
-            "transformer.depth": (self.transformer and self.transformer.depth, levels),
-        }
-        for name, (value, length) in expected.items():
-            if isinstance(value, tuple) and len(value) != length:
-                raise ValueError(f"{name}={value} has {len(value)} entries; {levels} levels need {length}")
+        return 4 * self.feature_width if self.time.embedding_width is None else self.time.embedding_width

@@ -56,7 +56,7 @@ class EncoderLevel(Level):
             self.downsamplers.append(_downsampler(config, plan))
         if plan.image_channels is not None:
             self.input_branch = InputBranch(
-                plan.image_channels, plan.channels, spatial_dims=config.spatial_dims, config=config.resample
+                plan.image_channels, plan.channels, spatial_dims=config.spatial_dims, taps=config.resample.taps
             )
 
     def forward(
@@ -125,7 +125,8 @@ def _resampling_block(config: UNetConfig, channels: int, direction: Literal["dow
         config=config.resblock,
         dropout=config.dropout,
         resample=direction,
-        resample_config=config.resample,
+        strides=config.resample.strides,
+        taps=config.resample.taps,
     )
 
 
@@ -158,16 +159,18 @@ def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) ->
 
 
 def _downsampler(config: UNetConfig, plan: LevelPlan) -> nn.Module:
+    resample, dims = config.resample, config.spatial_dims
     if plan.resample == "conv":
-        return Downsample(plan.channels, spatial_dims=config.spatial_dims, config=config.resample)
+        return Downsample(plan.channels, spatial_dims=dims, strides=resample.strides, padding=resample.padding)
     if plan.resample == "plain":
-        return Resample("down", spatial_dims=config.spatial_dims, config=config.resample)
+        return Resample("down", spatial_dims=dims, strides=resample.strides, taps=resample.taps)
     return _resampling_block(config, plan.channels, "down")
 
 
 def _upsampler(config: UNetConfig, plan: LevelPlan) -> nn.Module:
+    resample, dims = config.resample, config.spatial_dims
     if plan.resample == "conv":
-        return Upsample(plan.channels, spatial_dims=config.spatial_dims, config=config.resample)
+        return Upsample(plan.channels, spatial_dims=dims, strides=resample.strides)
     if plan.resample == "plain":
-        return Resample("up", spatial_dims=config.spatial_dims, config=config.resample)
+        return Resample("up", spatial_dims=dims, strides=resample.strides, taps=resample.taps)
     return _resampling_block(config, plan.channels, "up")

@@ -74,8 +74,10 @@ def test_self_attention_is_its_definition_for_any_number_of_axes(size, norm):
     torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_cross_attention_is_its_definition():
-    layer = randomized(CrossAttention(8, 6, num_heads=2, norm=GROUPS))
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_cross_attention_is_its_definition(qk_norm):
+    layer = randomized(CrossAttention(8, 6, num_heads=2, norm=GROUPS, qk_norm=qk_norm))
+    assert (layer.norm_q is not None) == qk_norm
     x, context = noise(2, 8, 3, 4), noise(2, 5, 6, seed=1)
     normed = F.group_norm(x, 4, layer.group_norm.weight, layer.group_norm.bias)
     expected = x + attention(layer, tokens_of(normed), context).transpose(1, 2).reshape(x.shape)
@@ -100,7 +102,9 @@ def test_upcasting_attends_in_float32(monkeypatch, upcast, dtype):
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     layer = MultiHeadAttention(8, num_heads=2, upcast=upcast).half()
     assert layer(noise(1, 5, 8).half()).dtype == torch.float16
-    assert seen == [dtype] * 3
+    layer = CrossAttention(8, 6, num_heads=2, norm=GROUPS, upcast=upcast).half()
+    assert layer(noise(1, 8, 2, 2).half(), noise(1, 3, 6).half()).dtype == torch.float16
+    assert seen == [dtype] * 6
 
 
 def transformer_block(block, tokens, context):
@@ -140,6 +144,12 @@ def test_the_spatial_transformer_is_its_definition(context_dim, cross_only, line
     torch.testing.assert_close(layer(x, context), expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize(("heads", "count"), [({"num_heads": 2}, 2), ({"head_dim": 2}, 4), ({}, 1)])
+def test_the_spatial_transformer_takes_a_number_of_heads_or_their_width(heads, count):
+    block = SpatialTransformer(8, norm=GROUPS, **heads).transformer_blocks[0]
+    assert block.attn1.heads == block.attn2.heads == count
+
+
 @pytest.mark.parametrize("layer", [SelfAttention(8, norm=GROUPS), SpatialTransformer(8, norm=GROUPS)])
 def test_a_new_layer_is_the_identity(layer):
     x = noise(2, 8, 3, 4).float()
@@ -165,8 +175,21 @@ def test_the_feed_forward_layer_is_four_times_as_wide():
         (lambda: SelfAttention(8, num_heads=0), "num_heads=0 does not divide 8"),
         (lambda: SelfAttention(8), "norm.num_groups=32 does not divide 8"),
         (lambda: SpatialTransformer(32, cross_only=True), "cross_only needs transformer.context_dim"),
-        (lambda: SpatialTransformer(32, context_dim=4)(torch.zeros(1, 32, 2, 2)), "must be .N, length, 4., got None"),
+        (
+            lambda: SpatialTransformer(32, context_dim=4)(torch.zeros(1, 32, 2, 2)),
+            "must be .N, length, 4. with N = 1, got None",
+        ),
         (lambda: SpatialTransformer(32)(torch.zeros(1, 32, 2, 2), torch.zeros(1, 1, 1)), "context_dim is None"),
+        (lambda: SpatialTransformer(32, num_heads=2, head_dim=4), "num_heads=2 and head_dim=4 contradict"),
+        (
+            lambda: CrossAttention(32, 4)(torch.zeros(2, 32, 2, 2), torch.zeros(2, 3, 5)),
+            r"4\) with N = 2, got \(2, 3, 5\)",
+        ),
+        (
+            lambda: CrossAttention(32, 4)(torch.zeros(2, 32, 2, 2), torch.zeros(1, 3, 4)),
+            r"4\) with N = 2, got \(1, 3, 4\)",
+        ),
+        (lambda: CrossAttention(32, 4)(torch.zeros(2, 32, 2, 2), torch.zeros(2, 4)), r"4\) with N = 2, got \(2, 4\)"),
     ],
 )
 def test_what_cannot_be_is_an_error(make, message):

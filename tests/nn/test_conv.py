@@ -94,6 +94,10 @@ def test_the_block_is_convolution_then_normalization_then_silu(standardize):
         (lambda: make_norm("batch", 8, activation="relu"), "activation must be 'silu' or None, got 'relu'"),
         (lambda: make_norm("group", 8, num_groups=3), "3"),
         (lambda: convolution(4, 1, 1), "spatial_dims must be 1, 2 or 3, got 4"),
+        (lambda: convolution(2, 1, 1, 4), "kernel_size must be odd, .*, got 4"),
+        (lambda: WeightStandardizedConv(1, 1, 2), "kernel_size must be odd, .*, got 2"),
+        (lambda: ConvNormAct(1, 32, 2), "kernel_size must be odd, .*, got 2"),
+        (lambda: ConvNormAct(1, 32, 2, standardize_weight=True), "kernel_size must be odd, .*, got 2"),
     ],
 )
 def test_what_cannot_be_is_an_error(make, message):

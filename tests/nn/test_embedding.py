@@ -102,8 +102,23 @@ def test_augmentation_is_linear_without_a_bias():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TimeConfig(features="learned"), r"time\.features must be one of"),
-        (lambda: TimeConfig(order="cos"), r"time\.order must be one of"),
+        (lambda: TimeConfig(features="learned"), r"time\.features must be 'sinusoidal' or 'fourier', got 'learned'"),
+        (lambda: TimeConfig(order="cos"), r"time\.order must be 'cos_sin' or 'sin_cos', got 'cos'"),
+        (lambda: TimeConfig(fourier_scale=3.0), r"time\.fourier_scale=3\.0 needs time\.features='fourier'"),
+        (lambda: TimeConfig(width=0), r"time\.width must be at least 1, got 0"),
+        (lambda: TimeConfig(embedding_width=0), r"time\.embedding_width must be at least 1, got 0"),
+        (lambda: ClassEmbedding(4, 3, missing="null"), "missing must be 'zeros' or 'error', got 'null'"),
+        (
+            lambda: ClassEmbedding(4, 3)(torch.tensor([0, 5]), 2),
+            "class_labels has 5; this network's classes are 0 to 4",
+        ),
+        (
+            lambda: ClassEmbedding(4, 3)(torch.tensor([-1, 0]), 2),
+            "class_labels has -1; this network's classes are 0 to 4",
+        ),
+        (lambda: ClassEmbedding(4, 3)(torch.tensor([1]), 2), "one entry for each of 2 samples, got 1"),
+        (lambda: ClassEmbedding(4, 3)(torch.eye(4)[:1], 2), "one entry for each of 2 samples, got 1"),
+        (lambda: ClassEmbedding(4, 3)(torch.tensor(1), 1), r"must be \(N,\) integers or"),
         (lambda: TimeConfig(frequencies="log"), r"time\.frequencies must be 'exp' or 'power'"),
         (lambda: SinusoidalFeatures(2, frequency_shift=1.0), "too narrow"),
         (lambda: FourierFeatures(5), r"time\.width must be even"),

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from unetgn.nn import Downsample, InputBranch, Resample, ResampleConfig, Upsample
 
-TAPS = ResampleConfig(taps=(1, 3, 3, 1))
+TAPS = {"taps": (1, 3, 3, 1)}
 
 
 def noise(*shape, seed=0):
@@ -39,9 +39,9 @@ def filter_up(length):
 @pytest.mark.parametrize("size", [(8,), (7,), (6, 5), (1, 9), (4, 3, 6)])
 def test_the_filter_is_its_definition_in_both_directions(size):
     x = noise(2, 3, *size)
-    down = Resample("down", spatial_dims=len(size), config=TAPS).double()
+    down = Resample("down", spatial_dims=len(size), **TAPS).double()
     torch.testing.assert_close(down(x), along_axes([filter_down(n) for n in size], x))
-    up = Resample("up", spatial_dims=len(size), config=TAPS).double()
+    up = Resample("up", spatial_dims=len(size), **TAPS).double()
     torch.testing.assert_close(up(x), along_axes([filter_up(n) for n in size], x))
 
 
@@ -57,23 +57,22 @@ def test_without_taps_it_is_the_mean_of_what_is_there_and_the_nearest_neighbour(
         assert torch.equal(up[(..., *index)], x[(..., *(i // 2 for i in index))])
 
 
-@pytest.mark.parametrize("config", [ResampleConfig(), TAPS])
-def test_a_given_size_is_the_size(config):
-    assert Resample("up", config=config)(torch.zeros(1, 2, 4, 4)[..., :3], size=(7, 5)).shape == (1, 2, 7, 5)
+@pytest.mark.parametrize("taps", [{}, TAPS])
+def test_a_given_size_is_the_size(taps):
+    assert Resample("up", **taps)(torch.zeros(1, 2, 4, 4)[..., :3], size=(7, 5)).shape == (1, 2, 7, 5)
 
 
 def test_strides_leave_an_axis_alone():
-    config = ResampleConfig(strides=(1, 2))
     x = noise(1, 2, 6, 6)
-    torch.testing.assert_close(Resample("down", config=config)(x), F.avg_pool2d(x, (1, 2)))
-    assert Resample("up", config=config)(x).shape == (1, 2, 6, 12)
-    assert Downsample(2, config=config).double()(x).shape == (1, 2, 6, 3)
-    assert Upsample(2, config=config).double()(x).shape == (1, 2, 6, 12)
+    torch.testing.assert_close(Resample("down", strides=(1, 2))(x), F.avg_pool2d(x, (1, 2)))
+    assert Resample("up", strides=(1, 2))(x).shape == (1, 2, 6, 12)
+    assert Downsample(2, strides=(1, 2)).double()(x).shape == (1, 2, 6, 3)
+    assert Upsample(2, strides=(1, 2)).double()(x).shape == (1, 2, 6, 12)
 
 
 @pytest.mark.parametrize(("padding", "zeros"), [("both", (1, 1, 1, 1)), ("end", (0, 1, 0, 1))])
 def test_the_strided_convolution_pads_where_it_is_told(padding, zeros):
-    x, layer = noise(2, 4, 8, 8), Downsample(4, 6, config=ResampleConfig(padding=padding)).double()
+    x, layer = noise(2, 4, 8, 8), Downsample(4, 6, padding=padding).double()
     torch.testing.assert_close(layer(x), F.conv2d(F.pad(x, zeros), layer.conv.weight, layer.conv.bias, stride=2))
 
 
@@ -86,7 +85,7 @@ def test_the_upsampling_convolution_sees_the_nearest_neighbours():
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 10)])
 def test_the_input_branch_convolves_then_filters_without_a_border_of_its_own(size):
-    branch = InputBranch(3, 5, config=TAPS).double()
+    branch = InputBranch(3, 5, **TAPS).double()
     image, x = noise(2, 3, *size), noise(2, 5, *(n // 2 for n in size), seed=1)
     wide = F.conv2d(image, branch.conv.weight, branch.conv.bias, padding=2)
     taps = torch.tensor([1, 3, 3, 1], dtype=torch.float64)
@@ -104,7 +103,18 @@ def test_the_input_branch_convolves_then_filters_without_a_border_of_its_own(siz
         (lambda: ResampleConfig(taps=(1, -1)), "positive sum"),
         (lambda: ResampleConfig(strides=(3,)), "must be 1 or 2"),
         (lambda: ResampleConfig(taps=(1, 3, 3, 1), strides=(1, 2)), "work with stride 2 along all axes"),
-        (lambda: Resample("up", config=TAPS)(torch.zeros(1, 1, 2, 2), size=(5, 4)), "cannot upsample"),
+        (lambda: Resample("up", **TAPS)(torch.zeros(1, 1, 2, 2), size=(5, 4)), r"cannot upsample \(2, 2\) to \(5, 4\)"),
+        (lambda: Resample("up")(torch.zeros(1, 1, 2, 2), size=(4, 5)), r"to \(4, 5\): \(4, 4\) is the largest"),
+        (lambda: Resample("up", strides=(1, 2))(torch.zeros(1, 1, 2, 2), size=(3, 4)), r"\(2, 4\) is the largest"),
+        (
+            lambda: ResampleConfig(kind="fir"),
+            r"resample\.kind must be one of \('conv', 'resblock', 'plain'\), got 'fir'",
+        ),
+        (lambda: ResampleConfig(padding="start"), r"resample\.padding must be 'both' or 'end', got 'start'"),
+        (lambda: Downsample(2, padding="start"), r"resample\.padding must be 'both' or 'end', got 'start'"),
+        (lambda: Downsample(2, strides=(2, 3)), "must be 1 or 2"),
+        (lambda: Upsample(2, strides=(2,)), "one factor for each of 2 axes"),
+        (lambda: InputBranch(1, 2, taps=(1, 2, 1)), "even number of taps"),
         (lambda: Resample("down")(torch.zeros(1, 1, 2, 2), size=(1, 1)), "is for upsampling"),
     ],
 )

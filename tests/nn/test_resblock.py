@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unetgn.nn import NormConfig, ResampleConfig, ResBlock, ResBlockConfig
+from unetgn.nn import NormConfig, ResBlock, ResBlockConfig
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -139,6 +139,12 @@ def test_the_embedding_and_the_size_are_checked():
         plain(x, torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"size=\(8, 8\) is for a ResBlock that upsamples"):
         plain(x, size=(8, 8))
+    with pytest.raises(ValueError, match="are for a ResBlock with resample='down' or 'up'"):
+        ResBlock(32, taps=(1, 3, 3, 1))
+    with pytest.raises(ValueError, match="are for a ResBlock with resample='down' or 'up'"):
+        ResBlock(32, strides=(1, 2))
+    with pytest.raises(ValueError, match="direction must be 'down' or 'up', got 'sideways'"):
+        ResBlock(32, resample="sideways")
     with pytest.raises(ValueError, match=r"resblock\.embedding must be 'add' or 'scale_shift', got 'mul'"):
         ResBlockConfig(embedding="mul")
 
@@ -171,9 +177,7 @@ def test_each_rule_gives_its_number_of_groups(config, channels, groups):
 def test_filter_taps_act_on_branch_and_shortcut():
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)
     kernel = (taps[:, None] * taps / taps.sum() ** 2).expand(8, 1, 4, 4)
-    block = randomized(
-        ResBlock(8, norm=NormConfig(num_groups=4), resample="down", resample_config=ResampleConfig(taps=(1, 3, 3, 1)))
-    )
+    block = randomized(ResBlock(8, norm=NormConfig(num_groups=4), resample="down", taps=(1, 3, 3, 1)))
     x = noise(2, 8, 6, 6)
     expected = definition(block, x, None, dims=2, resample=lambda x: F.conv2d(x, kernel, stride=2, padding=1, groups=8))
     torch.testing.assert_close(block(x), expected, rtol=1e-6, atol=1e-6)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.openai_names import openai_sources
-from unetgn.interop.transfer import Names, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -76,10 +76,12 @@ def translate(options: CompvisOptions) -> UNetConfig:
     if options.context_dim is not None and not spatial:
         raise ValueError("UNetModel: context_dim needs use_spatial_transformer=True")
     attending = {level for level in levels if 2**level in options.attention_resolutions}
-    cross_only = [
-        level for level in attending if options.disable_self_attentions and options.disable_self_attentions[level]
-    ]
-    encoder_heads, decoder_heads = _heads(options)
+    if options.num_attention_blocks is not None:
+        attending &= {level for level, limit in enumerate(options.num_attention_blocks) if limit > 0}
+    reads = spatial and options.context_dim is not None  # without a context all attention is self-attention
+    disabled = options.disable_self_attentions or (False,) * len(levels)
+    cross_only = tuple(level for level in sorted(attending) if reads and disabled[level])
+    encoder_heads, decoder_heads = _heads(options, attending)
     kind = "resblock" if options.resblock_updown else "conv" if options.conv_resample else "plain"
     encoder_blocks, decoder_blocks = _attention_blocks(options, attending)
     sequential = options.num_classes == "sequential"
@@ -103,13 +105,13 @@ def translate(options: CompvisOptions) -> UNetConfig:
             context_dim=_context_width(options),
             depth=options.transformer_depth,
             linear_projection=options.use_linear_in_transformer,
-            cross_only=tuple(cross_only),
+            cross_only=cross_only,
         )
         if spatial
         else None,
         resample=ResampleConfig(kind=kind, strides=(1, 2, 2) if options.dims == 3 else None),  # type: ignore[arg-type]
         encoder=EncoderConfig(stem_channels=options.model_channels, attention_blocks=encoder_blocks),
-        mid=MidConfig(cross_only=spatial and options.disable_middle_self_attn),
+        mid=MidConfig(cross_only=reads and options.disable_middle_self_attn),
         decoder=DecoderConfig(
             num_heads=None if decoder_heads == encoder_heads else decoder_heads, attention_blocks=decoder_blocks
         ),
@@ -138,17 +140,20 @@ def _class_count(options: CompvisOptions) -> int | None:
     return None
 
 
-def _heads(options: CompvisOptions) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _heads(options: CompvisOptions, attending: set[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Heads of each encoder and decoder level, by the original's rules.
 
     num_heads_upsample counts only where the number of heads is given, plain attention is used, and legacy is set.
     """
-    if (options.num_heads == -1) == (options.num_head_channels == -1) == True:  # noqa: E712 - both are missing
+    if options.num_heads == -1 and options.num_head_channels == -1:
         raise ValueError("UNetModel: either num_heads or num_head_channels has to be set")
     widths = [int(mult * options.model_channels) for mult in options.channel_mult]
+    attended = {level: widths[level] for level in attending | {len(widths) - 1}}  # the middle has the last one's
     if options.num_head_channels != -1:
-        heads = tuple(width // options.num_head_channels for width in widths)
+        check_heads("UNetModel", "num_head_channels", options.num_head_channels, attended.values())
+        heads = tuple(max(1, width // options.num_head_channels) for width in widths)
         return heads, heads
+    check_heads("UNetModel", "num_heads", options.num_heads, attended.values())
     heads = (options.num_heads,) * len(widths)
     counts = not options.use_spatial_transformer and options.legacy and options.num_heads_upsample != -1
     return heads, (options.num_heads_upsample,) * len(widths) if counts else heads

@@ -1,6 +1,8 @@
 """diffusers' UNet2DConditionModel: Stable Diffusion 1 to XL, inpainting, upscaling, latent consistency.
 
 `attention_head_dim` is the NUMBER of heads here, a slip of names that diffusers keeps for the sake of old files.
+`mid_block_only_cross_attention` is read by the middle of Kandinsky alone: no middle that is supported has a use for it.
+A model without any attention layer never reads its context; ours then takes none.
 Not supported, each with an error that says so: Kandinsky's and DeepFloyd's blocks and embeddings, projections of the
 context, GLIGEN, class embeddings other than a table.
 """
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.diffusers_unet2d import block_kinds, resampling
-from unetgn.interop.transfer import Names, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -100,6 +102,9 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
     depths = (depths,) * len(down) if isinstance(depths, int) else depths
     down_resample = resampling(down, "conv")
     sized = options.addition_embed_type == "text_time"
+    attending = {*encoder, *decoder}
+    middle = options.mid_block_type == "UNetMidBlock2DCrossAttn"
+    _check_heads(options, attending | ({len(down) - 1} if middle else set()), class_name)
     return UNetConfig(
         sample_size=options.sample_size,
         in_channels=options.in_channels,
@@ -115,16 +120,16 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
         condition=ConditionConfig(
             null_class=False, vector_dim=options.projection_class_embeddings_input_dim if sized else None
         ),
-        norm=NormConfig(num_groups=options.norm_num_groups or 32, eps=options.norm_eps),
+        norm=NormConfig(num_groups=options.norm_num_groups, eps=options.norm_eps),
         resblock=ResBlockConfig(
             embedding="add" if options.resnet_time_scale_shift == "default" else "scale_shift", activate_embedding=False
         ),
         attention=AttentionConfig(
             num_heads=options.attention_head_dim,
-            norm=NormConfig(num_groups=options.norm_num_groups or 32, eps=1e-6),
+            norm=NormConfig(num_groups=options.norm_num_groups, eps=1e-6),
             upcast=bool(options.upcast_attention),
         ),
-        transformer=_translate_transformer(options),
+        transformer=_translate_transformer(options, attending) if attending or middle else None,
         resample=ResampleConfig(
             padding="end" if options.downsample_padding == 0 and "conv" in down_resample else "both"
         ),
@@ -134,7 +139,7 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
             attention_blocks=None
             if encoder == decoder
             else tuple(tuple(range(depth + 1)) if level in decoder else () for level, depth in enumerate(depths)),
-            transformer_depth=_decoder_depths(options),
+            transformer_depth=_decoder_depths(options) if attending or middle else None,
             resample=resampling((*up[1:], ""), "conv"),
             out_kernel=options.conv_out_kernel,
         ),
@@ -151,9 +156,7 @@ def _refuse(options: ConditionOptions, name: str) -> None:
     refuse(name, options, "another added embedding", addition_embed_type=(None, "text_time"))
     refuse(name, options, "a projection of the context", encoder_hid_dim=(None,), encoder_hid_dim_type=(None,))
     refuse(name, options, "another attention", dual_cross_attention=(False,), attention_type=("default",))
-    refuse(
-        name, options, "another attention", cross_attention_norm=(None,), mid_block_only_cross_attention=(None, False)
-    )
+    refuse(name, options, "another attention", cross_attention_norm=(None,))
     refuse(name, options, "diffusers refuses it too", num_attention_heads=(None,))
     refuse(name, options, "another embedding", time_embedding_act_fn=(None,), timestep_post_act=(None,))
     refuse(name, options, "another embedding", time_embedding_type=("positional", "fourier"))
@@ -181,10 +184,16 @@ def _translate_time(options: ConditionOptions) -> TimeConfig:
     return TimeConfig(order=order, frequency_shift=options.freq_shift, embedding_width=options.time_embedding_dim)  # type: ignore[arg-type]
 
 
-def _translate_transformer(options: ConditionOptions) -> TransformerConfig:
+def _check_heads(options: ConditionOptions, attending: set[int], name: str) -> None:
+    heads = options.attention_head_dim
+    for level in sorted(attending):
+        count = heads if isinstance(heads, int) else heads[level]
+        check_heads(name, "attention_head_dim", count, [options.block_out_channels[level]])
+
+
+def _translate_transformer(options: ConditionOptions, attending: set[int]) -> TransformerConfig:
     only = options.only_cross_attention
-    levels = range(len(options.block_out_channels))
-    cross_only = tuple(level for level in levels if (only if isinstance(only, bool) else only[level]))
+    cross_only = tuple(level for level in sorted(attending) if (only if isinstance(only, bool) else only[level]))
     return TransformerConfig(
         context_dim=options.cross_attention_dim,
         depth=options.transformer_layers_per_block,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.diffusers_names import diffusers_sources
-from unetgn.interop.transfer import Names, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -76,6 +76,7 @@ def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNe
     decoder = tuple(level for level, kind in enumerate(up) if kind.startswith("Attn"))
     depth = options.layers_per_block
     symmetric = encoder == decoder
+    _check_heads(options, {*encoder, *decoder}, class_name)
     return UNetConfig(
         sample_size=options.sample_size,
         in_channels=options.in_channels,
@@ -91,7 +92,7 @@ def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNe
             embedding_width=options.time_embedding_dim,
         ),
         condition=ConditionConfig(null_class=False),
-        norm=NormConfig(num_groups=options.norm_num_groups or 32, eps=options.norm_eps),
+        norm=NormConfig(num_groups=options.norm_num_groups, eps=options.norm_eps),
         resblock=ResBlockConfig(
             embedding="add" if options.resnet_time_scale_shift == "default" else "scale_shift", activate_embedding=False
         ),
@@ -130,14 +131,24 @@ def _refuse(options: UNet2DOptions, class_name: str) -> None:
 def _translate_mid(options: UNet2DOptions) -> MidConfig:
     if options.mid_block_type is None:
         return MidConfig(depth=0)
+    scale = None if options.mid_block_scale_factor == 1 else 1 / options.mid_block_scale_factor
+    if not options.add_attention:
+        return MidConfig(attention=False, residual_scale=scale)
     default = options.resnet_time_scale_shift == "default"
     groups = options.attn_norm_num_groups
     return MidConfig(
-        attention=options.add_attention,
         attention_norm=default or groups is not None,  # scale-shift models have none there unless told
         attention_num_groups=groups if groups != options.norm_num_groups else None,
-        residual_scale=None if options.mid_block_scale_factor == 1 else 1 / options.mid_block_scale_factor,
+        residual_scale=scale,
     )
+
+
+def _check_heads(options: UNet2DOptions, attending: set[int], class_name: str) -> None:
+    if options.mid_block_type is not None and options.add_attention:
+        attending = attending | {len(options.block_out_channels) - 1}
+    if options.attention_head_dim is not None:
+        widths = [options.block_out_channels[level] for level in sorted(attending)]
+        check_heads(class_name, "attention_head_dim", options.attention_head_dim, widths)
 
 
 def block_kinds(types: tuple[str, ...], known: tuple[str, ...], class_name: str, option: str) -> tuple[str, ...]:

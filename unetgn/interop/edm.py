@@ -18,7 +18,7 @@ from unetgn.interop.transfer import Names, Source, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
-from unetgn.nn.resample import ResampleConfig, filter_kernel
+from unetgn.nn.resample import BOX, ResampleConfig, filter_kernel
 from unetgn.nn.resblock import ResBlock, ResBlockConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
@@ -111,7 +111,11 @@ def translate_dhariwal(options: DhariwalOptions) -> UNetConfig:
             width=options.model_channels,
             embedding_width=int(options.model_channels * options.channel_mult_emb),
         ),
-        condition=ConditionConfig(null_class=False, missing_class="zeros", augment_dim=options.augment_dim or None),
+        condition=ConditionConfig(
+            null_class=False,
+            missing_class="zeros" if options.label_dim else "error",
+            augment_dim=options.augment_dim or None,
+        ),
         norm=NormConfig(min_group_size=4, eps=1e-5),
         resblock=ResBlockConfig(embedding="scale_shift", activate_embedding=False),
         attention=AttentionConfig(num_heads=tuple(max(1, count) for count in heads)),
@@ -127,6 +131,7 @@ def translate_song(options: SongOptions) -> UNetConfig:
     refuse("SongUNet", options, "unknown there too", embedding_type=("positional", "fourier"))
     channels = tuple(int(mult * options.model_channels) for mult in options.channel_mult)
     attending = [options.img_resolution >> level in options.attn_resolutions for level in range(len(channels))]
+    resampled = len(channels) > 1
     return UNetConfig(
         sample_size=options.img_resolution,
         in_channels=options.in_channels,
@@ -136,22 +141,27 @@ def translate_song(options: SongOptions) -> UNetConfig:
         attention_levels=tuple(level for level, attends in enumerate(attending) if attends),
         num_classes=options.label_dim or None,
         dropout=options.dropout,
-        time=TimeConfig(
-            features="fourier" if options.embedding_type == "fourier" else "sinusoidal",
-            order="sin_cos",
-            frequency_shift=1.0,
-            frequencies="power",
-            width=int(options.model_channels * options.channel_mult_noise),
-            embedding_width=int(options.model_channels * options.channel_mult_emb),
-        ),
+        time=_song_time(options),
         condition=_song_condition(options),
         norm=NormConfig(min_group_size=4, eps=1e-6),
-        resblock=ResBlockConfig(activate_embedding=False, residual_scale=0.5**0.5, project_resampled=True),
-        resample=ResampleConfig(kind="resblock", taps=options.resample_filter),
-        encoder=EncoderConfig(stem_channels=options.model_channels, residual_input=options.encoder_type == "residual"),
+        resblock=ResBlockConfig(activate_embedding=False, residual_scale=0.5**0.5, project_resampled=resampled),
+        resample=ResampleConfig(kind="resblock", taps=options.resample_filter if resampled else BOX),
+        encoder=EncoderConfig(
+            stem_channels=options.model_channels, residual_input=resampled and options.encoder_type == "residual"
+        ),
         decoder=DecoderConfig(
             attention_blocks=tuple((options.num_blocks,) if attends else () for attends in attending)
         ),
+    )
+
+
+def _song_time(options: SongOptions) -> TimeConfig:
+    width = int(options.model_channels * options.channel_mult_noise)
+    embedding_width = int(options.model_channels * options.channel_mult_emb)
+    if options.embedding_type == "fourier":
+        return TimeConfig(features="fourier", order="sin_cos", width=width, embedding_width=embedding_width)
+    return TimeConfig(
+        order="sin_cos", frequency_shift=1.0, frequencies="power", width=width, embedding_width=embedding_width
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.openai_names import openai_sources
-from unetgn.interop.transfer import Names, empty_unet, fill
+from unetgn.interop.transfer import Names, check_heads, empty_unet, fill
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.resample import ResampleConfig
@@ -59,8 +59,12 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 
 def translate(options: GuidedOptions, *, class_name: str) -> UNetConfig:
     """Our configuration of the same network. Attention is named there by downsampling factors, here by levels."""
-    levels = range(len(options.channel_mult))
+    channels = tuple(int(mult * options.model_channels) for mult in options.channel_mult)
+    attending = tuple(level for level in range(len(channels)) if 2**level in options.attention_resolutions)
     widths = options.num_head_channels != -1
+    if widths:
+        attended = [channels[level] for level in (*attending, -1)]
+        check_heads(class_name, "num_head_channels", options.num_head_channels, attended)
     upsample_heads = options.num_heads_upsample if options.num_heads_upsample != -1 else None
     kind = "resblock" if options.resblock_updown else "conv" if options.conv_resample else "plain"
     return UNetConfig(
@@ -68,9 +72,9 @@ def translate(options: GuidedOptions, *, class_name: str) -> UNetConfig:
         in_channels=options.in_channels * (2 if class_name == "SuperResModel" else 1),
         out_channels=options.out_channels,
         spatial_dims=options.dims,
-        channels=tuple(int(mult * options.model_channels) for mult in options.channel_mult),
+        channels=channels,
         depth=options.num_res_blocks,
-        attention_levels=tuple(level for level in levels if 2**level in options.attention_resolutions),
+        attention_levels=attending,
         num_classes=options.num_classes,
         dropout=options.dropout,
         time=TimeConfig(width=options.model_channels),

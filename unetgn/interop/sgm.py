@@ -16,7 +16,7 @@ from unetgn.interop.openai_names import openai_sources
 from unetgn.interop.transfer import Names, empty_unet, fill, refuse
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
-from unetgn.unet_config import UNetConfig
+from unetgn.unet_config import MidConfig, UNetConfig
 
 CLASSES = ("UNetModel",)
 ATTENTION_KINDS = ("softmax", "softmax-xformers")  # two implementations of one formula
@@ -74,8 +74,9 @@ def translate(options: SgmOptions, *, class_name: str = "UNetModel") -> UNetConf
     shared = {field.name for field in dataclasses.fields(compvis.CompvisOptions)}
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in shared}
     config = compvis.translate(compvis.CompvisOptions(**values))
-    attention = not options.disable_middle_transformer
-    mid = dataclasses.replace(
-        config.mid, attention=attention, transformer_depth=options.transformer_depth_middle if attention else None
+    if options.disable_middle_transformer:
+        transformer = config.transformer if config.attending_levels else None
+        return dataclasses.replace(config, mid=MidConfig(attention=False), transformer=transformer)
+    return dataclasses.replace(
+        config, mid=dataclasses.replace(config.mid, transformer_depth=options.transformer_depth_middle)
     )
-    return dataclasses.replace(config, mid=mid)

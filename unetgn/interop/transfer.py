@@ -1,6 +1,6 @@
 """From a foreign state dict to a U-Net of ours: every key accounted for, or nothing is loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,19 @@ def _widest_dtype(state_dict: Mapping[str, Tensor]) -> torch.dtype:
 def _some(items: list[str]) -> str:
     rest = len(items) - LISTED
     return ", ".join(items[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_heads(family: str, option: str, value: int, widths: Iterable[int]) -> None:
+    """Raise ValueError where a number of heads, or their width, does not divide a width at which there is attention.
+
+    Several originals then take attention that is narrower than its layer, without a word.
+    """
+    for width in widths:
+        if value < 1 or width % value:
+            raise ValueError(
+                f"{family}: {option}={value} does not divide {width} channels; attention that is narrower than its "
+                "layer is not supported"
+            )
 
 
 def refuse(family: str, options: Any, reason: str, **supported: tuple[Any, ...]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetgn.nn.conv import zero_parameters
+from unetgn.nn.fields import check_at_least, freeze_lists
 from unetgn.nn.groups import NormConfig
 
 
@@ -43,11 +44,20 @@ class AttentionConfig:
     """The last layer starts at zero, so that attention starts as the identity (DDPM)."""
 
     def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_at_least(1, {"attention.num_heads": self.num_heads, "attention.head_dim": self.head_dim})
         if self.num_heads is not None and self.head_dim is not None:
             raise ValueError(
                 f"attention.num_heads={self.num_heads} and attention.head_dim={self.head_dim} contradict each other: "
                 "give one of them"
             )
+
+
+def check_context(context: Tensor | None, batch: int, context_dim: int) -> None:
+    """Raise ValueError where a context is not (batch, length, context_dim)."""
+    if context is None or context.ndim != 3 or context.shape[0] != batch or context.shape[2] != context_dim:
+        given = "None" if context is None else str(tuple(context.shape))
+        raise ValueError(f"encoder_hidden_states must be (N, length, {context_dim}) with N = {batch}, got {given}")
 
 
 class _Attention(nn.Module):
@@ -69,8 +79,9 @@ class _Attention(nn.Module):
         self.context_dim = context_dim
         self.upcast = upcast
         self.to_q = nn.Linear(channels, channels, bias=bias)
-        self.to_k = nn.Linear(context_dim or channels, channels, bias=bias)
-        self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
+        source_dim = channels if context_dim is None else context_dim
+        self.to_k = nn.Linear(source_dim, channels, bias=bias)
+        self.to_v = nn.Linear(source_dim, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
         self.norm_q = nn.RMSNorm(channels // self.heads, eps=1e-6) if qk_norm else None
         self.norm_k = nn.RMSNorm(channels // self.heads, eps=1e-6) if qk_norm else None
@@ -152,8 +163,12 @@ class CrossAttention(_Attention):
     """x + to_out(attention(norm(x), context)): pixels attend to the tokens of a context.
 
     Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape. For one layer without the rest of
-    `SpatialTransformer`. Rombach et al. 2022 (arXiv 2112.10752), section 3.3.
+    `SpatialTransformer`; heads, `norm`, `qk_norm`, `upcast` and `zero_init` are those of `SelfAttention`.
+    Raises ValueError where heads or groups do not divide the channels, or the context has another shape.
+    Rombach et al. 2022 (arXiv 2112.10752), section 3.3.
     """
+
+    context_dim: int
 
     def __init__(
         self,
@@ -163,13 +178,18 @@ class CrossAttention(_Attention):
         num_heads: int | None = None,
         head_dim: int | None = None,
         norm: NormConfig | None = NormConfig(),  # noqa: B008 - frozen
+        qk_norm: bool = False,
+        upcast: bool = False,
         zero_init: bool = True,
     ) -> None:
-        super().__init__(channels, num_heads=num_heads, head_dim=head_dim, context_dim=context_dim)
+        super().__init__(
+            channels, num_heads=num_heads, head_dim=head_dim, context_dim=context_dim, qk_norm=qk_norm, upcast=upcast
+        )
         self.group_norm = None if norm is None else norm.build(channels, activation=None)
         if zero_init:
             zero_parameters(self.to_out)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        check_context(context, x.shape[0], self.context_dim)
         hidden = x if self.group_norm is None else self.group_norm(x)
         return x + tokens_to_pixels(self.attend(pixels_to_tokens(hidden), context), x)

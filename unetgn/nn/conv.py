@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetgn.nn.fields import check_kernel
+
 _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
     2: nn.Conv2d,
@@ -29,12 +31,13 @@ def convolution(
     padding: int | None = None,
     bias: bool = True,
 ) -> nn.Module:
-    """`torch.nn.Conv1d`, `Conv2d` or `Conv3d`; padding None keeps the size of an odd kernel at stride 1.
+    """`torch.nn.Conv1d`, `Conv2d` or `Conv3d`; padding None keeps the size at stride 1, for which kernels are odd.
 
     Shapes: (N, in_channels, *spatial) -> (N, out_channels, *spatial at stride 1).
-    Raises ValueError where spatial_dims is not 1, 2 or 3.
+    Raises ValueError where spatial_dims is not 1, 2 or 3, or the kernel is even.
     """
     layer = _CONVOLUTIONS[check_spatial_dims(spatial_dims)]
+    check_kernel("kernel_size", kernel_size)
     padding = kernel_size // 2 if padding is None else padding
     # one stride for all axes, or one for each: torch's annotations know the two-dimensional case only
     arguments: dict[str, Any] = {"stride": stride, "padding": padding, "bias": bias}
@@ -65,7 +68,7 @@ class WeightStandardizedConv(nn.Module):
     y = conv(x, W_hat) + bias with W_hat of `standardize_weight`; parameters are named as in `torch.nn.Conv2d`.
     Shapes: (N, in_channels, *spatial) -> (N, out_channels, *spatial / stride).
     Made for batches too small for batch normalization, together with group normalization: Qiao et al. 2019
-    (arXiv 1903.10520). Raises ValueError where spatial_dims is not 1, 2 or 3.
+    (arXiv 1903.10520). Raises ValueError where spatial_dims is not 1, 2 or 3, or the kernel is even.
     """
 
     def __init__(

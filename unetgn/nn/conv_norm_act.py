@@ -46,6 +46,9 @@ class ConvNormAct(nn.Module):
     Shapes: (N, in_channels, *spatial) -> (N, out_channels, *spatial / stride), one, two or three spatial axes.
     `norm` is a kind of `make_norm`; `standardize_weight` takes `WeightStandardizedConv`; activation None leaves the
     SiLU out. The convolution has no bias: the normalization's own follows it.
+    Raises ValueError where spatial_dims is not 1, 2 or 3, the kernel is even, or `make_norm` does.
+    The order is that of Ioffe & Szegedy 2015 (arXiv 1502.03167), section 3.2; with standardized weights and groups that
+    of Qiao et al. 2019 (arXiv 1903.10520).
     """
 
     def __init__(

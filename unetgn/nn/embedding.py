@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unetgn.nn.fields import check_at_least, check_choice
+
 MAX_PERIOD = 10_000
 
 
@@ -26,18 +28,19 @@ class TimeConfig:
     near t = 950.
     """
     fourier_scale: float = 16.0
-    """Standard deviation of the random frequencies."""
+    """Standard deviation of the random frequencies of "fourier"."""
     width: int | None = None
     """Width of the features; None is the first level's."""
     embedding_width: int | None = None
     """Width after the MLP; None is four times `width`."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("features", ("sinusoidal", "fourier")), ("order", ("cos_sin", "sin_cos"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"time.{name} must be one of {choices}, got {getattr(self, name)!r}")
-        if self.frequencies not in ("exp", "power"):
-            raise ValueError(f"time.frequencies must be 'exp' or 'power', got {self.frequencies!r}")
+        check_choice("time.features", self.features, ("sinusoidal", "fourier"))
+        check_choice("time.order", self.order, ("cos_sin", "sin_cos"))
+        check_choice("time.frequencies", self.frequencies, ("exp", "power"))
+        check_at_least(1, {"time.width": self.width, "time.embedding_width": self.embedding_width})
+        if self.features == "sinusoidal" and self.fourier_scale != type(self).fourier_scale:
+            raise ValueError(f"time.fourier_scale={self.fourier_scale} needs time.features='fourier'")
 
 
 def feature_dtype(network_dtype: torch.dtype) -> torch.dtype:
@@ -139,7 +142,8 @@ class ClassEmbedding(nn.Module):
     Rows are multiplied by `scale` and mixed linearly, so a one-hot row is the index's row; indices are the same.
     With `null_class` one more last row stands for "no label": for labels None, and for the index `num_classes`.
     Without it, `missing` says what labels None do: "zeros" (EDM) or "error".
-    Raises ValueError where labels are missing, or of another shape. Null class: Ho & Salimans 2022 (arXiv 2207.12598).
+    Raises ValueError where labels are missing, of another shape or batch, or (on the CPU) not among the classes.
+    Null class: Ho & Salimans 2022 (arXiv 2207.12598).
     """
 
     def __init__(
@@ -153,6 +157,7 @@ class ClassEmbedding(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
+        check_choice("missing", missing, ("zeros", "error"))
         self.num_classes, self.null_class, self.missing, self.scale = num_classes, null_class, missing, scale
         self.weight = nn.Parameter(torch.randn(num_classes + null_class, channels))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
@@ -160,9 +165,12 @@ class ClassEmbedding(nn.Module):
     def forward(self, labels: Tensor | None, batch: int) -> Tensor:
         if labels is None:
             embedded = self._unlabelled(batch)
+        elif labels.ndim and labels.shape[0] != batch:
+            raise ValueError(f"class_labels must have one entry for each of {batch} samples, got {labels.shape[0]}")
         elif labels.ndim == 2 and labels.shape[1] in {self.num_classes, len(self.weight)}:
             embedded = (labels.to(self.weight.dtype) * self.scale) @ self.weight[: labels.shape[1]]
         elif labels.ndim == 1 and not labels.is_floating_point():
+            self._check_range(labels)
             embedded = F.embedding(labels, self.weight)
             embedded = embedded if self.scale == 1.0 else embedded * self.scale
         else:
@@ -171,6 +179,15 @@ class ClassEmbedding(nn.Module):
                 f"{labels.dtype}"
             )
         return embedded if self.bias is None else embedded + self.bias
+
+    def _check_range(self, labels: Tensor) -> None:
+        """On the CPU only: a look at a GPU's labels would wait for the GPU, whose kernel checks them itself."""
+        if torch.compiler.is_compiling() or labels.device.type != "cpu" or not labels.numel():
+            return
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(self.weight):
+            wrong = low if low < 0 else high
+            raise ValueError(f"class_labels has {wrong}; this network's classes are 0 to {len(self.weight) - 1}")
 
     def _unlabelled(self, batch: int) -> Tensor:
         if self.null_class:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from unetgn.nn.fields import check_at_least
 from unetgn.nn.norm import GroupNormSiLU
+
+DEFAULT_GROUPS = 32
 
 
 @dataclass(frozen=True)
@@ -10,11 +13,11 @@ class NormConfig:
     """Group normalization of a block or a network: the number of groups by one of three rules, and eps.
 
     num_groups = 1 is layer normalization over (C, *spatial), group_size = 1 is instance normalization.
-    Raises ValueError where group_size and min_group_size are both given, or a number is below 1.
+    Raises ValueError where two rules contradict each other, or a number is below 1.
     """
 
-    num_groups: int = 32
-    """The same count for every width; 32 in DDPM, ADM and Stable Diffusion."""
+    num_groups: int | None = None
+    """The same count for every width; None is 32, as in DDPM, ADM and Stable Diffusion."""
     group_size: int | None = None
     """Channels per group instead (Wu & He 2018, section 4.1)."""
     min_group_size: int | None = None
@@ -25,30 +28,31 @@ class NormConfig:
     """Added to the variance."""
 
     def __post_init__(self) -> None:
-        if self.group_size is not None and self.min_group_size is not None:
-            raise ValueError(
-                f"norm.group_size={self.group_size} and norm.min_group_size={self.min_group_size} contradict each "
-                "other: give one of them"
-            )
-        for name in ("num_groups", "group_size", "min_group_size"):
+        for name in ("min_group_size", "num_groups"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"norm.{name} must be at least 1, got {value}")
+            if self.group_size is not None and value is not None:
+                raise ValueError(
+                    f"norm.group_size={self.group_size} and norm.{name}={value} contradict each other: give one of them"
+                )
+        check_at_least(
+            1, {f"norm.{name}": getattr(self, name) for name in ("num_groups", "group_size", "min_group_size")}
+        )
+        check_at_least(0, {"norm.eps": self.eps})
 
     def groups(self, channels: int) -> int:
         """The number of groups for `channels`. Raises ValueError, with counts that would do, where it cannot divide."""
+        most = DEFAULT_GROUPS if self.num_groups is None else self.num_groups
         if self.group_size is not None:
-            count, rest, rule = channels // self.group_size, channels % self.group_size, "norm.group_size"
+            count, rest, rule = channels // self.group_size, channels % self.group_size, f"group_size={self.group_size}"
         elif self.min_group_size is not None:
-            count, rule = max(1, min(self.num_groups, channels // self.min_group_size)), "norm.min_group_size"
+            count, rule = max(1, min(most, channels // self.min_group_size)), f"min_group_size={self.min_group_size}"
             rest = channels % count
         else:
-            count, rest, rule = self.num_groups, channels % self.num_groups, "norm.num_groups"
+            count, rest, rule = most, channels % most, f"num_groups={most}"
         if rest or count == 0:
             divisors = [number for number in range(1, channels + 1) if channels % number == 0]
             raise ValueError(
-                f"{rule}={getattr(self, rule.removeprefix('norm.'))} does not divide {channels} channels; "
-                f"numbers that do: {', '.join(map(str, divisors))}"
+                f"norm.{rule} does not divide {channels} channels; numbers that do: {', '.join(map(str, divisors))}"
             )
         return count
 

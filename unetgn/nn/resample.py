@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,46 +10,57 @@ from torch.nn import functional as F
 
 from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import check_spatial_dims, convolution
+from unetgn.nn.fields import check_choice, freeze_lists
 
 ResampleKind = Literal["conv", "resblock", "plain"]
+PaddingKind = Literal["both", "end"]
+BOX = (1.0, 1.0)
 _AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_BOX = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class ResampleConfig:
     """How a U-Net changes resolution between levels.
 
-    Raises ValueError where the taps are not an even number of positive sum, or a stride is not 1 or 2.
+    Raises ValueError where a word is unknown, taps are not an even number of positive sum, or a stride is not 1 or 2.
     """
 
     kind: ResampleKind = "conv"
     """With "conv", a strided 3x3 convolution down, nearest and a 3x3 convolution up (DDPM, Stable Diffusion); with
     "resblock", inside a residual block (ADM, EDM); with "plain", mean and nearest without parameters.
     """
-    padding: Literal["both", "end"] = "both"
+    padding: PaddingKind = "both"
     """Of the strided convolution: "both" sides by one, or only the "end" (DDPM's original code)."""
-    taps: tuple[float, ...] = _BOX
+    taps: tuple[float, ...] = BOX
     """The filter of "resblock" and "plain"; (1, 1) is mean and nearest, (1, 3, 3, 1) NCSN++'s."""
     strides: tuple[int, ...] | None = None
     """The factor for each spatial axis; None is 2 for all."""
 
     def __post_init__(self) -> None:
-        if len(self.taps) < 2 or len(self.taps) % 2 or sum(self.taps) <= 0:
-            raise ValueError(f"resample.taps must be an even number of taps with a positive sum, got {self.taps}")
-        if self.strides is not None and not set(self.strides) <= {1, 2}:
-            raise ValueError(f"resample.strides must be 1 or 2 for each axis, got {self.strides}")
-        if self.taps != _BOX and self.strides is not None and set(self.strides) != {2}:
-            raise ValueError(f"resample.taps={self.taps} work with stride 2 along all axes, got {self.strides}")
+        freeze_lists(self)
+        check_choice("resample.kind", self.kind, get_args(ResampleKind))
+        check_choice("resample.padding", self.padding, get_args(PaddingKind))
+        check_taps(self.taps, self.strides)
 
-    def axis_strides(self, spatial_dims: int) -> tuple[int, ...]:
-        """The factor for each axis. Raises ValueError where `strides` names another number of axes."""
-        strides = (2,) * spatial_dims if self.strides is None else self.strides
-        if len(strides) != spatial_dims:
-            raise ValueError(f"resample.strides={strides} must name one factor for each of {spatial_dims} axes")
-        return strides
+
+def check_taps(taps: Sequence[float], strides: Sequence[int] | None) -> None:
+    """Raise ValueError where taps are not an even number of positive sum, or do not go with the strides."""
+    if len(taps) < 2 or len(taps) % 2 or sum(taps) <= 0:
+        raise ValueError(f"resample.taps must be an even number of taps with a positive sum, got {tuple(taps)}")
+    if strides is not None and not set(strides) <= {1, 2}:
+        raise ValueError(f"resample.strides must be 1 or 2 for each axis, got {tuple(strides)}")
+    if tuple(taps) != BOX and strides is not None and set(strides) != {2}:
+        raise ValueError(f"resample.taps={tuple(taps)} work with stride 2 along all axes, got {tuple(strides)}")
+
+
+def axis_strides(strides: Sequence[int] | None, spatial_dims: int) -> tuple[int, ...]:
+    """The factor for each axis; None is 2. Raises ValueError where `strides` names another number of axes."""
+    strides = (2,) * check_spatial_dims(spatial_dims) if strides is None else tuple(strides)
+    if len(strides) != spatial_dims:
+        raise ValueError(f"resample.strides={strides} must name one factor for each of {spatial_dims} axes")
+    return strides
 
 
 def filter_kernel(taps: Sequence[float], spatial_dims: int) -> Tensor:
@@ -67,32 +78,38 @@ class Resample(nn.Module):
     Shapes: (N, C, *spatial) -> (N, C, *ceil(spatial / 2)) down; up to 2 * spatial, or to `size`.
     Taps (1, 1) take the mean of each pair, or the nearest neighbour; an odd last pixel is a mean of itself. Longer taps
     filter with zeros beyond the border (StyleGAN2's upfirdn, as in NCSN++), in a buffer `kernel` that is part of the
-    state dict. A given size that is larger than twice the input is an error.
+    state dict. `strides` leaves out axes with 1. A given size that is larger than twice the input is an error.
+    Song et al. 2021 (arXiv 2011.13456), appendix H; Karras et al. 2020 (arXiv 1912.04958), appendix B.
     """
 
     kernel: Tensor | None
 
     def __init__(
-        self, direction: Literal["down", "up"], *, spatial_dims: int = 2, config: ResampleConfig | None = None
+        self,
+        direction: Literal["down", "up"],
+        *,
+        spatial_dims: int = 2,
+        strides: Sequence[int] | None = None,
+        taps: Sequence[float] = BOX,
     ) -> None:
         super().__init__()
-        config = config or ResampleConfig()
-        if direction not in ("down", "up"):
-            raise ValueError(f"direction must be 'down' or 'up', got {direction!r}")
+        check_choice("direction", direction, ("down", "up"))
+        check_taps(taps, strides)
         self.direction = direction
-        self.spatial_dims = check_spatial_dims(spatial_dims)
-        self.strides = config.axis_strides(spatial_dims)
-        self.margin = (len(config.taps) - 1) // 2
-        filtered = config.taps != _BOX
-        self.register_buffer("kernel", filter_kernel(config.taps, spatial_dims) if filtered else None)
+        self.spatial_dims = spatial_dims
+        self.strides = axis_strides(strides, spatial_dims)
+        self.margin = (len(taps) - 1) // 2
+        self.register_buffer("kernel", None if tuple(taps) == BOX else filter_kernel(taps, spatial_dims))
 
     def forward(self, x: Tensor, *, size: Sequence[int] | None = None) -> Tensor:
         if self.direction == "down":
             if size is not None:
                 raise ValueError(f"size={tuple(size)} is for upsampling; downsampling halves what it is given")
             return self._mean(x) if self.kernel is None else self._filter_down(x, self.kernel)
-        target = [length * stride for length, stride in zip(x.shape[2:], self.strides, strict=True)]
-        size = target if size is None else list(size)
+        largest = [length * stride for length, stride in zip(x.shape[2:], self.strides, strict=True)]
+        size = largest if size is None else list(size)
+        if any(length > most for length, most in zip(size, largest, strict=True)):
+            raise ValueError(f"cannot upsample {tuple(x.shape[2:])} to {tuple(size)}: {tuple(largest)} is the largest")
         if self.kernel is None:
             return F.interpolate(x, size=size, mode="nearest")
         return self._filter_up(x, self.kernel, size)
@@ -112,8 +129,6 @@ class Resample(nn.Module):
         upsample = _TRANSPOSED[self.spatial_dims - 1]
         doubled = upsample(x, weight, stride=2, padding=self.margin, groups=x.shape[1])
         for axis, length in enumerate(size, start=2):
-            if length > doubled.shape[axis]:
-                raise ValueError(f"cannot upsample {tuple(x.shape[2:])} by filter taps to {tuple(size)}")
             doubled = doubled.narrow(axis, 0, length)
         return doubled
 
@@ -125,7 +140,9 @@ class Downsample(nn.Module):
     """A 3x3 convolution with stride 2: (N, C, *spatial) -> (N, out_channels, *spatial / 2).
 
     Padding "both" rounds an odd size up; "end" (zeros behind only, as in DDPM's original code) rounds it down and needs
-    at least two pixels along each axis, else a ValueError says so.
+    at least two pixels along each axis, else a ValueError says so. `strides` leaves out axes with 1.
+    Ho et al. 2020 (arXiv 2006.11239), appendix B; padding at the end is that of the authors' code
+    (hojonathanho/diffusion, diffusion_tf/models/unet.py).
     """
 
     def __init__(
@@ -134,14 +151,17 @@ class Downsample(nn.Module):
         out_channels: int | None = None,
         *,
         spatial_dims: int = 2,
-        config: ResampleConfig | None = None,
+        strides: Sequence[int] | None = None,
+        padding: PaddingKind = "both",
     ) -> None:
         super().__init__()
-        config = config or ResampleConfig()
-        self.pad_end = config.padding == "end"
-        self.strides = config.axis_strides(spatial_dims)
-        padding = 0 if self.pad_end else 1
-        self.conv = convolution(spatial_dims, channels, out_channels or channels, stride=self.strides, padding=padding)
+        check_choice("resample.padding", padding, get_args(PaddingKind))
+        check_taps(BOX, strides)
+        self.pad_end = padding == "end"
+        self.strides = axis_strides(strides, spatial_dims)
+        margin = 0 if self.pad_end else 1
+        width = channels if out_channels is None else out_channels
+        self.conv = convolution(spatial_dims, channels, width, stride=self.strides, padding=margin)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pad_end:
@@ -157,8 +177,10 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour to twice the size, or to a given size, then a 3x3 convolution.
 
-    Shapes: (N, C, *spatial) -> (N, out_channels, *size), size 2 * spatial unless given.
-    `recompute` enlarges the input again in the backward pass instead of keeping it.
+    Shapes: (N, C, *spatial) -> (N, out_channels, *size), size 2 * spatial unless given, which is also the most.
+    `strides` leaves out axes with 1. `recompute` enlarges the input again in the backward pass instead of keeping it.
+    Ho et al. 2020 (arXiv 2006.11239), appendix B; nearest neighbour, then convolution: Odena et al. 2016
+    (doi 10.23915/distill.00003).
     """
 
     recompute = False
@@ -169,12 +191,11 @@ class Upsample(nn.Module):
         out_channels: int | None = None,
         *,
         spatial_dims: int = 2,
-        config: ResampleConfig | None = None,
+        strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        strides = (config or ResampleConfig()).strides
-        self.enlarge = Resample("up", spatial_dims=spatial_dims, config=ResampleConfig(strides=strides))
-        self.conv = convolution(spatial_dims, channels, out_channels or channels)
+        self.enlarge = Resample("up", spatial_dims=spatial_dims, strides=strides)
+        self.conv = convolution(spatial_dims, channels, channels if out_channels is None else out_channels)
 
     def forward(self, x: Tensor, *, size: Sequence[int] | None = None) -> Tensor:
         return recomputed(lambda small: self.conv(self.enlarge(small, size=size)), x, enabled=self.recompute)
@@ -191,10 +212,10 @@ class InputBranch(nn.Module):
     kernel: Tensor
 
     def __init__(
-        self, image_channels: int, out_channels: int, *, spatial_dims: int = 2, config: ResampleConfig | None = None
+        self, image_channels: int, out_channels: int, *, spatial_dims: int = 2, taps: Sequence[float] = BOX
     ) -> None:
         super().__init__()
-        taps = (config or ResampleConfig()).taps
+        check_taps(taps, None)
         self.margin = (len(taps) - 1) // 2
         self.conv = convolution(spatial_dims, image_channels, out_channels, padding=1 + self.margin)
         self.register_buffer("kernel", filter_kernel(taps, spatial_dims))

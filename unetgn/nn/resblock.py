@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import convolution, zero_parameters
+from unetgn.nn.fields import check_choice
 from unetgn.nn.groups import NormConfig
-from unetgn.nn.resample import Resample, ResampleConfig
+from unetgn.nn.resample import BOX, Resample
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class ResBlockConfig:
     """The last convolution starts at zero, so that the block starts as its shortcut (DDPM)."""
 
     def __post_init__(self) -> None:
-        if self.embedding not in ("add", "scale_shift"):
-            raise ValueError(f"resblock.embedding must be 'add' or 'scale_shift', got {self.embedding!r}")
+        check_choice("resblock.embedding", self.embedding, ("add", "scale_shift"))
 
 
 class ResBlock(nn.Module):
@@ -43,13 +43,14 @@ class ResBlock(nn.Module):
 
     Both norm-and-activation pairs are the fused core, and the embedding goes into the second one: as its pre_bias
     ("add") or as its scale and shift. With `resample`, "down" or "up", the resolution changes after the first
-    activation, before conv1, and on the shortcut.
+    activation, before conv1, and on the shortcut, by `strides` and filter `taps` as in `Resample`.
 
     Shapes: x (N, in_channels, *spatial), emb (N, emb_channels) -> (N, out_channels, *spatial), one to three spatial
     axes; `size` fixes the result's size when upsampling. emb_channels None is a block without an embedding.
     Parameters are named as in diffusers' ResnetBlock2D. `recompute` computes the norms and activations again in the
     backward pass instead of keeping them.
-    Raises ValueError where the groups do not divide the channels, or an embedding is missing or not expected.
+    Raises ValueError where the groups do not divide the channels, an embedding is missing or not expected, or strides
+    or taps are given to a block that does not resample.
     He et al. 2016 (arXiv 1603.05027), Ho et al. 2020 (arXiv 2006.11239), Dhariwal & Nichol 2021 (arXiv 2105.05233).
     """
 
@@ -66,15 +67,21 @@ class ResBlock(nn.Module):
         config: ResBlockConfig | None = None,
         dropout: float = 0.0,
         resample: Literal["down", "up"] | None = None,
-        resample_config: ResampleConfig | None = None,
+        strides: Sequence[int] | None = None,
+        taps: Sequence[float] = BOX,
     ) -> None:
         super().__init__()
-        norm, config, out_channels = norm or NormConfig(), config or ResBlockConfig(), out_channels or in_channels
+        norm, config = norm or NormConfig(), config or ResBlockConfig()
+        out_channels = in_channels if out_channels is None else out_channels
+        if resample is None and (strides is not None or tuple(taps) != BOX):
+            raise ValueError(
+                f"strides={strides} and taps={tuple(taps)} are for a ResBlock with resample='down' or 'up'"
+            )
         self.config = config
         self.norm1 = norm.build(in_channels)
-        self.resample = (
-            None if resample is None else Resample(resample, spatial_dims=spatial_dims, config=resample_config)
-        )
+        self.resample = None
+        if resample is not None:
+            self.resample = Resample(resample, spatial_dims=spatial_dims, strides=strides, taps=taps)
         self.conv1 = convolution(spatial_dims, in_channels, out_channels)
         self.time_emb_proj = None
         if emb_channels is not None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetgn.nn.attention import MultiHeadAttention, pixels_to_tokens, tokens_to_pixels
+from unetgn.nn.attention import MultiHeadAttention, check_context, count_heads, pixels_to_tokens, tokens_to_pixels
 from unetgn.nn.conv import convolution, zero_parameters
+from unetgn.nn.fields import check_at_least, freeze_lists
 from unetgn.nn.groups import NormConfig
 
 
@@ -27,6 +28,11 @@ class TransformerConfig:
     cross_only: tuple[int, ...] = ()
     """The levels whose first attention reads the context too (the x4 upscaler)."""
 
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_at_least(1, {"transformer.context_dim": self.context_dim})
+        check_at_least(0, {"transformer.depth": self.depth})
+
 
 class GEGLU(nn.Module):
     """value * gelu(gate), the halves of one linear layer: (N, L, channels) -> (N, L, hidden).
@@ -44,7 +50,10 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back, named as in diffusers: net.0.proj and net.2."""
+    """GEGLU to four times the width and back: (N, L, channels) -> the same. Named net.0.proj and net.2 (diffusers).
+
+    Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1; the gated layer is Shazeer's (arXiv 2002.05202).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -96,17 +105,18 @@ class SpatialTransformer(nn.Module):
     """x + proj_out(blocks(proj_in(norm(x)), context)): transformer blocks over the pixels of x.
 
     Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape; one to three spatial axes.
-    `num_heads` heads; `depth` blocks; projections are 1x1 convolutions, or linear layers (`linear_projection`).
-    context_dim None takes no context. With `zero_init` the block starts as the identity.
-    Raises ValueError where heads or groups do not divide the channels, or a context is missing, of another width, or
-    not expected. Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
+    `num_heads` or `head_dim`, one of them; neither is one head. `depth` blocks; projections are 1x1 convolutions, or
+    linear layers (`linear_projection`). context_dim None takes no context. With `zero_init` the block starts as the
+    identity. Raises ValueError where heads or groups do not divide the channels, or a context is missing, of another
+    shape, or not expected. Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
     """
 
     def __init__(
         self,
         channels: int,
         *,
-        num_heads: int = 1,
+        num_heads: int | None = None,
+        head_dim: int | None = None,
         context_dim: int | None = None,
         depth: int = 1,
         spatial_dims: int = 2,
@@ -120,6 +130,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         if cross_only and context_dim is None:
             raise ValueError("transformer.cross_only needs transformer.context_dim: there is no context to attend to")
+        heads = count_heads(channels, num_heads=num_heads, head_dim=head_dim)
         self.context_dim = context_dim
         self.linear_projection = linear_projection
         self.norm = None if norm is None else norm.build(channels, activation=None)
@@ -127,7 +138,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(
                 channels,
-                num_heads=num_heads,
+                num_heads=heads,
                 context_dim=context_dim,
                 cross_only=cross_only,
                 qk_norm=qk_norm,
@@ -140,7 +151,10 @@ class SpatialTransformer(nn.Module):
             zero_parameters(self.proj_out)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        self._check(context)
+        if self.context_dim is not None:
+            check_context(context, x.shape[0], self.context_dim)
+        elif context is not None:
+            raise ValueError("encoder_hidden_states were given, but transformer.context_dim is None")
         hidden = x if self.norm is None else self.norm(x)
         if self.linear_projection:
             tokens = self.proj_in(pixels_to_tokens(hidden))
@@ -151,14 +165,6 @@ class SpatialTransformer(nn.Module):
         if self.linear_projection:
             return x + tokens_to_pixels(self.proj_out(tokens), x)
         return x + self.proj_out(tokens_to_pixels(tokens, x))
-
-    def _check(self, context: Tensor | None) -> None:
-        if self.context_dim is None:
-            if context is not None:
-                raise ValueError("encoder_hidden_states were given, but transformer.context_dim is None")
-        elif context is None or context.ndim != 3 or context.shape[2] != self.context_dim:
-            given = "None" if context is None else str(tuple(context.shape))
-            raise ValueError(f"encoder_hidden_states must be (N, length, {self.context_dim}), got {given}")
 
 
 def _projection(channels: int, spatial_dims: int, linear: bool) -> nn.Module:
