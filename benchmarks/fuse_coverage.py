@@ -2,9 +2,10 @@
 
 For every model class of the installed diffusers in which a group norm is at work: builds a small instance with random
 weights, runs it, and watches which results of a group norm reach a SiLU, directly or by way of additions and products
-(a *place*). Then fuses it, counts the places that `fuse` took, runs it again and compares. Prints a table in Markdown
-and writes `benchmarks/results/fuse_coverage.json`. A class without a recipe in `fuse_recipes_*.py` is a row of its own.
-Exit code 1 where the report of `fuse` and the run disagree, where outputs differ, or where a recipe is missing.
+(a *place*). Then fuses it, runs it again, and counts the places whose norm reaches the fused operator in that run.
+Prints a table in Markdown and writes `benchmarks/results/fuse_coverage.json`; `--readme` prints, from that file, the
+rows that README has. A class without a recipe in `fuse_recipes_*.py` is a row of its own. Exit code 1 where the report
+of `fuse` says otherwise than the runs, where outputs differ, or where a recipe is missing.
 """
 
 from __future__ import annotations
@@ -25,18 +26,16 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import unetgn.fusion
 from benchmarks.fuse_instances import Recipe, build
 from benchmarks.fuse_recipes_autoencoders import AUTOENCODER_RECIPES
 from benchmarks.fuse_recipes_unets import CONTROLNET_RECIPES, UNET_RECIPES
+from benchmarks.fuse_watching import OperatorWatcher, PlaceWatcher
 
 UNREPORTED = "not in the report"
 RECIPES = [*UNET_RECIPES, *CONTROLNET_RECIPES, *AUTOENCODER_RECIPES]
 RESULTS = Path(__file__).parent / "results" / "fuse_coverage.json"
-ATEN = torch.ops.aten
-CARRIES = {ATEN.mul.Tensor, ATEN.add.Tensor, ATEN.cat.default, ATEN.clone.default, ATEN._unsafe_view.default}
 
 
 @dataclass(frozen=True)
@@ -49,42 +48,6 @@ class Row:
     fused: int
     left: str
     wrong: str
-
-
-class PlaceWatcher(TorchDispatchMode):
-    """Notes the paths of the modules that computed a group norm whose result reached a SiLU, while it is entered."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.places: dict[str, None] = {}
-        self._running: list[str] = []
-        self._made_by: dict[int, tuple[Tensor, str]] = {}
-        self._hooks = []
-        for path, module in model.named_modules():
-            self._hooks.append(module.register_forward_pre_hook(lambda _m, _a, path=path: self._running.append(path)))
-            self._hooks.append(module.register_forward_hook(lambda _m, _a, _o: self._leave(), always_call=True))
-
-    def _leave(self) -> None:
-        self._running.pop()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is ATEN.native_group_norm.default:
-            self._made_by[id(result[0])] = (result[0], self._running[-1])
-        elif func in CARRIES or func.is_view:
-            given = args[0] if func is ATEN.cat.default else args
-            sources = [self._made_by[id(t)][1] for t in given if isinstance(t, Tensor) and id(t) in self._made_by]
-            for made in result if isinstance(result, (list, tuple)) else [result]:
-                if sources:
-                    self._made_by[id(made)] = (made, sources[0])
-        elif func in (ATEN.silu.default, ATEN.silu_.default) and id(args[0]) in self._made_by:
-            self.places[self._made_by[id(args[0])][1]] = None
-        return result
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        for hook in self._hooks:
-            hook.remove()
 
 
 def model_classes() -> list[type[nn.Module]]:
@@ -108,23 +71,28 @@ def has_group_norm(cls: type[nn.Module]) -> bool:
 
 
 def measure(recipe: Recipe, cls: type[nn.Module]) -> Row:
-    """Build, watch, fuse, run again."""
+    """Build, watch, fuse, watch again."""
     torch.manual_seed(0)
     model, inputs = build(recipe, cls).double(), _as_double(recipe.inputs())
-    expected, places = _watch(recipe, model, inputs)
+    with PlaceWatcher(model) as places:
+        expected = _run(recipe, model, inputs)
     report = unetgn.fuse(model)
-    taken = {place: next((p for p in report.fused if _within(place, p.path)), None) for place in places}
-    torch.manual_seed(1)
-    with torch.no_grad():
-        actual = list(_tensors(recipe.run(model, inputs)))
-    reasons = Counter(_reason(place, report) for place in places if taken[place] is None)
-    error = max(((a - e).abs().max() / e.abs().max()).item() for a, e in zip(actual, expected, strict=True))
-    claimed = {p.path for p in report.fused} - {p.path for p in taken.values() if p is not None}
-    wrong = [f"fused without a SiLU in the run: {path}" for path in sorted(claimed)]
+    with OperatorWatcher(model) as operator:
+        actual = _run(recipe, model, inputs)
+    return _row(recipe, list(places.places), list(operator.reached), report, _largest_error(actual, expected))
+
+
+def _row(recipe: Recipe, places: list[str], reached: list[str], report: unetgn.fusion.Report, error: float) -> Row:
+    """Count, and compare what the report says of each place with what the run of the fused model showed."""
+    left = [place for place in places if not any(_within(place, path) for path in reached)]
+    reasons = Counter(_reason(place, report) for place in left)
+    without_silu = [p.path for p in report.fused if not p.only and not any(_within(path, p.path) for path in places)]
+    wrong = [f"reported as fused, without a SiLU in the run: {path}" for path in without_silu]
+    wrong += [f"reported as fused, runs as written: {place}" for place in left if _is_claimed(place, report)]
     wrong += [f"outputs differ by {error:.1e}"] if not error < 1e-10 else []
     wrong += [UNREPORTED] if UNREPORTED in reasons else []
     text = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
-    return Row(recipe.name, recipe.variant, len(places), len(places) - sum(reasons.values()), text, "; ".join(wrong))
+    return Row(recipe.name, recipe.variant, len(places), len(places) - len(left), text, "; ".join(wrong))
 
 
 def coverage(only: str = "") -> Iterator[Row]:
@@ -159,14 +127,53 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _watch(recipe: Recipe, model: nn.Module, inputs: Any) -> tuple[list[Tensor], list[str]]:
+def readme_table(rows: list[Row]) -> str:
+    """The rows for README: a line for each kind of model and reason, with the sum of each model's variants."""
+    lines = ["| of diffusers | fused / places | left, and why |", "|---|---|---|"]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.places:
+            groups.setdefault((row.left.partition(": ")[2], _kind(row)), []).append(row)
+    for (reason, kind), alike in sorted(groups.items()):
+        names = {row.model: [other for other in alike if other.model == row.model] for row in alike}
+        models = ", ".join(f"{name} {_fraction(variants)}" for name, variants in names.items())
+        lines.append(f"| {kind}: {models} | {_fraction(alike)} | {reason} |")
+    return "\n".join([*lines, f"| **all** | **{_fraction(rows)}** | |"])
+
+
+def _kind(row: Row) -> str:
+    kinds = {"U-Nets": UNET_RECIPES, "ControlNets": CONTROLNET_RECIPES}
+    named = (kind for kind, recipes in kinds.items() if row.model in {recipe.name for recipe in recipes})
+    return "upsamplers" if "Upsampler" in row.model else next(named, "autoencoders")
+
+
+def _fraction(rows: list[Row]) -> str:
+    return f"{sum(row.fused for row in rows)}/{sum(row.places for row in rows)}"
+
+
+def recorded() -> list[Row]:
+    """The rows of the last whole run."""
+    return [Row(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
+
+
+def _run(recipe: Recipe, model: nn.Module, inputs: Any) -> list[Tensor]:
     torch.manual_seed(1)
-    with torch.no_grad(), PlaceWatcher(model) as watcher:
-        return list(_tensors(recipe.run(model, inputs))), list(watcher.places)
+    with torch.no_grad():
+        return list(_tensors(recipe.run(model, inputs)))
+
+
+def _largest_error(actual: list[Tensor], expected: list[Tensor]) -> float:
+    return max(((a - e).abs().max() / e.abs().max()).item() for a, e in zip(actual, expected, strict=True))
+
+
+def _is_claimed(place: str, report: unetgn.fusion.Report) -> bool:
+    return any(_within(place, fused.path) and not fused.only for fused in report.fused)
 
 
 def _reason(place: str, report: unetgn.fusion.Report) -> str:
-    return next((left.reason for left in report.left if _within(place, left.path)), UNREPORTED)
+    reasons = [left.reason for left in report.left if _within(place, left.path)]
+    reasons += [fused.only or "reported as fused" for fused in report.fused if _within(place, fused.path)]
+    return reasons[0] if reasons else UNREPORTED
 
 
 def _within(place: str, path: str) -> bool:
@@ -206,7 +213,11 @@ def main() -> int:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of the path of the classes to go through; writes no file")
-    only = parser.parse_args().only
+    parser.add_argument("--readme", action="store_true", help="print README's rows from the recorded results")
+    only, for_readme = parser.parse_args().only, parser.parse_args().readme
+    if for_readme:
+        print(readme_table(recorded()))
+        return 0
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
     rows = list(coverage(only))

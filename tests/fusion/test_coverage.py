@@ -1,37 +1,121 @@
-"""The coverage count, as its reader runs it."""
+"""The coverage count: what it sees in a run, that its record is of today's code, and that README shows the record."""
 
-import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unetgn
+import unetgn.fusion.rules
+from benchmarks.fuse_coverage import RECIPES, measure, readme_table, recorded
+from benchmarks.fuse_instances import Recipe
+from unetgn.fusion import norm_silu
 
 ROOT = Path(__file__).parents[2]
+QUICK = [
+    ("diffusers", "UNet2DModel", "DDPM"),
+    ("diffusers", "AutoencoderKLMagvit", ""),
+    ("diffusers", "VQModel", "MoVQ, norm_type=spatial"),
+    ("diffusers.pipelines.ltx.modeling_latent_upsampler", "LTXLatentUpsamplerModel", ""),
+]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.fuse_coverage", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize(("module", "name", "variant"), QUICK, ids=lambda value: value or "-")
+def test_a_count_of_today_is_the_recorded_one(module, name, variant):
+    recipe = next(recipe for recipe in RECIPES if (recipe.name, recipe.variant) == (name, variant))
+    cls = getattr(__import__(module, fromlist=[name]), name)
+    assert measure(recipe, cls) == next(row for row in recorded() if (row.model, row.variant) == (name, variant))
 
 
-def test_the_count_of_one_family_finds_all_of_its_places():
-    result = run("--only", "unets.unet_2d.")
+def test_every_recipe_is_recorded_with_nothing_wrong_and_a_reason_for_each_place_that_is_left():
+    rows = recorded()
+    assert {(row.model, row.variant) for row in rows} == {(recipe.name, recipe.variant) for recipe in RECIPES}
+    for row in rows:
+        assert not row.wrong
+        assert bool(row.left) == (row.fused < row.places)
+
+
+def test_readme_shows_the_record():
+    assert readme_table(recorded()) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_in_readme_prints_the_report_that_follows_it():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Plug it in")[2]
+    code, report = section.split("```python\n", 1)[1].split("```\n\n```\n", 1)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == report.partition("\n```")[0]
+
+
+class Block(nn.Module):
+    """Two places, one with a norm whose result goes through a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(2, 4), nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.norm1(x))
+        y = self.norm2(x)
+        return F.silu(y + x)
+
+
+def lying(block: Block, x: Tensor) -> Tensor:
+    """Lists both norms as fused, and fuses the first."""
+    x = norm_silu(block.norm1, F.silu, x)
+    return F.silu(block.norm2(x) + x)
+
+
+def wrong_numbers(block: Block, x: Tensor) -> Tensor:
+    return norm_silu(block.norm2, F.silu, norm_silu(block.norm1, F.silu, x))
+
+
+@pytest.fixture
+def forgetting() -> Iterator[None]:
+    """Rules that a test teaches are forgotten after it."""
+    rules = list(unetgn.fusion.rules._blocks)
+    yield
+    unetgn.fusion.rules._blocks[:] = rules
+
+
+def row_of_block():
+    recipe = Recipe("tests.Block", lambda: {"x": torch.randn(2, 4, 3, 3)})
+    return measure(recipe, Block)
+
+
+def test_a_place_that_the_report_claims_and_the_run_does_not_show_is_wrong(forgetting):
+    unetgn.fuse.rule(Block)(lying)
+    row = row_of_block()
+    assert (row.places, row.fused) == (2, 1)
+    assert row.wrong == "reported as fused, runs as written: norm2"
+
+
+def test_outputs_that_differ_are_wrong(forgetting):
+    unetgn.fuse.rule(Block)(wrong_numbers)
+    row = row_of_block()
+    assert (row.places, row.fused) == (2, 2)
+    assert "outputs differ" in row.wrong
+
+
+def test_the_count_of_one_family_runs_as_a_command():
+    command = [sys.executable, "-m", "benchmarks.fuse_coverage", "--only", "unets.unet_2d."]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     rows = [line.split("|")[1:6] for line in result.stdout.splitlines() if line.startswith("| UNet2DModel")]
     assert len(rows) == 3
     assert all(int(seen) == int(fused) > 0 and not why.strip() for _, _, seen, fused, why in rows)
 
 
-def test_the_recorded_count_gives_a_reason_for_each_place_that_is_left():
-    rows = json.loads((ROOT / "benchmarks" / "results" / "fuse_coverage.json").read_text())["rows"]
-    assert sum(row["fused"] for row in rows) > 0
-    for row in rows:
-        assert not row["wrong"]
-        assert bool(row["left"]) == (row["fused"] < row["places"])
-
-
 @pytest.mark.slow
-def test_the_count_of_the_installed_diffusers_has_nothing_wrong(tmp_path):
-    result = run("--only", "diffusers.")
+def test_the_count_of_the_installed_diffusers_has_nothing_wrong():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.fuse_coverage", "--only", "diffusers."],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr

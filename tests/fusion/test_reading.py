@@ -8,165 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unetgn
+from tests.fusion.forwards import (
+    FOUND,
+    NOTHING,
+    ActivationAfterTheBranches,
+    AdditionBefore,
+    AdditionUnderACondition,
+    Base,
+    InABranchOfALoop,
+    OneExpression,
+    ResidualBetween,
+    ScaleShift,
+    TwoSteps,
+)
 from unetgn.fusion.reading import CannotReadError, find_pairs, read
 
-
-def swish(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
-
-
-def silu(x: Tensor) -> Tensor:
-    return 2 * F.silu(x)  # of that name, but not that function
-
-
-class Base(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.act = nn.GroupNorm(2, 4), nn.GroupNorm(4, 4), nn.SiLU()
-        self.conv, self.proj = nn.Conv2d(4, 4, 1), nn.Linear(3, 8)
-        for norm in (self.norm1, self.norm2):
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
-
-
-class TwoSteps(Base):
-    def forward(self, x, emb):
-        x = self.norm1(x)
-        x = self.act(x)
-        return self.conv(x)
-
-
-class OneExpression(Base):
-    def forward(self, x, emb):
-        return self.conv(F.silu(self.norm1(x))) + torch.nn.functional.silu(self.norm2(x))
-
-
-class FunctionOfTheFile(Base):
-    def forward(self, x, emb):
-        h = self.norm1(x)
-        h = swish(h)
-        return h
-
-
-class InABranchOfALoop(Base):
-    def forward(self, x, emb):
-        for index in range(3):
-            if index % 2:
-                x = self.norm1(x)
-                x = self.act(x)
-            else:
-                x = self.conv(x)
-        return x
-
-
-class ActivationAfterTheBranches(Base):
-    def forward(self, x, emb):
-        if emb.sum() > 0:
-            x = self.conv(x)
-        elif emb is not None:
-            x = self.norm1(x)
-        else:
-            x = self.norm2(x)
-        x = self.act(x)
-        return x
-
-
-class AdditionBefore(Base):
-    def forward(self, x, emb):
-        h = self.conv(x)
-        h = h + self.proj(emb)[:, :4, None, None]
-        h = self.norm1(h)
-        h = self.act(h)
-        return h + x
-
-
-class AdditionUnderACondition(Base):
-    def forward(self, x, emb):
-        h = x
-        if emb is not None:
-            shift = self.act(self.proj(emb))[:, :4, None, None]
-            h = h + shift
-        h = self.norm1(h)
-        h = self.act(h)
-        return h
-
-
-class AdditionThatVariesOverSpace(Base):
-    def forward(self, x, emb):
-        x = x + self.conv(x)
-        x = self.norm1(x)
-        x = self.act(x)
-        return x
-
-
-class ScaleShift(Base):
-    def forward(self, x, emb):
-        scale, shift = self.proj(emb)[:, :, None, None].chunk(2, dim=1)
-        x = self.norm1(x)
-        x = x * (1 + scale) + shift
-        x = self.act(x)
-        return x
-
-
-class ScaleShiftOverSpace(Base):
-    def forward(self, x, emb):
-        scale, shift = self.conv(x), x.mean(dim=(2, 3), keepdim=True)
-        x = self.norm2(x)
-        x = x * (scale + 1.0) + shift
-        x = self.act(x)
-        return x
-
-
-FOUND = {
-    TwoSteps: ("norm1",),
-    OneExpression: ("norm1", "norm2"),
-    FunctionOfTheFile: ("norm1",),
-    InABranchOfALoop: ("norm1",),
-    ActivationAfterTheBranches: ("norm1", "norm2"),
-    AdditionBefore: ("norm1",),
-    AdditionUnderACondition: ("norm1",),
-    AdditionThatVariesOverSpace: ("norm1",),
-    ScaleShift: ("norm1",),
-    ScaleShiftOverSpace: ("norm2",),
-}
-
-
-class ResidualBetween(Base):
-    def forward(self, x, emb):
-        h = self.norm1(x)
-        h = self.act(h + x)
-        return h
-
-
-class NormKept(Base):
-    def forward(self, x, emb):
-        normed = self.norm1(x)
-        h = self.act(normed)
-        return h + normed
-
-
-class AnotherActivation(Base):
-    def forward(self, x, emb):
-        x = self.norm1(x)
-        x = F.relu(x)
-        return x
-
-
-class AnotherFunctionOfThatName(Base):
-    def forward(self, x, emb):
-        x = self.norm1(x)
-        x = silu(x)
-        return x
-
-
-class AnotherTensor(Base):
-    def forward(self, x, emb):
-        h = self.norm1(x)
-        x = self.act(x)
-        return h + x
-
-
-NOTHING = (ResidualBetween, NormKept, AnotherActivation, AnotherFunctionOfThatName, AnotherTensor)
 NORMS, ACTIVATIONS = frozenset({"norm1", "norm2"}), frozenset({"act"})
 
 
@@ -177,12 +33,12 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("block", FOUND)
 def test_the_pairs_of_a_forward_are_found(block):
-    assert find_pairs(block.forward, NORMS, ACTIVATIONS) == FOUND[block]
+    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == FOUND[block]
 
 
 @pytest.mark.parametrize("block", NOTHING)
 def test_what_is_no_pair_is_left(block):
-    assert find_pairs(block.forward, NORMS, ACTIVATIONS) == ()
+    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == ()
 
 
 @pytest.mark.parametrize("block", [*FOUND, *NOTHING])
@@ -211,6 +67,63 @@ def test_each_pair_that_runs_is_one_call_of_the_operator(block, calls):
 def test_what_is_constant_over_space_goes_into_the_operator(block, inside, calls):
     read(block.forward, NORMS, ACTIVATIONS)(block().double(), *inputs())
     assert {name for name, value in calls[0].items() if value is not None} == inside
+
+
+class Gated(nn.GroupNorm):
+    """A norm that takes something beside its input."""
+
+    def forward(self, x, gate):
+        return super().forward(x) * gate
+
+
+class AdditionThatTheNormsArgumentSees(Base):
+    def __init__(self):
+        super().__init__()
+        self.norm1 = Gated(2, 4)
+
+    def forward(self, x, emb):
+        x = x + self.conv(x)
+        x = self.norm1(x, x.mean())
+        x = self.act(x)
+        return x
+
+
+class AdditionThenDropoutInTheNormsArgument(AdditionThatTheNormsArgumentSees):
+    def forward(self, x, emb):
+        x = x + F.dropout(self.conv(x))
+        x = self.norm1(x, F.dropout(emb.mean()))
+        x = self.act(x)
+        return x
+
+
+@pytest.mark.parametrize("block", [AdditionThatTheNormsArgumentSees, AdditionThenDropoutInTheNormsArgument])
+def test_an_addition_is_taken_in_only_where_nothing_else_sees_its_sum(block):
+    torch.manual_seed(1)
+    module = block().double()
+    results = []
+    for forward in (block.forward, read(block.forward, NORMS, ACTIVATIONS)):
+        torch.manual_seed(2)
+        results.append(forward(module, *inputs()))
+    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == ("norm1",)
+    assert torch.equal(*results)
+
+
+def test_a_norm_of_which_some_calls_are_not_joined_is_reported_so():
+    class Twice(Base):
+        def forward(self, x, emb):
+            x = self.act(self.norm1(x))
+            return self.norm1(x)
+
+    unetgn.fuse.read(Twice)
+    report = unetgn.fuse(Twice())
+    assert [place.only for place in report.fused] == ["only where SiLU comes right after it: 1 of its 2 calls"]
+    assert "1 of its 2 calls" in str(report)
+
+
+def test_a_norm_whose_sum_with_something_is_activated_is_reported_so():
+    unetgn.fuse.read(ResidualBetween)
+    reasons = {place.norm: place.reason for place in unetgn.fuse(ResidualBetween()).left}
+    assert reasons["norm1"] == "SiLU is taken of `h + x`, not of its result alone"
 
 
 def test_what_would_widen_the_dtype_stays_outside_of_the_operator(calls):
@@ -246,5 +159,5 @@ def test_errors_in_a_rewritten_forward_point_at_the_line_of_its_author():
     lines, first = inspect.getsourcelines(TwoSteps.forward)
     with pytest.raises(RuntimeError) as caught:
         module(torch.randn(1, 4, 2), None)  # an image without its width: the convolution refuses it
-    frames = [entry for entry in caught.traceback if str(entry.path) == __file__]
+    frames = [entry for entry in caught.traceback if str(entry.path) == inspect.getfile(TwoSteps)]
     assert first < frames[-1].lineno + 1 < first + len(lines)

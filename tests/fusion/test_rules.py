@@ -59,6 +59,9 @@ class Swish(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+DROPOUT, SHARED_SILU = nn.Dropout(0.5), nn.SiLU()
+
+
 def inputs() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     return torch.randn(2, 4, 3, 3), torch.randn(2, 3)
@@ -158,6 +161,8 @@ def test_unfusing_what_is_not_fused_changes_nothing():
         ([nn.BatchNorm2d(4), nn.SiLU()], 0),
         ([DoubledGroupNorm(2, 4), nn.SiLU()], 0),
         ([nn.GroupNorm(2, 4), Swish()], 0),
+        ([DROPOUT, nn.GroupNorm(2, 4), DROPOUT, nn.SiLU()], 0),
+        ([nn.GroupNorm(2, 4), SHARED_SILU, nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), SHARED_SILU], 2),
     ],
     ids=lambda value: "-".join(type(layer).__name__ for layer in value) if isinstance(value, list) else str(value),
 )
@@ -216,6 +221,14 @@ def test_a_block_shared_by_two_parents_is_one_place():
     shared = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())
     model = nn.ModuleDict({"a": nn.ModuleList([shared]), "b": nn.ModuleList([shared])})
     assert [place.path for place in unetgn.fuse(model).fused] == ["a.0.0"]
+
+
+def test_a_norm_shared_by_two_blocks_is_two_places(calls):
+    norm = nn.GroupNorm(2, 4)
+    model = nn.Sequential(nn.Sequential(norm, nn.SiLU()), nn.Sequential(norm, nn.SiLU()))
+    assert [place.path for place in unetgn.fuse(model).fused] == ["0.0", "1.0"]
+    model(inputs()[0])
+    assert len(calls) == 2
 
 
 def test_the_norm_before_attention_projections_keeps_its_values_bit_for_bit():

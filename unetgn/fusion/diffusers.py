@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from unetgn.fusion.joined import fold_group_norm, norm_silu
 from unetgn.fusion.projections import before_projections
 from unetgn.fusion.recognition import learn_silu
-from unetgn.fusion.rules import norm_rule, read, refuse_norm, rule
+from unetgn.fusion.rules import norm_rule, read_library, refuse_norm, rule
 
-read("diffusers")
+read_library("diffusers")
 
 MODELS = "diffusers.models"
 AUTOENCODERS = f"{MODELS}.autoencoders"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import nn
 
 from unetgn.fusion import rules
@@ -10,6 +13,7 @@ from unetgn.fusion.reading import CannotReadError, find_pairs
 from unetgn.fusion.recognition import learn_silu
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
 from unetgn.fusion.stand_in import StandIn, install, remove, stand_in_of
+from unetgn.fusion.wrappers import CannotWrapError
 
 
 class Fuse:
@@ -36,22 +40,18 @@ class Fuse:
     read = staticmethod(rules.read)
 
     def __call__(self, model: nn.Module) -> Report:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"fuse takes a torch.nn.Module such as pipeline.unet, not {type(model).__name__}")
+        _check_is_module(model, "fuse")
         fused: list[FusedPlace] = []
         left: list[LeftPlace] = []
-        settled: set[nn.Module] = set()
+        settled: set[str] = set()  # the paths of norms that are in the report: what is within them is no place
         for path, module in model.named_modules():
-            if module in settled:
+            if _is_within(path, settled):
                 continue
-            reasons = _fuse_module(module, settled)
-            stand_in = stand_in_of(module)
-            for norm in stand_in.norms if stand_in is not None else ():
-                fused.append(FusedPlace(_join(path, norm), type(module).__name__, norm))
-                settled.update(module.get_submodule(norm).modules())
-            for norm, reason in reasons.items():
-                left.append(LeftPlace(_join(path, norm), type(module).__name__, norm, reason))
-                settled.update(module.get_submodule(norm).modules())
+            name = type(module).__name__
+            done = _fuse_module(module, {norm for norm in _norms(module) if _join(path, norm) in settled})
+            fused += [FusedPlace(_join(path, norm), name, norm, only) for norm, only in done.fused.items()]
+            left += [LeftPlace(_join(path, norm), name, norm, reason) for norm, reason in done.left.items()]
+            settled.update(_join(path, norm) for norm in (*done.fused, *done.left))
         return Report(type(model).__name__, tuple(fused), tuple(left))
 
 
@@ -59,68 +59,103 @@ fuse = Fuse()
 
 
 def unfuse(model: nn.Module) -> None:
-    """Undo `fuse`: every block runs the forward of its class again. A model that is not fused stays as it is."""
+    """Undo `fuse`: every block runs the forward of its class again. A model that is not fused stays as it is.
+
+    Raises TypeError for what is no module.
+    """
+    _check_is_module(model, "unfuse")
     for module in model.modules():
         if stand_in_of(module) is not None:
             remove(module)
 
 
-def _fuse_module(module: nn.Module, settled: set[nn.Module]) -> dict[str, str]:
-    """Fuse what can be in this one module; the direct norms that are left, with the reasons."""
-    norms = {name: norm for name, norm in module.named_children() if rules.is_norm(norm) and norm not in settled}
+@dataclass(frozen=True)
+class _Done:
+    """The norms of one block by their paths in it: fused, with what limits it, and left, with the reason."""
+
+    fused: dict[str, str]
+    left: dict[str, str]
+
+
+def _fuse_module(module: nn.Module, settled: set[str]) -> _Done:
+    """Fuse what can be in this one module; `settled` are norms of it that a block around it has dealt with."""
+    norms = {name: norm for name, norm in _norms(module).items() if name not in settled}
     name = norm_before_projections(module)
     if name in norms:
-        return {name: _lay_out(module, name)}
+        return _Done({}, {name: _lay_out(module, name)})
     rule = rules.block_rule(type(module))
     if rule is not None:
         return _fuse_by_rule(module, rule, norms, settled)
-    return _fuse_by_reading(module, norms) if norms else {}
+    return _fuse_by_reading(module, norms)
 
 
-def _fuse_by_rule(
-    module: nn.Module, rule: rules.BlockRule, norms: dict[str, nn.Module], settled: set[nn.Module]
-) -> dict[str, str]:
-    named = {name: module.get_submodule(name) for name in rule.norms(module)}
-    reasons = {name: rules.why_not_folded(norm) for name, norm in named.items() if norm not in settled}
+def _fuse_by_rule(module: nn.Module, rule: rules.BlockRule, norms: dict[str, nn.Module], settled: set[str]) -> _Done:
+    named = {name: _named_norm(module, name) for name in rule.norms(module) if name not in settled}
+    reasons = {name: rules.why_not_folded(norm) for name, norm in named.items()}
     left = {name: reason for name, reason in reasons.items() if reason is not None}
     left |= {name: _no_silu_after(module) for name in norms if name not in named}
     foldable = tuple(name for name, reason in reasons.items() if reason is None)
-    if not foldable:
-        return left
-    unknown = rules.unknown_names(getattr(type(module), rule.method), rule.uses) if rule.uses is not None else None
-    if unknown is not None:
-        return left | dict.fromkeys(foldable, unknown)
-    return left | _install(StandIn(module, rule.method, foldable, function=rule.function))
+    refusal = rule.why_not(module) if foldable else None
+    if refusal is not None:
+        return _settle(module, None, left | dict.fromkeys(foldable, refusal))
+    return _settle(module, StandIn(rule.method, foldable, function=rule.function), left)
 
 
-def _fuse_by_reading(module: nn.Module, norms: dict[str, nn.Module]) -> dict[str, str]:
+def _fuse_by_reading(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:
     reasons = {name: rules.why_not_folded(norm) for name, norm in norms.items()}
     left = {name: reason for name, reason in reasons.items() if reason is not None}
     foldable = frozenset(name for name in norms if name not in left)
+    if not foldable:
+        return _settle(module, None, left)
     if not rules.is_readable(type(module)):
-        return left | _why_unread(module, foldable)
+        return _settle(module, None, left | _why_unread(module, foldable))
     activations = _activations(module)
     try:
-        joined = find_pairs(type(module).forward, foldable, activations)
+        pairs = find_pairs(type(module).forward, foldable, activations)
     except CannotReadError as error:
-        return left | dict.fromkeys(sorted(foldable), str(error))
-    left |= {name: _no_silu_after(module) for name in norms if name in foldable and name not in joined}
-    return left | (_install(StandIn(module, "forward", joined, activations=activations)) if joined else {})
+        return _settle(module, None, left | dict.fromkeys(sorted(foldable), str(error)))
+    instead = dict(pairs.instead)
+    rest = (name for name in norms if name in foldable and name not in pairs.joined)
+    left |= {name: instead.get(name) or _no_silu_after(module) for name in rest}
+    return _settle(module, StandIn("forward", pairs.joined, activations=activations, only=pairs.only), left)
+
+
+def _settle(module: nn.Module, wanted: StandIn | None, left: dict[str, str]) -> _Done:
+    """Give the module the stand-in that is wanted now, in the place of one that an earlier call gave it."""
+    standing = stand_in_of(module)
+    if wanted is None or not wanted.norms:
+        if standing is not None and standing.norms:  # without norms it is that of `_lay_out`
+            remove(module)
+        return _Done({}, left)
+    if standing != wanted:
+        if standing is not None:
+            remove(module)
+        reason = _install(module, wanted)
+        if reason is not None:
+            return _Done({}, left | dict.fromkeys(wanted.norms, reason))
+    for holder in {name.rpartition(".")[0] for name in wanted.norms} - {""}:
+        if stand_in_of(module.get_submodule(holder)) is not None:
+            remove(module.get_submodule(holder))  # it was fused by itself: now the block around it does
+    only = dict(wanted.only)
+    return _Done({name: only.get(name, "") for name in wanted.norms}, left)
+
+
+def _install(module: nn.Module, stand_in: StandIn) -> str | None:
+    """Put the stand-in in its place, or say why that cannot be."""
+    try:
+        if install(module, stand_in):
+            return None
+    except CannotWrapError as error:
+        return str(error)
+    return f"its {stand_in.method} is wrapped on the instance by another library: fuse first, wrap then"
 
 
 def _lay_out(attention: nn.Module, name: str) -> str:
     """Put the stand-in for a norm that feeds projections on the norm itself; what the report says of the norm."""
-    stand_in = StandIn(attention.get_submodule(name), "forward", (), function=transposed_group_norm)
-    if stand_in_of(stand_in.module) is None and not install(stand_in):
+    norm = attention.get_submodule(name)
+    if stand_in_of(norm) is None and not install(norm, StandIn("forward", (), function=transposed_group_norm)):
         return _no_silu_after(attention)
     return "no SiLU after it; its result is laid out once, and not copied by each projection"
-
-
-def _install(stand_in: StandIn) -> dict[str, str]:
-    if stand_in_of(stand_in.module) is not None or install(stand_in):
-        return {}
-    reason = f"its {stand_in.method} is wrapped on the instance by another library: fuse first, wrap then"
-    return dict.fromkeys(stand_in.norms, reason)
 
 
 def _no_silu_after(module: nn.Module) -> str:
@@ -135,15 +170,38 @@ def _why_unread(module: nn.Module, norms: frozenset[str]) -> dict[str, str]:
     if base is not None:
         return dict.fromkeys(sorted(norms), f"{cls.__name__} has a forward of its own in place of {base.__name__}'s")
     try:
-        joined = find_pairs(cls.forward, norms, _activations(module))
+        joined = find_pairs(cls.forward, norms, _activations(module)).joined
     except CannotReadError:
         joined = ()
     advice = f"no rule for {cls.__name__}: unetgn.fuse.read({cls.__name__}) lets fuse read its forward"
     return {name: advice if name in joined else _no_silu_after(module) for name in sorted(norms)}
 
 
+def _norms(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, child in rules.children(module) if rules.is_norm(child)}
+
+
+def _named_norm(module: nn.Module, path: str) -> nn.Module:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        name = type(module).__name__
+        raise ValueError(f"the rule for {name} lists the norm {path!r}, which this {name} does not have") from None
+
+
 def _activations(module: nn.Module) -> frozenset[str]:
-    return frozenset(name for name, child in module.named_children() if learn_silu(child))
+    return frozenset(name for name, child in rules.children(module) if learn_silu(child))
+
+
+def _check_is_module(model: Any, function: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function} takes a torch.nn.Module such as pipeline.unet, not {type(model).__name__}")
+
+
+def _is_within(path: str, paths: set[str]) -> bool:
+    """Whether a path is one of these or leads further from one of them."""
+    parts = path.split(".")
+    return any(".".join(parts[:length]) in paths for length in range(1, len(parts) + 1))
 
 
 def _join(path: str, name: str) -> str:

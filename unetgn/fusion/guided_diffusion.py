@@ -1,18 +1,23 @@
 """guided-diffusion's residual block, and CompVis's, which is a copy of it: found by structure in whoever's repository.
 
 Its class is no library's, so it is known by what its code uses: `in_layers`, `emb_layers`, `out_layers` and
-`skip_connection`. The work is in `_forward` where the block checkpoints itself, in `forward` otherwise.
+`skip_connection`. The work is in `_forward` where the block checkpoints itself, in `forward` otherwise. Names do not
+say what is computed (a copy may scale the sum, or take shift before scale), so the code is run on a block in miniature,
+in float64, and compared with the rule.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unetgn.fusion.joined import norm_silu
-from unetgn.fusion.recognition import learn_silu, used_names
+from unetgn.fusion.recognition import is_bare, learn_silu, used_names
 from unetgn.fusion.rules import is_norm, rule
 
 PARTS = frozenset({"in_layers", "emb_layers", "out_layers", "skip_connection"})
@@ -22,17 +27,61 @@ USES = PARTS | {
 }
 
 
+def _chains(block: Any) -> dict[str, Any]:
+    chains = {"in_layers": block.in_layers, "out_layers": block.out_layers}
+    return {name: layers for name, layers in chains.items() if isinstance(layers, nn.Sequential) and len(layers) > 1}
+
+
 def _norms(block: Any) -> tuple[str, ...]:
-    pairs = {"in_layers.0": block.in_layers[:2], "out_layers.0": block.out_layers[:2]}
-    return tuple(name for name, (norm, act) in pairs.items() if is_norm(norm) and learn_silu(act))
+    """The first layers of both chains, where these start with a norm and SiLU."""
+    starts = ((name, layers[0], layers[1]) for name, layers in _chains(block).items())
+    return tuple(f"{name}.0" for name, norm, act in starts if is_norm(norm) and learn_silu(act))
+
+
+def _has_known_chains(block: Any) -> bool:
+    """Whether both are Sequentials that end in something else, and have no other norm behind the first layer."""
+    chains = _chains(block).values()
+    is_plain = all(type(layers).forward is nn.Sequential.forward for layers in chains)
+    return len(chains) == 2 and is_plain and len(block.in_layers) > 2 and not any(map(_has_late_norm, chains))
+
+
+def _has_late_norm(layers: nn.Sequential) -> bool:
+    return any(map(is_norm, list(layers)[1:]))
 
 
 def _has_parts(method: str) -> Callable[[type], bool]:
     return lambda cls: used_names(getattr(cls, method, None)) >= PARTS
 
 
-@rule(_has_parts("forward"), norms=_norms, uses=USES)
-@rule(_has_parts("_forward"), method="_forward", norms=_norms, uses=USES)
+def _refuses(method: str) -> Callable[[nn.Module], str | None]:
+    def reason(block: Any) -> str | None:
+        if not _has_known_chains(block):
+            return "its in_layers or out_layers are others than those of guided-diffusion's block"
+        flags = {name: bool(getattr(block, name, False)) for name in ("updown", "use_scale_shift_norm")}
+        cls: Any = type(block)
+        if _agrees(cls, getattr(type(block), method), **flags):
+            return None
+        return f"{type(block).__name__}.{method} does not compute what guided-diffusion's block does"
+
+    return reason
+
+
+@rule(_has_parts("forward"), norms=_norms, uses=USES, refuses=_refuses("forward"))
+def in_forward(block: Any, x: Tensor, emb: Tensor) -> Tensor:
+    """The block without checkpointing of its own."""
+    if not (is_bare(block.in_layers) and is_bare(block.out_layers)):
+        return type(block).forward(block, x, emb)
+    return residual_block(block, x, emb)
+
+
+@rule(_has_parts("_forward"), method="_forward", norms=_norms, uses=USES, refuses=_refuses("_forward"))
+def in_checkpoint(block: Any, x: Tensor, emb: Tensor) -> Tensor:
+    """What the block's forward calls, under a checkpoint or not."""
+    if not (is_bare(block.in_layers) and is_bare(block.out_layers)):
+        return type(block)._forward(block, x, emb)
+    return residual_block(block, x, emb)
+
+
 def residual_block(block: Any, x: Tensor, emb: Tensor) -> Tensor:
     """Norm, SiLU, resampling, convolution; embedding as addition or scale-shift; norm, SiLU, dropout, convolution."""
     in_norm, in_act, *in_rest, in_conv = block.in_layers
@@ -55,3 +104,36 @@ def _run(layers: Iterable[nn.Module], h: Tensor) -> Tensor:
     for layer in layers:
         h = layer(h)
     return h
+
+
+@functools.cache
+def _agrees(cls: Any, method: Callable[..., Any], *, updown: bool, use_scale_shift_norm: bool) -> bool:
+    """Whether the method and the rule give the same numbers for a random block of the class, dropout included."""
+    if list(inspect.signature(method).parameters)[1:] != ["x", "emb"]:
+        return False
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        try:
+            block = _miniature(cls, updown, use_scale_shift_norm)
+            x, emb = torch.randn(2, 4, 4, 6, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+            torch.default_generator.manual_seed(1)
+            expected = method(block, x.clone(), emb.clone())
+            torch.default_generator.manual_seed(1)
+            return torch.allclose(residual_block(block, x, emb), expected, rtol=1e-10, atol=1e-10)
+        except Exception:  # whatever somebody else's code may raise where something is not as in the known block
+            return False
+
+
+def _miniature(cls: Any, updown: bool, use_scale_shift_norm: bool) -> nn.Module:
+    """A block of the class with the known parts, four channels wide, and nothing that its constructor would make."""
+    block: Any = cls.__new__(cls)
+    nn.Module.__init__(block)
+    block.updown, block.use_scale_shift_norm = updown, use_scale_shift_norm
+    block.in_layers = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Conv2d(4, 4, 3, padding=1))
+    block.h_upd, block.x_upd = nn.AvgPool2d(2), nn.MaxPool2d(2)
+    block.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(3, 8 if use_scale_shift_norm else 4))
+    block.out_layers = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Dropout(0.5), nn.Conv2d(4, 4, 3, padding=1))
+    block.skip_connection = nn.Conv2d(4, 4, 1)
+    for parameter in block.parameters():
+        parameter.normal_()
+    return block.double()

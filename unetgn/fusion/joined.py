@@ -9,6 +9,8 @@ was not written for. So the block that calls both makes one call instead of two,
 - a hook of any kind sits on one of them (torch's, accelerate's, diffusers', a sharding library's), or one of them has
   been replaced: both modules are called as before. Hooks run, see what they would have seen, and may move, cast or
   gather parameters. That place is then as fast and as large as it was, for as long as the hook is there.
+
+`torch.jit.trace` records both modules, too: the operator looks at its numbers, which a trace cannot.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ def norm_silu(
     norm: Any,
     act: Callable[[Tensor], Tensor],
     x: Tensor,
+    /,
     *norm_args: Any,
     pre_bias: Tensor | None = None,
     scale: Tensor | None = None,
@@ -41,7 +44,7 @@ def norm_silu(
     Anything else about norm or act (another class, a hook, a forward of its own) means that both are called as written.
     """
     extras = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
-    if not (is_bare(norm) and is_silu(act)):
+    if torch.jit.is_tracing() or not (is_bare(norm) and is_silu(act)):
         return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
     if type(norm).forward in GROUP_NORM_FORWARDS and not norm_args and not norm_kwargs:
         return fold_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **extras)
@@ -63,6 +66,8 @@ def fold_group_norm(
     shift: Tensor | None = None,
 ) -> Tensor:
     """The fused operator; extras that vary over space, or that would widen x's dtype, are applied outside of it."""
+    if x.numel() == num_groups:
+        F.group_norm(x, num_groups)  # raises: PyTorch has no norm of a single value a group, the operator has
     channel_bias = _per_channel(pre_bias, x)
     if pre_bias is not None and channel_bias is None:
         x = x + pre_bias

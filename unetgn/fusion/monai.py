@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from unetgn.fusion.rules import read, refuse_norm
+from unetgn.fusion.rules import read_library, refuse_norm
 
-read("monai")
+read_library("monai")
 
 refuse_norm("monai.networks.blocks.spade_norm.SPADE", "its scale and shift vary over space (a segmentation map)")
 refuse_norm(

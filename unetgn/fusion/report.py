@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FusedPlace:
-    """A norm that takes in the SiLU after it: `path` within the model, `norm` within its block of class `block`."""
+    """A norm that takes in the SiLU after it: `path` within the model, `norm` within its block of class `block`.
+
+    `only` says so where the block calls the norm in other places of its forward, too, with something else after it.
+    """
 
     path: str
     block: str
     norm: str
+    only: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Report:
             return f"{self.model}: nothing to fuse, there is no group norm in it"
         head = f"{self.model}: {len(self.fused)} places fused, {len(self.left)} group norms left as they are"
         rows = [["", "block", "norm", "places", "first at", "why"]]
-        rows += _grouped("fused", ((place.block, place.norm, "", place.path) for place in self.fused))
+        rows += _grouped("fused", ((place.block, place.norm, place.only, place.path) for place in self.fused))
         rows += _grouped("left", ((place.block, place.norm, place.reason, place.path) for place in self.left))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

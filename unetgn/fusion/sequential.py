@@ -9,12 +9,12 @@ from torch import nn
 
 from unetgn.fusion.joined import norm_silu
 from unetgn.fusion.recognition import is_foldable, is_silu, learn_silu
-from unetgn.fusion.rules import is_norm, rule
+from unetgn.fusion.rules import children, is_norm, rule
 
 
 def norms_before_silu(block: nn.Module) -> tuple[str, ...]:
     """The names of the norms whose next neighbour is a SiLU."""
-    pairs = pairwise(block.named_children())
+    pairs = pairwise(children(block))
     return tuple(name for (name, norm), (_, act) in pairs if is_norm(norm) and learn_silu(act))
 
 

@@ -1,67 +1,44 @@
-"""What takes the place of one method of one module, and how it gets there and back below other libraries' hooks."""
+"""What takes the place of one method of one module, and how it gets there and back below other libraries' hooks.
+
+Attributes of the instance: the method itself, bound to the module; the StandIn, which says what it is; and two
+methods through which a copy of the module gets a stand-in that is bound to the copy. (Left to itself, a copy of an
+instance takes over its attributes as they are, and so a forward that runs the module it was copied from.)
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 from torch import nn
 
 from unetgn.fusion.reading import read
+from unetgn.fusion.wrappers import rewrap
 
 RECORD = "_unetgn_stand_in"
 
 
+@dataclass(frozen=True)
 class StandIn:
-    """Runs a function of the module in the place of `module.<method>`.
+    """What runs in the place of `method`: a function of the module, or what reading the method makes of it.
 
-    The function is given, or else made by reading the method with the module's `norms` and `activations`. The stand-in
-    is an attribute of the instance: the class, its name and `isinstance` stay what they were, and so do parameters,
-    buffers and children. It is copied and pickled with its module; a function that was made by reading is made again.
-    Once retired it runs the original, for whoever still holds it inside a wrapper of theirs.
+    `norms` are the paths of the norms that it fuses; `only` says of some of them that not every call is fused. Read are
+    the calls of those norms and of the block's `activations`. The same for every module of a class that it fits.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        method: str,
-        norms: tuple[str, ...],
-        *,
-        function: Callable[..., Any] | None = None,
-        activations: frozenset[str] | None = None,
-    ) -> None:
-        self.module, self.method, self.norms, self.activations = module, method, norms, activations
-        self.function = function or self._read()
+    method: str
+    norms: tuple[str, ...]
+    function: Callable[..., Any] | None = None
+    activations: frozenset[str] = frozenset()
+    only: tuple[tuple[str, str], ...] = ()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self.module, *args, **kwargs)
-
-    @property
-    def original(self) -> Any:
-        """The method of the class, bound to the module."""
-        return MethodType(getattr(type(self.module), self.method), self.module)
-
-    @property
-    def __wrapped__(self) -> Any:
-        """Where `inspect.signature` looks."""
-        return self.original
-
-    def retire(self) -> None:
-        """Run the class's own method from now on."""
-        self.function = getattr(type(self.module), self.method)
-
-    def _read(self) -> Callable[..., Any]:
-        return read(getattr(type(self.module), self.method), frozenset(self.norms), self.activations or frozenset())
-
-    def __getstate__(self) -> dict[str, Any]:
-        is_read = self.activations is not None
-        return {name: value for name, value in vars(self).items() if name != "function" or not is_read}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if "function" not in state:
-            self.function = self._read()
+    def function_for(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of the module, within the decorators of the class's method. Raises CannotWrapError."""
+        return rewrap(method, self.function or read(method, frozenset(self.norms), self.activations))
 
 
 def stand_in_of(module: nn.Module) -> StandIn | None:
@@ -69,30 +46,56 @@ def stand_in_of(module: nn.Module) -> StandIn | None:
     return vars(module).get(RECORD)
 
 
-def install(stand_in: StandIn) -> bool:
-    """Put a stand-in where the original method is called from; False where somebody's wrapper hides that place."""
-    module, method = stand_in.module, stand_in.method
-    if method not in vars(module):
-        vars(module)[method] = stand_in
-    else:
-        place = next((p for p in _places(module, method) if _is_original(p[0][p[1]], stand_in)), None)
+def install(module: nn.Module, stand_in: StandIn) -> bool:
+    """Put a stand-in where the original method is called from; False where somebody's wrapper hides that place.
+
+    The class, its name and `isinstance` stay what they were, and so do parameters, buffers and children.
+    Raises CannotWrapError where the class's own method is wrapped so that nothing can be put inside.
+    """
+    original = getattr(type(module), stand_in.method)
+    bound = MethodType(_runner(original, stand_in), module)
+    attributes = vars(module)
+    if stand_in.method in attributes:
+        held = (place for place in _places(module, stand_in.method) if _is_known(place[0][place[1]], original))
+        place = next(held, None)
         if place is None:
             return False
-        place[0][place[1]] = stand_in
-    vars(module)[RECORD] = stand_in
+        place[0][place[1]] = bound
+    else:
+        attributes[stand_in.method] = bound
+    attributes[RECORD] = stand_in
+    for name, copying in COPYING.items():
+        attributes[name] = MethodType(copying, module)
     return True
 
 
 def remove(module: nn.Module) -> None:
     """Take the module's stand-in out of every place; what wraps it in a way that we cannot see runs the original."""
-    stand_in = vars(module).pop(RECORD)
+    stand_in = vars(module)[RECORD]
+    for name in (RECORD, *COPYING):
+        vars(module).pop(name, None)
     for attributes, name in list(_places(module, stand_in.method)):
-        if attributes[name] is stand_in:
+        if _is_ours(attributes[name]):
             if attributes is vars(module) and name == stand_in.method:
                 del attributes[name]
             else:
-                attributes[name] = stand_in.original
-    stand_in.retire()
+                attributes[name] = MethodType(getattr(type(module), stand_in.method), module)
+
+
+@functools.cache
+def _runner(original: Callable[..., Any], stand_in: StandIn) -> Callable[..., Any]:
+    """The function that is bound to modules. Without a record it runs the original: some wrapper of somebody else's may
+    hold it for longer than the module does."""
+    function = stand_in.function_for(original)
+
+    @functools.wraps(original)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (function if RECORD in self.__dict__ else original)(self, *args, **kwargs)
+
+    del run.__wrapped__  # accelerate unwraps a forward down to the innermost, which would be the original
+    run.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    vars(run)[RECORD] = True
+    return run
 
 
 def _places(module: nn.Module, method: str) -> Iterator[tuple[dict[str, Any], str]]:
@@ -105,5 +108,54 @@ def _places(module: nn.Module, method: str) -> Iterator[tuple[dict[str, Any], st
             yield vars(reference), name
 
 
-def _is_original(held: Any, stand_in: StandIn) -> bool:
-    return getattr(held, "__func__", None) is stand_in.original.__func__
+def _is_ours(held: Any) -> bool:
+    return RECORD in getattr(getattr(held, "__func__", None), "__dict__", ())
+
+
+def _is_known(held: Any, original: Any) -> bool:
+    return getattr(held, "__func__", None) is original or _is_ours(held)
+
+
+def _detached(attributes: dict[str, Any], cls: type) -> dict[str, Any]:
+    """The attributes of a fused module as they were before it was fused, and the StandIn."""
+    before = {name: value for name, value in attributes.items() if name not in COPYING}
+    method = before[RECORD].method
+    if _is_ours(before.get(method)):
+        del before[method]
+    if _is_ours(before.get("_old_forward")):
+        before["_old_forward"] = MethodType(getattr(cls, method), before["_old_forward"].__self__)
+    return before
+
+
+def _replicate(module: nn.Module) -> nn.Module:
+    """`_replicate_for_data_parallel` of a fused module."""
+    replica = type(module)._replicate_for_data_parallel(module)
+    replica.__dict__ = _detached(vars(replica), type(module))
+    install(replica, vars(replica).pop(RECORD))
+    return replica
+
+
+def _reduce(module: nn.Module, protocol: Any) -> Any:
+    """`__reduce_ex__` of a fused module, which `copy`, `deepcopy` and `pickle` ask for."""
+    reduced: Any = type(module).__reduce_ex__(module, protocol)
+    if len(reduced) < 3 or not isinstance(reduced[2], dict) or RECORD not in reduced[2]:
+        return reduced  # its class has a way of its own
+    make, arguments, state, *rest = reduced
+    return _blank, (make, arguments), _detached(state, type(module)), *rest
+
+
+COPYING: dict[str, Callable[..., Any]] = {"__reduce_ex__": _reduce, "_replicate_for_data_parallel": _replicate}
+
+
+def _blank(make: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
+    """A module without its state, which it will be given through `__setstate__`."""
+    module = make(*arguments)
+    vars(module)["__setstate__"] = MethodType(_fuse_from_state, module)
+    return module
+
+
+def _fuse_from_state(module: nn.Module, state: dict[str, Any]) -> None:
+    del vars(module)["__setstate__"]
+    stand_in = state.pop(RECORD)
+    type(module).__setstate__(module, state)
+    install(module, stand_in)

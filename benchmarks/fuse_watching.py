@@ -1,0 +1,99 @@
+"""Watches a run of a model: where does a group norm's result reach SiLU, and which norms does the fused operator take?
+
+Two watchers, because the first hooks every module, and a hook on a norm makes a fused block run as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import unetgn.fusion.joined as core
+from unetgn.fusion.recognition import FOLDS
+
+OPERATOR = "group_norm_silu"  # as the fused blocks call it, in unetgn.fusion.joined
+ATEN = torch.ops.aten
+CARRIES = {ATEN.mul.Tensor, ATEN.add.Tensor, ATEN.cat.default, ATEN.clone.default, ATEN._unsafe_view.default}
+
+
+class PlaceWatcher(TorchDispatchMode):
+    """Notes the paths of the modules that computed a group norm whose result reached a SiLU, while it is entered."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.places: dict[str, None] = {}
+        self._running: list[str] = []
+        self._made_by: dict[int, tuple[Tensor, str]] = {}
+        self._hooks = []
+        for path, module in model.named_modules():
+            self._hooks.append(module.register_forward_pre_hook(lambda _m, _a, path=path: self._running.append(path)))
+            self._hooks.append(module.register_forward_hook(lambda _m, _a, _o: self._leave(), always_call=True))
+
+    def _leave(self) -> None:
+        self._running.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is ATEN.native_group_norm.default:
+            self._made_by[id(result[0])] = (result[0], self._running[-1])
+        elif func in CARRIES or func.is_view:
+            given = args[0] if func is ATEN.cat.default else args
+            sources = [self._made_by[id(t)][1] for t in given if isinstance(t, Tensor) and id(t) in self._made_by]
+            for made in result if isinstance(result, (list, tuple)) else [result]:
+                if sources:
+                    self._made_by[id(made)] = (made, sources[0])
+        elif func in (ATEN.silu.default, ATEN.silu_.default) and id(args[0]) in self._made_by:
+            self.places[self._made_by[id(args[0])][1]] = None
+        return result
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        for hook in self._hooks:
+            hook.remove()
+
+
+class OperatorWatcher:
+    """Notes the paths of the norms that reach the fused operator, SiLU included, while it is entered.
+
+    A norm is known by its weight; one without a weight by the norm that holds it, which is being folded then.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.reached: dict[str, None] = {}
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._weights = {
+            id(module.weight): path
+            for path, module in model.named_modules()
+            if isinstance(module, nn.GroupNorm) and module.weight is not None
+        }
+        self._folding: list[str] = []
+        self._operator, self._folds = core.group_norm_silu, dict(FOLDS)
+
+    def __enter__(self) -> OperatorWatcher:
+        setattr(core, OPERATOR, self._note)
+        FOLDS.update({forward: self._within_fold(fold) for forward, fold in self._folds.items()})
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        setattr(core, OPERATOR, self._operator)
+        FOLDS.update(self._folds)
+
+    def _note(self, x: Tensor, num_groups: int, weight: Any, *args: Any, **kwargs: Any) -> Tensor:
+        path = self._weights.get(id(weight)) or (self._folding[-1] if self._folding else None)
+        if path is not None and kwargs.get("activation", "silu") == "silu":
+            self.reached[path] = None
+        return self._operator(x, num_groups, weight, *args, **kwargs)
+
+    def _within_fold(self, fold: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def noting(norm: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+            self._folding.append(self._paths[id(norm)])
+            try:
+                return fold(norm, *args, **kwargs)
+            finally:
+                self._folding.pop()
+
+        return noting

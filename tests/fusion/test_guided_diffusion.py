@@ -1,0 +1,124 @@
+"""guided-diffusion's block is known by what it computes, not by the names that it uses."""
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import unetgn
+from tests.fusion.guided import GuidedUNet, ResBlock
+
+
+class ShiftFirst(ResBlock):
+    """The same names, but shift is the first half of the embedding."""
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        emb_out = self.emb_layers(emb).type(h.dtype)
+        while len(emb_out.shape) < len(h.shape):
+            emb_out = emb_out[..., None]
+        norm, rest = self.out_layers[0], self.out_layers[1:]
+        shift, scale = torch.chunk(emb_out, 2, dim=1)
+        return self.skip_connection(x) + rest(norm(h) * (1 + scale) + shift)
+
+
+class ScaledSum(ResBlock):
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        emb_out = self.emb_layers(emb).type(h.dtype)
+        while len(emb_out.shape) < len(h.shape):
+            emb_out = emb_out[..., None]
+        return (self.skip_connection(x) + self.out_layers(h + emb_out)) * 0.7071
+
+
+class OtherNames(ResBlock):
+    def _forward(self, h: Tensor, temb: Tensor) -> Tensor:
+        added = self.emb_layers(temb).type(h.dtype)[..., None, None]
+        return self.skip_connection(h) + self.out_layers(self.in_layers(h) + added)
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(2, 16, 4, 4), torch.randn(2, 16)
+
+
+def block(kind: type[nn.Module] = ResBlock, scale_shift: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(16, 16, scale_shift, None, checkpointed=False).eval()
+
+
+@pytest.mark.parametrize(("kind", "scale_shift"), [(ShiftFirst, True), (ScaledSum, False), (OtherNames, False)])
+def test_a_copy_that_computes_something_else_keeps_its_numbers_and_the_report_says_so(kind, scale_shift):
+    model = block(kind, scale_shift)
+    expected = model(*inputs())
+    report = unetgn.fuse(model)
+    assert torch.equal(model(*inputs()), expected)
+    assert not report.fused
+    assert all("does not compute what guided-diffusion's block does" in place.reason for place in report.left)
+
+
+def test_trying_a_block_out_leaves_the_random_numbers_alone():
+    model = block(type("Fresh", (ResBlock,), {"_forward": ResBlock._forward}))
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    unetgn.fuse(model)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_hooks_on_the_chains_of_layers_run_and_the_block_is_fused_again_without_them(calls):
+    model, ran = block(), []
+    unetgn.fuse(model)
+    handles = [
+        layers.register_forward_hook(lambda _m, _args, y, name=name: ran.append(name) or 2 * y)
+        for name, layers in (("in", model.in_layers), ("out", model.out_layers))
+    ]
+    hooked = model(*inputs())
+    assert ran == ["in", "out"]
+    unetgn.unfuse(model)
+    assert torch.equal(model(*inputs()), hooked)
+    for handle in handles:
+        handle.remove()
+    unetgn.fuse(model)
+    calls.clear()
+    model(*inputs())
+    assert len(calls) == 2
+
+
+def test_a_block_with_other_layers_is_left():
+    model = block(scale_shift=True)
+    model.in_layers = nn.Sequential(nn.Identity())
+    expected = model(*inputs())
+    report = unetgn.fuse(model)
+    assert [place.path for place in report.left] == ["out_layers.0"]
+    assert "others than those of guided-diffusion" in report.left[0].reason
+    assert torch.equal(model(*inputs()), expected)
+
+
+def test_a_decorator_around_the_blocks_forward_goes_on_running(calls, monkeypatch):
+    ran, original = [], ResBlock._forward
+
+    @functools.wraps(original)
+    def counting(self, x, emb):
+        ran.append(1)
+        return 2 * original(self, x, emb)
+
+    monkeypatch.setattr(ResBlock, "_forward", counting)
+    model = block()
+    expected = model(*inputs())
+    assert not unetgn.fuse(model).fused  # twice the block's sum is not what the rule computes
+    assert torch.equal(model(*inputs()), expected)
+    assert ran.count(1) >= 2
+
+
+def test_a_part_that_was_fused_first_is_one_place_of_the_whole(calls):
+    model = GuidedUNet(scale_shift=True).eval()
+    x, emb = torch.randn(2, 3, 8, 8), torch.randn(2, 16)
+    expected = model(x, emb)
+    assert len(unetgn.fuse(model.down.in_layers).fused) == 1
+    report = unetgn.fuse(model)
+    assert len(report.fused) == len({place.path for place in report.fused}) == 7
+    calls.clear()
+    torch.testing.assert_close(model(x, emb), expected)
+    assert len(calls) == 7

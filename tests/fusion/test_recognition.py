@@ -1,0 +1,93 @@
+"""What is taken for SiLU and for a group norm: values alone do not make a class one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import unetgn
+
+
+class WithParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x)
+
+
+class WithClassAttribute(nn.Module):
+    beta = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.beta * x)
+
+
+class WithSigmoidOfItsOwn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.sigmoid(x)
+
+
+class InFloat32(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x.float())
+
+
+class Raising(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x, "no such argument")
+
+
+class Float32GroupNorm(nn.GroupNorm):
+    """Gives float32 for whatever comes in, unlike nn.GroupNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+@pytest.mark.parametrize("kind", [WithParameter, WithClassAttribute, WithSigmoidOfItsOwn, InFloat32, Raising])
+def test_an_activation_that_may_compute_something_else_is_no_silu(kind):
+    look_alike = type("Swish", (kind,), {})()
+    model = nn.Sequential(nn.GroupNorm(2, 4), look_alike)
+    report = unetgn.fuse(model)
+    assert not report.fused
+    assert "no SiLU" in report.left[0].reason
+
+
+def test_a_subclass_of_a_silu_with_another_constant_keeps_its_numbers():
+    torch.manual_seed(0)
+    first = type("Swish", (WithClassAttribute,), {})
+    second = type("Swish", (first,), {"beta": 3.0})
+    model = nn.Sequential(nn.GroupNorm(2, 4), first(), nn.GroupNorm(2, 4), second())
+    x = torch.randn(2, 4, 3, 3)
+    expected = model(x)
+    unetgn.fuse(model)
+    assert torch.equal(model(x), expected)
+
+
+def test_the_gradient_of_an_activations_own_parameter_is_kept():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.GroupNorm(2, 4), type("SiLU", (WithParameter,), {})())
+    unetgn.fuse(model)
+    model(torch.randn(2, 4, 3, 3)).sum().backward()
+    assert model[1].beta.grad is not None
+
+
+def test_a_group_norm_that_gives_float32_for_sixteen_bits_still_does():
+    model = nn.Sequential(Float32GroupNorm(2, 4), nn.SiLU())
+    x = torch.randn(2, 4, 3, 3).bfloat16()
+    expected = model(x)
+    assert not unetgn.fuse(model).fused
+    assert model(x).dtype == expected.dtype == torch.float32
+
+
+def test_a_single_value_a_group_is_refused_as_before():
+    model = nn.Sequential(nn.GroupNorm(4, 4), nn.SiLU())
+    unetgn.fuse(model)
+    with pytest.raises(ValueError, match="Expected more than 1 value"):
+        model(torch.randn(1, 4, 1, 1))
