@@ -1,5 +1,6 @@
 """Wrong arguments: a ValueError or TypeError that says what was given and what would be right, compiled or not."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,8 +18,23 @@ WRONG = {
     "no channel axis": ({"x": torch.ones(6)}, ValueError, r"none to three spatial axes, got shape \(6,\)"),
     "four spatial axes": ({"x": torch.ones(1, 6, 2, 2, 2, 2)}, ValueError, r"got shape \(1, 6, 2, 2, 2, 2\)"),
     "no channels": ({"x": torch.ones(2, 0, 4)}, ValueError, r"at least one channel, got 0"),
-    "a negative eps": ({"eps": -1e-5}, ValueError, r"eps must be 0 or more, got -1e-05"),
-    "eps that is NaN": ({"eps": float("nan")}, ValueError, r"eps must be 0 or more, got nan"),
+    "a group count that is a truth value": ({"num_groups": True}, TypeError, r"must be an int, got True of type bool"),
+    "a group count of NumPy": (
+        {"num_groups": np.int64(3)},
+        TypeError,
+        r"must be an int, got one of type .*; int\(...\) makes one",
+    ),
+    "a negative eps": ({"eps": -1e-5}, ValueError, r"eps must be finite and 0 or more, got -1e-05"),
+    "eps that is NaN": ({"eps": float("nan")}, ValueError, r"eps must be finite and 0 or more, got nan"),
+    "eps that is infinite": ({"eps": float("inf")}, ValueError, r"eps must be finite and 0 or more, got inf"),
+    "eps in words": (
+        {"eps": "1e-5"},
+        TypeError,
+        r"eps must be a float, got '1e-5' of type str; float\(...\) makes one",
+    ),
+    "no eps": ({"eps": None}, TypeError, r"eps must be a float, got None"),
+    "eps that is a truth value": ({"eps": True}, TypeError, r"eps must be a float, got True of type bool"),
+    "a tensor as eps": ({"eps": torch.tensor(1e-5)}, TypeError, r"eps must be a float, got one of type .*Tensor"),
     "an unknown activation": ({"activation": "relu"}, ValueError, r"'silu' or None, got 'relu'"),
     "a weight too long": (
         {"weight": torch.ones(7)},
@@ -71,6 +87,51 @@ def test_x_that_is_no_tensor_is_a_type_error(value):
 def test_a_parameter_that_is_no_tensor_is_a_type_error():
     with pytest.raises(TypeError, match=r"scale must be a tensor \(N, C\) or None, got float"):
         unetgn.group_norm_silu(X, 3, scale=0.5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sparse_tensors_are_a_type_error(compiled):
+    torch._dynamo.reset()
+    function = torch.compile(call, backend="eager") if compiled else call
+    with pytest.raises(TypeError, match=r"x must be a dense tensor .*got one of layout torch.sparse_coo"):
+        function(X.to_sparse())
+    with pytest.raises(TypeError, match=r"weight must be a dense tensor \(C,\) or None, got one of layout"):
+        function(weight=torch.ones(6).to_sparse())
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+def test_nested_x_is_a_type_error(layout):
+    nested = torch.nested.nested_tensor([torch.ones(6, 4), torch.ones(6, 4)], layout=layout)
+    with pytest.raises(TypeError, match=r"x must be a dense tensor .*got a nested tensor"):
+        unetgn.group_norm_silu(nested, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((4.0, 8), TypeError, r"num_groups must be an int, got 4.0 of type float"),
+        ((True, 8), TypeError, r"num_groups must be an int, got True of type bool"),
+        ((4, "8"), TypeError, r"num_channels must be an int, got '8' of type str"),
+        ((4, 8.0), TypeError, r"num_channels must be an int, got 8.0 of type float"),
+        ((4, 8, -1.0), ValueError, r"eps must be finite and 0 or more, got -1.0"),
+        ((4, 8, "1e-5"), TypeError, r"eps must be a float, got '1e-5'"),
+        ((4, 8, float("inf")), ValueError, r"eps must be finite and 0 or more, got inf"),
+    ],
+    ids=str,
+)
+def test_the_modules_constructor_explains_a_wrong_argument(arguments, error, message):
+    with pytest.raises(error, match=message):
+        unetgn.GroupNormSiLU(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [("12",), (12.0,), (12, "4"), (True,)], ids=str)
+def test_a_group_count_is_found_for_ints_only(arguments):
+    with pytest.raises(TypeError, match=r"(num_channels|at_most) must be an int, got"):
+        unetgn.largest_group_count(*arguments)
+
+
+def test_eps_may_be_an_int():
+    assert torch.equal(unetgn.group_norm_silu(X, 3, eps=1), unetgn.group_norm_silu(X, 3, eps=1.0))
 
 
 def test_options_go_by_name():

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from unetgn.ops import group_norm_silu
-from unetgn.ops.checks import check_activation, check_num_groups
+from unetgn.ops.checks import check_activation, check_eps, check_int, check_num_groups
 
 
 class GroupNormSiLU(nn.GroupNorm):
@@ -14,8 +14,12 @@ class GroupNormSiLU(nn.GroupNorm):
     and dtypes are those of `unetgn.group_norm_silu`.
 
     Shapes: x (N, num_channels, *spatial) -> the same; pre_bias, scale and shift (N, num_channels), each optional.
-    `activation=None` leaves the SiLU out. Raises ValueError where num_groups does not divide num_channels, with the
-    nearest counts that would do; `largest_group_count` picks one.
+    `activation=None` leaves the SiLU out.
+
+    Raises ValueError where num_groups does not divide num_channels, with the nearest counts that would do
+    (`largest_group_count` picks one), where eps is negative or not finite, and for another activation; TypeError where
+    num_groups or num_channels is no int or eps no float. What `forward` refuses: `unetgn.group_norm_silu`.
+
     Wu & He 2018 (arXiv 1803.08494); scale and shift after Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3.
     """
 
@@ -33,6 +37,7 @@ class GroupNormSiLU(nn.GroupNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_num_groups(num_groups, num_channels)
+        check_eps(eps)
         check_activation(activation)
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
         self.activation = activation
@@ -60,8 +65,10 @@ def largest_group_count(num_channels: int, at_most: int = 32) -> int:
     """The largest number of groups, at most `at_most`, that divides num_channels.
 
     The explicit way to ask for a count that fits, since no layer changes the one that it is given: 32 for 320 channels,
-    30 for 150. Raises ValueError where either argument is below 1.
+    30 for 150. Raises TypeError where an argument is no int, ValueError where one is below 1.
     """
+    check_int("num_channels", num_channels)
+    check_int("at_most", at_most)
     if num_channels < 1 or at_most < 1:
         raise ValueError(f"num_channels and at_most must be at least 1, got {num_channels} and {at_most}")
     return next(count for count in range(min(at_most, num_channels), 0, -1) if num_channels % count == 0)

@@ -1,5 +1,7 @@
 """What the operator accepts, and what it says where an argument is wrong."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ def check_arguments(
         raise TypeError(f"x must be a tensor (N, C, *spatial), got {type(x).__name__}")
     if x.dtype not in _DTYPES:
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it with x.float()")
+    if x.layout is not torch.strided or x.is_nested:
+        raise TypeError(f"x must be a dense tensor (N, C, *spatial), got {_kind(x)}; convert it first")
     shape = x.shape
     if not 2 <= len(shape) <= 5:
         raise ValueError(
@@ -29,8 +33,7 @@ def check_arguments(
             f"flatten the spatial axes or add those that are missing"
         )
     check_num_groups(num_groups, shape[1])
-    if not eps >= 0:
-        raise ValueError(f"eps must be 0 or more, got {eps}; 1e-5 and 1e-6 are usual")
+    check_eps(eps)
     check_activation(activation)
     if weight is not None:
         _check_parameter("weight", weight, x, "(C,)", shape[1:2])
@@ -45,9 +48,10 @@ def check_arguments(
 
 
 def check_num_groups(num_groups: int, num_channels: int) -> None:
-    """Raise TypeError or ValueError, with the nearest counts that would do, unless num_groups divides num_channels."""
-    if not isinstance(num_groups, (int, torch.SymInt)):
-        raise TypeError(f"num_groups must be an int, got {num_groups!r} of type {type(num_groups).__name__}")
+    """Raise TypeError unless both are ints; ValueError unless num_groups divides num_channels, with the nearest counts
+    that would do."""
+    check_int("num_groups", num_groups)
+    check_int("num_channels", num_channels)
     if num_channels < 1:
         raise ValueError(f"there must be at least one channel, got {num_channels}")
     if num_groups < 1 or num_channels % num_groups != 0:
@@ -59,10 +63,35 @@ def check_num_groups(num_groups: int, num_channels: int) -> None:
         )
 
 
+def check_int(name: str, value: int) -> None:
+    """Raise TypeError unless the value is an int (or the compiler's stand-in for one), and no bool."""
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
+        raise TypeError(f"{name} must be an int, got {_shown(value)}; int(...) makes one")
+
+
+def check_eps(eps: float) -> None:
+    """Raise TypeError unless eps is a number, ValueError unless it is finite and at least 0."""
+    if type(eps) is not float and (isinstance(eps, bool) or not isinstance(eps, (float, int, torch.SymFloat))):
+        raise TypeError(f"eps must be a float, got {_shown(eps)}; float(...) makes one")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and 0 or more, got {eps}; 1e-5 and 1e-6 are usual")
+
+
 def check_activation(activation: str | None) -> None:
     """Raise ValueError unless the activation is one that the operator has."""
     if activation is not None and activation != "silu":
         raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
+
+
+def _shown(value: object) -> str:
+    """The value and its type; of arrays and tensors, which a compiler cannot print, the type alone."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return f"{value!r} of type {type(value).__name__}"
+    return f"one of type {type(value).__name__}"
+
+
+def _kind(x: Tensor) -> str:
+    return "a nested tensor" if x.is_nested else f"one of layout {x.layout}"
 
 
 def _last(divisors: list[int], limit: int) -> int | None:
@@ -78,6 +107,8 @@ def _first(divisors: list[int], limit: int) -> int | None:
 def _check_parameter(name: str, value: Tensor, x: Tensor, meaning: str, shape: torch.Size) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor {meaning} or None, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor {meaning} or None, got {_kind(value)}; convert it first")
     if value.shape != shape:
         raise ValueError(
             f"{name} must have shape {meaning} = {tuple(shape)} for x of shape {tuple(x.shape)}, "

@@ -31,7 +31,8 @@ def group_norm_silu(
     Shapes: x (N, C, *spatial) with none to three spatial axes -> y the same; weight and bias (C,), each optional;
     pre_bias, scale and shift (N, C), each optional. N may be 0. num_groups divides C.
 
-    Layout: y and the gradient of x are contiguous or channels_last as x is. Other strides are copied first.
+    Layout: y and the gradient of x are contiguous or channels_last as x is. Other strides are copied first, as is a
+    gradient of y in another layout than x. Within `torch.func` transforms the layout is PyTorch's choice.
     Dtypes: x is float16, bfloat16, float32 or float64, and y is as x; the parameters may be of another of these, and
     their gradients are as they are. Statistics and arithmetic are float32, float64 for a float64 x.
     Under autocast y keeps the dtype of x. (Autocast on CUDA turns the output of torch.nn.GroupNorm into float32, which
@@ -42,7 +43,12 @@ def group_norm_silu(
     (grad, vmap, jvp, …), in forward-mode differentiation, and for gradients of gradients the definition is evaluated in
     plain PyTorch: right, but not fused. Two runs on one machine give the same bits.
 
-    Raises ValueError or TypeError where an argument does not fit, with what was given and what would be right.
+    Raises, with what was given and what would be right:
+        TypeError     x or a parameter is no tensor, is sparse, nested or of another dtype; num_groups is no int, eps no
+                      float (True is neither)
+        ValueError    x has other axes or no channels; num_groups does not divide C; eps is negative or not finite; the
+                      activation is unknown; a parameter has another shape or lies on another device than x
+        RuntimeError  the implementation that was named cannot run on x
     Which implementation computes it: `unetgn.ops.implementation`. G = 1 is layer normalization over (C, *spatial),
     G = C is instance normalization.
 
