@@ -108,17 +108,23 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The checkpoint's manifest, after every file was compared with it. Raises CheckpointError."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The checkpoint's manifest, its files taken on trust: for one that was verified before. Raises CheckpointError."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        files = dict(manifest["sha256"])
+        dict(manifest["sha256"])
         int(manifest["step"])
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {MANIFEST} cannot be read ({error})") from error
-    for name, digest in files.items():
+    return manifest
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The checkpoint's manifest, after every file was compared with it. Raises CheckpointError."""
+    manifest = read_manifest(path)
+    for name, digest in manifest["sha256"].items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path} is damaged: {name} is missing")
         if sha256(path / name) != digest:

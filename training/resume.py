@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, verify
+from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, read_manifest
 from training.config import RunConfig, load_config, walk
 from training.data import Samples
 from training.loop import Loop
@@ -49,7 +49,7 @@ def find_start(output: RunDirectory, resume: str) -> Path | None:
 def check_same_run(config: RunConfig, stream: Samples, checkpoint: Path, world_size: int) -> None:
     """Raise CheckpointError where configuration or images differ from the checkpoint's in what decides the weights, or
     where the checkpoint is already beyond the last step."""
-    manifest = verify(checkpoint)
+    manifest = read_manifest(checkpoint)
     before, now = flat(load_config(checkpoint / "config.yaml")), flat(config)
     changed = [key for key in now if before.get(key) != now[key]]
     fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in FREE)]
@@ -93,8 +93,8 @@ def leaves(keys: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def restore(loop: Loop, checkpoint: Path) -> None:
-    """Put the run back as the checkpoint has it. Raises CheckpointError where the checkpoint is damaged."""
-    manifest, state = verify(checkpoint), loop.state
+    """Put the run back as the checkpoint, which `find_start` verified, has it."""
+    manifest, state = read_manifest(checkpoint), loop.state
     tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
     state.restore(manifest["step"], manifest["counters"], tensors)
     loop.saved_step = state.step

@@ -14,7 +14,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from training.checkpoint import CheckpointError, delete_newer, verify
+from training.checkpoint import CheckpointError, delete_newer, read_manifest
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
 from training.data import DataError, Samples
 from training.launch import describe, make_accelerator
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     what = describe(config, accelerator, count_parameters(config), stream)
     start = begin(config, output, accelerator, stream, arguments)
     initial = load_initial_weights(config) if start is None else None
-    step = 0 if start is None else verify(start)["step"]
+    step = 0 if start is None else read_manifest(start)["step"]
     what += f"\nwriting to {output.path}" + (f", going on after step {step}" if step else "")
     if accelerator.is_main_process:
         print(what + ("\na dry run: nothing was written" if arguments.dry_run else ""))
@@ -106,7 +106,7 @@ def begin(
             check_same_run(config, stream, found[0], accelerator.num_processes)
         if not arguments.dry_run:
             output.lock()
-            delete_newer(output.checkpoints, 0 if found[0] is None else verify(found[0])["step"])
+            delete_newer(output.checkpoints, 0 if found[0] is None else read_manifest(found[0])["step"])
     broadcast_object_list(found)
     return found[0]
 
