@@ -1,7 +1,6 @@
 """What the tests of `fuse` share."""
 
 import pytest
-import torch
 
 
 @pytest.fixture
@@ -21,8 +20,5 @@ def calls(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """For every test of this folder."""

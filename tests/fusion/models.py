@@ -55,15 +55,6 @@ def tensors(output: Any) -> list[Tensor]:
     return [tensor for item in items for tensor in tensors(item)]
 
 
-def unet_2d(**config: Any) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        from diffusers import UNet2DModel
-
-        return UNet2DModel(**config)
-
-    return make
-
-
 def diffusers_model(name: str, **config: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         import diffusers
@@ -122,14 +113,35 @@ SDXL = {
 }
 VAE = {"block_out_channels": (32, 64), "layers_per_block": 2, "latent_channels": 4}
 
+UNET_1D = {
+    **{"in_channels": 4, "out_channels": 4, "block_out_channels": (32, 64), "time_embedding_type": "positional"},
+    **{"down_block_types": ("DownResnetBlock1D",) * 2, "up_block_types": ("UpResnetBlock1D",)},
+    **{"mid_block_type": "MidResTemporalBlock1D", "out_block_type": "OutConv1DBlock", "act_fn": "silu"},
+    **{"use_timestep_embedding": True, "time_embedding_dim": 32},
+}
+
+
+def unet_1d_with_silu() -> nn.Module:
+    """UNet1DModel has Mish in its residual blocks, whatever it is asked for; here SiLU is put in its place."""
+    from diffusers import UNet1DModel
+    from diffusers.models.resnet import Conv1dBlock
+
+    model = UNet1DModel(**UNET_1D)
+    for module in model.modules():
+        if isinstance(module, Conv1dBlock):
+            module.mish = nn.SiLU()
+    return model
+
+
 CASES = {
     "DDPM cifar10": Case(
-        unet_2d(**CIFAR10, block_out_channels=(32, 64, 64, 64)),
+        diffusers_model("UNet2DModel", **CIFAR10, block_out_channels=(32, 64, 64, 64)),
         image(3, 16, timestep=torch.tensor(7)),
         unet_places(4, 2),
     ),
     "butterflies": Case(
-        unet_2d(
+        diffusers_model(
+            "UNet2DModel",
             block_out_channels=(32, 32, 64, 64, 64, 64),
             down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
@@ -138,7 +150,8 @@ CASES = {
         unet_places(6, 2),
     ),
     "consistency ImageNet-64": Case(
-        unet_2d(
+        diffusers_model(
+            "UNet2DModel",
             block_out_channels=(32, 64, 64),
             down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
@@ -164,20 +177,14 @@ CASES = {
         unet_places(2, 2),
     ),
     "UNet1D": Case(
-        diffusers_model(
-            "UNet1DModel",
-            **{
-                "in_channels": 4,
-                "out_channels": 4,
-                "block_out_channels": (32, 64),
-                "time_embedding_type": "positional",
-            },
-            **{"down_block_types": ("DownResnetBlock1D",) * 2, "up_block_types": ("UpResnetBlock1D",)},
-            **{"mid_block_type": "MidResTemporalBlock1D", "out_block_type": "OutConv1DBlock", "act_fn": "silu"},
-            **{"use_timestep_embedding": True, "time_embedding_dim": 32},
-        ),
+        diffusers_model("UNet1DModel", **UNET_1D),
         lambda: {"sample": torch.randn(2, 4, 16), "timestep": torch.tensor(7)},
         1,  # its residual blocks have Mish, only the tail has the activation that it is asked for
+    ),
+    "UNet1D with SiLU": Case(
+        unet_1d_with_silu,
+        lambda: {"sample": torch.randn(2, 4, 16), "timestep": torch.tensor(7)},
+        2 * (2 * 2 + 2 + 2) + 1,  # two residual blocks in each of two levels down, the middle and a level up; tail
     ),
     "UNet3D": Case(
         diffusers_model(

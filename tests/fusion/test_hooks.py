@@ -168,6 +168,52 @@ def test_group_offloading_gives_what_it_gives_without_fusing():
     torch.testing.assert_close(output(model), expected)
 
 
+def text_to_image_pipeline():
+    """A StableDiffusionPipeline with random weights; prompts come as embeddings, so it needs no tokenizer."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    pipeline = StableDiffusionPipeline(
+        vae=CASES["AutoencoderKL"].model(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=32, bos_token_id=0, eos_token_id=1)),
+        unet=CASES["SD 1.5"].model(),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        **{"tokenizer": None, "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def drawn(pipeline) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randn(1, 5, 16, generator=generator)
+    embeds = {"prompt_embeds": prompt, "negative_prompt_embeds": -prompt}
+    sizes = {"height": 16, "width": 16, "num_inference_steps": 2}
+    return pipeline(**embeds, **sizes, generator=generator, output_type="pt").images
+
+
+@pytest.mark.parametrize("order", ["fuse first", "offload first"])
+def test_a_pipeline_with_model_offloading_draws_what_it_drew(order, calls):
+    pipeline = text_to_image_pipeline()
+    expected = drawn(pipeline)
+    fused = ("unet", "vae")
+    if order == "fuse first":
+        for name in fused:
+            unetgn.fuse(getattr(pipeline, name))
+    pipeline.enable_model_cpu_offload(device="cpu")  # where there is a GPU, the device to which the hooks move a model
+    for name in fused:
+        assert len(unetgn.fuse(getattr(pipeline, name)).fused) > 20
+        assert hasattr(getattr(pipeline, name), "_hf_hook")
+    torch.testing.assert_close(drawn(pipeline), expected, rtol=1e-4, atol=1e-5)
+    decoder = 2 * (2 + 2 * 3) + 1  # the middle, three residual blocks a level, the output norm
+    assert len(calls) == 2 * CASES["SD 1.5"].places + decoder
+    pipeline.remove_all_hooks()
+    for name in fused:
+        unetgn.unfuse(getattr(pipeline, name))
+    assert torch.equal(drawn(pipeline), expected)
+
+
 def test_a_forward_that_somebody_else_replaced_is_left_and_the_report_says_so():
     model = SMALL.model()
     forward = model.forward
