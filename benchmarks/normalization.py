@@ -19,8 +19,9 @@ Writes JSON and a plot under benchmarks/results; `--plot-only` draws the plot of
 
 import argparse
 import json
-import platform
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.device_name import device_name
 from unetgn.nn.conv_norm_act import ConvNormAct, NormKind
 
 KINDS: tuple[NormKind, ...] = get_args(NormKind)
@@ -153,6 +155,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def provenance() -> dict[str, str]:
+    """Where and how the figures arise: device, version of torch, commit and command."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    command = " ".join(["python -m benchmarks.normalization", *sys.argv[1:]])
+    return {"device": device_name("cpu"), "torch": torch.__version__, "commit": commit, "command": command}
+
+
 def main() -> None:
     """Train all networks, write JSON after each, draw the plot, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,12 +173,12 @@ def main() -> None:
     if arguments.plot_only:
         rows = json.loads(arguments.out.read_text())["rows"]
     else:
-        data = digits()
+        data, origin = digits(), provenance()
         runs = [(s, w, b, n) for s in SEEDS for w in (False, True) for b in BATCH_SIZES for n in KINDS]
         for seed, standardize, batch_size, norm in runs:
             rows.append(train(norm, standardize, batch_size, seed, data))
             print(rows[-1], flush=True)
-            result = {"device": platform.processor() or platform.machine(), "torch": torch.__version__, "rows": rows}
+            result = {**origin, "rows": rows}
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     draw(rows, arguments.out.with_suffix(".png"))
     for standardize in (False, True):

@@ -24,6 +24,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from benchmarks.device_name import device_name
 from unetgn import UNet
 
 GRADES = ("none", "activations", "blocks")
@@ -148,8 +149,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, arguments.dtype)
     figures = measure(arguments.shape, arguments.device, dtype, arguments.rounds, arguments.channels_last)
-    gpu = arguments.device == "cuda"
-    name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
+    name = device_name(arguments.device)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "device": name,

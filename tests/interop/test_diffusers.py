@@ -31,6 +31,7 @@ SIZED = {  # a pooled text of 4 numbers and two size numbers
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 4 + 2 * 8,
 }
+SMALL_CONTEXT = {**STABLE, "cross_attention_dim": 12}
 SLOW_START = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
@@ -285,6 +286,27 @@ def test_another_class_is_refused():
         UNet.from_diffusers(torch.nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_the_cross_attention_of_a_middle_that_we_do_not_have_is_ignored_as_diffusers_does(flag):
+    assert_round_trip(randomized(UNet2DConditionModel(**SMALL_CONTEXT, mid_block_only_cross_attention=flag)))
+
+
+def test_a_conditional_model_without_attention_converts_and_takes_no_context():
+    options = {
+        **SMALL_CONTEXT,
+        "down_block_types": ("DownBlock2D",) * 2,
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ("UpBlock2D",) * 2,
+    }
+    model = randomized(UNet2DConditionModel(**options))
+    ours, given = UNet.from_diffusers(model), at_the_origin(inputs(model))
+    assert ours.unet_config.transformer is None
+    with torch.no_grad():
+        expected = model(**given).sample
+        given.pop("encoder_hidden_states")
+        assert_close(ours(**given).sample, expected, 1e-10)
+
+
 def test_the_null_class_becomes_the_last_class_of_diffusers():
     ours = randomized(UNet(channels=(32, 64), depth=1, num_classes=10))
     theirs = to_diffusers(ours)
@@ -313,6 +335,7 @@ def test_the_null_class_becomes_the_last_class_of_diffusers():
         ({"condition": {"augment_dim": 9}}, "condition"),
         ({"encoder": {"stem_channels": 16}, "norm": {"num_groups": 8}}, "encoder.stem_channels"),
         ({"mid": {"depth": 3}}, "mid.depth"),
+        ({"transformer": {}}, "transformer.context_dim=None"),
     ],
 )
 def test_what_diffusers_cannot_express_is_named(options, field):

@@ -62,6 +62,15 @@ def test_a_given_size_is_the_size(taps):
     assert Resample("up", **taps)(torch.zeros(1, 2, 4, 4)[..., :3], size=(7, 5)).shape == (1, 2, 7, 5)
 
 
+def test_a_size_that_was_rounded_down_comes_back():
+    x = noise(1, 2, 7, 9)
+    halved = Downsample(2, padding="end").double()(x)
+    assert halved.shape == (1, 2, 3, 4)
+    back = Resample("up")(halved, size=(7, 9))
+    rows, columns = ([i * n // (2 * n + 1) for i in range(2 * n + 1)] for n in (3, 4))  # the nearest neighbours
+    assert torch.equal(back, halved[:, :, rows][..., columns])
+
+
 def test_strides_leave_an_axis_alone():
     x = noise(1, 2, 6, 6)
     torch.testing.assert_close(Resample("down", strides=(1, 2))(x), F.avg_pool2d(x, (1, 2)))
@@ -104,8 +113,8 @@ def test_the_input_branch_convolves_then_filters_without_a_border_of_its_own(siz
         (lambda: ResampleConfig(strides=(3,)), "must be 1 or 2"),
         (lambda: ResampleConfig(taps=(1, 3, 3, 1), strides=(1, 2)), "work with stride 2 along all axes"),
         (lambda: Resample("up", **TAPS)(torch.zeros(1, 1, 2, 2), size=(5, 4)), r"cannot upsample \(2, 2\) to \(5, 4\)"),
-        (lambda: Resample("up")(torch.zeros(1, 1, 2, 2), size=(4, 5)), r"to \(4, 5\): \(4, 4\) is the largest"),
-        (lambda: Resample("up", strides=(1, 2))(torch.zeros(1, 1, 2, 2), size=(3, 4)), r"\(2, 4\) is the largest"),
+        (lambda: Resample("up")(torch.zeros(1, 1, 2, 2), size=(4, 6)), r"to \(4, 6\): \(5, 5\) is the largest"),
+        (lambda: Resample("up", strides=(1, 2))(torch.zeros(1, 1, 2, 2), size=(3, 4)), r"\(2, 5\) is the largest"),
         (
             lambda: ResampleConfig(kind="fir"),
             r"resample\.kind must be one of \('conv', 'resblock', 'plain'\), got 'fir'",

@@ -176,6 +176,8 @@ def _head_width(config: UNetConfig) -> int | None:
 def _condition_options(config: UNetConfig) -> dict[str, Any]:
     transformer = config.transformer
     assert transformer is not None
+    if transformer.context_dim is None:
+        raise ValueError("diffusers' UNet2DConditionModel cannot express transformer.context_dim=None")
     plan = plan_unet(config)
     heads: Any = config.attention.num_heads
     if config.attention.head_dim is not None:
@@ -188,7 +190,7 @@ def _condition_options(config: UNetConfig) -> dict[str, Any]:
         "up_block_types": _types(plan.decoder, "CrossAttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
         "mid_block_type": (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn")[min(len(plan.mid.blocks), 2)],
         "only_cross_attention": tuple(level in transformer.cross_only for level in range(len(config.channels))),
-        "cross_attention_dim": transformer.context_dim or 0,
+        "cross_attention_dim": transformer.context_dim,
         "transformer_layers_per_block": transformer.depth,
         "reverse_transformer_layers_per_block": None if depths is None else depths[::-1],
         "attention_head_dim": 1 if heads is None else heads,

@@ -78,7 +78,8 @@ class Resample(nn.Module):
     Shapes: (N, C, *spatial) -> (N, C, *ceil(spatial / 2)) down; up to 2 * spatial, or to `size`.
     Taps (1, 1) take the mean of each pair, or the nearest neighbour; an odd last pixel is a mean of itself. Longer taps
     filter with zeros beyond the border (StyleGAN2's upfirdn, as in NCSN++), in a buffer `kernel` that is part of the
-    state dict. `strides` leaves out axes with 1. A given size that is larger than twice the input is an error.
+    state dict. `strides` leaves out axes with 1. A given size may be one pixel more than twice the input without longer
+    taps (a size that was halved and rounded down comes back), and at most twice with them; else a ValueError says so.
     Song et al. 2021 (arXiv 2011.13456), appendix H; Karras et al. 2020 (arXiv 1912.04958), appendix B.
     """
 
@@ -106,8 +107,10 @@ class Resample(nn.Module):
             if size is not None:
                 raise ValueError(f"size={tuple(size)} is for upsampling; downsampling halves what it is given")
             return self._mean(x) if self.kernel is None else self._filter_down(x, self.kernel)
-        largest = [length * stride for length, stride in zip(x.shape[2:], self.strides, strict=True)]
-        size = largest if size is None else list(size)
+        usual = [length * stride for length, stride in zip(x.shape[2:], self.strides, strict=True)]
+        size = usual if size is None else list(size)
+        spare = 1 if self.kernel is None else 0
+        largest = [length + spare * (stride - 1) for length, stride in zip(usual, self.strides, strict=True)]
         if any(length > most for length, most in zip(size, largest, strict=True)):
             raise ValueError(f"cannot upsample {tuple(x.shape[2:])} to {tuple(size)}: {tuple(largest)} is the largest")
         if self.kernel is None:
@@ -177,7 +180,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest neighbour to twice the size, or to a given size, then a 3x3 convolution.
 
-    Shapes: (N, C, *spatial) -> (N, out_channels, *size), size 2 * spatial unless given, which is also the most.
+    Shapes: (N, C, *spatial) -> (N, out_channels, *size), size 2 * spatial unless given, at most one pixel more.
     `strides` leaves out axes with 1. `recompute` enlarges the input again in the backward pass instead of keeping it.
     Ho et al. 2020 (arXiv 2006.11239), appendix B; nearest neighbour, then convolution: Odena et al. 2016
     (doi 10.23915/distill.00003).
