@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from sampling.sample import main as draw
 from training.cache_latents import main as cache
 from training.config import load_config
+from training.data import SampleStream
+from training.latents import Latents
 from training.network import load_initial_weights, load_network
 from training.objective import Objective
 from training.prepare import prepare_samples
@@ -121,6 +123,14 @@ def test_the_final_pipeline_of_latents_gives_the_pictures_of_our_sampler(class_c
     assert abs(np.asarray(image).astype(int) - pixels(tmp_path / "images" / "000005.png")).max() <= 1
 
 
+def test_latents_are_never_mirrored_themselves(class_config: Path, classes: Path) -> None:
+    samples, _ = prepare_samples(load_config(class_config), Accelerator(cpu=True), None)
+    assert isinstance(samples, SampleStream)
+    latents = Latents(str(classes), random_flip=True)
+    plain = SampleStream(latents, samples.indices, samples.seed, random_flip=False)
+    assert all(torch.equal(samples[i]["image"], plain[i]["image"]) for i in range(16))
+
+
 def test_a_run_on_latents_that_is_resumed_is_the_unbroken_run(class_config: Path, tmp_path: Path) -> None:
     assert train(class_config, tmp_path / "whole", "data.num_workers=2") == 0
     assert train(class_config, tmp_path / "broken", "train.steps=3", "train.checkpoint_every=3") == 0
@@ -195,10 +205,11 @@ def test_fine_tuning_begins_with_the_loss_of_the_network_that_it_begins_with(
 
 def test_initial_weights_come_from_runs_and_pipelines_of_ours_too(text_config: Path, tmp_path: Path) -> None:
     run, quick = tmp_path / "run", ("train.sample_every=0", "train.checkpoint_every=9")
-    assert train(text_config, run, *quick, "train.steps=1") == 0
+    assert train(text_config, run, *quick, "train.steps=2", "ema.decay=0.9", "train.learning_rate=1e-3") == 0
     load_network(run).save_pretrained(tmp_path / "saved")
-    averaged = weights(run, 1, "ema")
-    for source in (run, run / "checkpoints" / "step-000001", run / "pipeline", tmp_path / "saved"):
+    averaged = weights(run, 2, "ema")
+    assert not torch.equal(averaged["conv_in.weight"], weights(run, 2)["conv_in.weight"])
+    for source in (run, run / "checkpoints" / "step-000002", run / "pipeline", tmp_path / "saved"):
         assert_equal_bits(load_network(source).state_dict(), averaged)
     again = tmp_path / "again"
     few = (*quick, "train.steps=1", "train.learning_rate=1e-30")  # a step that moves nothing
