@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.validate_every",
         "train.trackers", "train.processes", "data.path",
         "data.num_workers", "checkpoint", "preview")  # fmt: skip
+
+# How a step's images are shared out: free with another number of processes, where a step takes as many as before.
+SHARES = ("train.batch_size", "train.gradient_accumulation")
 
 
 def find_start(output: RunDirectory, resume: str) -> Path | None:
@@ -52,7 +56,10 @@ def check_same_run(config: RunConfig, stream: Samples, checkpoint: Path, world_s
     manifest = read_manifest(checkpoint)
     before, now = flat(load_config(checkpoint / "config.yaml")), flat(config)
     changed = [key for key in now if before.get(key) != now[key]]
-    fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in FREE)]
+    was = manifest["world_size"]
+    same_step = images_a_step(before, was) == images_a_step(now, world_size)
+    may_change = (*FREE, *SHARES) if was != world_size and same_step else FREE
+    fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
     if fixed:
         differences = "; ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in fixed)
         raise CheckpointError(
@@ -72,14 +79,16 @@ def check_same_run(config: RunConfig, stream: Samples, checkpoint: Path, world_s
             f"{checkpoint} is at step {manifest['step']}, beyond train.steps, which is {config.train.steps}: raise it, "
             "or give an older checkpoint to --resume"
         )
-    was = manifest["world_size"]
     if was != world_size:
-        logger.warning(
-            "%d processes were at work and now %d: close to the unbroken run but not equal to the bit, and a step "
-            "takes another number of images unless train.batch_size makes up for it",
-            was,
-            world_size,
-        )
+        logger.warning("%d processes were at work and now %d: %s", was, world_size, (
+            "close to the unbroken run, but not equal to the bit" if same_step else
+            "a step takes another number of images, unless train.batch_size or .gradient_accumulation makes up for it"
+        ))  # fmt: skip
+
+
+def images_a_step(keys: dict[str, Any], processes: int) -> int:
+    """Images of an optimizer step, of a flat configuration."""
+    return processes * math.prod(int(keys[key]) for key in SHARES)
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

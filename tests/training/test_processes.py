@@ -119,13 +119,15 @@ def test_two_processes_sample_the_images_that_one_does(two: Path, tmp_path: Path
     assert abs(one - other).max() <= 1.01 / 255  # a shade, by rounding
 
 
-def test_a_process_whose_launcher_died_saves_and_stops(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_whose_launcher_died_saves_and_stops(end: signal.Signals, config: Path, tmp_path: Path) -> None:
+    """A launcher of one process passes no signal on."""
     output = tmp_path / "orphan"
     line = ["--config", str(config), "--output", str(output), "train.steps=100000", "train.sample_every=0",
             "train.validate_every=0", "train.checkpoint_every=100000"]  # fmt: skip
     process = subprocess.Popen(command(*line, launcher=None), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     wait_until(lambda: status(output)["state"] == "running")
-    process.kill()
+    process.send_signal(end)
     process.wait()
     wait_until(lambda: status(output)["state"] == "preempted")
     assert list((output / "checkpoints").glob("step-*"))
@@ -138,6 +140,22 @@ def test_a_run_of_three_processes_goes_on_exactly(config: Path, tmp_path: Path) 
     middle = tmp_path / "whole" / "checkpoints" / "step-000003"
     launch("--config", str(config), "--output", str(tmp_path / "b"), "--resume", str(middle), *keys[1], options=keys[0])
     assert_equal_bits(tmp_path / "whole", tmp_path / "b", 6)
+
+
+def test_another_number_of_processes_goes_on_with_a_notice_and_close(config: Path, two: Path, tmp_path: Path) -> None:
+    middle = two / "checkpoints" / "step-000020"
+    for name, keys, notice in (
+        ("same", ["train.batch_size=4", "train.gradient_accumulation=2"], "close to the unbroken run, but not equal"),
+        ("half", [], "a step takes another number of images"),
+    ):
+        line = ["--config", str(config), "--output", str(tmp_path / name), "--resume", str(middle), *keys]
+        done = subprocess.run(command(*line, launcher=None), capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"2 processes were at work and now 1: {notice}" in done.stderr
+    assert_close(two, tmp_path / "same", 25)
+    line = ["--config", str(config), "--output", str(tmp_path / "c"), "--resume", str(middle), "train.batch_size=5"]
+    done = subprocess.run(command(*line, launcher=None), capture_output=True, text=True, check=False, timeout=300)
+    assert "train.batch_size was 4 and is 5" in done.stderr
 
 
 def test_two_processes_that_accumulate_are_one_that_does(config: Path, tmp_path: Path) -> None:
