@@ -75,12 +75,15 @@ def file_of(out: Path, seed: int) -> Path:
 
 def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> None:
     """grid.png, samples.csv and, where asked for, samples.npz, of the images of `subjects`."""
+    rows = [
+        {"file": file_of(out, seed).name, "seed": seed, "class_label": subject.label}
+        | ({} if subject.prompt is None else {"prompt": subject.prompt})
+        for seed, subject in subjects.items()
+    ]
     with (out / "samples.csv").open("w", newline="") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(["file", "seed", "class_label", "prompt"])
-        for seed, subject in subjects.items():
-            label = "" if subject.label is None else subject.label
-            writer.writerow([file_of(out, seed).name, seed, label, subject.prompt or ""])
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     arrays = [np.asarray(Image.open(file_of(out, seed))) for seed in subjects]
     pixels = np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
     first = torch.from_numpy(pixels[:GRID]).permute(0, 3, 1, 2).float() / 127.5 - 1

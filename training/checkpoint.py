@@ -59,7 +59,9 @@ def write_checkpoint(
     unfinished.mkdir(parents=True)
     try:
         for name, contents in tensors.items():
-            safetensors.torch.save_file(contents, unfinished / f"{name}.safetensors")
+            path = unfinished / f"{name}.safetensors"
+            safetensors.torch.save_file(contents, path)
+            path.chmod(unfinished.stat().st_mode & 0o666)  # it is the owner's alone otherwise, whatever the umask
         for file, text in texts.items():
             (unfinished / file).write_text(text)
         files = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}

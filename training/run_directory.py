@@ -41,13 +41,13 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
         except OSError as error:
-            raise RunDirectoryError(f"{self.path} cannot be written ({error}); give another --output") from error
+            raise RunDirectoryError(f"{self.path} cannot be written ({error}); give another folder") from error
         try:
             # A record lock belongs to this process alone: the loader's forked workers do not inherit it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunDirectoryError(
-                f"{self.path} is in use by another run; wait for it, or give this one another --output"
+                f"{self.path} is in use by another run; wait for it, or give another folder"
             ) from error
 
     def write_status(self, state: str, step: int, **facts: Any) -> None:

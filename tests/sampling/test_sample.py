@@ -45,8 +45,8 @@ def test_it_writes_images_by_seed_a_grid_a_list_and_an_archive(run: Path, tmp_pa
     assert names >= {"000000.png", "000012.png", "grid.png", "samples.csv", "samples.npz"}
     with (tmp_path / "samples.csv").open(newline="") as lines:
         rows = [tuple(row.values()) for row in csv.DictReader(lines)]
-    assert rows[:3] == [("000000.png", "0", "3", ""), ("000001.png", "1", "5", ""), ("000002.png", "2", "3", "")]
-    assert rows[-1] == ("000012.png", "12", "3", "")
+    assert rows[:3] == [("000000.png", "0", "3"), ("000001.png", "1", "5"), ("000002.png", "2", "3")]
+    assert rows[-1] == ("000012.png", "12", "3")
     archive = np.load(tmp_path / "samples.npz")
     assert archive["arr_0"].shape == (6, 8, 8, 1)
     assert archive["arr_0"].dtype == np.uint8

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,6 +41,15 @@ def test_what_was_written_is_read_back_and_verifies(tmp_path: Path) -> None:
     assert set(manifest["sha256"]) == {"model.safetensors", "note.txt"}
     assert torch.equal(load_file(path / "model.safetensors")["w"], torch.full((64,), 7.0))
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = write(tmp_path, 7)
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in path.iterdir()} == {"0o644"}
 
 
 def damage(path: Path, how: str) -> None:
