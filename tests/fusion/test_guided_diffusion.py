@@ -67,6 +67,12 @@ def test_trying_a_block_out_leaves_the_random_numbers_alone():
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_a_block_is_known_whatever_implementation_is_in_force():
+    model = block(type("Fresh", (ResBlock,), {"_forward": ResBlock._forward}))
+    with unetgn.ops.implementation("triton"):  # which has nothing for this machine's tensors
+        assert len(unetgn.fuse(model).fused) == 2
+
+
 def test_hooks_on_the_chains_of_layers_run_and_the_block_is_fused_again_without_them(calls):
     model, ran = block(), []
     unetgn.fuse(model)

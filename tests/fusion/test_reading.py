@@ -91,7 +91,7 @@ class AdditionThatTheNormsArgumentSees(Base):
 class AdditionThenDropoutInTheNormsArgument(AdditionThatTheNormsArgumentSees):
     def forward(self, x, emb):
         x = x + F.dropout(self.conv(x))
-        x = self.norm1(x, F.dropout(emb.mean()))
+        x = self.norm1(x, 1 + F.dropout(emb.mean()))
         x = self.act(x)
         return x
 

@@ -28,8 +28,8 @@ class Fuse:
     copies and `save_pretrained` go on. A norm or activation that carries a hook runs as before for as long as it does.
     The norm before the projections of diffusers' attention, which has no SiLU, lays its result out once for all three.
 
-    Known are `nn.Sequential`, all of diffusers and MONAI, and blocks with the structure of guided-diffusion's and
-    CompVis's; `fuse.rule` teaches a block whose forward has to be rewritten, `fuse.read` one in which SiLU directly
+    Known are `nn.Sequential`, all of diffusers and MONAI, and blocks that compute what guided-diffusion's and
+    CompVis's do; `fuse.rule` teaches a block whose forward has to be rewritten, `fuse.read` one in which SiLU directly
     follows the norm. Call it before anything wraps a forward in a way that hides it (`accelerator.prepare` in mixed
     precision does); hooks of accelerate and diffusers are no hindrance. Fusing a fused model changes nothing.
 

@@ -134,6 +134,8 @@ def _miniature(cls: Any, updown: bool, use_scale_shift_norm: bool) -> nn.Module:
     block.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(3, 8 if use_scale_shift_norm else 4))
     block.out_layers = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU(), nn.Dropout(0.5), nn.Conv2d(4, 4, 3, padding=1))
     block.skip_connection = nn.Conv2d(4, 4, 1)
+    for layers in (block.in_layers, block.out_layers):  # hooked: norm_silu as it is defined, on any device
+        layers[0].register_forward_hook(lambda *_: None)
     for parameter in block.parameters():
         parameter.normal_()
     return block.double()
