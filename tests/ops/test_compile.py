@@ -175,6 +175,7 @@ def test_a_cuda_graph_replays_forward_and_backward(draw, name, channels_last):
 
     with implementation(name):
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # warm-up: kernels are compiled outside of the capture
             step()
         torch.cuda.current_stream().wait_stream(stream)

@@ -98,7 +98,7 @@ def is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
     variance that has cancelled is at most about 1e-6 * mean^2, which makes |mean| * rstd large. NaN counts as off
     centre, since it may hide the other groups.
     """
-    return not (mean * rstd).abs().max().item() <= limit
+    return not (mean * rstd).abs_().max().item() <= limit
 
 
 def _contiguous(

@@ -31,8 +31,9 @@ def group_norm_silu(
     Shapes: x (N, C, *spatial) with none to three spatial axes -> y the same; weight and bias (C,), each optional;
     pre_bias, scale and shift (N, C), each optional. N may be 0. num_groups divides C.
 
-    Layout: y and the gradient of x are contiguous or channels_last as x is. Other strides are copied first, as is a
-    gradient of y in another layout than x. Within `torch.func` transforms the layout is PyTorch's choice.
+    Layout: y and the gradient of x are contiguous or channels_last as x is. Other strides are copied first, and so is a
+    gradient of y that is expanded or in another layout than x. Within `torch.func` transforms the layout is PyTorch's
+    choice.
     Dtypes: x is float16, bfloat16, float32 or float64, and y is as x; the parameters may be of another of these, and
     their gradients are as they are. Statistics and arithmetic are float32, float64 for a float64 x.
     Under autocast y keeps the dtype of x. (Autocast on CUDA turns the output of torch.nn.GroupNorm into float32, which

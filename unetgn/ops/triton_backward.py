@@ -181,7 +181,7 @@ def _fold(problem: Problem, slots: int, with_xhat: bool) -> Stage:
     planes = problem.samples * slots * problem.channels, problem.samples * problem.channels
     groups = problem.groups, problem.group_channels, problem.spatial
     tile = min(power_of_two_at_least(slots), elements // columns), columns
-    return Stage(fold_slots, problem.programs, (*planes, *groups, slots, with_xhat, *tile), 4)
+    return Stage(fold_slots, problem.programs, (*planes, *groups, slots, with_xhat, *tile), 2)
 
 
 def _parameters(problem: Problem) -> Stage:

@@ -19,9 +19,7 @@ class Device:
     multiprocessors: int
     warp_size: int = 32
     nvidia: bool = True  # inline PTX assembly is to be had
-    largest_cluster: int = (
-        1  # blocks that may share a group on chip in one launch; 8 is what every cluster device grants
-    )
+    largest_cluster: int = 1  # blocks that may share a group on chip in one launch; every cluster device grants 8
     interpreted: bool = False  # Triton's interpreter: no assembly, and a cluster is one program
 
     @property

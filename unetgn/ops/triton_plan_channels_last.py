@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from unetgn.ops.triton_device import Device
 from unetgn.ops.triton_plan import (
     INT32_POSITIONS,
+    MOST_THREADS,
     MOST_TILES,
     SHORT,
     VECTOR_BYTES,
@@ -18,9 +19,11 @@ from unetgn.ops.triton_plan import (
 )
 
 FORWARD_RESIDENT = 20480  # elements of a group at 16 bits each; half as many at 32 bits, a quarter at 64
-BACKWARD_RESIDENT = 10240  # xhat and dz stay in float32, whatever x is
+# By bytes of an element of x: xhat and dz stay in float32 whatever x is, x and dy wait beside them.
+BACKWARD_RESIDENT = {2: 10240, 4: 8192, 8: 2560}
 FORWARD_PER_THREAD = 96  # elements that a thread may hold at 16 bits
 BACKWARD_PER_THREAD = 40
+BACKWARD_ROOMY = {2: 40, 4: 16, 8: 8}  # by bytes; above this many a block gets twice the warps, and narrower loads
 MOST_VECTORS = 16  # tiles that a resident kernel unrolls
 WIDEST = 64  # channels of a resident tile
 NARROWEST_LOAD = 8  # bytes
@@ -70,14 +73,16 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
 def plan_backward(problem: Problem, device: Device) -> Resident | Split:
     """Resident where xhat and dz of a group fit a block in float32, else split."""
     shrink = 1 if problem.itemsize < 8 else 4
-    limit, per_thread = BACKWARD_RESIDENT // shrink, BACKWARD_PER_THREAD // shrink
-    resident = _resident(problem, device, limit, per_thread, False)
+    limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
+    resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])
     if resident is not None:
         return resident
     return split(problem, device, largest=8192 // shrink, largest_apply=4096 // shrink)
 
 
-def _resident(problem: Problem, device: Device, limit: int, per_thread: int, clusters: bool) -> Resident | None:
+def _resident(
+    problem: Problem, device: Device, limit: int, per_thread: int, clusters: bool, *, roomy: int | None = None
+) -> Resident | None:
     """The resident plan with the fewest blocks that hold a group and fill the device; None where there is none.
 
     Where the channels of a group allow no full-width loads, it is for short groups, which gain most from one launch.
@@ -89,7 +94,7 @@ def _resident(problem: Problem, device: Device, limit: int, per_thread: int, clu
     if load < NARROWEST_LOAD or (load < VECTOR_BYTES and not short):
         return None
     if problem.length <= limit:
-        return resident_of(problem, device, limit, per_thread, 1)
+        return resident_of(problem, device, limit, per_thread, 1, roomy=roomy)
     if clusters:
         for blocks in device.cluster_sizes:
             enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
@@ -98,8 +103,14 @@ def _resident(problem: Problem, device: Device, limit: int, per_thread: int, clu
     return None
 
 
-def resident_of(problem: Problem, device: Device, limit: int, per_thread: int, blocks: int) -> Resident | None:
-    """The plan for that many blocks; None where a thread would have to unroll or to hold too much."""
+def resident_of(
+    problem: Problem, device: Device, limit: int, per_thread: int, blocks: int, *, roomy: int | None = None
+) -> Resident | None:
+    """The plan for that many blocks; None where a thread would have to unroll or to hold too much (`per_thread`).
+
+    `roomy`: above this many elements a thread, twice the warps.
+    """
+    roomy = roomy or per_thread
     vector = min(power_of_two_divisor(problem.group_channels), WIDEST)
     steps = problem.group_channels // vector
     if steps > MOST_VECTORS:
@@ -123,6 +134,8 @@ def resident_of(problem: Problem, device: Device, limit: int, per_thread: int, b
     num_warps = warps(tile, problem, device)
     if steps * tiles * tile > per_thread * num_warps * device.warp_size:
         return None
+    if steps * tiles * tile > roomy * num_warps * device.warp_size and 2 * num_warps * device.warp_size <= MOST_THREADS:
+        num_warps *= 2
     return Resident(
         blocks=blocks,
         tiles=tiles,

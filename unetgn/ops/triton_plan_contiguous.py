@@ -18,7 +18,8 @@ from unetgn.ops.triton_plan import (
 FORWARD_RESIDENT = 49152  # the most that a block's registers hold
 FORWARD_ALONE = 32768  # the most that a block takes where groups are too few to fill the device
 FORWARD_SHARE = 20480  # of a block in a cluster: two blocks a multiprocessor overlap their loads and stores
-BACKWARD_RESIDENT = 20480  # xhat and dz stay in float32, whatever x is
+# By bytes of an element of x: xhat and dz stay in float32 whatever x is, x and dy wait beside them.
+BACKWARD_RESIDENT = {2: 20480, 4: 16384, 8: 5120}
 LONGEST_MASKED_ROW = 1024
 
 
@@ -103,10 +104,9 @@ def forward_split(problem: Problem, device: Device, width: int) -> Split:
 
 def plan_backward(problem: Problem, device: Device) -> Resident | Split:
     """Resident where xhat and dz of a group fit a block in float32, else split."""
-    limit = BACKWARD_RESIDENT if problem.itemsize < 8 else BACKWARD_RESIDENT // 4
     width, exact = backward_row(problem)
     padded = problem.group_channels * ceil_div(problem.spatial, width) * width
-    if padded <= limit:
+    if padded <= BACKWARD_RESIDENT[problem.itemsize]:
         return backward_resident(problem, device, width, exact)
     return backward_split(problem, device, width, exact)
 

@@ -197,6 +197,19 @@ def test_the_public_function_takes_a_gradient_with_stride_zero_and_small_tensors
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
+def test_opcheck_passes_for_the_registered_operators_on_the_kernels(channels_last: bool) -> None:
+    case = Case((2, 6, 3, 4), 3, torch.float32, channels_last, ALL, seed=24)
+    tensors = case.tensors()
+    weight, bias, *extras = small_tensors(tensors)
+    arguments = (tensors["x"], 3, weight, bias, 1e-5, True, *extras, "triton")
+    torch.library.opcheck(torch.ops.unetgn.group_norm_silu.default, arguments)
+    _, mean, rstd = torch.ops.unetgn.group_norm_silu(*arguments)
+    for needs in ([True] * 6, [True, *[False] * 5]):
+        backward = (tensors["dy"], tensors["x"], mean, rstd, 3, weight, bias, True, *extras, needs, "triton")
+        torch.library.opcheck(torch.ops.unetgn.group_norm_silu_backward.default, backward)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
 def test_the_benchmarks_checks_of_correctness_pass(channels_last: bool) -> None:
     check = Check((2, 12, 5, 4), 3, torch.bfloat16, channels_last, ALL)
     assert faults(check, "triton", "cpu") == []

@@ -69,6 +69,8 @@ def covering_selection(cases: list[tuple[Case, str]], seed: int) -> list[tuple[C
 
 PRODUCT = cross_product(seed=2024)
 SELECTION = covering_selection(PRODUCT, seed=7)
+FEASIBLE = [(case, path) for case, path in PRODUCT if path in paths(case)]
+SHARE = random.Random(8).sample(FEASIBLE, 100)
 
 
 def name(value: Any) -> str:
@@ -93,11 +95,14 @@ def test_results_and_gradients_match_the_definition_over_a_covering_selection(ca
     check(case, path)
 
 
+@pytest.mark.parametrize(("case", "path"), SHARE, ids=name)
+def test_results_and_gradients_match_the_definition_over_a_share_of_the_cross_product(case: Case, path: str) -> None:
+    check(case, path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "path"), PRODUCT, ids=name)
+@pytest.mark.parametrize(("case", "path"), FEASIBLE, ids=name)
 def test_results_and_gradients_match_the_definition_over_the_whole_cross_product(case: Case, path: str) -> None:
-    if path not in paths(case):
-        pytest.skip("two blocks cannot share this shape evenly, or its channels are too many to unroll")
     check(case, path)
 
 
