@@ -200,6 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # a folder that may not be written, a full disk
         print(f"sample.py: {error}; the images that were made stay", file=sys.stderr)
         return 1
+    finally:  # C++ may abort a process that leaves its process group to the exit
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return 0
 
 

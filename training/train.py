@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -163,6 +164,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"train.py: {error}; what was saved before is as it was", file=sys.stderr)
         return 1
+    finally:  # C++ may abort a process that leaves its process group to the exit
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return 0
 
 

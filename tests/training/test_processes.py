@@ -228,6 +228,23 @@ def test_every_launch_configuration_starts_what_it_says(
     assert says in done.stdout
 
 
+@pytest.mark.parametrize(("keys", "code"), [((), 0), (("train.processes=3",), 2), (("data.held_out=0.9999",), 2)])
+def test_no_process_group_is_left_to_the_exit(keys: Sequence[str], code: int, config: Path, tmp_path: Path) -> None:
+    """Else C++ sometimes aborts: "terminate called without an active exception"."""
+    script = """
+import sys, torch
+from training.train import main
+code = main(sys.argv[1:])
+assert not torch.distributed.is_initialized()
+sys.exit(code)
+"""
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | rank | {"MASTER_PORT": str(29600 + os.getpid() % 300)}
+    line = [sys.executable, "-c", script, "--config", str(config), "--output", str(tmp_path), "--dry-run", *keys]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == code, done.stderr[-3000:]
+
+
 def test_two_machines_find_each_other(config: Path, tmp_path: Path) -> None:
     """One process on each; the machines are one here."""
     launcher = ROOT / "configs" / "accelerate" / "machines.yaml"
