@@ -18,7 +18,7 @@ from scipy.spatial.distance import cdist
 from sklearn.svm import SVC
 
 from training.config import ConfigError, find_config, load_config
-from training.data import open_images, split
+from training.data.config import open_images, split
 
 
 class EvaluationError(Exception):

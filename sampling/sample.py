@@ -21,9 +21,9 @@ from sampling.folder import Request, SamplingError, Subject, claim, file_of, wri
 from sampling.pictures import save_png, to_picture, to_uint8
 from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
 from sampling.trained import Trained, load_trained, open_autoencoder, open_text_encoder
-from training.autoencoder import Autoencoder, digest
 from training.checkpoint import CheckpointError, find_checkpoint
-from training.text import TextEncoder
+from training.data.autoencoder import Autoencoder, digest
+from training.data.text import TextEncoder
 
 
 def parse_numbers(text: str) -> list[int]:

@@ -11,11 +11,11 @@ import yaml
 from diffusers import DDPMScheduler
 
 from sampling.folder import SamplingError
-from training.autoencoder import Autoencoder, load_autoencoder
 from training.checkpoint import MANIFEST
 from training.consistency import context_dims
+from training.data.autoencoder import Autoencoder, load_autoencoder
+from training.data.text import TextEncoder
 from training.network import load_checkpoint
-from training.text import TextEncoder
 from unetgn import UNet
 
 logger = logging.getLogger(__name__)

@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.autoencoder import Autoencoder, digest, load_autoencoder
 from training.checkpoint import TEMPORARY, sha256
 from training.config import ConfigError, load_data_config
-from training.data import DataConfig, open_images
-from training.encoding import Cache, Pictures
-from training.images import Images
-from training.latents import MANIFEST, Manifest, read_manifest
+from training.data.autoencoder import Autoencoder, digest, load_autoencoder
+from training.data.config import DataConfig, open_images
+from training.data.encoding import Cache, Pictures
+from training.data.images import Images
+from training.data.latents import MANIFEST, Manifest, read_manifest
+from training.data.text import TextEncoder, read_captions
 from training.run_directory import RunDirectory, RunDirectoryError
-from training.text import TextEncoder, read_captions
 
 logger = logging.getLogger("training")
 

@@ -19,7 +19,7 @@ import yaml
 
 from training.checkpoint import CheckpointConfig
 from training.consistency import check_config
-from training.data import DataConfig
+from training.data.config import DataConfig
 from training.objective import ObjectiveConfig
 from training.preview import PreviewConfig
 from training.step import EMAConfig, TrainConfig

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType, ProjectConfiguration
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 from training.config import ConfigError, RunConfig
-from training.data import Samples
+from training.data.samples import Samples
 
 LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
 SEVERAL = "accelerate launch --multi_gpu --num_processes {} training/train.py … (so on CPUs, too)"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from training.checkpoint import delete_old, write_checkpoint
 from training.config import RunConfig, to_yaml
-from training.data import Samples, SampleStream, StepBatches
+from training.data.samples import Samples, SampleStream, StepBatches
 from training.preview import Conditions, draw_loss, draw_preview, preview_file
 from training.run_directory import RunDirectory
 from training.signals import Interrupted, StopSignals

@@ -88,7 +88,7 @@ def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
 
 
 class Objective:
-    """Loss of a network on a batch of `training.data.SampleStream`.
+    """Loss of a network on a batch of `training.data.samples.SampleStream`.
 
     With x the clean image, e the noise and a = alphas_cumprod[t]: the network sees z = sqrt(a)·x + sqrt(1-a)·e and is
     asked for e (epsilon), x (sample) or sqrt(a)·e - sqrt(1-a)·x (v_prediction). The loss of a sample is the mean of the

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from diffusers import DDPMPipeline, DDPMScheduler, LDMPipeline, StableDiffusionPipeline
 
-from training.autoencoder import load_autoencoder
-from training.text import TextEncoder
+from training.data.autoencoder import load_autoencoder
+from training.data.text import TextEncoder
 from unetgn import UNet, interop
 
 logger = logging.getLogger(__name__)

@@ -9,14 +9,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from training.autoencoder import is_autoencoder
 from training.config import ConfigError, RunConfig
 from training.consistency import check_texts
-from training.data import DataError, Samples, SampleStream, open_images, split
-from training.images import Images, check_classes
-from training.latents import REMEDY, Latents
+from training.data.autoencoder import is_autoencoder
+from training.data.config import open_images, split
+from training.data.images import DataError, Images, check_classes
+from training.data.latents import REMEDY, Latents
+from training.data.samples import Samples, SampleStream
+from training.data.stream import ShardStream
 from training.preview import Conditions
-from training.stream import ShardStream
 from training.validate import SEED as VALIDATION_SEED
 
 

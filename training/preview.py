@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sampling.pictures import save_png, to_grid
 from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
-from training.autoencoder import Autoencoder, load_autoencoder
+from training.data.autoencoder import Autoencoder, load_autoencoder
 from unetgn import UNet
 
 STRIP = 10  # pictures in a strip from noise to image

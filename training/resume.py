@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, read_manifest
 from training.config import RunConfig, load_config, walk
-from training.data import Samples
+from training.data.samples import Samples
 from training.loop import Loop
 from training.run_directory import RunDirectory, RunDirectoryError
 

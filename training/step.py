@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoint import optimizer_from_tensors, optimizer_to_tensors
-from training.data import Purpose, random_stream
+from training.data.samples import Purpose, random_stream
 from training.objective import Objective
 from training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
 from unetgn import UNet

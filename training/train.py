@@ -17,7 +17,8 @@ from accelerate.utils import broadcast_object_list
 
 from training.checkpoint import CheckpointError, delete_newer, read_manifest
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
-from training.data import DataError, Samples
+from training.data.images import DataError
+from training.data.samples import Samples
 from training.launch import describe, make_accelerator
 from training.loop import Diverged, Loop, Preempted
 from training.network import count_parameters, load_initial_weights, make_network

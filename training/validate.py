@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.data import default_collate
 
-from training.data import SampleStream
+from training.data.samples import SampleStream
 from training.step import TrainState
 
 SEED = 0  # of the noise; the run's own seed must not make two runs incomparable

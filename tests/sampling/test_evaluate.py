@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sampling.evaluate import frechet_distance, label_agreement, novelty
-from training.data import split
-from training.images import Digits
+from training.data.config import split
+from training.data.images import Digits
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:

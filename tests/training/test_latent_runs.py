@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from sampling.sample import main as draw
 from training.cache_latents import main as cache
 from training.config import load_config
-from training.data import SampleStream
-from training.latents import Latents
+from training.data.latents import Latents
+from training.data.samples import SampleStream
 from training.network import load_initial_weights, load_network
 from training.objective import Objective
 from training.prepare import prepare_samples

@@ -21,8 +21,9 @@ from torch.utils.data import default_collate
 
 from training import checkpoint, train
 from training.config import load_config
-from training.data import SampleStream, split
-from training.images import Digits
+from training.data.config import split
+from training.data.images import Digits
+from training.data.samples import SampleStream
 from training.objective import ObjectiveConfig
 from training.train import main
 from unetgn import UNet

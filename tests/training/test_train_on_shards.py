@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.training.shards import png, write_shards, write_tar
 from training import throughput
-from training.pixels import Framing
+from training.data.pixels import Framing
 from training.train import main
 
 pytest.importorskip("datasets")

@@ -15,11 +15,12 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from training.autoencoder import load_autoencoder
 from training.cache_latents import main
-from training.data import DataConfig, SampleStream, StepBatches, open_images
-from training.images import Images
-from training.latents import Latents, read_manifest
+from training.data.autoencoder import load_autoencoder
+from training.data.config import DataConfig, open_images
+from training.data.images import Images
+from training.data.latents import Latents, read_manifest
+from training.data.samples import SampleStream, StepBatches
 
 
 def cache(pipeline: Path, images: Path, out: Path, *arguments: str) -> int:
@@ -164,7 +165,7 @@ def test_a_cache_killed_after_some_shards_and_started_again_is_the_unbroken_one(
     interrupted = ["--autoencoder", str(stable_diffusion), "--out", str(tmp_path / "broken"), *keys, *line]
     script = f"""
 import os, signal
-from training import encoding
+from training.data import encoding
 from training.cache_latents import main
 write, count = encoding.Cache._write_tensors, 0
 def killed(self, manifest, name, tensors):
@@ -178,7 +179,7 @@ def killed(self, manifest, name, tensors):
 encoding.Cache._write_tensors = killed
 main({interrupted!r})
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -198,7 +199,7 @@ main({interrupted!r})
 def test_a_second_process_is_kept_out(stable_diffusion: Path, photographs: Path, tmp_path: Path) -> None:
     holder = "import sys, time; from pathlib import Path; from training.run_directory import RunDirectory\n"
     holder += "run = RunDirectory(Path(sys.argv[1])); run.lock(); print('held', flush=True); time.sleep(60)"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     first = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], env=environment, stdout=subprocess.PIPE)
     try:
         assert first.stdout is not None

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from training.checkpoint import flush, sha256
-from training.images import Images
+from training.data.images import Images
 
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"

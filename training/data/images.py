@@ -12,12 +12,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.pixels import Framing, TooSmall
+from training.data.pixels import Framing, TooSmall
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 BROKEN_AT_MOST = 0.01  # share of the files that may be unreadable before it is an error
+
+
+class DataError(Exception):
+    """The data turned out to be unfit while they were read."""
 
 
 class Images(Protocol):

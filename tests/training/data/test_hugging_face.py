@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from tests.training.shards import CLASSES, png, shades, write_shards
-from training.hugging_face import HuggingFaceImages
-from training.pixels import Framing
+from training.data.hugging_face import HuggingFaceImages
+from training.data.pixels import Framing
 
 
 def test_a_hugging_face_data_set_on_disk_is_read(tmp_path: Path) -> None:

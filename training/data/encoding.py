@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from training.autoencoder import Autoencoder
 from training.checkpoint import TEMPORARY, flush, sha256
-from training.data import leave_process_group
-from training.images import Images
-from training.latents import EMPTY_TEXT, Manifest
-from training.text import TextEncoder
+from training.data.autoencoder import Autoencoder
+from training.data.images import Images
+from training.data.latents import EMPTY_TEXT, Manifest
+from training.data.samples import leave_process_group
+from training.data.text import TextEncoder
 
 
 class Pictures(Dataset[dict[str, Any]]):

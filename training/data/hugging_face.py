@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from training.images import Images, read_all
-from training.pixels import Framing
+from training.data.images import Images, read_all
+from training.data.pixels import Framing
 
 FORMATS = {
     ".parquet": "parquet",

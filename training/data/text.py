@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.hugging_face import HuggingFaceImages, open_table
-from training.images import ImageFolder, Images
+from training.data.hugging_face import HuggingFaceImages, open_table
+from training.data.images import ImageFolder, Images
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import DataConfig, Purpose, SampleStream, StepBatches, open_images, random_stream, split
-from training.images import Digits
+from training.data.config import DataConfig, open_images, split
+from training.data.images import Digits
+from training.data.samples import Purpose, SampleStream, StepBatches, random_stream
 
 
 @pytest.fixture(scope="module")

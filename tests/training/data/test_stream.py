@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from tests.training.shards import png, shades, table, write_shards, write_tar
-from training.data import DataConfig, DataError, SampleStream, StepBatches, open_images
-from training.images import Digits
-from training.stream import ShardStream
+from training.data.config import DataConfig, open_images
+from training.data.images import DataError, Digits
+from training.data.samples import SampleStream, StepBatches
+from training.data.stream import ShardStream
 
 datasets = pytest.importorskip("datasets")
 KINDS = ("parquet", "arrow", "tar")

@@ -23,19 +23,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
-from training.data import (
-    DataConfig,
-    DataError,
-    Draws,
-    Purpose,
-    Samples,
-    StepBatches,
-    leave_process_group,
-    make_framing,
-    random_stream,
+from training.data.config import DataConfig, make_framing
+from training.data.hugging_face import (
+    as_encoded_images,
+    find_columns,
+    find_endings,
+    find_files,
+    import_datasets,
+    reason,
 )
-from training.hugging_face import as_encoded_images, find_columns, find_endings, find_files, import_datasets, reason
-from training.images import BROKEN_AT_MOST, check_classes
+from training.data.images import BROKEN_AT_MOST, DataError, check_classes
+from training.data.samples import Draws, Purpose, Samples, StepBatches, leave_process_group, random_stream
 
 logger = logging.getLogger(__name__)
 

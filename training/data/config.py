@@ -1,0 +1,134 @@
+"""Which images a run trains on: the keys data.*, and the images that they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from training.data.hugging_face import HuggingFaceImages
+from training.data.images import Digits, ImageFolder, Images
+from training.data.latents import Latents
+from training.data.pixels import Framing
+
+# Keys that some sources take alone; elsewhere they would be ignored, so they are refused.
+ONLY_FOR = {
+    "path": ("folder", "datasets", "stream", "latents"),
+    "random_crop": ("folder", "datasets", "stream"),
+    "crop_scale": ("folder", "datasets", "stream"),
+    "image_column": ("datasets", "stream"),
+    "label_column": ("datasets", "stream"),
+    "shuffle_buffer": ("stream",),
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images: where they are and how they enter."""
+
+    name: Literal["digits", "folder", "datasets", "stream", "latents"] = "digits"
+    """digits: scikit-learn's 1,797 handwritten digits; folder: image files, class = subfolder; datasets: a Hugging Face
+    data set on this disk, read in any order; stream: shards (Parquet, Arrow, WebDataset tar) read in sequence;
+    latents: what training/cache_latents.py wrote."""
+    path: str | None = None
+    """Folder of the images; for datasets and stream a folder that `save_to_disk` wrote, or a folder or glob of shards;
+    for stream also a data set on the hub, such as ylecun/mnist. digits has none."""
+    image_size: int = 8
+    """Height and width in pixels: larger images are resized and cropped to it, smaller ones are an error.
+    Of latents it is their own size."""
+    num_workers: int = 0
+    """Processes that decode images beside each training process."""
+    random_flip: bool = False
+    """Mirror every image left to right with probability 1/2; latents have to be cached with --flip for it."""
+    random_crop: bool = False
+    """Cut the square out of the image at a random place instead of its middle; not for digits."""
+    crop_scale: float = 1.0
+    """random_crop only: the image's shorter side is resized to image_size × crop_scale before; 1 or more."""
+    held_out: float = 0.0
+    """Share of the images, in [0, 1), that is never trained on; the same images whatever the run's seed."""
+    image_column: str = "image"
+    """datasets and stream only: the column of images; in tar shards the ending of their files, `image` for any."""
+    label_column: str = "label"
+    """datasets and stream only: the column of class labels; a data set without it has no classes. In tar shards the
+    ending of a file or a key in `json`; `label` also finds `cls`."""
+    shuffle_buffer: int = 1000
+    """stream only: images that a reader holds to draw the next one from; 1 keeps the order within the shards."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"data.image_size is {self.image_size}; it is a number of pixels, at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers is {self.num_workers}; it is a number of processes, 0 or more")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"data.held_out is {self.held_out}; it is a share of the images, at least 0 and below 1")
+        if self.name != "digits" and self.path is None:
+            raise ValueError(f"data.name {self.name} needs data.path, the folder that holds the images")
+        if self.name == "stream" and self.held_out > 0:
+            raise ValueError(
+                f"data.held_out is {self.held_out}, but a stream has no number of images to take a share of: set it "
+                "and train.validate_every to 0, and put images aside before the shards are written"
+            )
+        if not self.crop_scale >= 1:
+            raise ValueError(f"data.crop_scale is {self.crop_scale}; it enlarges what is cropped from, at least 1")
+        if self.crop_scale != 1 and not self.random_crop:
+            raise ValueError(f"data.crop_scale is {self.crop_scale}, but data.random_crop is off: set both or neither")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it is a number of images, at least 1")
+        for item in fields(self):
+            value, names = getattr(self, item.name), ONLY_FOR.get(item.name, (self.name,))
+            if value != item.default and self.name not in names:
+                raise ValueError(
+                    f"data.{item.name} is {value!r}, but data.name {self.name} takes none: remove one of the two "
+                    f"(it is for {', '.join(names)})"
+                )
+
+
+def make_framing(config: DataConfig, channels: int) -> Framing:
+    """How pictures become arrays. Raises ValueError for channels that no picture has."""
+    if channels not in (1, 3):
+        raise ValueError(f"model.in_channels is {channels}, but images have 1 (grey) or 3 (RGB) channels")
+    return Framing(config.image_size, channels, config.random_crop, config.crop_scale)
+
+
+def open_images(config: DataConfig, channels: int) -> Images:
+    """The images that `config` names, by number, with 1 (grey) or 3 (RGB) channels.
+
+    Raises ValueError where there are none, or where they come in sequence and have no numbers.
+    """
+    if config.name == "latents":
+        return open_latents(config, channels)
+    framing = make_framing(config, channels)
+    if config.name == "digits":
+        if config.image_size != 8:
+            raise ValueError(f"data.image_size is {config.image_size}, but the digits are 8 pixels wide: set it to 8")
+        if channels != 1:
+            raise ValueError(f"model.in_channels is {channels}, but the digits are grey: set it to 1")
+        return Digits()
+    assert config.path is not None  # DataConfig sees to it
+    if config.name == "folder":
+        return ImageFolder(config.path, framing)
+    if config.name == "stream":
+        raise ValueError("data.name is stream, but here images are asked for by number: give a folder or data set")
+    return HuggingFaceImages(config.path, framing, config.image_column, config.label_column)
+
+
+def open_latents(config: DataConfig, channels: int) -> Latents:
+    """The cached latents that `config` names. Raises ValueError where they are damaged or of another shape."""
+    assert config.path is not None  # DataConfig sees to it
+    latents = Latents(config.path, random_flip=config.random_flip)
+    if latents.shape != (channels, config.image_size, config.image_size):
+        found, height, width = latents.shape
+        raise ValueError(
+            f"the latents in {config.path} have {found} channels and {height}×{width} places; set data.image_size to "
+            f"{height}, and model.in_channels and model.out_channels to {found} (they are {config.image_size} and "
+            f"{channels})"
+        )
+    return latents
+
+
+def split(count: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (0 .. count - 1) to train on, and those held out: a fixed choice, so that runs can be compared."""
+    shuffled = np.random.Generator(np.random.Philox(0)).permutation(count)
+    held = round(count * held_out)
+    return np.sort(shuffled[held:]), np.sort(shuffled[:held])

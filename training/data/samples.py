@@ -1,0 +1,177 @@
+"""The order in which training meets its images, and all that is random about them.
+
+Everything random about a training sample is a function of (seed, sample counter) and nothing else: which image it is,
+its flip, its noise, its noise level, whether its label is dropped. Sample s is the same whoever computes it, on
+whichever rank or worker, so a run that stops at sample s goes on with sample s + 1 as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from training.data.images import Images
+
+
+class Purpose(IntEnum):
+    """What a random stream is for; part of its seed, so that no two streams are alike."""
+
+    ORDER = 0
+    SAMPLE = 1
+    STEP = 2
+
+
+def random_stream(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
+    """A generator that is a function of its arguments alone (Philox, Salmon et al. 2011, a counter-based one)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, *numbers))))
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """Which samples this rank takes for each forward pass: a batch sampler of sample counters.
+
+    Step k, micro-batch a, rank r of R takes B consecutive samples from ((k·A + a)·R + r)·B on, so that a step uses the
+    same samples however they are divided between ranks, accumulation and batch.
+    """
+
+    first_step: int
+    last_step: int
+    batch_size: int
+    accumulation: int
+    rank: int
+    ranks: int
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.first_step * self.accumulation, self.last_step * self.accumulation):
+            start = (batch * self.ranks + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+
+
+class Samples(Protocol):
+    """What a run trains on, without end: images by number (SampleStream) or in sequence (training.data.stream)."""
+
+    def __str__(self) -> str:
+        """How many images of what, for messages."""
+        ...
+
+    def progress(self, samples: int) -> dict[str, float]:
+        """{"epoch": how often so many samples visit each image}, {} where nobody knows the number of images."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A sha256 of which images these are."""
+        ...
+
+    def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterable[dict[str, torch.Tensor]]:
+        """The batches of `batches` in order, decoded ahead of time in `num_workers` processes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random about sample `counter` of a run: a function of (seed, counter)."""
+
+    seed: int
+    random_flip: bool = False
+
+    def sample(
+        self,
+        counter: int,
+        image: Callable[[np.random.Generator], np.ndarray],
+        *,
+        shape: tuple[int, int, int],
+        label: int,
+        text: np.ndarray | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """The sample with the image that `image` makes; what that draws for itself changes nothing else.
+
+        image (C, H, W) float32 in [-1, 1], noise of the same shape from N(0, 1), label () int64 (-1 without classes),
+        two numbers uniform in [0, 1): `time`, which the objective maps to a noise level, and `drop`, which it compares
+        with the probability of dropping the label; and, where there is a text, text (tokens, width) float32.
+        """
+        random = random_stream(self.seed, Purpose.SAMPLE, counter)
+        time, drop, flip = random.random(3)
+        noise = random.standard_normal(shape, dtype=np.float32)
+        pixels = image(random)
+        if self.random_flip and flip < 0.5:
+            pixels = pixels[:, :, ::-1]
+        sample = {
+            "image": torch.from_numpy(np.ascontiguousarray(pixels)),
+            "noise": torch.from_numpy(noise),
+            "label": torch.tensor(label),
+            "time": torch.tensor(time),
+            "drop": torch.tensor(drop),
+        }
+        return sample if text is None else sample | {"text": torch.from_numpy(text)}
+
+
+class SampleStream(Dataset[dict[str, torch.Tensor]], Samples):
+    """The endless stream of training samples: item s is a function of (seed, s).
+
+    Epoch e = s // len(indices) visits every image once, in an order of its own. An item is what Draws.sample makes.
+    """
+
+    def __init__(self, images: Images, indices: np.ndarray, seed: int, *, random_flip: bool = False) -> None:
+        self.images, self.indices, self.seed, self.draws = images, indices, seed, Draws(seed, random_flip)
+        self.order = lru_cache(maxsize=2)(self._order)  # an epoch's order is asked for by each of its samples
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return random_stream(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
+
+    def __str__(self) -> str:
+        return f"{len(self.indices)} images"
+
+    def progress(self, samples: int) -> dict[str, float]:
+        return {"epoch": samples / len(self.indices)}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in vars(self).items() if key != "order"}  # a cache does not travel
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def fingerprint(self) -> str:
+        """A sha256 of how many images there are, which of them are in the stream, and their labels."""
+        labels = [self.images.label(int(index)) for index in self.indices]
+        return hashlib.sha256(repr((len(self.images), self.indices.tolist(), labels)).encode()).hexdigest()
+
+    def __getitem__(self, counter: int) -> dict[str, torch.Tensor]:
+        epoch, position = divmod(counter, len(self.indices))
+        index = int(self.order(epoch)[position])
+        images = self.images
+        return self.draws.sample(
+            counter,
+            lambda random: images.image(index, random),
+            shape=images.shape,
+            label=images.label(index),
+            text=images.text(index),
+        )
+
+    def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> DataLoader:
+        return DataLoader(
+            self,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=leave_process_group,
+        )
+
+
+def leave_process_group(worker: int) -> None:
+    """Signals to a whole process group are the trainer's to answer, and its answer to SIGTERM is not the worker's."""
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
