@@ -69,6 +69,22 @@ def test_what_is_constant_over_space_goes_into_the_operator(block, inside, calls
     assert {name for name, value in calls[0].items() if value is not None} == inside
 
 
+class AddedTensor(Base):
+    def forward(self, x, emb):
+        x = x + emb
+        x = self.norm1(x)
+        x = self.act(x)
+        return x
+
+
+class ScaledTensor(Base):
+    def forward(self, x, emb):
+        x = self.norm1(x)
+        x = x * (1 + emb) + emb
+        x = self.act(x)
+        return x
+
+
 class Gated(nn.GroupNorm):
     """A norm that takes something beside its input."""
 
@@ -134,6 +150,17 @@ def test_what_would_widen_the_dtype_stays_outside_of_the_operator(calls):
     got = read(AdditionBefore.forward, NORMS, ACTIVATIONS)(module, x.half(), emb)
     torch.testing.assert_close(got, expected)
     assert calls[0]["pre_bias"] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize(("block", "names"), [(AddedTensor, {"pre_bias"}), (ScaledTensor, {"scale", "shift"})])
+def test_whole_numbers_and_truth_values_stay_outside_of_the_operator(block, names, dtype, calls):
+    x = inputs()[0]
+    numbers = torch.arange(8).view(2, 4, 1, 1).to(dtype)
+    module = block().double()
+    got = read(block.forward, NORMS, ACTIVATIONS)(module, x, numbers)
+    torch.testing.assert_close(got, module(x, numbers), rtol=1e-12, atol=1e-12)
+    assert not names & {name for name, value in calls[0].items() if value is not None}
 
 
 def test_a_forward_bound_to_its_class_cannot_be_read():

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 from unetgn.fusion.recognition import FOLDS, GROUP_NORM_FORWARDS, is_bare, is_silu
 from unetgn.ops import group_norm_silu
+from unetgn.ops.layout import memory_format_of
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def norm_silu(
@@ -65,12 +68,15 @@ def fold_group_norm(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """The fused operator; extras that vary over space, or that would widen x's dtype, are applied outside of it."""
+    """The fused operator, with the layout of F.group_norm's result on the CPU, which the noise that is drawn like it or
+    what flattens it depends on. Extras that vary over space, or that would change x's dtype, are applied outside."""
     if x.numel() == num_groups:
         F.group_norm(x, num_groups)  # raises: PyTorch has no norm of a single value a group, the operator has
     channel_bias = _per_channel(pre_bias, x)
     if pre_bias is not None and channel_bias is None:
         x = x + pre_bias
+    layout = _layout_by_strides(x)
+    x = x if layout == memory_format_of(x) else x.contiguous(memory_format=layout)
     channel_scale, channel_shift = _per_channel(scale, x), _per_channel(shift, x)
     inside = (scale is None or channel_scale is not None) and (shift is None or channel_shift is not None)
     if inside:
@@ -102,9 +108,29 @@ def _modulate(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     return y if shift is None else y + shift
 
 
+def _layout_by_strides(x: Tensor) -> torch.memory_format:
+    """The layout that PyTorch's kernels for the CPU read from the strides of x, and so that of F.group_norm's result.
+
+    Channels_last are strides that grow from C over the spatial axes, backwards, to N. The stride of a batch of one
+    counts too, although it says nothing: it is too small where attention has transposed (1, H·W, C), which the operator
+    by itself would return as channels_last.
+    """
+    if x.is_contiguous() or x.dim() not in CHANNELS_LAST:
+        return torch.contiguous_format
+    shape, strides = x.shape, x.stride()
+    step = 1
+    for axis in (1, *range(x.dim() - 1, 1, -1), 0):
+        if strides[axis] < step:
+            return torch.contiguous_format
+        step = strides[axis] * shape[axis]
+    return CHANNELS_LAST[x.dim()]
+
+
 def _per_channel(extra: Tensor | None, x: Tensor) -> Tensor | None:
     """`extra` as (N, C), where it is (N or 1, C, 1, …) and adding it would not change x's dtype; else None."""
     if not isinstance(extra, Tensor) or extra.dim() != x.dim() or extra.shape[1] != x.shape[1]:
+        return None
+    if not extra.is_floating_point():
         return None
     samples, channels = x.shape[:2]
     if extra.numel() != extra.shape[0] * channels or extra.shape[0] not in (1, samples):
