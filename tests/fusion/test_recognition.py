@@ -78,6 +78,39 @@ def test_the_gradient_of_an_activations_own_parameter_is_kept():
     assert model[1].beta.grad is not None
 
 
+@pytest.mark.parametrize(
+    ("act", "places"), [("swish", 7), (("swish", {"alpha": 2.0}), 0), ("memswish", 7), (("swish", {"alpha": 1}), 7)]
+)
+def test_monais_swish_is_a_silu_where_its_constant_is_one(act, places, calls):
+    from monai.networks.nets import SegResNet
+
+    torch.manual_seed(0)
+    settings = {"spatial_dims": 2, "init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)}
+    model = SegResNet(**settings, norm=("GROUP", {"num_groups": 4}), act=act).double()
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    expected = model(x)
+    # Two places in each of three residual blocks, and the output's.
+    assert len(unetgn.fuse(model).fused) == places
+    torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
+    assert len(calls) == places
+
+
+def test_monais_swish_is_none_where_its_constant_is_trained_or_becomes_another():
+    from monai.networks.blocks.activation import Swish
+
+    class Trained(Swish):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alpha = nn.Parameter(torch.ones(()))
+
+    assert not unetgn.fuse(nn.Sequential(nn.GroupNorm(2, 4), Trained())).fused
+    model = nn.Sequential(nn.GroupNorm(2, 4), Swish())
+    assert unetgn.fuse(model).fused
+    model[1].alpha = 2.0
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(model(x), model[1](model[0](x)))
+
+
 def test_a_group_norm_that_gives_float32_for_sixteen_bits_still_does():
     model = nn.Sequential(Float32GroupNorm(2, 4), nn.SiLU())
     x = torch.randn(2, 4, 3, 3).bfloat16()

@@ -273,6 +273,27 @@ def test_the_report_prints_as_a_table_of_what_where_and_why():
     ]
 
 
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4)), nn.SiLU()),
+            "it is the last layer of its Sequential, and what comes after that is not looked at",
+        ),
+        (
+            nn.Sequential(nn.GroupNorm(2, 4), nn.Dropout(), nn.SiLU()),
+            "no SiLU that fuse knows comes right after it in Sequential, but Dropout",
+        ),
+        (
+            nn.ModuleList([nn.GroupNorm(2, 4), nn.SiLU()]),
+            "ModuleList has no forward, and SiLU is looked for in that of the module that holds the norm",
+        ),
+    ],
+)
+def test_the_report_says_what_comes_after_a_norm_in_the_place_of_silu(model, reason):
+    assert [place.reason for place in unetgn.fuse(model).left] == [reason]
+
+
 def test_importing_fuse_imports_no_library_that_it_has_rules_for():
     code = "import sys, unetgn; unetgn.fuse; print([n for n in ('diffusers', 'monai') if n in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -93,7 +93,7 @@ def _fuse_by_rule(module: nn.Module, rule: rules.BlockRule, norms: dict[str, nn.
     named = {name: _named_norm(module, name) for name in rule.norms(module) if name not in settled}
     reasons = {name: rules.why_not_folded(norm) for name, norm in named.items()}
     left = {name: reason for name, reason in reasons.items() if reason is not None}
-    left |= {name: _no_silu_after(module) for name in norms if name not in named}
+    left |= {name: _no_silu_after(module, name) for name in norms if name not in named}
     foldable = tuple(name for name, reason in reasons.items() if reason is None)
     refusal = rule.why_not(module) if foldable else None
     if refusal is not None:
@@ -116,7 +116,7 @@ def _fuse_by_reading(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:
         return _settle(module, None, left | dict.fromkeys(sorted(foldable), str(error)))
     instead = dict(pairs.instead)
     rest = (name for name in norms if name in foldable and name not in pairs.joined)
-    left |= {name: instead.get(name) or _no_silu_after(module) for name in rest}
+    left |= {name: instead.get(name) or _no_silu_after(module, name) for name in rest}
     return _settle(module, StandIn("forward", pairs.joined, activations=activations, only=pairs.only), left)
 
 
@@ -154,12 +154,22 @@ def _lay_out(attention: nn.Module, name: str) -> str:
     """Put the stand-in for a norm that feeds projections on the norm itself; what the report says of the norm."""
     norm = attention.get_submodule(name)
     if stand_in_of(norm) is None and not install(norm, StandIn("forward", (), function=transposed_group_norm)):
-        return _no_silu_after(attention)
+        return _no_silu_after(attention, name)
     return "no SiLU after it; its result is laid out once, and not copied by each projection"
 
 
-def _no_silu_after(module: nn.Module) -> str:
-    return f"no SiLU comes right after it in the forward of {type(module).__name__}"
+def _no_silu_after(module: nn.Module, norm: str) -> str:
+    """Why a norm is left that could be folded: what comes after it, where `fuse` looks for SiLU."""
+    cls: Any = type(module)
+    if cls.forward is nn.Module.forward:
+        return f"{cls.__name__} has no forward, and SiLU is looked for in that of the module that holds the norm"
+    if cls.forward is not nn.Sequential.forward:
+        return f"no SiLU comes right after it in the forward of {cls.__name__}"
+    layers = rules.children(module)
+    after = [type(layer).__name__ for _, layer in layers[1 + [name for name, _ in layers].index(norm) :]]
+    if not after:
+        return f"it is the last layer of its {cls.__name__}, and what comes after that is not looked at"
+    return f"no SiLU that fuse knows comes right after it in {cls.__name__}, but {after[0]}"
 
 
 def _why_unread(module: nn.Module, norms: frozenset[str]) -> dict[str, str]:
@@ -174,7 +184,7 @@ def _why_unread(module: nn.Module, norms: frozenset[str]) -> dict[str, str]:
     except CannotReadError:
         joined = ()
     advice = f"no rule for {cls.__name__}: unetgn.fuse.read({cls.__name__}) lets fuse read its forward"
-    return {name: advice if name in joined else _no_silu_after(module) for name in sorted(norms)}
+    return {name: advice if name in joined else _no_silu_after(module, name) for name in sorted(norms)}
 
 
 def _norms(module: nn.Module) -> dict[str, nn.Module]:

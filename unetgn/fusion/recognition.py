@@ -8,7 +8,7 @@ otherwise) is run once, on a few numbers; if it gives the values of nn.GroupNorm
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -17,14 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-# The forwards that compute nn.GroupNorm's values, and those that compute SiLU's.
+
+def _always(act: nn.Module) -> bool:
+    return True
+
+
+# The forwards that compute nn.GroupNorm's values; those that compute SiLU's, for modules of which a condition holds.
 GROUP_NORM_FORWARDS: set[Callable[..., Any]] = {nn.GroupNorm.forward}
-SILU_FORWARDS: set[Callable[..., Any]] = {nn.SiLU.forward}
+SILU_FORWARDS: dict[Callable[..., Any], Callable[[Any], bool]] = {nn.SiLU.forward: _always}
 # How to take SiLU into other norms: from the forward of a class to a function fold(norm, x, …).
 FOLDS: dict[Callable[..., Any], Callable[..., Tensor]] = {}
 
 UPCASTING = frozenset({"super", "forward", "float", "float32", "torch", "th", "type", "type_as", "to", "dtype"})
 SIGMOID = frozenset({"torch", "th", "nn", "functional", "F", "sigmoid", "silu"})
+_known_silus: dict[str, tuple[frozenset[str], Callable[[Any], bool]]] = {}
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -36,7 +42,8 @@ def is_bare(module: nn.Module) -> bool:
 def is_silu(act: Callable[[Tensor], Tensor]) -> bool:
     """Whether calling `act` computes SiLU and nothing else."""
     if isinstance(act, nn.Module):
-        return type(act).forward in SILU_FORWARDS and is_bare(act)
+        condition = SILU_FORWARDS.get(type(act).forward)
+        return condition is not None and condition(act) and is_bare(act)
     return act is F.silu
 
 
@@ -45,13 +52,23 @@ def is_foldable(norm: nn.Module) -> bool:
     return type(norm).forward in GROUP_NORM_FORWARDS or type(norm).forward in FOLDS
 
 
+def know_silu(forward: str, *, uses: Iterable[str], where: Callable[[Any], bool] = _always) -> None:
+    """Name a forward, by path, that uses these names and computes SiLU for the modules of which `where` holds."""
+    _known_silus[forward] = frozenset(uses), where
+
+
 def learn_silu(module: nn.Module) -> bool:
-    """Whether the module's class computes SiLU. Only a class of that name is tried, and without a module as `self`."""
+    """Whether the module computes SiLU. Only a class that is known or of that name is tried, the latter without a
+    module as `self`."""
     forward = type(module).forward
-    is_candidate = forward not in SILU_FORWARDS and type(module).__name__.lower() in ("silu", "swish")
-    if is_candidate and _uses_only(forward, SIGMOID) and _gives_silu(lambda x: forward(None, x)):
-        SILU_FORWARDS.add(forward)
-    return forward in SILU_FORWARDS
+    if forward not in SILU_FORWARDS:
+        known = _known_silus.get(f"{forward.__module__}.{getattr(forward, '__qualname__', '')}")
+        is_named = type(module).__name__.lower() in ("silu", "swish")
+        if known is not None and _uses_only(forward, known[0]):
+            SILU_FORWARDS[forward] = known[1]
+        elif is_named and _uses_only(forward, SIGMOID) and _gives_silu(lambda x: forward(None, x)):
+            SILU_FORWARDS[forward] = _always
+    return forward in SILU_FORWARDS and SILU_FORWARDS[forward](module)
 
 
 def learn_group_norm(norm: nn.Module) -> bool:
