@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
-from unetgn.nn.fields import check_at_least, check_choice, check_kernel, freeze_lists
+from unetgn.nn.fields import check_at_least, check_choice, check_kernel, check_positive, freeze_lists
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig, ResampleKind
 from unetgn.nn.resblock import ResBlockConfig
@@ -28,7 +28,7 @@ class ConditionConfig:
     class_bias: bool = False
     """A bias beside the class table (SongUNet)."""
     class_scale: float = 1.0
-    """A factor on the labels; sqrt(classes) in SongUNet."""
+    """A factor on the labels, above 0; sqrt(classes) in SongUNet."""
     augment_dim: int | None = None
     """Width of augmentation labels, which join the time features (EDM); None takes none."""
     vector_dim: int | None = None
@@ -37,6 +37,7 @@ class ConditionConfig:
     def __post_init__(self) -> None:
         check_choice("condition.missing_class", self.missing_class, ("error", "zeros"))
         check_choice("condition.class_entry", self.class_entry, ("before_mlp", "after_mlp"))
+        check_positive("condition.class_scale", self.class_scale)
         check_at_least(1, {"condition.augment_dim": self.augment_dim, "condition.vector_dim": self.vector_dim})
         if self.null_class and self.missing_class != "error":
             raise ValueError("condition.missing_class='zeros' and condition.null_class=True contradict each other")
@@ -85,6 +86,8 @@ class MidConfig:
     def __post_init__(self) -> None:
         check_at_least(0, {"mid.depth": self.depth, "mid.transformer_depth": self.transformer_depth})
         check_at_least(1, {"mid.attention_num_groups": self.attention_num_groups})
+        if self.residual_scale is not None:
+            check_positive("mid.residual_scale", self.residual_scale)
 
 
 @dataclass(frozen=True)
@@ -188,16 +191,6 @@ class UNetConfig:
     @property
     def stem_channels(self) -> int:
         return self.channels[0] if self.encoder.stem_channels is None else self.encoder.stem_channels
-
-    @property
-    def attending_levels(self) -> tuple[int, ...]:
-        """Levels of which a block attends, in the encoder or in the decoder."""
-        inside, outside = self.encoder.attention_blocks, self.decoder.attention_blocks
-        chosen = set(self.attention_levels) | {level for level, blocks in enumerate(inside or ()) if blocks}
-        if outside is not None:
-            with_blocks = {level for level in chosen if self.depths[level]}
-            chosen = with_blocks | {level for level, blocks in enumerate(outside) if blocks}
-        return tuple(sorted(chosen))
 
     @property
     def feature_width(self) -> int:

@@ -9,11 +9,13 @@ transformer without any place is an error all the same: the network would take a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from unetgn.nn.conv import check_spatial_dims
 from unetgn.nn.fields import check_at_least, check_choice
 from unetgn.nn.resample import BOX, ResampleKind, axis_strides
+from unetgn.unet_plan import UNetPlan, plan_unet
 
 if TYPE_CHECKING:
     from unetgn.unet_config import UNetConfig
@@ -41,8 +43,8 @@ def check_unet_config(config: UNetConfig) -> None:
     if min(config.depths) < 0 or min(config.channels) < 1:
         raise ValueError(f"depth={config.depth} and channels={config.channels} must be at least 0 and 1 at each level")
     _check_attention(config)
-    _check_transformer(config)
     _check_middle(config)
+    _check_transformer(config, plan_unet(config))
     _check_resampling(config)
     _check_conditions(config)
 
@@ -74,11 +76,17 @@ def _check_lengths(config: UNetConfig) -> None:
 
 def _check_attention(config: UNetConfig) -> None:
     levels, blocks = len(config.channels), config.encoder.attention_blocks
+    _check_distinct("attention_levels", config.attention_levels)
     for level in config.attention_levels:
         if not 0 <= level < levels:
             raise ValueError(
                 f"attention_levels={config.attention_levels} names level {level}, but channels={config.channels} has "
                 f"levels 0 to {levels - 1}"
+            )
+        if config.depths[level] == 0 and config.decoder.attention_blocks is not None:
+            raise ValueError(
+                f"attention_levels={config.attention_levels} names level {level}, but depth={config.depth} gives the "
+                "encoder no block there, and decoder.attention_blocks says where the decoder attends: leave it out"
             )
     if config.attention_levels and blocks is not None:
         raise ValueError("attention_levels and encoder.attention_blocks contradict each other: give one of them")
@@ -87,11 +95,18 @@ def _check_attention(config: UNetConfig) -> None:
         ("decoder.attention_blocks", config.decoder.attention_blocks, config.decoder.depth),
     ):
         for level, chosen in enumerate(per_level or ()):
+            _check_distinct(f"{name} of level {level}", chosen)
             if depths is not None and any(not 0 <= block < depths[level] for block in chosen):
                 raise ValueError(f"{name} names blocks {chosen} of level {level}, which has {depths[level]}")
 
 
-def _check_transformer(config: UNetConfig) -> None:
+def _check_distinct(name: str, chosen: Sequence[int]) -> None:
+    twice = sorted({number for number in chosen if chosen.count(number) > 1})
+    if twice:
+        raise ValueError(f"{name} names {', '.join(map(str, twice))} more than once, in {chosen}: once is enough")
+
+
+def _check_transformer(config: UNetConfig, plan: UNetPlan) -> None:
     transformer, mid = config.transformer, config.mid
     if transformer is None:
         if mid.cross_only or mid.transformer_depth is not None:
@@ -99,21 +114,32 @@ def _check_transformer(config: UNetConfig) -> None:
         if config.decoder.transformer_depth is not None:
             raise ValueError(f"decoder.transformer_depth={config.decoder.transformer_depth} needs a transformer")
         return
-    attending = config.attending_levels
-    if not attending and not (mid.attention and mid.depth):
+    attentions = [plan.attentions_at(level) for level in range(len(config.channels))]
+    everywhere = [*plan.mid.attentions, *(attention for at_level in attentions for attention in at_level)]
+    if not everywhere:
         raise ValueError(
             "transformer has no place: nothing attends by attention_levels, encoder.attention_blocks, "
             "decoder.attention_blocks and mid.attention; set transformer to None"
         )
+    if not any(attention.depth for attention in everywhere):
+        raise ValueError(
+            f"transformer.depth={transformer.depth} leaves every transformer without a block, so that nothing would "
+            "read a context: give it, decoder.transformer_depth or mid.transformer_depth a depth of at least 1"
+        )
+    _check_distinct("transformer.cross_only", transformer.cross_only)
     for level in transformer.cross_only:
-        if not 0 <= level < len(config.channels):
-            raise ValueError(
-                f"transformer.cross_only={transformer.cross_only} names level {level} of {len(config.channels)}"
-            )
-        if level not in attending:
-            raise ValueError(
-                f"transformer.cross_only={transformer.cross_only} names level {level}, at which nothing attends"
-            )
+        named = f"transformer.cross_only={transformer.cross_only} names level {level}"
+        if not 0 <= level < len(attentions):
+            raise ValueError(f"{named} of {len(attentions)}")
+        if not attentions[level]:
+            raise ValueError(f"{named}, at which nothing attends")
+        if not any(attention.depth for attention in attentions[level]):
+            raise ValueError(f"{named}, whose transformers have depth 0 (transformer.depth): leave it out")
+    if mid.cross_only and not any(attention.depth for attention in plan.mid.attentions):
+        raise ValueError(
+            "mid.cross_only=True needs a transformer block in the middle, but its depth is 0 "
+            "(mid.transformer_depth, or the last level's transformer.depth)"
+        )
 
 
 def _check_middle(config: UNetConfig) -> None:
@@ -140,6 +166,10 @@ def _check_resampling(config: UNetConfig) -> None:
     used = set(down + up)
     if resample.padding == "end" and "conv" not in down:
         raise ValueError(f"resample.padding='end' is for strided convolutions, but the encoder has {down}")
+    if resample.padding == "end" and set(axis_strides(resample.strides, config.spatial_dims)) == {1}:
+        raise ValueError(
+            f"resample.padding='end' is for axes that are halved, but resample.strides={resample.strides} halves none"
+        )
     if resample.taps != BOX and not used & {"resblock", "plain"} and not config.encoder.residual_input:
         raise ValueError(f"resample.taps are for 'resblock' and 'plain' resampling, but there is {sorted(used)}")
     if config.resblock.project_resampled and "resblock" not in used:

@@ -1,12 +1,17 @@
 """From a configuration to a list of blocks: which widths, skips and attentions each one has."""
 
+from __future__ import annotations
+
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from unetgn.nn.attention import count_heads
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleKind
-from unetgn.unet_config import UNetConfig
+
+if TYPE_CHECKING:
+    from unetgn.unet_config import UNetConfig
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class LevelPlan:
     resample: ResampleKind | None = None
     image_channels: int | None = None
 
+    @property
+    def attentions(self) -> list[AttentionPlan]:
+        """The attention layers behind its blocks."""
+        return [block.attention for block in self.blocks if block.attention is not None]
+
 
 @dataclass(frozen=True)
 class UNetPlan:
@@ -52,6 +62,10 @@ class UNetPlan:
     encoder: tuple[LevelPlan, ...]
     mid: LevelPlan
     decoder: tuple[LevelPlan, ...]
+
+    def attentions_at(self, level: int) -> list[AttentionPlan]:
+        """The attention layers of a level, counted from 0, the finest, in the encoder and the decoder."""
+        return self.encoder[level].attentions + self.decoder[-1 - level].attentions
 
 
 def plan_unet(config: UNetConfig) -> UNetPlan:
@@ -66,7 +80,7 @@ def _plan_encoder(config: UNetConfig) -> tuple[LevelPlan, ...]:
         for index in range(config.depths[level]):
             attention = None
             if index in _attending(config, level):
-                attention = _plan_attention(config, channels, level=level, index=index, decoder=False)
+                attention = _plan_attention(config, channels, level=level, index=index, depth=config.depths[level])
             blocks.append(BlockPlan(width, channels, False, config.resblock.residual_scale, attention))
             width = channels
         last = level == len(config.channels) - 1
@@ -81,7 +95,7 @@ def _plan_mid(config: UNetConfig) -> LevelPlan:
     scale = config.resblock.residual_scale if mid.residual_scale is None else mid.residual_scale
     attention = None
     if mid.attention and mid.depth > 0:
-        plan = _plan_attention(config, channels, level=level, index=0, decoder=False)
+        plan = _plan_attention(config, channels, level=level, index=0, depth=max(1, config.depths[level]))
         norm = plan.norm if mid.attention_norm else None
         if norm is not None and mid.attention_num_groups is not None:
             norm = NormConfig(num_groups=mid.attention_num_groups, eps=norm.eps)
@@ -108,7 +122,7 @@ def _plan_decoder(config: UNetConfig) -> tuple[LevelPlan, ...]:
             skip = skips[-1 - index] if index < len(skips) else 0
             attention = None
             if index in chosen:
-                attention = _plan_attention(config, widths[level], level=level, index=index, decoder=True)
+                attention = _plan_attention(config, widths[level], level=level, index=index, depth=depth, decoder=True)
             scale = config.resblock.residual_scale
             blocks.append(BlockPlan(width + skip, widths[level], skip > 0, scale, attention))
             width = widths[level]
@@ -146,7 +160,10 @@ def _decoder_attending(config: UNetConfig, level: int, depth: int) -> tuple[int,
     return chosen
 
 
-def _plan_attention(config: UNetConfig, channels: int, *, level: int, index: int, decoder: bool) -> AttentionPlan:
+def _plan_attention(
+    config: UNetConfig, channels: int, *, level: int, index: int, depth: int, decoder: bool = False
+) -> AttentionPlan:
+    """The attention behind block `index` of the `depth` blocks of a level, at one side of the network."""
     heads, shared = config.attention.num_heads, config.attention
     if decoder and config.decoder.num_heads is not None:
         heads = config.decoder.num_heads
@@ -162,14 +179,15 @@ def _plan_attention(config: UNetConfig, channels: int, *, level: int, index: int
     if transformer is None:
         return plan
     context = transformer.context_dim
-    depth = transformer.depth
+    depths = transformer.depth
     if decoder and config.decoder.transformer_depth is not None:
-        depth = config.decoder.transformer_depth
-    at_level = depth[level] if isinstance(depth, tuple) else depth
-    if isinstance(at_level, tuple) and index >= len(at_level):
+        depths = config.decoder.transformer_depth
+    at_level = depths[level] if isinstance(depths, tuple) else depths
+    if isinstance(at_level, tuple) and len(at_level) != depth:
+        side = "decoder (decoder.transformer_depth)" if decoder else "encoder (transformer.depth)"
         raise ValueError(
-            f"transformer depths {at_level} of level {level} have no number for its block {index} in the "
-            f"{'decoder (decoder.transformer_depth)' if decoder else 'encoder (transformer.depth)'}"
+            f"transformer depths {at_level} of level {level} must be one number for each of its blocks, which are "
+            f"{depth} in the {side}"
         )
     return dataclasses.replace(
         plan,

@@ -32,6 +32,12 @@ SIZED = {  # a pooled text of 4 numbers and two size numbers
     "projection_class_embeddings_input_dim": 4 + 2 * 8,
 }
 SMALL_CONTEXT = {**STABLE, "cross_attention_dim": 12}
+WITHOUT_ATTENTION = {
+    **SMALL_CONTEXT,
+    "down_block_types": ("DownBlock2D",) * 2,
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("UpBlock2D",) * 2,
+}
 SLOW_START = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
@@ -83,14 +89,12 @@ def condition_options(draw):
     layers = tuple(draw(st.integers(1, 2)) for _ in range(levels))
     nested = draw(st.booleans())
     depths = tuple(draw(st.integers(1, 2)) for _ in range(levels))
-    attends = any(name.startswith("Cross") for name in downs + ups)  # without, it is no conditional model for us
-    mids = ["UNetMidBlock2DCrossAttn", "UNetMidBlock2DCrossAttn"] + ["UNetMidBlock2D", None] * attends
     return {
         "sample_size": 8,
         "block_out_channels": channels,
         "down_block_types": downs,
         "up_block_types": ups,
-        "mid_block_type": draw(st.sampled_from(mids)),
+        "mid_block_type": draw(st.sampled_from(["UNetMidBlock2DCrossAttn"] * 2 + ["UNetMidBlock2D", None])),
         "layers_per_block": layers,
         "norm_num_groups": draw(st.sampled_from([4, 8])),
         "attention_head_dim": tuple(draw(st.sampled_from([2, 4])) for _ in range(levels)),
@@ -174,21 +178,28 @@ def assert_close(ours, theirs, limit):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=limit * float(theirs.abs().max()))
 
 
+def without_context(given):
+    return {name: value for name, value in given.items() if name != "encoder_hidden_states"}
+
+
 def assert_round_trip(model):
     ours = UNet.from_diffusers(model)
     back = to_diffusers(ours)
-    assert type(back) is type(model)
+    attends = any(".attentions." in name for name, _ in model.named_modules())
+    assert type(back) is type(model) or not attends  # without attention the two classes can be the same network
     weights = back.state_dict()
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     given = inputs(model)
     with torch.no_grad():
         expected, exact = model(**given).sample, model(**at_the_origin(given)).sample
-        assert torch.equal(back(**given).sample, expected)
+        given = given if attends else without_context(given)
+        unread = {"encoder_hidden_states": None} if isinstance(back, UNet2DConditionModel) and not attends else {}
+        assert torch.equal(back(**given, **unread).sample, expected)
         assert_close(ours(**at_the_origin(given)).sample, exact, 1e-10)
         assert_close(ours(**given).sample, expected, 1e-4)  # diffusers has its sinusoid in float32, ours is in float64
-        given = in_float32(given)
-        assert_close(ours.float()(**given).sample, model.float()(**given).sample, 2e-5)
+        expected = model.float()(**in_float32(inputs(model))).sample
+        assert_close(ours.float()(**in_float32(given)).sample, expected, 2e-5)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
@@ -256,89 +267,15 @@ def test_the_cifar10_network_keeps_far_fewer_bytes_for_its_backward_pass_than_di
     assert saved_bytes(ours, x, timesteps) <= 0.52 * kept
 
 
-@pytest.mark.parametrize("variant", [None, "fp16"])
-@pytest.mark.parametrize("sharded", [False, True])
-def test_a_folder_gives_what_the_model_gives(tmp_path, variant, sharded):
-    model = UNet2DModel(**DDPM)
-    size = "100KB" if sharded else "1GB"
-    model.half().save_pretrained(tmp_path, variant=variant, max_shard_size=size)
-    ours, theirs = UNet.from_diffusers(tmp_path, variant=variant).state_dict(), model.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def test_a_folder_of_pickles_is_refused(tmp_path):
-    UNet2DModel(**DDPM).save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(ValueError, match="is a pickle"):
-        UNet.from_diffusers(tmp_path)
-
-
-def test_a_folder_without_weights_or_configuration_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"has no config\.json"):
-        UNet.from_diffusers(tmp_path)
-    UNet2DModel(**DDPM).save_config(tmp_path)
-    with pytest.raises(ValueError, match="has neither"):
-        UNet.from_diffusers(tmp_path)
-
-
-def test_another_class_is_refused():
-    with pytest.raises(ValueError, match="'Linear' is not supported"):
-        UNet.from_diffusers(torch.nn.Linear(1, 1))
-
-
 @pytest.mark.parametrize("flag", [True, False, None])
 def test_the_cross_attention_of_a_middle_that_we_do_not_have_is_ignored_as_diffusers_does(flag):
     assert_round_trip(randomized(UNet2DConditionModel(**SMALL_CONTEXT, mid_block_only_cross_attention=flag)))
 
 
 def test_a_conditional_model_without_attention_converts_and_takes_no_context():
-    options = {
-        **SMALL_CONTEXT,
-        "down_block_types": ("DownBlock2D",) * 2,
-        "mid_block_type": "UNetMidBlock2D",
-        "up_block_types": ("UpBlock2D",) * 2,
-    }
-    model = randomized(UNet2DConditionModel(**options))
+    model = randomized(UNet2DConditionModel(**WITHOUT_ATTENTION))
     ours, given = UNet.from_diffusers(model), at_the_origin(inputs(model))
     assert ours.unet_config.transformer is None
     with torch.no_grad():
         expected = model(**given).sample
-        given.pop("encoder_hidden_states")
-        assert_close(ours(**given).sample, expected, 1e-10)
-
-
-def test_the_null_class_becomes_the_last_class_of_diffusers():
-    ours = randomized(UNet(channels=(32, 64), depth=1, num_classes=10))
-    theirs = to_diffusers(ours)
-    x, t = (
-        torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
-        torch.tensor([0, 0]),
-    )
-    with torch.no_grad():
-        expected = theirs(x, t, class_labels=torch.tensor([10, 10])).sample
-        torch.testing.assert_close(ours(x, t).sample, expected)
-
-
-@pytest.mark.parametrize(
-    ("options", "field"),
-    [
-        ({"spatial_dims": 1}, "spatial_dims"),
-        ({"encoder": {"residual_input": True}}, "encoder.residual_input"),
-        ({"attention": {"num_heads": 4}, "attention_levels": (0, 1)}, "attention's num_heads"),
-        ({"encoder": {"attention_blocks": ((), (0,))}, "attention_levels": ()}, "attention's num_heads"),
-        ({"time": {"width": 16}}, "time"),
-        ({"norm": {"group_size": 4}}, "norm"),
-        ({"resblock": {"residual_scale": 0.5}}, "resblock.residual_scale"),
-        ({"resample": {"kind": "plain"}}, "resample"),
-        ({"attention": {"qk_norm": True}}, "attention.qk_norm"),
-        ({"decoder": {"channels": (32, 32)}}, "decoder.channels"),
-        ({"condition": {"augment_dim": 9}}, "condition"),
-        ({"encoder": {"stem_channels": 16}, "norm": {"num_groups": 8}}, "encoder.stem_channels"),
-        ({"mid": {"depth": 3}}, "mid.depth"),
-        ({"transformer": {}}, "transformer.context_dim=None"),
-    ],
-)
-def test_what_diffusers_cannot_express_is_named(options, field):
-    unet = UNet(**{"channels": (32, 64), "attention_levels": (1,), **options})
-    with pytest.raises(ValueError, match=f"cannot express.*{field}"):
-        to_diffusers(unet)
+        assert_close(ours(**without_context(given)).sample, expected, 1e-10)

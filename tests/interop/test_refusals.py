@@ -1,5 +1,7 @@
 """A checkpoint that does not fit is refused as a whole, and the message says what is wrong with it."""
 
+import re
+
 import pytest
 import torch
 
@@ -68,6 +70,9 @@ def test_a_wrong_family_class_or_option_is_named(family, config, message):
         convert(family, config, {})
 
 
+PLAIN = {"use_spatial_transformer": False, "context_dim": None, "legacy": True}  # attention as in guided-diffusion
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -75,7 +80,7 @@ def test_a_wrong_family_class_or_option_is_named(family, config, message):
         ("compvis_sd1", {"num_classes": "continuous"}, "num_classes='continuous' is not supported"),
         ("compvis_sd1", {"num_classes": "sequential"}, "needs adm_in_channels"),
         ("compvis_sd1", {"num_heads": -1}, "num_heads or num_head_channels"),
-        ("compvis_sd1", {"use_spatial_transformer": False}, "context_dim needs use_spatial_transformer"),
+        ("compvis_sd1", {"use_spatial_transformer": False}, "context_dim=48 is not supported .it needs use_spatial"),
         ("sgm_sdxl_base", {"spatial_transformer_attn_type": "linear"}, "spatial_transformer_attn_type='linear'"),
         ("edm_song_ncsnpp_augment", {"encoder_type": "skip"}, "encoder_type='skip' is not supported"),
         ("edm_song_ncsnpp_augment", {"decoder_type": "skip"}, "decoder_type='skip' is not supported"),
@@ -105,12 +110,87 @@ def test_a_wrong_family_class_or_option_is_named(family, config, message):
         ("unet2d_condition_sd15", {"resnet_skip_time_act": True}, "resnet_skip_time_act=True"),
         ("unet2d_condition_sd15", {"num_attention_heads": 8}, "num_attention_heads=8"),
         ("unet2d_condition_sd15", {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type="),
+        ("unet2d_condition_sd15", {"mid_block_scale_factor": 0}, "mid_block_scale_factor=0.* above 0"),
+        ("unet2d_ddpm_cifar10", {"mid_block_scale_factor": 0}, "mid_block_scale_factor=0.* above 0"),
+        ("adm_conv_additive_legacy", {"num_heads_upsample": 5}, "UNetModel: num_heads_upsample=5 does not divide 128"),
+        ("compvis_sd1", {**PLAIN, "num_heads_upsample": 5}, "UNetModel: num_heads_upsample=5 does not divide 64"),
+        ("adm_conv_additive_legacy", {"num_heads": 0}, "UNetModel: num_heads=0 does not divide 128"),
     ],
 )
 def test_an_option_that_is_not_supported_is_named_with_its_value(name, changes, message):
     it = fixture(name)
     with pytest.raises(ValueError, match=message):
         convert(it.meta["family"], {**it.config, **changes}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("compvis_sd1", {**PLAIN, "transformer_depth": 4}, "transformer_depth=4 .*needs use_spatial_transformer"),
+        ("compvis_sd1", {**PLAIN, "use_linear_in_transformer": True}, "use_linear_in_transformer=True .*needs use_sp"),
+        (
+            "compvis_sd1",
+            {**PLAIN, "disable_self_attentions": [True] * 3},
+            "disable_self_attentions=.*needs use_spatial",
+        ),
+        (
+            "compvis_sd1",
+            {**PLAIN, "disable_middle_self_attn": True},
+            "disable_middle_self_attn=True .*needs use_spatial",
+        ),
+        ("compvis_sd1", {"context_dim": None, "disable_self_attentions": [True] * 3}, "needs context_dim"),
+        ("compvis_sd1", {"context_dim": None, "disable_middle_self_attn": True}, "needs context_dim"),
+        (
+            "compvis_sd1",
+            {"adm_in_channels": 4},
+            "adm_in_channels=4 is not supported .it needs num_classes='sequential'",
+        ),
+        (
+            "sgm_sdxl_base",
+            {"disable_middle_transformer": True, "transformer_depth_middle": 4},
+            "transformer_depth_middle=4 .*disable_middle_transformer=True leaves the middle without it",
+        ),
+        (
+            "sgm_sdxl_base",
+            {"disable_middle_transformer": True, "disable_middle_self_attn": True},
+            "disable_middle_self_attn=True .*disable_middle_transformer=True leaves the middle without it",
+        ),
+    ],
+)
+def test_an_option_that_the_original_ignores_is_refused_by_name(name, changes, message):
+    it = fixture(name)
+    with pytest.raises(ValueError, match=message):
+        convert(it.meta["family"], {**it.config, **changes}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "given"),
+    [
+        ("compvis_sd1", "num_res_blocks", [1]),
+        ("compvis_sd1", "transformer_depth", [1, 1, 1, 1]),
+        ("compvis_sd1", "disable_self_attentions", [True]),
+        ("compvis_sd1", "num_attention_blocks", [1, 1]),
+        ("sgm_sdxl_base", "num_res_blocks", [1]),
+        ("sgm_sdxl_base", "transformer_depth", [1]),
+        ("sgm_sdxl_base", "disable_self_attentions", [True]),
+        ("sgm_sdxl_base", "num_attention_blocks", [1]),
+        ("unet2d_ddpm_cifar10", "down_block_types", ["DownBlock2D"] * 4),
+        ("unet2d_ddpm_cifar10", "up_block_types", ["UpBlock2D"]),
+        ("unet2d_condition_sd15", "down_block_types", ["DownBlock2D"]),
+        ("unet2d_condition_sd15", "up_block_types", ["UpBlock2D"]),
+        ("unet2d_condition_sd15", "layers_per_block", [1]),
+        ("unet2d_condition_sd15", "attention_head_dim", [8]),
+        ("unet2d_condition_sd15", "only_cross_attention", [True]),
+        ("unet2d_condition_sd15", "cross_attention_dim", [48, 48]),
+        ("unet2d_condition_sd15", "transformer_layers_per_block", [1]),
+        ("unet2d_condition_sd15", "reverse_transformer_layers_per_block", [1, 2]),
+    ],
+)
+def test_an_option_with_another_number_of_entries_than_levels_is_named_with_both(name, option, given):
+    it = fixture(name)
+    message = rf": {option}={re.escape(str(given))} has {len(given)} entries, but \w+ names 3 levels"
+    with pytest.raises(ValueError, match=message):
+        convert(it.meta["family"], {**it.config, option: given}, {})
 
 
 def test_an_option_of_a_wrong_type_is_named(case):

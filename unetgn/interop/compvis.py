@@ -2,6 +2,10 @@
 
 Without `use_spatial_transformer` (latent diffusion's unconditional models) attention is guided-diffusion's, in the
 legacy order of rows. Stable Diffusion 2 adds `use_linear_in_transformer` and the options that leave attention out.
+
+Options that the original ignores are refused, but for those that published configurations have: resolutions in
+`attention_resolutions` that no level has, entries of `disable_self_attentions` for levels without attention, and
+`num_heads` beside `num_head_channels`. num_heads_upsample counts by the original's rules: see `_heads`.
 """
 
 from collections.abc import Mapping
@@ -11,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.openai_names import openai_sources
-from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -23,6 +27,7 @@ from unetgn.unet import UNet
 from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 
 CLASSES = ("UNetModel",)
+PER_LEVEL = ("num_res_blocks", "transformer_depth", "disable_self_attentions", "num_attention_blocks")
 
 
 @dataclass(frozen=True)
@@ -70,18 +75,20 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
     return fill(unet, Names(openai_sources(unet, order)), state_dict, copy=copy)  # type: ignore[arg-type]
 
 
-def translate(options: CompvisOptions) -> UNetConfig:
-    """Our configuration of the same network. Raises ValueError where an option is not supported."""
+def translate(options: CompvisOptions, *, middle: bool = True, middle_depth: int | None = None) -> UNetConfig:
+    """Our configuration of the same network. Raises ValueError, naming the option, where one is not supported.
+
+    `middle` says whether the middle attends, `middle_depth` how deep its transformer is where that is said apart.
+    """
     spatial, levels = options.use_spatial_transformer, range(len(options.channel_mult))
-    if options.context_dim is not None and not spatial:
-        raise ValueError("UNetModel: context_dim needs use_spatial_transformer=True")
+    check_lengths("UNetModel", options, PER_LEVEL, like="channel_mult")
+    _refuse_ignored(options)
     attending = {level for level in levels if 2**level in options.attention_resolutions}
     if options.num_attention_blocks is not None:
         attending &= {level for level, limit in enumerate(options.num_attention_blocks) if limit > 0}
-    reads = spatial and options.context_dim is not None  # without a context all attention is self-attention
     disabled = options.disable_self_attentions or (False,) * len(levels)
-    cross_only = tuple(level for level in sorted(attending) if reads and disabled[level])
-    encoder_heads, decoder_heads = _heads(options, attending)
+    cross_only = tuple(level for level in sorted(attending) if disabled[level])
+    encoder_heads, decoder_heads = _heads(options, attending, middle=middle)
     kind = "resblock" if options.resblock_updown else "conv" if options.conv_resample else "plain"
     encoder_blocks, decoder_blocks = _attention_blocks(options, attending)
     sequential = options.num_classes == "sequential"
@@ -107,15 +114,30 @@ def translate(options: CompvisOptions) -> UNetConfig:
             linear_projection=options.use_linear_in_transformer,
             cross_only=cross_only,
         )
-        if spatial
+        if spatial and (attending or middle)
         else None,
         resample=ResampleConfig(kind=kind, strides=(1, 2, 2) if options.dims == 3 else None),  # type: ignore[arg-type]
         encoder=EncoderConfig(stem_channels=options.model_channels, attention_blocks=encoder_blocks),
-        mid=MidConfig(cross_only=reads and options.disable_middle_self_attn),
+        mid=MidConfig(attention=middle, transformer_depth=middle_depth, cross_only=options.disable_middle_self_attn),
         decoder=DecoderConfig(
             num_heads=None if decoder_heads == encoder_heads else decoder_heads, attention_blocks=decoder_blocks
         ),
     )
+
+
+def _refuse_ignored(options: CompvisOptions) -> None:
+    """Raise ValueError for an option that changes nothing in the original beside the other ones."""
+    nowhere = (None, (False,) * len(options.channel_mult))
+    if not options.use_spatial_transformer:
+        reason = "it needs use_spatial_transformer=True, without which the original ignores it"
+        refuse("UNetModel", options, reason, context_dim=(None,), use_linear_in_transformer=(False,))
+        refuse("UNetModel", options, reason, transformer_depth=(1,))
+        refuse("UNetModel", options, reason, disable_self_attentions=nowhere, disable_middle_self_attn=(False,))
+    if options.context_dim is None:
+        reason = "it needs context_dim: without a context all attention is self-attention"
+        refuse("UNetModel", options, reason, disable_self_attentions=nowhere, disable_middle_self_attn=(False,))
+    if options.num_classes != "sequential":
+        refuse("UNetModel", options, "it needs num_classes='sequential'", adm_in_channels=(None,))
 
 
 def _context_width(options: CompvisOptions) -> int | None:
@@ -140,7 +162,7 @@ def _class_count(options: CompvisOptions) -> int | None:
     return None
 
 
-def _heads(options: CompvisOptions, attending: set[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _heads(options: CompvisOptions, attending: set[int], *, middle: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Heads of each encoder and decoder level, by the original's rules.
 
     num_heads_upsample counts only where the number of heads is given, plain attention is used, and legacy is set.
@@ -148,15 +170,18 @@ def _heads(options: CompvisOptions, attending: set[int]) -> tuple[tuple[int, ...
     if options.num_heads == -1 and options.num_head_channels == -1:
         raise ValueError("UNetModel: either num_heads or num_head_channels has to be set")
     widths = [int(mult * options.model_channels) for mult in options.channel_mult]
-    attended = {level: widths[level] for level in attending | {len(widths) - 1}}  # the middle has the last one's
+    around = [widths[level] for level in sorted(attending)]
+    attended = around + widths[-1:] * middle  # the middle has the last one's width
     if options.num_head_channels != -1:
-        check_heads("UNetModel", "num_head_channels", options.num_head_channels, attended.values())
+        check_heads("UNetModel", "num_head_channels", options.num_head_channels, attended)
         heads = tuple(max(1, width // options.num_head_channels) for width in widths)
         return heads, heads
-    check_heads("UNetModel", "num_heads", options.num_heads, attended.values())
+    check_heads("UNetModel", "num_heads", options.num_heads, attended)
     heads = (options.num_heads,) * len(widths)
-    counts = not options.use_spatial_transformer and options.legacy and options.num_heads_upsample != -1
-    return heads, (options.num_heads_upsample,) * len(widths) if counts else heads
+    if options.use_spatial_transformer or not options.legacy or options.num_heads_upsample == -1:
+        return heads, heads
+    check_heads("UNetModel", "num_heads_upsample", options.num_heads_upsample, around)
+    return heads, (options.num_heads_upsample,) * len(widths)
 
 
 def _attention_blocks(

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.diffusers_names import diffusers_sources
-from unetgn.interop.diffusers_unet2d import block_kinds, resampling
-from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
+from unetgn.interop.diffusers_unet2d import block_kinds, middle_scale, resampling
+from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -29,6 +29,16 @@ from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, Mi
 CLASSES = ("UNet2DConditionModel",)
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D")
+PER_LEVEL = (
+    "down_block_types",
+    "up_block_types",
+    "layers_per_block",
+    "attention_head_dim",
+    "only_cross_attention",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,7 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 
 def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionModel") -> UNetConfig:
     """Our configuration of the same network. Raises ValueError, naming the option, for what is not supported."""
+    check_lengths(class_name, options, PER_LEVEL, like="block_out_channels")
     down = block_kinds(options.down_block_types, DOWN_BLOCKS, class_name, "down_block_types")
     up = block_kinds(options.up_block_types, UP_BLOCKS, class_name, "up_block_types")[::-1]
     _refuse(options, class_name)
@@ -134,7 +145,7 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
             padding="end" if options.downsample_padding == 0 and "conv" in down_resample else "both"
         ),
         encoder=EncoderConfig(stem_kernel=options.conv_in_kernel, resample=down_resample),
-        mid=_translate_mid(options),
+        mid=_translate_mid(options, class_name),
         decoder=DecoderConfig(
             attention_blocks=None
             if encoder == decoder
@@ -202,10 +213,10 @@ def _translate_transformer(options: ConditionOptions, attending: set[int]) -> Tr
     )
 
 
-def _translate_mid(options: ConditionOptions) -> MidConfig:
+def _translate_mid(options: ConditionOptions, class_name: str) -> MidConfig:
     if options.mid_block_type is None:
         return MidConfig(depth=0)
-    scale = None if options.mid_block_scale_factor == 1 else 1 / options.mid_block_scale_factor
+    scale = middle_scale(options.mid_block_scale_factor, class_name)
     if options.mid_block_type == "UNetMidBlock2D":  # one residual block, as it is called there
         return MidConfig(depth=1, attention=False, residual_scale=scale)
     return MidConfig(residual_scale=scale)

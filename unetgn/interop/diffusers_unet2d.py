@@ -4,6 +4,7 @@ Not supported, each with an error that says so: the NCSN++ blocks (Skip*), Fouri
 embeddings other than a table, activations other than SiLU.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.diffusers_names import diffusers_sources
-from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -69,6 +70,7 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 
 def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNetConfig:
     """Our configuration of the same network. Raises ValueError, naming the option, for what is not supported."""
+    check_lengths(class_name, options, ("down_block_types", "up_block_types"), like="block_out_channels")
     down = block_kinds(options.down_block_types, DOWN_BLOCKS, class_name, "down_block_types")
     up = block_kinds(options.up_block_types, UP_BLOCKS, class_name, "up_block_types")[::-1]
     _refuse(options, class_name)
@@ -103,7 +105,7 @@ def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNe
             else "both"
         ),
         encoder=EncoderConfig(resample=resampling(down, options.downsample_type)),
-        mid=_translate_mid(options),
+        mid=_translate_mid(options, class_name),
         decoder=DecoderConfig(
             attention_blocks=None
             if symmetric
@@ -128,10 +130,10 @@ def _refuse(options: UNet2DOptions, class_name: str) -> None:
         raise ValueError(f"{class_name}: norm_num_groups=None is not supported (only the NCSN++ blocks have it)")
 
 
-def _translate_mid(options: UNet2DOptions) -> MidConfig:
+def _translate_mid(options: UNet2DOptions, class_name: str) -> MidConfig:
     if options.mid_block_type is None:
         return MidConfig(depth=0)
-    scale = None if options.mid_block_scale_factor == 1 else 1 / options.mid_block_scale_factor
+    scale = middle_scale(options.mid_block_scale_factor, class_name)
     if not options.add_attention:
         return MidConfig(attention=False, residual_scale=scale)
     default = options.resnet_time_scale_shift == "default"
@@ -149,6 +151,13 @@ def _check_heads(options: UNet2DOptions, attending: set[int], class_name: str) -
     if options.attention_head_dim is not None:
         widths = [options.block_out_channels[level] for level in sorted(attending)]
         check_heads(class_name, "attention_head_dim", options.attention_head_dim, widths)
+
+
+def middle_scale(factor: float, class_name: str) -> float | None:
+    """Our mid.residual_scale for diffusers' mid_block_scale_factor, by which it divides."""
+    if not 0 < factor < math.inf:
+        raise ValueError(f"{class_name}: mid_block_scale_factor={factor} must be a finite number above 0")
+    return None if factor == 1 else 1 / factor
 
 
 def block_kinds(types: tuple[str, ...], known: tuple[str, ...], class_name: str, option: str) -> tuple[str, ...]:

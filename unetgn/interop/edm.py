@@ -138,7 +138,7 @@ def translate_song(options: SongOptions) -> UNetConfig:
         out_channels=options.out_channels,
         channels=channels,
         depth=options.num_blocks,
-        attention_levels=tuple(level for level, attends in enumerate(attending) if attends),
+        attention_levels=tuple(level for level, attends in enumerate(attending) if attends and options.num_blocks),
         num_classes=options.label_dim or None,
         dropout=options.dropout,
         time=_song_time(options),

@@ -62,10 +62,12 @@ def translate(options: GuidedOptions, *, class_name: str) -> UNetConfig:
     channels = tuple(int(mult * options.model_channels) for mult in options.channel_mult)
     attending = tuple(level for level in range(len(channels)) if 2**level in options.attention_resolutions)
     widths = options.num_head_channels != -1
-    if widths:
-        attended = [channels[level] for level in (*attending, -1)]
-        check_heads(class_name, "num_head_channels", options.num_head_channels, attended)
     upsample_heads = options.num_heads_upsample if options.num_heads_upsample != -1 else None
+    around = [channels[level] for level in attending]
+    name = "num_head_channels" if widths else "num_heads"
+    check_heads(class_name, name, getattr(options, name), [*around, channels[-1]])
+    if upsample_heads is not None and not widths:
+        check_heads(class_name, "num_heads_upsample", upsample_heads, around)
     kind = "resblock" if options.resblock_updown else "conv" if options.conv_resample else "plain"
     return UNetConfig(
         sample_size=options.image_size,

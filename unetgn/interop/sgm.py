@@ -16,7 +16,7 @@ from unetgn.interop.openai_names import openai_sources
 from unetgn.interop.transfer import Names, empty_unet, fill, refuse
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
-from unetgn.unet_config import MidConfig, UNetConfig
+from unetgn.unet_config import UNetConfig
 
 CLASSES = ("UNetModel",)
 ATTENTION_KINDS = ("softmax", "softmax-xformers")  # two implementations of one formula
@@ -71,12 +71,13 @@ def translate(options: SgmOptions, *, class_name: str = "UNetModel") -> UNetConf
     """Our configuration of the same network, which is CompVis' with a middle of its own."""
     refuse(class_name, options, "another attention", spatial_transformer_attn_type=ATTENTION_KINDS)
     refuse(class_name, options, "attention is always a transformer", use_spatial_transformer=(True,))
+    if options.disable_middle_transformer:
+        reason = "disable_middle_transformer=True leaves the middle without it"
+        refuse(class_name, options, reason, transformer_depth_middle=(None,), disable_middle_self_attn=(False,))
     shared = {field.name for field in dataclasses.fields(compvis.CompvisOptions)}
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name in shared}
-    config = compvis.translate(compvis.CompvisOptions(**values))
-    if options.disable_middle_transformer:
-        transformer = config.transformer if config.attending_levels else None
-        return dataclasses.replace(config, mid=MidConfig(attention=False), transformer=transformer)
-    return dataclasses.replace(
-        config, mid=dataclasses.replace(config.mid, transformer_depth=options.transformer_depth_middle)
+    return compvis.translate(
+        compvis.CompvisOptions(**values),
+        middle=not options.disable_middle_transformer,
+        middle_depth=options.transformer_depth_middle,
     )

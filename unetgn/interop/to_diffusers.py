@@ -6,6 +6,8 @@ and compared: what does not come back is what diffusers cannot express.
 
 import dataclasses
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
 
 from unetgn.interop import diffusers_condition, diffusers_unet2d
 from unetgn.nn.resample import axis_strides
+from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet import UNet
 from unetgn.unet_config import UNetConfig
 from unetgn.unet_plan import AttentionPlan, LevelPlan, plan_unet
@@ -21,30 +24,38 @@ from unetgn.unet_plan import AttentionPlan, LevelPlan, plan_unet
 def to_diffusers(unet: UNet) -> ModelMixin:
     """diffusers' model with the architecture and (copied) weights of `unet`, in its mode, dtype and device.
 
-    UNet2DConditionModel where `unet` has transformers, else UNet2DModel. A null class becomes an ordinary last class,
+    UNet2DConditionModel where `unet` has transformers, else UNet2DModel; without any attention also the former, where
+    the latter cannot say it (it then takes a context that it never reads). A null class becomes an ordinary last class,
     `num_class_embeds` being one more than num_classes: pass its index where `unet` takes None.
     Sinusoids of time.frequencies="power" become diffusers' "exp", equal but for 3e-5 of a radian near t = 950.
-    Raises ValueError, naming the fields, where diffusers cannot express the architecture.
+    Raises ValueError, naming the fields, where diffusers cannot express the architecture; TypeError for another class.
     """
-    config = unet.unet_config
-    if config.transformer is None:
-        options = _unet2d_options(config)
-        back = _read_back(diffusers_unet2d, diffusers_unet2d.UNet2DOptions, options)
-        model_class = UNet2DModel
-    else:
-        options = _condition_options(config)
-        back = _read_back(diffusers_condition, diffusers_condition.ConditionOptions, options)
-        model_class = UNet2DConditionModel
-    ours, theirs = facts(config), facts(back)
-    lost = [name for name, value in ours.items() if not _same(value, theirs[name])]
-    if lost:
-        listed = "; ".join(f"{name} ({ours[name]!r}; it would be {theirs[name]!r})" for name in lost)
-        raise ValueError(f"diffusers' {model_class.__name__} cannot express {listed}")
+    if not isinstance(unet, UNet):
+        raise TypeError(f"to_diffusers takes a unetgn.UNet, got {type(unet).__name__}")
+    model_class, options = _expressed(unet.unet_config)
     with torch.device("meta"):
         model = model_class(**options)
     weights = {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     return model.train(unet.training)
+
+
+def _expressed(config: UNetConfig) -> tuple[type[ModelMixin], dict[str, Any]]:
+    """The class of diffusers that can say what `config` is, and its options."""
+    plan = plan_unet(config)
+    if config.transformer is not None:
+        peers = [CONDITIONAL]
+    elif any(level.attentions for level in (*plan.encoder, plan.mid, *plan.decoder)):
+        peers = [PLAIN]
+    else:
+        peers = [PLAIN, CONDITIONAL]
+    reasons = []
+    for peer in peers:
+        try:
+            return peer.model_class, peer.options(config)
+        except ValueError as error:
+            reasons.append(f"diffusers' {peer.model_class.__name__} cannot express {error}")
+    raise ValueError("; and ".join(reasons))
 
 
 def facts(config: UNetConfig) -> dict[str, Any]:
@@ -113,13 +124,6 @@ def _same(ours: Any, theirs: Any) -> bool:
     return ours == theirs
 
 
-def _read_back(family: Any, options_class: Any, options: dict[str, Any]) -> UNetConfig:
-    try:
-        return family.translate(options_class(**options))
-    except ValueError as error:
-        raise ValueError(f"diffusers cannot express this U-Net: {error}") from error
-
-
 def _shared_options(config: UNetConfig) -> dict[str, Any]:
     time, mid_scale = config.time, config.mid.residual_scale
     if mid_scale is None:
@@ -174,14 +178,15 @@ def _head_width(config: UNetConfig) -> int | None:
 
 
 def _condition_options(config: UNetConfig) -> dict[str, Any]:
-    transformer = config.transformer
-    assert transformer is not None
+    transformer = config.transformer or TransformerConfig(
+        context_dim=diffusers_condition.ConditionOptions.cross_attention_dim
+    )
     if transformer.context_dim is None:
-        raise ValueError("diffusers' UNet2DConditionModel cannot express transformer.context_dim=None")
+        raise ValueError("transformer.context_dim=None")
     plan = plan_unet(config)
     heads: Any = config.attention.num_heads
     if config.attention.head_dim is not None:
-        heads = tuple(width // config.attention.head_dim for width in config.channels)
+        heads = tuple(max(1, width // config.attention.head_dim) for width in config.channels)
     depths = config.decoder.transformer_depth
     return {
         **_shared_options(config),
@@ -219,3 +224,37 @@ def _attention_resampling(levels: tuple[LevelPlan, ...]) -> str:
     """How levels with attention are left: what the first of them does, which the comparison checks for the others."""
     kinds = [level.resample for level in levels if level.resample and any(block.attention for block in level.blocks)]
     return "resnet" if kinds and kinds[0] == "resblock" else "conv"
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A class of diffusers: how its options are written down from our configuration, and read back."""
+
+    model_class: type[ModelMixin]
+    write: Callable[[UNetConfig], dict[str, Any]]
+    read: Callable[[dict[str, Any]], UNetConfig]
+
+    def options(self, config: UNetConfig) -> dict[str, Any]:
+        """The options that make it `config`. Raises ValueError with the fields of which they make something else."""
+        options = self.write(config)
+        try:
+            back = self.read(options)
+        except ValueError as error:
+            raise ValueError(f"this U-Net: {error}") from error
+        ours, theirs = facts(config), facts(back)
+        lost = [name for name, value in ours.items() if not _same(value, theirs[name])]
+        if lost:
+            raise ValueError("; ".join(f"{name} ({ours[name]!r}; it would be {theirs[name]!r})" for name in lost))
+        return options
+
+
+PLAIN = _Peer(
+    UNet2DModel,
+    _unet2d_options,
+    lambda options: diffusers_unet2d.translate(diffusers_unet2d.UNet2DOptions(**options)),
+)
+CONDITIONAL = _Peer(
+    UNet2DConditionModel,
+    _condition_options,
+    lambda options: diffusers_condition.translate(diffusers_condition.ConditionOptions(**options)),
+)

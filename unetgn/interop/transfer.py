@@ -119,6 +119,18 @@ def check_heads(family: str, option: str, value: int, widths: Iterable[int]) -> 
             )
 
 
+def check_lengths(family: str, options: Any, names: Iterable[str], *, like: str) -> None:
+    """Raise ValueError where an option with an entry for each level has another number of entries than `like` has."""
+    levels = len(getattr(options, like))
+    for name in names:
+        given = getattr(options, name)
+        if isinstance(given, tuple) and len(given) != levels:
+            raise ValueError(
+                f"{family}: {name}={list(given)} has {len(given)} entries, but {like} names {levels} levels, which "
+                "need one each"
+            )
+
+
 def refuse(family: str, options: Any, reason: str, **supported: tuple[Any, ...]) -> None:
     """Raise ValueError where an option of the original constructor has a value that is not among the supported ones."""
     for name, values in supported.items():

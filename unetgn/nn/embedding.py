@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetgn.nn.fields import check_at_least, check_choice
+from unetgn.nn.fields import check_at_least, check_choice, check_positive
 
 MAX_PERIOD = 10_000
 
@@ -28,7 +28,7 @@ class TimeConfig:
     near t = 950.
     """
     fourier_scale: float = 16.0
-    """Standard deviation of the random frequencies of "fourier"."""
+    """Standard deviation of the random frequencies of "fourier"; above 0."""
     width: int | None = None
     """Width of the features; None is the first level's."""
     embedding_width: int | None = None
@@ -38,6 +38,9 @@ class TimeConfig:
         check_choice("time.features", self.features, ("sinusoidal", "fourier"))
         check_choice("time.order", self.order, ("cos_sin", "sin_cos"))
         check_choice("time.frequencies", self.frequencies, ("exp", "power"))
+        check_positive("time.fourier_scale", self.fourier_scale)
+        if not math.isfinite(self.frequency_shift):
+            raise ValueError(f"time.frequency_shift must be a finite number, got {self.frequency_shift}")
         check_at_least(1, {"time.width": self.width, "time.embedding_width": self.embedding_width})
         if self.features == "sinusoidal" and self.fourier_scale != type(self).fourier_scale:
             raise ValueError(f"time.fourier_scale={self.fourier_scale} needs time.features='fourier'")

@@ -1,6 +1,7 @@
 """What configuration dataclasses check about their fields: messages name the field and say what would be right."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,9 +26,9 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def check_at_least(least: float, numbers: Mapping[str, Any]) -> None:
-    """Raise ValueError where a number, or one of a tuple of numbers, is below `least`; None is not a number."""
+    """Raise ValueError where a number, or one of a tuple of numbers, is below `least` or not finite; None is none."""
     for name, value in numbers.items():
-        if any(number < least for number in _numbers(value)):
+        if not all(least <= number < math.inf for number in _numbers(value)):
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
@@ -35,6 +36,12 @@ def _numbers(value: Any) -> list[Any]:
     if isinstance(value, tuple):
         return [number for item in value for number in _numbers(item)]
     return [] if value is None else [value]
+
+
+def check_positive(name: str, factor: float) -> None:
+    """Raise ValueError where a factor would silence what it multiplies, turn its sign, or is not finite."""
+    if not 0 < factor < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {factor}")
 
 
 def check_kernel(name: str, size: int) -> None:

@@ -12,7 +12,9 @@ DEFAULT_GROUPS = 32
 class NormConfig:
     """Group normalization of a block or a network: the number of groups by one of three rules, and eps.
 
-    num_groups = 1 is layer normalization over (C, *spatial), group_size = 1 is instance normalization.
+    num_groups = 1 is layer normalization over (C, *spatial), group_size = 1 is instance normalization. A group of a
+    single value (group_size = 1 at 1x1 pixels) comes out as the bias, whatever it was: what is before it gets no
+    gradient.
     Raises ValueError where two rules contradict each other, or a number is below 1.
     """
 

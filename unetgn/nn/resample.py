@@ -1,5 +1,6 @@
 """Halving and doubling the resolution: convolution, average or nearest, filter taps; any size of input."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -47,7 +48,7 @@ class ResampleConfig:
 
 def check_taps(taps: Sequence[float], strides: Sequence[int] | None) -> None:
     """Raise ValueError where taps are not an even number of positive sum, or do not go with the strides."""
-    if len(taps) < 2 or len(taps) % 2 or sum(taps) <= 0:
+    if len(taps) < 2 or len(taps) % 2 or not 0 < sum(taps) < math.inf:
         raise ValueError(f"resample.taps must be an even number of taps with a positive sum, got {tuple(taps)}")
     if strides is not None and not set(strides) <= {1, 2}:
         raise ValueError(f"resample.strides must be 1 or 2 for each axis, got {tuple(strides)}")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import convolution, zero_parameters
-from unetgn.nn.fields import check_choice
+from unetgn.nn.fields import check_choice, check_positive
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import BOX, Resample
 
@@ -26,7 +26,7 @@ class ResBlockConfig:
     activate_embedding: bool = True
     """SiLU on the embedding inside each block; False where the caller has applied it once."""
     residual_scale: float = 1.0
-    """Multiplies the sum of branch and shortcut; sqrt(1/2) in NCSN++ and EDM's DDPM++."""
+    """Multiplies the sum of branch and shortcut, above 0; sqrt(1/2) in NCSN++ and EDM's DDPM++."""
     project_resampled: bool = False
     """A 1x1 convolution on the shortcut of every block that resamples (EDM's SongUNet), not only where the width
     changes.
@@ -36,6 +36,7 @@ class ResBlockConfig:
 
     def __post_init__(self) -> None:
         check_choice("resblock.embedding", self.embedding, ("add", "scale_shift"))
+        check_positive("resblock.residual_scale", self.residual_scale)
 
 
 class ResBlock(nn.Module):

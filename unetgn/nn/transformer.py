@@ -21,7 +21,8 @@ class TransformerConfig:
     """
     depth: int | tuple[int | tuple[int, ...], ...] = 1
     """Transformer blocks in one spatial transformer; one number, or one for each level, each of which may be one number
-    for each block of the level. Levels without attention have an entry that is not read.
+    for each block of the level. Levels without attention have an entry that is not read. At least one transformer of a
+    network has a block: without any, the context would never be read.
     """
     linear_projection: bool = False
     """Linear layers around the blocks (Stable Diffusion 2, XL) where others have 1x1 convolutions."""
