@@ -13,6 +13,12 @@ def silu(x: Tensor) -> Tensor:
     return 2 * F.silu(x)  # of that name, but not that function
 
 
+class switched:
+    @staticmethod
+    def silu(x: Tensor, inplace: bool = False) -> Tensor:
+        return x if inplace else x * torch.sigmoid(x)
+
+
 class Base(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -135,6 +141,20 @@ class DefaultOfTheClassBody(Base):
         return F.silu(self.norm1(x)) * factor + offset
 
 
+class InputByName(Base):
+    def forward(self, x, emb):
+        y = self.norm2(input=x)
+        y = self.act(input=y)
+        return F.silu(input=self.norm1(input=x), inplace=False) + y
+
+
+class ActivationInPlace(Base):
+    def forward(self, x, emb):
+        y = self.norm2(x)
+        y = F.silu(y, inplace=self.training)
+        return F.silu(self.norm1(x), inplace=True) + x + y
+
+
 FOUND = {
     TwoSteps: ("norm1",),
     OneExpression: ("norm1", "norm2"),
@@ -148,6 +168,8 @@ FOUND = {
     ScaleShiftOverSpace: ("norm2",),
     LayoutBetween: ("norm1",),
     DefaultOfTheClassBody: ("norm1",),
+    InputByName: ("norm2", "norm1"),
+    ActivationInPlace: ("norm2", "norm1"),
 }
 
 
@@ -223,6 +245,23 @@ class LayoutOfItsOwnValues(Base):
         return x
 
 
+class InPlaceOfWhatIsKept(Base):
+    def forward(self, x, emb):
+        normed = self.norm1(x)
+        h = F.silu(normed, inplace=True)
+        return h + normed
+
+
+class InPlaceByACall(Base):
+    def forward(self, x, emb):
+        return F.silu(self.norm1(x), inplace=bool(self.act))
+
+
+class SwishWithASwitch(Base):
+    def forward(self, x, emb):
+        return switched.silu(self.norm1(x), inplace=True)
+
+
 class ParameterOfAFunctionsName(Base):
     def forward(self, x, emb, swish=F.relu):
         return swish(self.norm1(x))
@@ -231,5 +270,5 @@ class ParameterOfAFunctionsName(Base):
 NOTHING = (
     *(ResidualBetween, NormKept, AnotherActivation, AnotherFunctionOfThatName, AnotherTensor),
     *(ScaleOfTheNormedTensor, ShiftOfTheNormedTensor, ScaleSeenByAnInnerFunction, LayoutOfItsOwnValues),
-    ParameterOfAFunctionsName,
+    *(InPlaceOfWhatIsKept, InPlaceByACall, SwishWithASwitch, ParameterOfAFunctionsName),
 )

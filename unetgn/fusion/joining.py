@@ -19,9 +19,11 @@ from __future__ import annotations
 import ast
 import copy
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
+
+import torch.nn.functional as F
 
 from unetgn.fusion.recognition import computes_silu
 
@@ -49,6 +51,10 @@ class Joiner(ast.NodeTransformer):
 
     def rewrite(self, definition: ast.FunctionDef) -> None:
         """Join every pair in a function's body, in place."""
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Call) and self._is_of_input_by_name(node):
+                node.args = [keyword.value for keyword in node.keywords if keyword.arg == "input"]
+                node.keywords = [keyword for keyword in node.keywords if keyword.arg != "input"]
         definition.body = self._block(definition.body)
 
     def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
@@ -139,12 +145,23 @@ class Joiner(ast.NodeTransformer):
         return attribute if attribute in self.norms else None
 
     def _activation(self, node: Any) -> ast.expr | None:
-        """The activation where the node is `act(x)`: an attribute of self, or a function that computes SiLU."""
-        if not isinstance(node, ast.Call) or len(node.args) != 1 or node.keywords:
+        """The activation where the node is `act(x)`: an attribute of self, or a function that computes SiLU.
+
+        `F.silu(x, inplace=…)` is one, too: x is the norm's result and nobody else's.
+        """
+        if not isinstance(node, ast.Call) or len(node.args) != 1:
             return None
         if self_attribute(node.func) in self.activations:
-            return node.func
-        return ast.Name(SILU, ast.Load()) if _is_silu_function(node.func, self.scope) else None
+            return None if node.keywords else node.func
+        function = _silu_function(node.func, self.scope)
+        is_plain = not node.keywords or (function is F.silu and _is_only_inplace(node.keywords))
+        return ast.Name(SILU, ast.Load()) if function is not None and is_plain else None
+
+    def _is_of_input_by_name(self, call: ast.Call) -> bool:
+        """Whether the call is `norm(input=x)`, `act(input=x)` or `F.silu(input=x, inplace=…)`."""
+        is_known = self_attribute(call.func) in self.norms | self.activations or _silu_function(call.func, self.scope)
+        names = {keyword.arg for keyword in call.keywords}
+        return bool(is_known) and not call.args and {"input"} <= names <= {"input", "inplace"}
 
     def _join(self, normed: Any, activation: ast.expr, **extras: ast.expr) -> ast.Call:
         self.joined.append(normed.func.attr)
@@ -220,13 +237,19 @@ def _is_layout(statement: ast.stmt, target: str | None) -> bool:
     return _name(made) == target
 
 
-def _is_silu_function(node: ast.expr, scope: Mapping[str, Any]) -> bool:
-    """Whether a name such as `F.silu` or `nonlinearity` stands for a function with SiLU's values."""
+def _silu_function(node: ast.expr, scope: Mapping[str, Any]) -> Callable[..., Any] | None:
+    """The function with SiLU's values that a name such as `F.silu` or `nonlinearity` stands for, if it does."""
     path = ast.unparse(node).split(".") if isinstance(node, (ast.Name, ast.Attribute)) else [""]
     if path[-1] not in SILU_NAMES or path[0] not in scope:
-        return False
+        return None
     function = functools.reduce(lambda owner, name: getattr(owner, name, None), path[1:], scope[path[0]])
-    return isinstance(function, FunctionType) and computes_silu(function)
+    return function if isinstance(function, FunctionType) and computes_silu(function) else None
+
+
+def _is_only_inplace(keywords: list[ast.keyword]) -> bool:
+    """Whether there is only `inplace=True` or `inplace=self.inplace`, which nothing is lost with."""
+    is_value = all(isinstance(keyword.value, (ast.Constant, ast.Name, ast.Attribute)) for keyword in keywords)
+    return is_value and [keyword.arg for keyword in keywords] == ["inplace"]
 
 
 def _mentions(node: ast.AST, name: str | None) -> bool:
