@@ -1,5 +1,6 @@
 """What the tests of the operator share: random inputs, the definition in float64, and the places where it runs."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")]
+INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="see tests/ops/interpreted")
 
 
 @dataclass
@@ -128,6 +130,7 @@ def in_double() -> Callable[..., tuple[Tensor, list[Tensor]]]:
     params=[
         pytest.param(("aten", "cpu"), id="aten"),
         pytest.param(("reference", "cpu"), id="reference"),
+        pytest.param(("triton", "cpu"), id="triton-interpreted", marks=INTERPRETED),
         pytest.param(("aten", "cuda"), id="aten-cuda", marks=GPU),
         pytest.param(("triton", "cuda"), id="triton-cuda", marks=GPU),
     ]

@@ -8,6 +8,7 @@ import unetgn
 from unetgn.ops import implementation
 
 LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+CONSTANTS = [0.0, 5.0, 1000.0, 0.1, 1000 / 3, 1e6 / 3]  # sums of the last three are not exact
 PARAMETERS = pytest.mark.parametrize("parameters", ["weight bias", "weight bias scale shift"])
 
 
@@ -68,19 +69,45 @@ def test_one_group_far_from_zero_beside_ordinary_ones_is_noticed(draw, in_double
 
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("constant", [0.0, 5.0, 1000.0])
+@pytest.mark.parametrize("constant", CONSTANTS)
 def test_a_constant_group_gives_the_bias(place, constant, dtype, channels_last):
     name, device = place
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.full((2, 6, 4, 4), constant, dtype=dtype, device=device).contiguous(memory_format=layout)
-    weight, bias = torch.linspace(-2, 2, 6, dtype=dtype, device=device), torch.linspace(-1, 3, 6, device=device)
+    constant = min(constant, torch.finfo(dtype).max)
+    x = torch.full((2, 3, 7, 11), constant, dtype=dtype, device=device).contiguous(memory_format=layout)
+    weight, bias = torch.linspace(-2, 2, 3, dtype=dtype, device=device), torch.linspace(-1, 3, 3, device=device)
     with implementation(name):
-        y = unetgn.group_norm_silu(x, 3, weight, bias, activation=None)
-    expected = bias.to(dtype).reshape(1, 6, 1, 1).expand_as(y).contiguous(memory_format=layout)
+        y = unetgn.group_norm_silu(x, 1, weight, bias, activation=None)
+    expected = bias.to(dtype).reshape(1, 3, 1, 1).expand_as(y).contiguous(memory_format=layout)
     if place == ("aten", "cuda") and dtype == torch.float32:  # PyTorch's kernel evaluates x * a + b there
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-5 + 2e-7 * constant * 1e-5**-0.5 * 2)
     else:
         torch.testing.assert_close(y, expected)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("constant", CONSTANTS)
+def test_a_constant_group_gives_the_bias_where_the_definition_is_transformed(place, constant, channels_last):
+    """And its derivative along t is rstd * (t - mean of t), since xhat is zero; gradients likewise."""
+    name, device = place
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.full((2, 3, 7, 11), constant, device=device).contiguous(memory_format=layout)
+    tangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(12), dtype=torch.float64).to(device)
+    slope = 1e-5**-0.5 * (tangent - tangent.mean((1, 2, 3), keepdim=True))
+    bias = torch.linspace(-1, 3, 3, device=device)
+
+    def operator(x):
+        return unetgn.group_norm_silu(x, 1, None, bias, activation=None)
+
+    with implementation(name):
+        mapped = torch.func.vmap(operator)(torch.stack([x, x / 2]))
+        y, along = torch.func.jvp(operator, (x,), (tangent.float(),))
+        leaf = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(operator(leaf), leaf, tangent.float(), create_graph=True)
+    for values in (y, *mapped):
+        torch.testing.assert_close(values, bias.reshape(1, 3, 1, 1).expand_as(values))
+    for derivative in (along, dx.detach()):
+        torch.testing.assert_close(derivative.double(), slope, rtol=1e-5, atol=1e-3)
 
 
 @LAYOUTS
@@ -193,7 +220,8 @@ def test_one_spatial_element_and_one_channel_a_group_gives_the_bias(draw, place,
     with implementation(name):
         y, gradients = inputs.call(unetgn.group_norm_silu, 6)
     torch.testing.assert_close(y, F.silu(inputs.bias).reshape(1, 6, 1, 1).expand(3, 6, 1, 1))
-    torch.testing.assert_close(gradients[0], torch.zeros_like(y), rtol=0, atol=0)
+    # rstd times the difference of two equal numbers, which a kernel may round apart
+    torch.testing.assert_close(gradients[0], torch.zeros_like(y), rtol=0, atol=1e-5**-0.5 * 1e-6)
 
 
 @pytest.mark.gpu

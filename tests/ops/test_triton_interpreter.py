@@ -1,4 +1,5 @@
-"""Runs `tests/ops/interpreted`, the proof of the Triton kernels on CPU tensors, in processes that interpret."""
+"""Runs the proof of the Triton kernels on CPU tensors in processes that interpret: `tests/ops/interpreted`, and
+`tests/ops/test_sizes_of_one.py`, which all implementations share."""
 
 import os
 import subprocess
@@ -9,13 +10,13 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "interpreted"
-FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+FILES = sorted(FOLDER.glob("test_*.py"))
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
-def run_interpreted(name: str, marker: str) -> None:
-    command = [sys.executable, "-m", "pytest", str(FOLDER / name), "-m", marker, "-p", "no:cacheprovider"]
+def run_interpreted(path: Path, *options: str) -> None:
+    command = [sys.executable, "-m", "pytest", str(path), *options, "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     done = subprocess.run(command, cwd=FOLDER.parents[2], env=environment, capture_output=True, text=True, check=False)
@@ -23,11 +24,15 @@ def run_interpreted(name: str, marker: str) -> None:
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_kernels_are_right_under_the_interpreter(name: str) -> None:
-    run_interpreted(name, "not slow")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_kernels_are_right_under_the_interpreter(path: Path) -> None:
+    run_interpreted(path, "-m", "not slow")
+
+
+def test_kernels_are_right_at_sizes_of_one_under_the_interpreter() -> None:
+    run_interpreted(FOLDER.parent / "test_sizes_of_one.py", "-k", "triton-interpreted and float32")
 
 
 @pytest.mark.slow
 def test_kernels_are_right_under_the_interpreter_over_the_whole_cross_product() -> None:
-    run_interpreted("test_kernels_against_the_definition.py", "slow")
+    run_interpreted(FOLDER / "test_kernels_against_the_definition.py", "-m", "slow")

@@ -118,6 +118,7 @@ def _contiguous(
     else:
         z, mean, rstd = torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
     if h.device.type == "cpu" and is_off_centre(mean, rstd, _LIMIT_OF_SUMS):
+        mean = _refined(mean, h)
         z = _apply(h, mean, rstd, a, b)
     return z, mean, rstd
 
@@ -125,21 +126,27 @@ def _contiguous(
 def _channels_last_cpu(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if 1 in h.shape and h.stride() != channels_last_strides(h.shape):
-        h = h.as_strided(h.shape, channels_last_strides(h.shape))
-    n, channels = h.shape[0], h.shape[1]
-    elements = h.numel() // (n * channels)
     per_sample = a is not None and a.dim() == 2
     affine = (None, None) if per_sample else (a, b)
-    z, mean, rstd = torch.native_group_norm(h, *affine, n, channels, elements, num_groups, eps)
+    z, mean, rstd = _native_channels_last(h, num_groups, *affine, eps)
     if is_off_centre(mean, rstd, _LIMIT_OF_SQUARES):
-        centre = h.flatten(2).mean(2).view(n, num_groups, -1).mean(2)
-        h = (_flat(h) - _of_channel(centre, h)).view(h.shape)
-        z, mean, rstd = torch.native_group_norm(h, *affine, n, channels, elements, num_groups, eps)
+        centre = _refined(mean, h)
+        centred = (_flat(h) - _of_channel(centre, h)).view(h.shape)
+        z, mean, rstd = _native_channels_last(centred, num_groups, *affine, eps)
         mean = mean + centre
     if per_sample:
         _affine_(_flat(z), a, b)
     return z, mean, rstd
+
+
+def _native_channels_last(
+    h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's kernel reads the layout from all strides, and those of an axis of one element may be any."""
+    if 1 in h.shape and h.stride() != channels_last_strides(h.shape):
+        h = h.as_strided(h.shape, channels_last_strides(h.shape))
+    n, channels = h.shape[0], h.shape[1]
+    return torch.native_group_norm(h, a, b, n, channels, h.numel() // (n * channels), num_groups, eps)
 
 
 def _channels_last(
@@ -149,6 +156,12 @@ def _channels_last(
     var, mean = torch.var_mean(h.view(h.shape[0], num_groups, h.shape[1] // num_groups, -1), (2, 3), correction=0)
     rstd = torch.rsqrt(var + eps)
     return _apply(h, mean, rstd, a, b), mean, rstd
+
+
+def _refined(mean: Tensor, h: Tensor) -> Tensor:
+    """A mean that was off by a few roundings is off by one after the mean of what it leaves has been added."""
+    rest = _flat(h) - _of_channel(mean, h)
+    return mean + rest.mean(2).view(*mean.shape, -1).mean(2)
 
 
 def _apply(h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:

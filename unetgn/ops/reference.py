@@ -152,9 +152,13 @@ def parameter_gradients(
 
 
 def statistics(h: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and 1/sqrt(var + eps) of each sample and group of h (N, C, ...), both (N, G); var from centred values."""
+    """Mean and 1/sqrt(var + eps) of each sample and group of h (N, C, ...), both (N, G); var from centred values.
+
+    A sum of many values rounds, so the mean is taken of what a first mean leaves: that of equal values is their value.
+    """
     grouped = h.reshape(h.shape[0], num_groups, math.prod(h.shape[1:]) // num_groups)
-    mean = grouped.mean(2)
+    centre = grouped.detach().mean(2)
+    mean = centre + (grouped - centre.unsqueeze(2)).mean(2)
     return mean, torch.rsqrt((grouped - mean.unsqueeze(2)).square().mean(2) + eps)
 
 
