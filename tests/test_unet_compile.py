@@ -65,3 +65,13 @@ def test_it_exports_for_any_batch_size_and_the_program_gives_the_same_numbers(un
     with torch.no_grad():
         expected = unet(x, t, class_labels=labels).sample
         torch.testing.assert_close(program.module()(x, t, class_labels=labels).sample, expected)
+
+
+@pytest.mark.parametrize("timesteps", [(7, 8, 9), (0.25, 0.5, 0.75)])
+def test_it_compiles_with_numbers_for_the_timestep(unet, timesteps):
+    x = noise(2, 3, 8, 8)
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for timestep in timesteps:
+            expected = unet(x, timestep, class_labels=LABELS).sample
+            torch.testing.assert_close(compiled(x, timestep, class_labels=LABELS).sample, expected)

@@ -1,5 +1,6 @@
 """What the U-Net takes beside the image, and what it says of inputs that do not fit."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,7 +45,24 @@ def test_labels_that_are_no_classes_or_not_one_a_sample_are_an_error(unet, label
         unet(noise(2, 3, 8, 8), 5, class_labels=labels)
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(2, 3), torch.tensor([1.0, 2.0]), torch.zeros(2, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_labels_may_be_integers_of_any_width(unet, dtype):
+    x, labels = noise(2, 3, 8, 8), torch.tensor([3, 10])
+    with torch.no_grad():
+        expected = unet(x, 5, class_labels=labels).sample
+        assert torch.equal(unet(x, 5, class_labels=labels.to(dtype)).sample, expected)
+
+
+@pytest.mark.parametrize("timestep", [np.int64(7), np.float32(7)])
+def test_a_timestep_may_be_a_number_of_numpy(unet, timestep):
+    x = noise(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(unet(x, timestep).sample, unet(x, 7).sample)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(2, 3), torch.tensor([1.0, 2.0]), torch.zeros(2, 2, 2), torch.tensor([True, False])]
+)
 def test_labels_of_another_shape_are_an_error(unet, labels):
     with pytest.raises(ValueError, match=r"class_labels must be \(N,\) integers or \(N, 10\) rows"):
         unet(noise(2, 3, 8, 8), 5, class_labels=labels)
@@ -83,14 +101,14 @@ def test_a_timestep_may_be_a_number_or_a_tensor(unet, timestep):
         ({"timestep_cond": torch.zeros(2, 9)}, r"timestep_cond was given, but time_cond_proj_dim is None"),
         ({"encoder_hidden_states": torch.zeros(2, 4, 9)}, r"encoder_hidden_states were given, but .* no transformer"),
         ({"cross_attention_kwargs": {"scale": 1.0}}, r"cross_attention_kwargs are not supported, got \['scale'\]"),
-        ({"down_block_additional_residuals": [torch.zeros(1)]}, r"4 skip connections need as many .*, got 1"),
+        ({"down_block_additional_residuals": [torch.zeros(1)]}, r"down_block_additional_residuals .* 4 .*, got 1"),
         (
             {"down_block_additional_residuals": [torch.zeros(2, 32, 1, 1)] * 4},
-            r"residual 0 of the encoder must be \(2, 32, 8, 8\), got \(2, 32, 1, 1\)",
+            r"down_block_additional_residuals\[0\] must be \(2, 32, 8, 8\), got \(2, 32, 1, 1\)",
         ),
         (
             {"mid_block_additional_residual": torch.zeros(2, 64, 1, 1)},
-            r"residual 0 of the middle must be \(2, 64, 4, 4\), got \(2, 64, 1, 1\)",
+            r"mid_block_additional_residual must be \(2, 64, 4, 4\), got \(2, 64, 1, 1\)",
         ),
         ({"sample": noise(2, 3, 0, 8)}, r"at least one pixel along each axis, got \(2, 3, 0, 8\)"),
         ({"sample": noise(2, 3, 8, 8).double()}, r"sample is torch\.float64, but the network is torch\.float32"),
@@ -100,6 +118,29 @@ def test_a_timestep_may_be_a_number_or_a_tensor(unet, timestep):
 def test_an_input_that_does_not_fit_is_an_error(given, message):
     unet = UNet(**SMALL)
     with pytest.raises(ValueError, match=message):
+        unet(**{"sample": noise(2, 3, 8, 8), "timestep": 5, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sample": [[0.0]]}, "sample must be a tensor, got list"),
+        ({"timestep": "3"}, "timestep must be a number or a tensor, got '3'"),
+        ({"timestep": None}, "timestep must be a number or a tensor, got None"),
+        ({"class_labels": [0, 1]}, "class_labels must be a tensor, got list"),
+        ({"augment_labels": [0, 1]}, "augment_labels must be a tensor, got list"),
+        ({"timestep_cond": 3.0}, "timestep_cond must be a tensor, got float"),
+        ({"encoder_hidden_states": "a cat"}, "encoder_hidden_states must be a tensor, got str"),
+        ({"added_cond_kwargs": {"vector": [0.0]}}, "vector must be a tensor, got list"),
+        (
+            {"down_block_additional_residuals": [0.0] * 4},
+            r"residuals\[0\] must be a tensor, got float",
+        ),
+        ({"mid_block_additional_residual": 0.0}, "mid_block_additional_residual must be a tensor, got float"),
+    ],
+)
+def test_an_input_that_is_no_tensor_is_named_with_its_type(unet, given, message):
+    with pytest.raises(TypeError, match=message):
         unet(**{"sample": noise(2, 3, 8, 8), "timestep": 5, **given})
 
 

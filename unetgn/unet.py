@@ -29,7 +29,15 @@ from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
-from unetgn.unet_inputs import add_residuals, check_rows, check_sample, is_other_dtype
+from unetgn.unet_inputs import (
+    add_residual,
+    add_residuals,
+    as_timesteps,
+    check_rows,
+    check_sample,
+    check_tensors,
+    is_other_dtype,
+)
 from unetgn.unet_levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet_plan import plan_unet
 
@@ -153,7 +161,8 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         added_cond_kwargs {"text_embeds": (N, D), "time_ids": (N, K)} or {"vector": (N, vector_dim)}; timestep_cond
         (N, time_cond_proj_dim); ControlNet's residuals, one for each skip connection and one for the middle.
         Returns an object with `.sample` (N, out_channels, *spatial), or a tuple of it where return_dict is False.
-        Raises ValueError where an input is missing, misshapen, or not one of this network's.
+        Raises ValueError where an input is missing, misshapen, or not one of this network's; TypeError where it is
+        no tensor.
         """
         self._check_inputs(sample, encoder_hidden_states, cross_attention_kwargs)
 
@@ -167,12 +176,12 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x, image, results = level(x, image, emb, encoder_hidden_states)
             skips += results
         if down_block_additional_residuals is not None:
-            skips = add_residuals(skips, down_block_additional_residuals, "encoder")
+            skips = add_residuals(skips, down_block_additional_residuals)
 
         # Middle.
         x = self.mid_block(x, emb, encoder_hidden_states)
         if mid_block_additional_residual is not None:
-            (x,) = add_residuals([x], [mid_block_additional_residual], "middle")
+            x = add_residual(x, mid_block_additional_residual, "mid_block_additional_residual")
 
         # Decoder.
         for level in self.up_blocks:
@@ -192,7 +201,9 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     ) -> Tensor:
         """The embedding (N, embedding_width) that the blocks receive; arguments as in `forward`."""
         config, batch, dtype = self.unet_config, sample.shape[0], sample.dtype
-        timesteps = _as_timesteps(timestep, batch, sample)
+        check_tensors(class_labels=class_labels, augment_labels=augment_labels, timestep_cond=timestep_cond)
+        check_tensors(**(added_cond_kwargs or {}))
+        timesteps = as_timesteps(timestep, batch, sample)
         labelled = None
         if self.class_embedding is not None:
             labelled = self.class_embedding(class_labels, batch)
@@ -238,6 +249,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return check_rows("the conditioning vector", vector, batch, width, "condition.vector_dim").to(dtype)
 
     def _check_inputs(self, sample: Tensor, context: Tensor | None, attention_kwargs: Mapping[str, Any] | None) -> None:
+        check_tensors(sample=sample, encoder_hidden_states=context)
         check_sample(sample, self.unet_config)
         # `dtype` walks over all modules, to see what layerwise casting computes in: asked where it may be an error only
         if is_other_dtype(sample, cast(Tensor, self.conv_in.weight).dtype) and sample.dtype != self.dtype:
@@ -298,13 +310,3 @@ def _sinusoid(width: int, time: TimeConfig) -> SinusoidalFeatures:
     return SinusoidalFeatures(
         width, order=time.order, frequency_shift=time.frequency_shift, frequencies=time.frequencies
     )
-
-
-def _as_timesteps(timestep: Tensor | float | int, batch: int, sample: Tensor) -> Tensor:
-    """(N,) timesteps on the sample's device, from a number, one element or N."""
-    if not isinstance(timestep, Tensor):
-        timestep = torch.tensor(timestep, dtype=feature_dtype(sample.dtype), device=sample.device)
-    timesteps = timestep.to(sample.device).reshape(-1)
-    if timesteps.shape[0] not in (1, batch):
-        raise ValueError(f"timestep must be a number or one for each of {batch} samples, got {timesteps.shape[0]}")
-    return timesteps.expand(batch)

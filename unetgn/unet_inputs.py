@@ -4,11 +4,33 @@ All checks look at shapes and dtypes alone, which costs nothing on a GPU and lea
 """
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from unetgn.nn.embedding import feature_dtype
 from unetgn.unet_config import UNetConfig
+
+
+def check_tensors(**given: Any) -> None:
+    """Raise TypeError, naming the argument, where one is neither a tensor nor None."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def as_timesteps(timestep: Tensor | float | int, batch: int, sample: Tensor) -> Tensor:
+    """(N,) timesteps on the sample's device, from a number, one element or N. Raises TypeError for anything else."""
+    if not isinstance(timestep, Tensor):
+        if not isinstance(timestep, Real):
+            raise TypeError(f"timestep must be a number or a tensor, got {timestep!r}")
+        timestep = torch.tensor(timestep, dtype=feature_dtype(sample.dtype), device=sample.device)
+    timesteps = timestep.to(sample.device).reshape(-1)
+    if timesteps.shape[0] not in (1, batch):
+        raise ValueError(f"timestep must be a number or one for each of {batch} samples, got {timesteps.shape[0]}")
+    return timesteps.expand(batch)
 
 
 def check_sample(sample: Tensor, config: UNetConfig) -> None:
@@ -32,14 +54,18 @@ def check_rows(name: str, rows: Tensor, batch: int, width: int | None, field: st
     return rows
 
 
-def add_residuals(hidden: Sequence[Tensor], residuals: Sequence[Tensor], place: str) -> list[Tensor]:
-    """hidden + residuals, one by one. Raises ValueError where their number or a shape differs."""
-    if len(residuals) != len(hidden):
-        raise ValueError(f"{len(hidden)} skip connections need as many additional residuals, got {len(residuals)}")
-    for index, (tensor, residual) in enumerate(zip(hidden, residuals, strict=True)):
-        if residual.shape != tensor.shape:
-            raise ValueError(
-                f"the additional residual {index} of the {place} must be {tuple(tensor.shape)}, "
-                f"got {tuple(residual.shape)}"
-            )
-    return [tensor + residual for tensor, residual in zip(hidden, residuals, strict=True)]
+def add_residuals(skips: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
+    """The skip connections with ControlNet's residuals. Raises ValueError where their number or a shape differs."""
+    name = "down_block_additional_residuals"
+    if len(residuals) != len(skips):
+        raise ValueError(f"{name} must be one for each of {len(skips)} skip connections, got {len(residuals)}")
+    pairs = zip(skips, residuals, strict=True)
+    return [add_residual(skip, residual, f"{name}[{index}]") for index, (skip, residual) in enumerate(pairs)]
+
+
+def add_residual(hidden: Tensor, residual: Tensor, name: str) -> Tensor:
+    """hidden + residual, which is the argument `name`. Raises ValueError where its shape is another."""
+    check_tensors(**{name: residual})
+    if residual.shape != hidden.shape:
+        raise ValueError(f"{name} must be {tuple(hidden.shape)}, got {tuple(residual.shape)}")
+    return hidden + residual

@@ -50,7 +50,8 @@ def load(family: str, path: str | Path, *, class_name: str | None = None, ema: b
 
     class_name: the original class, which may be left out where the family has one only. ema: the averaged copies of a
     CompVis file. Prefixes are stripped and other networks in the file left out, as `read_checkpoint` says.
-    Raises what `convert` raises, and ValueError for a pickle, with a safe way to convert it.
+    Raises what `convert` raises, ValueError for a pickle, with a safe way to convert it, and for a file that is no
+    safetensors file; FileNotFoundError where there is none.
     """
     if class_name is not None:
         config["class"] = class_name

@@ -20,7 +20,8 @@ def read_checkpoint(path: str | Path, *, ema: bool = False) -> dict[str, Tensor]
 
     Where keys have such a prefix, those without it (text encoder, autoencoder) are left out. `ema` reads the averaged
     copies that CompVis keeps under `model_ema.`, in names without dots.
-    Raises ValueError for a pickle, a file that is no safetensors, or `ema` where there are no such copies.
+    Raises ValueError for a pickle, a file that is no safetensors, or `ema` where there are no such copies;
+    FileNotFoundError where there is no file.
     """
     path = Path(path)
     if path.suffix in PICKLES:

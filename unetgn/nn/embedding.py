@@ -172,9 +172,10 @@ class ClassEmbedding(nn.Module):
             raise ValueError(f"class_labels must have one entry for each of {batch} samples, got {labels.shape[0]}")
         elif labels.ndim == 2 and labels.shape[1] in {self.num_classes, len(self.weight)}:
             embedded = (labels.to(self.weight.dtype) * self.scale) @ self.weight[: labels.shape[1]]
-        elif labels.ndim == 1 and not labels.is_floating_point():
-            self._check_range(labels)
-            embedded = F.embedding(labels, self.weight)
+        elif labels.ndim == 1 and _is_integral(labels.dtype):
+            indices = labels.long()  # an embedding takes no shorter ones
+            self._check_range(indices)
+            embedded = F.embedding(indices, self.weight)
             embedded = embedded if self.scale == 1.0 else embedded * self.scale
         else:
             raise ValueError(
@@ -201,6 +202,10 @@ class ClassEmbedding(nn.Module):
             f"class_labels are missing: this network has {self.num_classes} classes and no null class "
             "(condition.null_class)"
         )
+
+
+def _is_integral(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 class AugmentEmbedding(nn.Linear):
