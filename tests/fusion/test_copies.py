@@ -96,3 +96,14 @@ def test_a_trace_of_a_fused_module_holds_for_other_shapes_too():
     traced = torch.jit.trace(model, torch.randn(2, 4, 3, 3))
     x = torch.randn(3, 4, 6, 6)
     torch.testing.assert_close(traced(x), model(x))
+
+
+def test_a_model_is_unfused_before_it_is_scripted():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.SiLU())
+    x = torch.randn(2, 4, 3, 3)
+    expected = model(x)
+    unetgn.fuse(model)
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match="variable number of arguments"):
+        torch.jit.script(model)
+    unetgn.unfuse(model)
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)

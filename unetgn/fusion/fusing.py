@@ -32,6 +32,10 @@ class Fuse:
     CompVis's do; `fuse.rule` teaches a block whose forward has to be rewritten, `fuse.read` one in which SiLU directly
     follows the norm. Call it before anything wraps a forward in a way that hides it (`accelerator.prepare` in mixed
     precision does); hooks of accelerate and diffusers are no hindrance. Fusing a fused model changes nothing.
+    `torch.compile`, `torch.export` and `torch.jit.trace` take a fused model; unfuse it before `torch.jit.script`.
+
+    Results lie in memory as the original's do, so that seeded noise that is drawn like them is the same. Not on a GPU in
+    channels_last: that stays channels_last, while PyTorch's own group norm turns it into contiguous there.
 
     Returns a Report: what is fused, and which group norms are left and why. Raises TypeError for what is no module.
     """
