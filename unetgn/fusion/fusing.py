@@ -34,8 +34,8 @@ class Fuse:
     precision does); hooks of accelerate and diffusers are no hindrance. Fusing a fused model changes nothing.
     `torch.compile`, `torch.export` and `torch.jit.trace` take a fused model; unfuse it before `torch.jit.script`.
 
-    Results lie in memory as the original's do, so that seeded noise that is drawn like them is the same. Not on a GPU in
-    channels_last: that stays channels_last, while PyTorch's own group norm turns it into contiguous there.
+    Results lie in memory as the original's do, so that seeded noise that is drawn like them is the same. On a GPU that
+    does not hold of channels_last, which PyTorch's own group norm turns into contiguous there, and the operator keeps.
 
     Returns a Report: what is fused, and which group norms are left and why. Raises TypeError for what is no module.
     """
