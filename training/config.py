@@ -50,6 +50,19 @@ class RunConfig:
         check_config(self)
 
 
+class OnceLoader(yaml.SafeLoader):
+    """Plain YAML in which a key stands once; of two values YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping. Raises ConstructorError for a repeated key, with its line."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 GROUPS = tuple(item.name for item in fields(RunConfig) if item.name != "seed")
 
 
@@ -66,7 +79,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """The configuration in the file, changed by `key=value` arguments. Raises ConfigError."""
     try:
         text = path.read_text()
-        keys = yaml.safe_load(text)
+        keys = yaml.load(text, OnceLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(keys, dict):
@@ -135,13 +148,23 @@ def explain(error: Exception) -> str:
     return " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
 
 
-def known_keys(config: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Every key with its groups, as (dotted name, whether it is a group)."""
+@dataclass(frozen=True)
+class Key:
+    """What a key may hold."""
+
+    group: bool
+    """Keys of its own."""
+    optional: bool
+    """null."""
+
+
+def known_keys(config: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """Every key with its groups, by dotted name."""
     types = typing.get_type_hints(config)
     for item in fields(config):
         name, kind = prefix + item.name, types[item.name]
         inner = [part for part in (kind, *typing.get_args(kind)) if is_dataclass(part)]
-        yield name, bool(inner)
+        yield name, Key(bool(inner), type(None) in typing.get_args(kind))
         for part in inner:
             yield from known_keys(typing.cast(type, part), f"{name}.")
 
@@ -155,14 +178,18 @@ def walk(keys: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_key(source: str, key: str, value: object) -> None:
-    """Raise ConfigError where there is no such key, or where a group got a plain value."""
+    """Raise ConfigError where there is no such key, where a group got a plain value, or where null may not be."""
     known = dict(known_keys())
     if key not in known:
         raise ConfigError(f"{source}: unknown key {key!r}.{nearest(key, list(known))}")
-    optional = value is None or (source == "command line" and value == "null")  # a group that may be left out
-    if known[key] and not isinstance(value, dict) and not (optional and key not in GROUPS):
+    null = value is None or (source == "command line" and value == "null")
+    if null and known[key].optional:
+        return
+    if known[key].group and not isinstance(value, dict):
         inside = [name for name in known if name.startswith(f"{key}.")]
         raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {value!r}")
+    if null:
+        raise ConfigError(f"{source}: {key} has no value, and cannot be null: give one, or leave the key out")
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -6,8 +6,10 @@ Accelerate's launcher has ways to run something else than its command line says,
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from accelerate import (
@@ -17,14 +19,15 @@ from accelerate import (
     InitProcessGroupKwargs,
 )
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 from training.config import ConfigError, RunConfig
 from training.data.samples import Samples
 
 LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
-SEVERAL = "accelerate launch --multi_gpu --num_processes {} training/train.py … (so on CPUs, too)"
+
+T = TypeVar("T")
 
 
 def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
@@ -53,6 +56,21 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
         raise ConfigError(f"train.mixed_precision is {config.train.mixed_precision}: {error}") from error
     check_processes(accelerator.num_processes, config.train.processes)
     return accelerator
+
+
+def ask_main(accelerator: Accelerator, question: Callable[[], T]) -> T:
+    """The main process's answer, on every process. Where the question raises, it raises on every process."""
+    found: T | None = None
+    refusal: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            found = question()
+        except Exception as error:
+            refusal = error
+    found, refusal = broadcast_object_list([found, refusal])
+    if refusal is not None:
+        raise refusal
+    return cast(T, found)
 
 
 def data_parallel(config: RunConfig) -> DistributedDataParallelKwargs:
@@ -110,10 +128,17 @@ def check_processes(started: int, asked: int | None) -> None:
     if world != started:
         raise ConfigError(
             f"the launcher made {world} processes, but Accelerate sees {started}, so that each would train alone: "
-            f"start them with {SEVERAL.format(world)}"
+            f"start them with {command_for(world)}"
         )
     if asked is not None and asked != started:
-        raise ConfigError(f"train.processes is {asked}, but {started} started: start them with {SEVERAL.format(asked)}")
+        raise ConfigError(f"train.processes is {asked}, but {started} started: start them with {command_for(asked)}")
+
+
+def command_for(processes: int) -> str:
+    """The launcher's command line for so many processes of one machine."""
+    if processes == 1:
+        return "accelerate launch --num_processes 1 training/train.py …"
+    return f"accelerate launch --multi_gpu --num_processes {processes} training/train.py … (so on CPUs, too)"
 
 
 def describe(config: RunConfig, accelerator: Accelerator, parameters: int, samples: Samples) -> str:

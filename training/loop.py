@@ -41,8 +41,9 @@ class Loop:
         held_out: SampleStream | None,
         conditions: Conditions,
         run: RunDirectory,
+        signals: StopSignals,
     ) -> None:
-        self.config, self.state, self.conditions, self.run = config, state, conditions, run
+        self.config, self.state, self.conditions, self.run, self.signals = config, state, conditions, run, signals
         self.stream, self.held_out = stream, held_out
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
@@ -68,7 +69,7 @@ class Loop:
         state, train = self.state, self.config.train
         main = self.accelerator.is_main_process
         bar = tqdm(total=train.steps, initial=state.step, unit="step", disable=not main, dynamic_ncols=True)
-        with StopSignals(self.ranks) as self.signals, bar:
+        with bar:
             self.catch_up()
             self.batches = self.load()
             try:
@@ -115,11 +116,11 @@ class Loop:
         main = self.accelerator.is_main_process
         if self.due(train.validate_every):
             missing = main and step not in self.run.losses("validation.csv")[0]
-            if self.signals.exchange(missing)[1]:
+            if any(self.signals.exchange(missing)[1]):
                 self.validate()
         if self.due(train.sample_every):
             missing = main and not preview_file(self.run.path, step).exists()
-            if self.signals.exchange(missing)[1]:
+            if any(self.signals.exchange(missing)[1]):
                 self.preview()
 
     def due(self, every: int) -> bool:
@@ -130,11 +131,14 @@ class Loop:
         """Whether any rank was told to stop. Raises Diverged where one of the first `reading` steps whose numbers have
         not been read is bad on any rank."""
         steps, self.unread = self.unread[: max(0, reading)], self.unread[max(0, reading) :]
-        mine = [numbers for numbers in steps if not numbers.usable()]
-        stop, bad = self.signals.exchange(bool(mine))
-        if bad:
-            where = f"step {mine[0].step}" if mine else f"or before step {self.state.step}"
-            raise Diverged(f"the loss or the gradient is not finite at {where}, rank {', '.join(map(str, bad))}")
+        # A rank with a bad loss says the step; one that sees it only in the gradient, which all share, minus the step.
+        bad = (-n.step if n.loss_is_finite() else n.step for n in steps if not n.usable())
+        stop, said = self.signals.exchange(next(bad, 0))
+        ranks = [str(rank) for rank, step in enumerate(said) if step > 0]
+        if ranks:
+            raise Diverged(f"the loss is not finite at step {max(said)}, rank {', '.join(ranks)}")
+        if any(said):
+            raise Diverged(f"the gradient is not finite at step {-min(said)}, though the loss is on every rank")
         return stop
 
     def stop(self) -> NoReturn:

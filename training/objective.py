@@ -53,6 +53,11 @@ class ObjectiveConfig:
                 "objective.schedule squared_cosine has no objective.beta_start and beta_end: leave them out, or take "
                 "linear or scaled_linear"
             )
+        if self.weighting == "constant" and self.min_snr_gamma != 5.0:
+            raise ValueError(
+                f"objective.min_snr_gamma is {self.min_snr_gamma}, but objective.weighting constant has none: take "
+                "min_snr, or leave objective.min_snr_gamma out"
+            )
         if self.min_snr_gamma <= 0:
             raise ValueError(f"objective.min_snr_gamma is {self.min_snr_gamma}; it must be above 0")
         if self.num_train_timesteps < 1:

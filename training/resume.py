@@ -24,6 +24,8 @@ FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sampl
         "train.trackers", "train.processes", "data.path",
         "data.num_workers", "checkpoint", "preview")  # fmt: skip
 
+ABSENT = "left out"
+
 # How a step's images are shared out: free with another number of processes, where a step takes as many as before.
 SHARES = ("train.batch_size", "train.gradient_accumulation")
 
@@ -55,13 +57,14 @@ def check_same_run(config: RunConfig, stream: Samples, checkpoint: Path, world_s
     where the checkpoint is already beyond the last step."""
     manifest = read_manifest(checkpoint)
     before, now = flat(load_config(checkpoint / "config.yaml")), flat(config)
-    changed = [key for key in now if before.get(key) != now[key]]
+    # Of a group that is null at one time, the keys are there at the other time only.
+    changed = [key for key in {**before, **now} if before.get(key, ABSENT) != now.get(key, ABSENT)]
     was = manifest["world_size"]
     same_step = images_a_step(before, was) == images_a_step(now, world_size)
     may_change = (*FREE, *SHARES) if was != world_size and same_step else FREE
     fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
     if fixed:
-        differences = "; ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in fixed)
+        differences = "; ".join(f"{key} was {before.get(key, ABSENT)} and is {now.get(key, ABSENT)}" for key in fixed)
         raise CheckpointError(
             f"{checkpoint} was made with another configuration: {differences}. Set it back, or begin a run of its own "
             "with another --output"

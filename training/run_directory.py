@@ -15,6 +15,8 @@ COLUMNS = {
     "validation.csv": ("step", "loss"),
 }
 
+LOCK = ".lock"
+
 
 class RunDirectoryError(Exception):
     """The folder belongs to another run, or another process is at work in it."""
@@ -30,16 +32,27 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._lock: IO[str] | None = None
+        self._made = False  # by this process
 
     def holds_a_run(self) -> bool:
         """Whether a run was begun here."""
         return (self.path / "config.yaml").exists() or any(self.checkpoints.glob("step-*"))
 
+    def check_writable(self) -> None:
+        """Raise RunDirectoryError where the folder could not be made or written. Writes nothing."""
+        nearest = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
+        if not nearest.is_dir():
+            raise RunDirectoryError(f"{self.path} cannot be a run's folder: {nearest} is a file; give another folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise RunDirectoryError(f"{self.path} cannot be written: {nearest} permits it not; give another folder")
+
     def lock(self) -> None:
-        """Take the folder. Raises RunDirectoryError where a living process has it."""
+        """Take the folder, making it where it is not there. Raises RunDirectoryError where a living process has it."""
+        self.check_writable()
+        self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = (self.path / LOCK).open("w")
         except OSError as error:
             raise RunDirectoryError(f"{self.path} cannot be written ({error}); give another folder") from error
         try:
@@ -49,6 +62,16 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.path} is in use by another run; wait for it, or give another folder"
             ) from error
+
+    def unlock(self) -> None:
+        """Give the folder back where it is taken, and leave none where `lock` made it."""
+        if self._lock is None:
+            return
+        if self._made:
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
+        self._lock.close()
+        self._lock = None
 
     def write_status(self, state: str, step: int, **facts: Any) -> None:
         """Replace status.json: state is running, completed, preempted, diverged or failed."""
@@ -73,8 +96,9 @@ class RunDirectory:
             file = self.path / name
             rows: list[dict[str, str]] = []
             if file.exists():
-                with file.open(newline="") as lines:
-                    rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
+                with file.open(newline="", errors="replace") as lines:
+                    whole = (line.replace("\0", "") for line in lines)
+                    rows = [row for row in csv.DictReader(whole) if is_whole(row) and int(row["step"]) <= step]
             unfinished = self.path / f".tmp-{name}"
             with unfinished.open("w", newline="") as lines:
                 writer = csv.DictWriter(lines, columns)
@@ -92,3 +116,12 @@ class RunDirectory:
         with (self.path / name).open(newline="") as lines:
             rows = list(csv.DictReader(lines))
         return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
+
+
+def is_whole(row: dict[str, str]) -> bool:
+    """Whether a logged row was written to its end. The last one may not have been: a full disk, a loss of power."""
+    try:
+        int(row["step"]), float(row["loss"])
+    except (TypeError, ValueError):
+        return False
+    return None not in row.values()

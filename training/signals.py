@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
+from torch.distributed.distributed_c10d import _get_default_store
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ class Interrupted(BaseException):
 class StopSignals:
     """SIGTERM and SIGINT, seen by every rank as soon as one of them got one.
 
-    While the context lasts, a signal does not end the process: it is remembered, and asked for between steps. A process
-    whose launcher died sends itself SIGTERM, since nobody else would end it.
+    While the context lasts, a signal does not end the process: it is remembered, and asked for between steps. A rank
+    that waits for its loader meanwhile is told within a second or two.
     """
 
     def __init__(self, ranks: int) -> None:
@@ -37,18 +37,21 @@ class StopSignals:
         self._ranks = ranks
         self._previous: dict[signal.Signals, Any] = {}
         self._done = threading.Event()
+        self._listener = threading.Thread(target=self._tell_and_listen, daemon=True) if ranks > 1 else None
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._receive)
-        if "ACCELERATE_MIXED_PRECISION" in os.environ:  # every launcher of Accelerate's sets it
-            threading.Thread(target=self._watch_launcher, args=(os.getppid(),), daemon=True).start()
+        if self._listener is not None:
+            self._listener.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
+        if self._listener is not None:
+            self._listener.join(timeout=10)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -58,10 +61,16 @@ class StopSignals:
             self._interruptible = False
             raise Interrupted
 
-    def _watch_launcher(self, launcher: int) -> None:
+    def _tell_and_listen(self) -> None:
+        """Pass a signal on to the other ranks, and take theirs: through the store that the processes met by."""
+        store = torch.distributed.PrefixStore("stop", _get_default_store())
         while not self._done.wait(1.0):
-            if os.getppid() != launcher:
-                os.kill(os.getpid(), signal.SIGTERM)
+            if self.received:
+                store.set("received", "yes")
+                return
+            if store.check(["received"]):
+                main = cast(int, threading.main_thread().ident)
+                signal.pthread_kill(main, signal.SIGTERM)  # that thread, so that what it waits for ends
                 return
 
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
@@ -80,19 +89,19 @@ class StopSignals:
         finally:
             self._interruptible = False
 
-    def exchange(self, flag: bool) -> tuple[bool, list[int]]:
-        """Whether any rank received a signal, and the ranks whose `flag` is set. Every rank has to ask."""
-        mine = torch.tensor([self.received, flag], dtype=torch.uint8)
+    def exchange(self, number: int) -> tuple[bool, list[int]]:
+        """Whether any rank received a signal, and the `number` of each. Every rank has to ask."""
+        mine = torch.tensor([self.received, number])
         if self._group is None:
             everyone = [mine]
         else:
             everyone = [torch.empty_like(mine) for _ in range(self._ranks)]
             torch.distributed.all_gather(everyone, mine, group=self._group)
-        stop = any(bool(flags[0]) for flags in everyone)
-        return stop, [rank for rank, flags in enumerate(everyone) if flags[1]]
+        received, numbers = torch.stack(everyone).T.tolist()
+        return any(received), numbers
 
     def wait_for_main(self) -> None:
         """For the other ranks while the main one works and exchanges True at every step of it, False at its end."""
         stop, working = self.exchange(False)
-        while working and not stop:
+        while any(working) and not stop:
             stop, working = self.exchange(False)

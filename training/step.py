@@ -112,14 +112,18 @@ class Numbers:
     step: int
     loss: Tensor  # this rank's
     gradient_norm: Tensor  # of all ranks together, before clipping
-    scale: float | None  # float16's loss scale; None without one
+    scale: Tensor | None  # float16's loss scale; None without one
+
+    def loss_is_finite(self) -> bool:
+        """Whether this rank's loss is."""
+        return math.isfinite(self.loss.item())
 
     def usable(self) -> bool:
         """Whether the loss is finite, and the gradient too, or the loss scale still has room to fall."""
-        if not math.isfinite(self.loss.item()):
+        if not self.loss_is_finite():
             return False
         if self.scale is not None:  # infinite gradients are how a loss scale is found; falling for ever is not
-            return self.scale > LEAST_SCALE
+            return self.scale.item() > LEAST_SCALE
         return math.isfinite(self.gradient_norm.item())
 
 
@@ -184,7 +188,8 @@ class TrainState:
         self.optimizer.zero_grad()
         self.ema.step(self.unet.parameters())
         self.step += 1
-        return Numbers(self.step, total, norm, scaler.get_scale() if scaler else None)
+        # The scale by way of scaling a one: `get_scale` would wait for the device.
+        return Numbers(self.step, total, norm, None if scaler is None else scaler.scale(torch.ones_like(total)))
 
     def _settle_buckets(self, batch: dict[str, Tensor]) -> None:
         """Backward passes that count for nothing, before the first step of a process.

@@ -5,6 +5,9 @@ The same script for one process or many machines. `key=value` changes one key of
 
 from __future__ import annotations
 
+from training.launcher import stop_with_launcher  # the first of all
+
+# isort: split
 import argparse
 import logging
 import os
@@ -12,14 +15,12 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from training.checkpoint import CheckpointError, delete_newer, read_manifest
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
 from training.data.images import DataError
 from training.data.samples import Samples
-from training.launch import describe, make_accelerator
+from training.launch import ask_main, describe, make_accelerator
 from training.loop import Diverged, Loop, Preempted
 from training.network import count_parameters, load_initial_weights, make_network
 from training.objective import Objective
@@ -27,6 +28,7 @@ from training.pipeline import save_pipeline
 from training.prepare import prepare_samples, preview_conditions
 from training.resume import check_same_run, find_start, flat, restore
 from training.run_directory import RunDirectory, RunDirectoryError
+from training.signals import StopSignals
 from training.step import TrainState
 
 logger = logging.getLogger("training")
@@ -54,7 +56,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("keys", nargs="*", metavar="key=value", help="change one key of the configuration")
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
-    parsed.keys = unknown + parsed.keys  # a mistyped option is named before what follows it
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed.keys = sorted(unknown + parsed.keys, key=given.index)  # as they were given: of a key, the last one counts
     if parsed.overfit is not None and parsed.overfit < 1:
         parser.error(f"argument --overfit: {parsed.overfit} images is none; at least 1 is needed")
     return parsed
@@ -74,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     stream, held_out = prepare_samples(config, accelerator, arguments.overfit)
     conditions = preview_conditions(config, stream)
     what = describe(config, accelerator, count_parameters(config), stream)
-    start = begin(config, output, accelerator, stream, arguments)
+    start = ask_main(accelerator, lambda: begin(config, output, stream, accelerator.num_processes, arguments))
     initial = load_initial_weights(config) if start is None else None
     step = 0 if start is None else read_manifest(start)["step"]
     what += f"\nwriting to {output.path}" + (f", going on after step {step}" if step else "")
@@ -84,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
     state = TrainState(make_network(config, initial), objective, config.train, config.ema, accelerator, config.seed)
-    loop = Loop(config, state, stream, held_out, conditions, output)
+    loop = Loop(config, state, stream, held_out, conditions, output, StopSignals(accelerator.num_processes))
     if start is not None:
         restore(loop, start)
     if accelerator.is_main_process:
@@ -94,43 +97,33 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def begin(
-    config: RunConfig,
-    output: RunDirectory,
-    accelerator: Accelerator,
-    stream: Samples,
-    arguments: argparse.Namespace,
+    config: RunConfig, output: RunDirectory, samples: Samples, processes: int, arguments: argparse.Namespace
 ) -> Path | None:
-    """Find where to go on (None: at the beginning) and take the output folder. The main process decides for all."""
-    found: list[Path | None] = [None]
-    if accelerator.is_main_process:
-        found = [find_start(output, arguments.resume)]
-        if found[0] is not None:
-            check_same_run(config, stream, found[0], accelerator.num_processes)
-        if not arguments.dry_run:
-            output.lock()
-            delete_newer(output.checkpoints, 0 if found[0] is None else read_manifest(found[0])["step"])
-    broadcast_object_list(found)
-    return found[0]
+    """Take the output folder, and find where to go on (None: at the beginning); the main process does, for all."""
+    if arguments.dry_run:
+        output.check_writable()
+    else:
+        output.lock()  # before looking: another run may be about to save, or to delete
+    try:
+        found = find_start(output, arguments.resume)
+        if found is not None:
+            check_same_run(config, samples, found, processes)
+    except BaseException:
+        output.unlock()
+        raise
+    if not arguments.dry_run:
+        delete_newer(output.checkpoints, 0 if found is None else read_manifest(found)["step"])
+    return found
 
 
 def finish(loop: Loop) -> None:
     """Train to the end, and leave the status as it was reached."""
-    main, state, output, data = loop.accelerator.is_main_process, loop.state, loop.run, loop.config.data
-    status = output.write_status if main else lambda *_, **__: None
+    state = loop.state
+    status = loop.run.write_status if loop.accelerator.is_main_process else lambda *_, **__: None
     status("running", state.step)
-    keys = {
-        key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat(loop.config).items()
-    }
-    loop.accelerator.init_trackers(output.path.name, config=keys)
     try:
-        loop.train()
-        cache = Path(data.path) if data.name == "latents" and data.path is not None else None
-        with state.averaged() as unet:  # every rank: a sharded network is gathered by all
-            if main:
-                save_pipeline(unet, state.objective.scheduler, output.path / "pipeline", cache=cache)
-        if main:
-            loop.draw_loss()
-            print(f"done: {output.path}/samples, {output.path}/checkpoints, {output.path}/pipeline")
+        with loop.signals:
+            train(loop)
         status("completed", state.step)
     except Preempted:
         status("preempted", state.step)
@@ -141,17 +134,39 @@ def finish(loop: Loop) -> None:
     except BaseException as error:
         status("failed", state.step, error=f"{type(error).__name__}: {error}")
         raise
+
+
+def train(loop: Loop) -> None:
+    """Train to the end, and save the network for diffusers."""
+    accelerator, state, data = loop.accelerator, loop.state, loop.config.data
+    keys = {
+        key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat(loop.config).items()
+    }
+    accelerator.init_trackers(loop.run.path.name, config=keys)
+    try:
+        loop.train()
+        cache = Path(data.path) if data.name == "latents" and data.path is not None else None
+        with state.averaged() as unet:  # every rank: a sharded network is gathered by all
+            if accelerator.is_main_process:
+                folder = loop.run.path / "pipeline"
+                loop.signals.unless_stopped(lambda: save_pipeline(unet, state.objective.scheduler, folder, cache=cache))
+                if loop.signals.received:
+                    raise Preempted(f"stopped by a signal after the last step, while {folder} was written")
+                loop.draw_loss()
+                print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}")
     finally:
-        loop.accelerator.end_training()
+        accelerator.end_training()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 nothing was started because what was asked for cannot be."""
+    stop_with_launcher()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         run(parse_arguments(arguments))
     except (ConfigError, RunDirectoryError, CheckpointError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the others say the same
+            print(f"train.py: error: {error}", file=sys.stderr)
         return 2
     except DataError as error:
         print(f"train.py: {error}; what was saved before is as it was", file=sys.stderr)

@@ -13,10 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.launch import command_for
+
 ROOT = Path(__file__).resolve().parents[2]
 TWO = ROOT / "configs" / "accelerate" / "cpu_2_processes.yaml"
 FSDP2 = ROOT / "configs" / "accelerate" / "fsdp2.yaml"
 ON_CPUS = "tests/training/train_with_fsdp2_on_cpus.py"
+BAD_RANK = "tests/training/train_with_a_bad_rank.py"
 PAIR = ("--num_processes", "2")
 
 TINY = """
@@ -117,6 +120,87 @@ def test_two_processes_sample_the_images_that_one_does(two: Path, tmp_path: Path
     assert len(one) == 7
     assert labels.tolist() == other_labels.tolist() == list(range(7))
     assert abs(one - other).max() <= 1.01 / 255  # a shade, by rounding
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_its_own(config: Path, tmp_path: Path) -> None:
+    """The other rank sees it, too, in the gradient that both share."""
+    line = ["--config", str(config), "--output", str(tmp_path / "a"), "train.sample_every=0"]
+    bad = os.environ | {"BAD": "nan", "BAD_FROM": str(6 * 8)}  # of the seventh step
+    done = subprocess.run(
+        command(*line, script=BAD_RANK), env=bad, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 1
+    assert status(tmp_path / "a")["error"] == "the loss is not finite at step 7, rank 1"
+    assert status(tmp_path / "a")["state"] == "diverged"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_to_one_rank_ends_the_other_ones_wait_for_its_loader(
+    workers: int, config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "a"
+    line = ["--config", str(config), "--output", str(output), "train.sample_every=0", f"data.num_workers={workers}"]
+    stuck = os.environ | {"BAD": "stuck", "BAD_FROM": str(6 * 8)}
+    process = subprocess.Popen(
+        command(*line, script=BAD_RANK), env=stuck, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: len(logged(output)) > 6)  # six steps and the header
+        time.sleep(1)
+        os.kill(status(output)["pid"], signal.SIGTERM)  # rank 0
+        process.wait(timeout=30)
+    finally:
+        process.kill()
+    assert status(output) | {"state": "preempted", "step": 6} == status(output)
+    assert weights(output, 6)
+
+
+def test_two_ranks_that_accumulate_with_workers_in_bf16_go_on_exactly_across_epochs(
+    config: Path, tmp_path: Path
+) -> None:
+    keys = ["train.batch_size=128", "train.gradient_accumulation=2", "data.num_workers=2", "train.mixed_precision=bf16",
+            "train.steps=6", "train.checkpoint_every=1", "train.sample_every=0", "checkpoint.keep=9"]  # fmt: skip
+    line = ["--config", str(config), *keys]  # 512 of 1,707 images a step: the fourth step has the end of the first pass
+    launch(*line, "--output", str(tmp_path / "whole"))
+    middle = tmp_path / "whole" / "checkpoints" / "step-000003"
+    launch(*line, "--output", str(tmp_path / "resumed"), "--resume", str(middle))
+    assert_equal_bits(tmp_path / "whole", tmp_path / "resumed", 6)
+
+
+def test_a_refusal_with_several_processes_is_said_once_and_alone(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").touch()
+    line = command("--config", str(config), "--output", str(tmp_path / "a"))
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+    assert done.stderr.count("already holds a run: go on with --resume auto") == 1
+    assert "Traceback" not in done.stderr.split("torch/distributed/elastic")[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_that_is_advised_starts_as_many_processes(processes: int, config: Path, tmp_path: Path) -> None:
+    advised = command_for(processes).replace("training/train.py …", f"{ROOT}/training/train.py").split(" (")[0]
+    line = [sys.executable, "-m", "accelerate.commands.launch", *advised.split()[2:]]
+    port = ["--main_process_port", str(29600 + os.getpid() % 300)]
+    line[3:3] = port
+    line += ["--config", str(config), "--output", str(tmp_path / "a"), "--dry-run", f"train.processes={processes}"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{processes} process(es)" in done.stdout
+
+
+def test_a_process_whose_launcher_died_while_it_was_starting_stops(config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "orphan"
+    line = ["--config", str(config), "--output", str(output), "train.steps=100000", "train.sample_every=0"]
+    launcher = subprocess.Popen(command(*line, launcher=None), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    wait_until(lambda: bool(children.read_text()))
+    process = int(children.read_text().split()[0])
+    wait_until(lambda: "train.py" in Path(f"/proc/{process}/cmdline").read_text())
+    time.sleep(0.5)  # the first line of train.py
+    launcher.kill()
+    launcher.wait()
+    wait_until(lambda: not Path(f"/proc/{process}").exists())
+    assert status(output)["state"] in ("", "preempted")
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])

@@ -107,7 +107,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(state: TrainState, pois
 
 def test_a_loss_scale_that_keeps_falling_is_no_step() -> None:
     one, infinite = torch.ones(()), torch.tensor(float("inf"))
-    assert Numbers(1, one, infinite, scale=1024.0).usable()
-    assert not Numbers(1, one, infinite, scale=2.0**-15).usable()
+    assert Numbers(1, one, infinite, scale=torch.tensor(1024.0)).usable()
+    assert not Numbers(1, one, infinite, scale=torch.tensor(2.0**-15)).usable()
     assert not Numbers(1, one, infinite, scale=None).usable()
-    assert not Numbers(1, infinite, one, scale=1024.0).usable()
+    assert not Numbers(1, infinite, one, scale=torch.tensor(1024.0)).usable()
