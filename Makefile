@@ -1,7 +1,7 @@
 # Two commands for a fresh machine that has Python and make: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-CORES := $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
+CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
