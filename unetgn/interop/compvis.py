@@ -5,7 +5,7 @@ legacy order of rows. Stable Diffusion 2 adds `use_linear_in_transformer` and th
 
 Options that the original ignores are refused, but for those that published configurations have: resolutions in
 `attention_resolutions` that no level has, entries of `disable_self_attentions` for levels without attention, and
-`num_heads` beside `num_head_channels`. num_heads_upsample counts by the original's rules: see `_heads`.
+`num_heads` beside `num_head_channels`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unetgn.interop.openai_names import openai_sources
+from unetgn.interop.openai_names import RESBLOCK_RESAMPLES, openai_sources
 from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
@@ -138,6 +138,13 @@ def _refuse_ignored(options: CompvisOptions) -> None:
         refuse("UNetModel", options, reason, disable_self_attentions=nowhere, disable_middle_self_attn=(False,))
     if options.num_classes != "sequential":
         refuse("UNetModel", options, "it needs num_classes='sequential'", adm_in_channels=(None,))
+    if options.resblock_updown:
+        refuse("UNetModel", options, RESBLOCK_RESAMPLES, conv_resample=(True,))
+    if options.use_spatial_transformer:
+        refuse("UNetModel", options, "a transformer's rows are not packed", use_new_attention_order=(False,))
+    if options.use_spatial_transformer or not options.legacy or options.num_head_channels != -1:
+        reason = "it counts for plain attention with legacy=True only, and without num_head_channels"
+        refuse("UNetModel", options, reason, num_heads_upsample=(-1, options.num_heads))
 
 
 def _context_width(options: CompvisOptions) -> int | None:
@@ -163,10 +170,7 @@ def _class_count(options: CompvisOptions) -> int | None:
 
 
 def _heads(options: CompvisOptions, attending: set[int], *, middle: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Heads of each encoder and decoder level, by the original's rules.
-
-    num_heads_upsample counts only where the number of heads is given, plain attention is used, and legacy is set.
-    """
+    """Heads of each encoder and decoder level."""
     if options.num_heads == -1 and options.num_head_channels == -1:
         raise ValueError("UNetModel: either num_heads or num_head_channels has to be set")
     widths = [int(mult * options.model_channels) for mult in options.channel_mult]
@@ -178,7 +182,7 @@ def _heads(options: CompvisOptions, attending: set[int], *, middle: bool) -> tup
         return heads, heads
     check_heads("UNetModel", "num_heads", options.num_heads, attended)
     heads = (options.num_heads,) * len(widths)
-    if options.use_spatial_transformer or not options.legacy or options.num_heads_upsample == -1:
+    if options.num_heads_upsample == -1:
         return heads, heads
     check_heads("UNetModel", "num_heads_upsample", options.num_heads_upsample, around)
     return heads, (options.num_heads_upsample,) * len(widths)

@@ -2,6 +2,7 @@
 
 Released ImageNet-64 weights have the new order of attention rows, those of 128 pixels and more the legacy order; the
 option `use_new_attention_order` says which, as it does there. improved-diffusion has the legacy order.
+`num_head_channels` decides before `num_heads`, which the published configurations leave beside it.
 SuperResModel has twice the input channels: the caller concatenates x and the bilinearly enlarged low_res.
 """
 
@@ -11,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from unetgn.interop.openai_names import openai_sources
-from unetgn.interop.transfer import Names, check_heads, empty_unet, fill
+from unetgn.interop.openai_names import RESBLOCK_RESAMPLES, openai_sources
+from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.resample import ResampleConfig
@@ -62,6 +63,11 @@ def translate(options: GuidedOptions, *, class_name: str) -> UNetConfig:
     channels = tuple(int(mult * options.model_channels) for mult in options.channel_mult)
     attending = tuple(level for level in range(len(channels)) if 2**level in options.attention_resolutions)
     widths = options.num_head_channels != -1
+    if options.resblock_updown:
+        refuse(class_name, options, RESBLOCK_RESAMPLES, conv_resample=(True,))
+    if widths:
+        reason = "num_head_channels decides the number of heads"
+        refuse(class_name, options, reason, num_heads_upsample=(-1, options.num_heads))
     upsample_heads = options.num_heads_upsample if options.num_heads_upsample != -1 else None
     around = [channels[level] for level in attending]
     name = "num_head_channels" if widths else "num_heads"

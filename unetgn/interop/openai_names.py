@@ -24,6 +24,7 @@ RES_BLOCK = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+RESBLOCK_RESAMPLES = "resblock_updown=True resamples inside residual blocks, without a convolution of its own"
 SKELETON = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
