@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 import unetgn
+from benchmarks.device_name import device_name
 
 SHAPE = (1, 32, 4, 4)
 GROUPS = 8
@@ -95,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(arguments.device, arguments.rounds, arguments.repeats)
-    name = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or platform.machine()
+    name = device_name(arguments.device)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "device": name,

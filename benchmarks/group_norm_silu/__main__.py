@@ -1,7 +1,8 @@
 """Check, measure, write: `python -m benchmarks.group_norm_silu`. Needs a CUDA or ROCm GPU.
 
 Exit code: 0, also where the time was up before the end (the next run goes on); 1 where a result is wrong (that case is
-not timed, the others are); 2 where it cannot run; 3 where a kernel broke the device's context (the next run goes on).
+not timed, the others are); 2 where it cannot run; 3 where a kernel broke the device's context (the next run goes on);
+4 where a case could not be checked or timed (out of memory, a hang); the next run tries it again unless it hung.
 """
 
 import argparse
@@ -13,10 +14,9 @@ from pathlib import Path
 
 from benchmarks.group_norm_silu.cases import DTYPES, SHAPES, Shape, cases
 from benchmarks.group_norm_silu.record import OtherResults, Record, commit_of, environment
-from benchmarks.group_norm_silu.run import measure_clusters, measure_plain, measure_with_clusters
+from benchmarks.group_norm_silu.run import CANNOT_RUN, measure_clusters, measure_plain, measure_with_clusters
 from benchmarks.group_norm_silu.timing import find_gpu
 
-CANNOT_RUN = 2
 RESULTS = Path(__file__).parents[1] / "results"
 COMMIT_VARIABLE = "UNETGN_COMMIT"
 
@@ -54,9 +54,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Returns the exit code. `arguments`: the command line's where None."""
     began = time.monotonic()
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(given)
     commit = options.commit or os.environ.get(COMMIT_VARIABLE) or commit_of(RESULTS.parent)
     if not commit:
         return _refusal(f"git knows no commit here, and results name theirs: give --commit or set {COMMIT_VARIABLE}")
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.clusters_alone:
         return measure_clusters(todo, record, machine, deadline)
     if options.clusters:
-        return measure_with_clusters(todo, record, machine, deadline, list(arguments or sys.argv[1:]))
+        return measure_with_clusters(todo, record, machine, deadline, given)
     return measure_plain(todo, record, machine, deadline)
 
 

@@ -1,6 +1,7 @@
 """The implementations that are compared: ours, PyTorch's eager and compiled, and others where they are installed."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -12,6 +13,7 @@ import unetgn
 from benchmarks.group_norm_silu.cases import DTYPES, EXTRAS, NUM_GROUPS, Case
 
 Function = Callable[[dict[str, Tensor]], Tensor]
+Maker = Callable[[], Function]
 
 
 def ours(inputs: dict[str, Tensor]) -> Tensor:
@@ -40,14 +42,17 @@ def compiled() -> Function:
     return function
 
 
-def contenders(case: Case) -> dict[str, Function]:
-    """Name -> function of the inputs, for all that can compute this case. Liger and apex know no extras."""
-    found: dict[str, Function] = {"ours": ours, "eager": eager, "compiled": compiled()}
+def contenders(case: Case) -> dict[str, Maker]:
+    """Name -> what makes a function of the inputs, for all that can compute this case. Liger and apex know no extras.
+
+    Nothing is imported or built before a maker is called: what is installed may yet fail to start.
+    """
+    found: dict[str, Maker] = {"ours": lambda: ours, "eager": lambda: eager, "compiled": compiled}
     if not EXTRAS[case.extras]:
         if case.layout == "contiguous" and find_spec("liger_kernel"):
-            found["liger"] = _liger(case)
-        if case.layout == "channels_last" and case.dtype != "float32" and _has_apex():
-            found["apex"] = _apex(case)
+            found["liger"] = partial(_liger, case)
+        if case.layout == "channels_last" and case.dtype != "float32" and find_spec("apex"):
+            found["apex"] = partial(_apex, case)
     return found
 
 
@@ -55,13 +60,6 @@ def _liger(case: Case) -> Function:
     module = import_module("liger_kernel.transformers.group_norm").LigerGroupNorm(case.shape[1], NUM_GROUPS, eps=1e-5)
     module = module.to("cuda", DTYPES[case.dtype])
     return lambda inputs: F.silu(module(inputs["x"]))
-
-
-def _has_apex() -> bool:
-    try:
-        return find_spec("apex.contrib.group_norm") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _apex(case: Case) -> Function:

@@ -122,7 +122,9 @@ def main() -> None:
         path.write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".md").write_text(table(result["rows"]) + "\n")
     plot(result["rows"], path.with_suffix(".png"), f"group norm + SiLU, {result['device']}")
-    print(json.dumps({**summary(result["rows"]), "wrong": result["faults"]}, indent=2))
+    print(
+        json.dumps({**summary(result["rows"]), "wrong": result["faults"], "not_measured": result["errors"]}, indent=2)
+    )
 
 
 if __name__ == "__main__":

@@ -7,12 +7,22 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.group_norm_silu.cases import Case
 from benchmarks.group_norm_silu.checks import faults_of_case
-from benchmarks.group_norm_silu.measure import DeviceLost, Row, cluster_rows, first_line, host_rows, rows
+from benchmarks.group_norm_silu.measure import (
+    DeviceLost,
+    Row,
+    cluster_rows,
+    clusters_change_the_plan,
+    first_line,
+    host_rows,
+    rows,
+)
 from benchmarks.group_norm_silu.record import Record
 from benchmarks.group_norm_silu.timing import Machine
 
-DONE, WRONG_RESULTS, DEVICE_LOST = 0, 1, 3
+DONE, WRONG_RESULTS, CANNOT_RUN, DEVICE_LOST, NOT_MEASURED = 0, 1, 2, 3, 4  # exit codes
+WORST_FIRST = (CANNOT_RUN, DEVICE_LOST, WRONG_RESULTS, NOT_MEASURED, DONE)
 CLUSTER_SECONDS = 300.0  # for all cases: a barrier that never opens would take for ever
+HUNG_SECONDS = 60.0  # a case that has run this long when the time is up is taken for one that hangs
 Measure = Callable[[Case, Machine, float], list[Row]]
 
 
@@ -29,10 +39,11 @@ def measure_clusters(todo: Sequence[Case], record: Record, machine: Machine, dea
     """Ours with groups held by clusters of blocks, on each case where that changes the plan."""
     from unetgn.ops.triton_device import clusters
 
+    concerned = [case for case in todo if clusters_change_the_plan(case, machine.device)]
     try:
         prepare(record, machine)
         with clusters(True):
-            return _measure(todo, record, machine, deadline, cluster_rows, clusters=True)
+            return _measure(concerned, record, machine, deadline, cluster_rows, clusters=True)
     except DeviceLost as error:
         return _lost(record, error)
 
@@ -53,8 +64,12 @@ def measure_with_clusters(
         alone = subprocess.run([*command, "--seconds", str(left)], timeout=left, check=False).returncode
     except subprocess.TimeoutExpired:
         print(f"The clusters took more than {left:.0f} s and were stopped; what was measured is in {record.path}.")
-        return max(code, WRONG_RESULTS)
-    return max(code, alone if alone >= 0 else DEVICE_LOST)
+        record.give_up_running(f"did not end before the clusters' {left:.0f} s were up", after=HUNG_SECONDS)
+        alone = NOT_MEASURED
+    if alone < 0:
+        record.give_up_running(f"signal {-alone} ended its process")
+        alone = DEVICE_LOST
+    return next(one for one in WORST_FIRST if one in (code, alone))
 
 
 def prepare(record: Record, machine: Machine) -> None:
@@ -95,23 +110,34 @@ def _measure(
         _measure_one(case, record, machine, measure, clusters=clusters)
         machine.empty_cache()
         longest = max(longest, time.monotonic() - began)
-    wrong = [entry for entry in record.contents["faults"] if entry["clusters"] == clusters]
+    print(f"Wrote {record.path}; `python -m benchmarks.group_norm_silu.report {record.path}` makes the table.")
+    return _verdict(record, clusters=clusters)
+
+
+def _verdict(record: Record, *, clusters: bool) -> int:
+    """Name what is wrong and what could not be run. Returns the exit code."""
+    wrong, errors = (
+        [one for one in record.contents[kind] if one["clusters"] == clusters] for kind in ("faults", "errors")
+    )
     for entry in wrong:
         print(f"WRONG, not timed: {entry}", file=sys.stderr)
-    print(f"Wrote {record.path}; `python -m benchmarks.group_norm_silu.report {record.path}` makes the table.")
-    return WRONG_RESULTS if wrong else DONE
+    for entry in errors:
+        print(f"NOT MEASURED{', to be tried again' if entry['again'] else ''}: {entry}", file=sys.stderr)
+    return WRONG_RESULTS if wrong else NOT_MEASURED if errors else DONE
 
 
 def _measure_one(case: Case, record: Record, machine: Machine, measure: Measure, *, clusters: bool) -> None:
-    """Check, then time; an error of either is the case's fault alone, unless the device does not survive it."""
+    """Check, then time; an error of either is the case's alone, unless the device does not survive it."""
+    record.begin(case, clusters=clusters)
     try:
         faults = faults_of_case(case, machine.device, machine.implementation)
         found = [] if faults else measure(case, machine, record.contents["copy_bandwidth"])
     except Exception as error:
-        faults = [first_line(error)]
-        if isinstance(error, DeviceLost) or not machine.is_alive():
-            record.add_faults(case, faults, clusters=clusters)
-            raise DeviceLost(f"{case}: {faults[0]}") from error
+        lost = isinstance(error, DeviceLost) or not machine.is_alive()
+        record.add_error(case, first_line(error), clusters=clusters, again=not lost)
+        if lost:
+            raise DeviceLost(f"{case}: {first_line(error)}") from error
+        return
     if faults:
         record.add_faults(case, faults, clusters=clusters)
         return

@@ -1,11 +1,12 @@
 """The name of the processor in results and their files' names; and where committed results come from."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import device_name, normalization
+from benchmarks import device_name, host_overhead, normalization
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -41,3 +42,12 @@ def test_a_new_run_of_the_normalization_benchmark_writes_where_it_comes_from():
     origin = normalization.provenance()
     assert set(origin) == {"device", "torch", "commit", "command"}
     assert origin["command"].startswith("python -m benchmarks.normalization")
+
+
+def test_figures_of_host_overhead_name_the_model_of_the_processor(tmp_path, monkeypatch):
+    facts, out = tmp_path / "cpuinfo", tmp_path / "out.json"
+    facts.write_text("cpu family\t: 25\nmodel\t\t: 3\nmodel name\t: Made Up\n")
+    monkeypatch.setattr(device_name, "CPU_FACTS", facts)
+    monkeypatch.setattr(sys, "argv", ["host_overhead", "--rounds", "2", "--repeats", "1", "--out", str(out)])
+    host_overhead.main()
+    assert json.loads(out.read_text())["device"] == "Made Up family 25 model 3"

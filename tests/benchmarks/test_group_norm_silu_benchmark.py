@@ -104,12 +104,15 @@ def test_parts_are_merged_and_reported_as_one(tmp_path: Path, monkeypatch: pytes
     rows = made_up_rows()
     paths = [tmp_path / f"made_up_part{k}of2.json" for k in (1, 2)]
     for path, some in zip(paths, (rows[::2], rows[1::2]), strict=True):
-        path.write_text(json.dumps({"device": "made up", "commit": "c", "rows": some, "faults": []}))
+        path.write_text(json.dumps({"device": "made up", "commit": "c", "rows": some, "faults": [], "errors": []}))
     monkeypatch.setattr(sys, "argv", ["report", *map(str, paths)])
     report.main()
     merged = json.loads((tmp_path / "made_up_merged.json").read_text())
     assert sorted(map(str, merged["rows"])) == sorted(map(str, rows))
-    paths[1].write_text(json.dumps({"device": "another", "commit": "c", "rows": [], "faults": []}))
+    paths[1].write_text(json.dumps({"device": "made up", "commit": "c", "rows": rows[:1], "faults": [], "errors": []}))
+    with pytest.raises(OtherResults, match=r"holds rows of .* 'pass': 'forward'.* and so does an earlier file"):
+        report.main()
+    paths[1].write_text(json.dumps({"device": "another", "commit": "c", "rows": [], "faults": [], "errors": []}))
     with pytest.raises(OtherResults, match="results of device another"):
         report.main()
 
@@ -117,7 +120,7 @@ def test_parts_are_merged_and_reported_as_one(tmp_path: Path, monkeypatch: pytes
 def test_the_report_command_writes_a_table_and_a_plot_beside_the_json(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "result.json"
-    path.write_text(json.dumps({"device": "a made-up device", "rows": made_up_rows(), "faults": []}))
+    path.write_text(json.dumps({"device": "a made-up device", "rows": made_up_rows(), "faults": [], "errors": []}))
     command = [sys.executable, "-m", "benchmarks.group_norm_silu.report", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["median_speedup_over_eager"] == pytest.approx(4)

@@ -1,78 +1,15 @@
-"""The whole program of the fused operator's benchmark on a made-up machine: what it writes, and what failures leave."""
+"""The whole program of the fused operator's benchmark on a made-up machine: what it writes, and where it goes on."""
 
-import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.group_norm_silu import __main__ as program
-from benchmarks.group_norm_silu import contenders, measure, record, run
-from benchmarks.group_norm_silu.cases import Case
+from benchmarks.group_norm_silu import record, run
 from benchmarks.group_norm_silu.timing import rotations
-
-CASES = [
-    Case((2, 64, 4, 4), dtype, layout, extras)
-    for dtype, extras in (("bfloat16", "none"), ("float32", "none"), ("bfloat16", "scale_shift"))
-    for layout in ("contiguous", "channels_last")
-]
-
-
-@dataclass
-class Pretended:
-    """A machine whose device is the CPU: calls are made once, and each second on the clock is made up."""
-
-    device: torch.device
-    implementation: str = "aten"
-    alive: bool = True
-    timed: int = 0
-
-    def name(self) -> str:
-        return "Made Up 1"
-
-    def cache_bytes(self) -> int:
-        return 8192
-
-    def copy_bandwidth(self) -> float:
-        return 1e12
-
-    def device_us(self, calls: Sequence[Callable[[], Any]]) -> float:
-        for call in calls:
-            call()
-        self.timed += 1
-        return float(self.timed)
-
-    def host_us(self, call: Callable[[], Any]) -> float:
-        call()
-        return 1.0
-
-    def is_alive(self) -> bool:
-        return self.alive
-
-    def empty_cache(self) -> None: ...
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretended:
-    """The program finds this machine in place of a GPU, the cases above, and a compiler that is quick."""
-    pretended = Pretended(torch.device("cpu"))
-    monkeypatch.setattr(program, "find_gpu", lambda: pretended)
-    monkeypatch.setattr(program, "cases", lambda **_: CASES)
-    monkeypatch.setattr(contenders, "compiled", lambda: torch.compile(contenders.eager, backend="aot_eager"))
-    monkeypatch.setattr(program, "RESULTS", tmp_path)
-    monkeypatch.setenv("UNETGN_COMMIT", "abc")
-    return pretended
-
-
-def results(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "group_norm_silu_made_up_1.json").read_text()))
+from tests.benchmarks.made_up_machine import CASES, Pretended, results
 
 
 def test_a_run_writes_every_pass_of_every_case_with_its_surroundings(machine: Pretended, tmp_path: Path) -> None:
@@ -146,117 +83,6 @@ def test_git_tells_the_commit_inside_of_a_repository_only(tmp_path: Path) -> Non
     commit = record.commit_of(tmp_path)
     assert commit is not None
     assert len(commit) == 40
-
-
-def test_a_contender_that_fails_is_recorded_and_stops_nobody(
-    machine: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(_: object) -> torch.Tensor:
-        raise RuntimeError("no such kernel\nand a long story")
-
-    monkeypatch.setattr(contenders, "compiled", lambda: failing)
-    assert program.main([]) == run.DONE
-    rows = results(tmp_path)["rows"]
-    assert len(rows) == 12
-    assert {row["compiled_error"] for row in rows} == {"RuntimeError: no such kernel"}
-    assert all("ours_us" in row and "eager_us" in row and "compiled_us" not in row for row in rows)
-
-
-@pytest.mark.parametrize("how", ["raises", "is wrong"])
-def test_a_case_whose_check_fails_is_a_fault_and_the_others_are_timed(
-    machine: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    right = run.faults_of_case
-
-    def check(case: Case, *rest: Any) -> list[str]:
-        if case.dtype != "float32":
-            return right(case, *rest)
-        if how == "raises":
-            raise ValueError("no registers left")
-        return ["y is off"]
-
-    monkeypatch.setattr(run, "faults_of_case", check)
-    assert program.main([]) == run.WRONG_RESULTS
-    found = results(tmp_path)
-    assert {row["dtype"] for row in found["rows"]} == {"bfloat16"}
-    assert len(found["rows"]) == 8
-    said = ["ValueError: no registers left"] if how == "raises" else ["y is off"]
-    assert [(fault["dtype"], fault["faults"]) for fault in found["faults"]] == [("float32", said)] * 2
-
-
-def test_results_that_are_wrong_are_found_by_the_check_of_the_case(
-    machine: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from unetgn.ops import aten
-
-    right = aten.forward
-    monkeypatch.setattr(aten, "forward", lambda x, *rest: (right(x, *rest)[0] * 1.1, *right(x, *rest)[1:]))
-    monkeypatch.setattr(program, "cases", lambda **_: CASES[2:3])
-    assert program.main([]) == run.WRONG_RESULTS
-    assert results(tmp_path)["rows"] == []
-    assert any("y is off by 1.0e-01" in fault for fault in results(tmp_path)["faults"][0]["faults"])
-
-
-def test_a_lost_device_ends_the_run_and_the_next_one_leaves_the_case_out(
-    machine: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def illegal_access(case: Case, *_: object) -> list[dict[str, Any]]:
-        machine.alive = case != CASES[1]
-        if not machine.alive:
-            raise measure.DeviceLost("an illegal memory access was encountered")
-        return right(case, *_)  # type: ignore[arg-type]
-
-    right = measure.rows
-    monkeypatch.setattr(run, "rows", illegal_access)
-    assert program.main([]) == run.DEVICE_LOST
-    assert "Run the same command again" in capsys.readouterr().err
-    assert len(results(tmp_path)["rows"]) == 2
-    machine.alive = True
-    assert program.main([]) == run.WRONG_RESULTS
-    assert len(results(tmp_path)["rows"]) == 10
-
-
-def test_an_error_of_a_contender_that_breaks_the_device_is_a_lost_device(machine: Pretended) -> None:
-    def broken(_: object) -> torch.Tensor:
-        machine.alive = False
-        raise RuntimeError("an illegal memory access was encountered")
-
-    with pytest.raises(measure.DeviceLost, match="ours, forward: RuntimeError: an illegal"):
-        measure._timed("ours", broken, [CASES[0].inputs(machine.device, 0)], "forward", machine)
-
-
-def test_clusters_run_in_a_process_of_their_own_after_the_plain_rows_are_written(
-    machine: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    commands = []
-
-    def pretended_run(command: list[str], *, timeout: float, check: bool) -> subprocess.CompletedProcess[str]:
-        commands.append(command)
-        assert len(results(tmp_path)["rows"]) == 12
-        if len(commands) == 2:
-            raise subprocess.TimeoutExpired(command, timeout)
-        return subprocess.CompletedProcess(command, {1: 0, 3: -9}[len(commands)])
-
-    instead = SimpleNamespace(run=pretended_run, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr(run, "subprocess", instead)
-    given = ["--output", str(tmp_path), "--clusters"]
-    assert program.main(given) == run.DONE
-    assert commands[0][2:6] == ["benchmarks.group_norm_silu", "--output", str(tmp_path), "--commit"]
-    assert "--clusters-alone" in commands[0]
-    assert "--clusters" not in commands[0]
-    assert program.main(given) == run.WRONG_RESULTS  # it hangs
-    assert "were stopped" in capsys.readouterr().out
-    assert program.main(given) == run.DEVICE_LOST  # it is killed
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_clusters_are_timed_where_they_change_the_plan(machine: Pretended, tmp_path: Path, monkeypatch: Any) -> None:
-    large = Case((1, 128, 128, 128), "bfloat16", "contiguous")
-    monkeypatch.setattr(program, "cases", lambda **_: [CASES[0], large])
-    assert program.main(["--clusters-alone"]) == run.DONE
-    (row,) = results(tmp_path)["rows"]
-    assert (row["shape"], row["clusters"], row["pass"]) == (list(large.shape), True, "forward")
-    assert "eager_us" not in row
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,22 @@
+"""The machine that the tests of the fused operator's benchmark share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.group_norm_silu import __main__ as program
+from benchmarks.group_norm_silu import contenders
+from tests.benchmarks.made_up_machine import CASES, Pretended
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pretended:
+    """The program finds this machine in place of a GPU, the cases above, and a compiler that is quick."""
+    pretended = Pretended(torch.device("cpu"))
+    monkeypatch.setattr(program, "find_gpu", lambda: pretended)
+    monkeypatch.setattr(program, "cases", lambda **_: CASES)
+    monkeypatch.setattr(contenders, "compiled", lambda: torch.compile(contenders.eager, backend="aot_eager"))
+    monkeypatch.setattr(program, "RESULTS", tmp_path)
+    monkeypatch.setenv("UNETGN_COMMIT", "abc")
+    return pretended
