@@ -24,7 +24,7 @@ from training.config import ConfigError, load_data_config
 from training.data.autoencoder import Autoencoder, digest, load_autoencoder
 from training.data.config import DataConfig, open_images
 from training.data.encoding import Cache, Pictures
-from training.data.images import Images
+from training.data.images import DataError, Images, fingerprint
 from training.data.latents import MANIFEST, Manifest, read_manifest
 from training.data.text import TextEncoder, read_captions
 from training.run_directory import RunDirectory, RunDirectoryError
@@ -109,9 +109,9 @@ def run(arguments: argparse.Namespace) -> None:
     pictures = Pictures(source.images, source.indices, source.captions)
     manifest = cache.write_shards(manifest, pictures, arguments.batch_size, source.data.num_workers)
     channels, height, _ = manifest.shape
-    classes = "no classes" if manifest.class_names is None else f"{len(manifest.class_names)} classes"
+    classes = "" if manifest.class_names is None else f" of {len(manifest.class_names)} classes"
     print(
-        f"{manifest.images} images of {classes} in {arguments.out}; to train on them: data.name=latents "
+        f"{manifest.images} images{classes} in {arguments.out}; to train on them: data.name=latents "
         f"data.path={arguments.out} data.image_size={height} model.in_channels={channels} model.out_channels={channels}"
     )
 
@@ -139,8 +139,10 @@ def describe(source: Source, *, flipped: bool, shard_size: int) -> Manifest:
         text_shape=None if text_encoder is None else (text_encoder.tokens, text_encoder.width),
         source={
             **{f"data.{key}": getattr(source.data, key) for key in KEYS},
+            "fingerprint of the images": fingerprint(source.images, source.indices),
             "autoencoder": digest(autoencoder.model),
             "text encoder": None if text_encoder is None else digest(text_encoder.model),
+            "tokenizer": None if text_encoder is None else {f.name: sha256(f) for f in text_encoder.tokenizer_files},
             "captions": None if captions is None else hashlib.sha256(repr(captions).encode()).hexdigest(),
         },
         sha256={},
@@ -167,7 +169,9 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
                    if key not in ("source", "sha256") and was.get(key) != now[key]]  # fmt: skip
     if differences:
         raise ConfigError(f"{folder} holds another cache: {'; '.join(differences)}. Give another --out")
-    return replace(before, sha256={name: known for name, known in before.sha256.items() if whole(folder / name, known)})
+    damaged = {name.partition("/")[0] for name, known in before.sha256.items() if not whole(folder / name, known)}
+    return replace(before, sha256={name: known for name, known in before.sha256.items()
+                                   if name.partition("/")[0] not in damaged})  # fmt: skip
 
 
 def whole(file: Path, known: str) -> bool:
@@ -188,6 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("cache_latents.py: stopped; the same line goes on after the last whole shard", file=sys.stderr)
+        return 1
+    except DataError as error:
+        print(f"cache_latents.py: {error}; the shards that were written stay", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"cache_latents.py: {error}; the shards that were written stay", file=sys.stderr)

@@ -11,12 +11,13 @@ from accelerate.utils import broadcast_object_list
 
 from training.config import ConfigError, RunConfig
 from training.consistency import check_texts
-from training.data.autoencoder import is_autoencoder
+from training.data.autoencoder import load_autoencoder
 from training.data.config import open_images, split
 from training.data.images import DataError, Images, check_classes
-from training.data.latents import REMEDY, Latents
+from training.data.latents import Latents
 from training.data.samples import Samples, SampleStream
 from training.data.stream import ShardStream
+from training.data.text import TextEncoder
 from training.preview import Conditions
 from training.validate import SEED as VALIDATION_SEED
 
@@ -55,9 +56,11 @@ def prepare_images(
     """The images, the numbers of those to train on and of those held out; the main process reads them all once."""
     images = open_images(config.data, config.model.in_channels)
     usable = [images.usable() if accelerator.is_main_process else None]
+    if accelerator.is_main_process and isinstance(images, Latents):
+        check_networks(images)
     broadcast_object_list(usable)
     assert usable[0] is not None
-    check_classes(config.model.num_classes, images.class_names)
+    check_classes(config.model.num_classes, images, usable[0])
     text = images.text(int(usable[0][0]))
     check_texts(config.model, None if text is None else text.shape[1])
     train, held_out = (usable[0][chosen] for chosen in split(len(usable[0]), config.data.held_out))
@@ -73,12 +76,17 @@ def prepare_images(
     return images, train, held_out
 
 
+def check_networks(latents: Latents) -> None:
+    """Open what previews and the pipeline at the end are made with. Raises ValueError where that is not possible."""
+    load_autoencoder(latents.autoencoder)
+    if latents.empty_text is not None:
+        TextEncoder(latents.folder)
+
+
 def preview_conditions(config: RunConfig, samples: Samples) -> Conditions:
     """What previews are drawn with: of latents the decoder, of latents with captions those of the first images."""
     if not isinstance(samples, SampleStream) or not isinstance(images := samples.images, Latents):
         return Conditions((config.model.in_channels, config.data.image_size, config.data.image_size))
-    if not is_autoencoder(images.autoencoder):
-        raise ConfigError(f"{images.autoencoder} holds no autoencoder: {REMEDY}")
     conditions = Conditions(images.shape, autoencoder=images.autoencoder)
     if images.empty_text is None:
         return conditions

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import default_collate
 
 from training.data.samples import SampleStream
 from training.step import TrainState
@@ -14,21 +13,25 @@ SEED = 0  # of the noise; the run's own seed must not make two runs incomparable
 
 
 @torch.no_grad()
-def held_out_loss(state: TrainState, stream: SampleStream, *, go_on: Callable[[], None]) -> float:
+def held_out_loss(state: TrainState, stream: SampleStream, *, num_workers: int = 0, go_on: Callable[[], None]) -> float:
     """Mean loss of the averaged weights over every held-out image once, each rank its share.
 
-    `go_on` is called before every batch, by every rank equally often, and may raise to leave early.
+    Images are decoded in `num_workers` processes beside each rank. `go_on` is called before every batch, by every rank
+    equally often, and may raise to leave early.
     """
     accelerator, size = state.accelerator, state.config.batch_size
     count, ranks = len(stream.indices), accelerator.num_processes
+    starts = range(accelerator.process_index * size, accelerator.process_index * size + count, size * ranks)
+    shares = [list(range(start, min(start + size, count))) for start in starts]  # at the end some ranks have no image
+    loader = stream.loader(
+        [share for share in shares if share], num_workers=num_workers, pin_memory=accelerator.device.type == "cuda"
+    )
     total = torch.zeros(2, device=accelerator.device)
     with state.averaged() as unet:
-        for start in range(0, count, size * ranks):
+        for share in shares:
             go_on()
-            first = start + accelerator.process_index * size
-            samples = [stream[counter] for counter in range(first, min(first + size, count))]
-            if samples:
-                losses = state.objective.losses(unet, state.to_device(default_collate(samples)))
+            if share:
+                losses = state.objective.losses(unet, state.to_device(next(loader)))
                 total += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
     total = accelerator.reduce(total, reduction="sum")
     return float(total[0] / total[1])

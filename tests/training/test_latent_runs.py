@@ -280,5 +280,5 @@ def test_a_damaged_cache_is_an_error_before_the_first_step(
     shutil.copy(classes / shard.name, shard)
     shutil.rmtree(tmp_path / "cache" / "autoencoder")
     assert train(class_config, tmp_path / "run", here) == 2
-    assert "autoencoder holds no autoencoder" in capsys.readouterr().err
+    assert "autoencoder/config.json is missing: delete it and start" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -24,6 +24,7 @@ class Autoencoder:
     def __init__(self, model: AutoencoderKL) -> None:
         self.model: Any = model.float().eval().requires_grad_(False)
         self.channels: int = model.config.in_channels
+        self.latent_channels: int = model.config.latent_channels
         self.scaling_factor: float = model.config.scaling_factor
         self.shift_factor: float = model.config.shift_factor or 0.0
 
@@ -35,7 +36,7 @@ class Autoencoder:
                 f"data.image_size is {image_size}, but the autoencoder makes one latent of {factor}×{factor} pixels: "
                 f"take a multiple of {factor}"
             )
-        return self.model.config.latent_channels, image_size // factor, image_size // factor
+        return self.latent_channels, image_size // factor, image_size // factor
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ ONLY_FOR = {
     "image_column": ("datasets", "stream"),
     "label_column": ("datasets", "stream"),
     "shuffle_buffer": ("stream",),
+    "subset": ("stream",),
+    "split": ("stream",),
 }
 
 
@@ -50,10 +52,14 @@ class DataConfig:
     image_column: str = "image"
     """datasets and stream only: the column of images; in tar shards the ending of their files, `image` for any."""
     label_column: str = "label"
-    """datasets and stream only: the column of class labels; a data set without it has no classes. In tar shards the
-    ending of a file or a key in `json`; `label` also finds `cls`."""
+    """datasets and stream only: the column of class labels, which a network without classes does not read; a data set
+    without it has none. In tar shards the ending of a file or a key in `json`; `label` also finds `cls`."""
     shuffle_buffer: int = 1000
     """stream only: images that a reader holds to draw the next one from; 1 keeps the order within the shards."""
+    subset: str | None = None
+    """stream only: of a data set on the hub that has several, the name of one (its "configuration")."""
+    split: str = "train"
+    """stream only: of a data set on the hub, the split."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from training.checkpoint import TEMPORARY, flush, sha256
 from training.data.autoencoder import Autoencoder
-from training.data.images import Images
+from training.data.images import DataError, Images, reason
 from training.data.latents import EMPTY_TEXT, Manifest
-from training.data.samples import leave_process_group
+from training.data.samples import BatchReader, load_batches
 from training.data.text import TextEncoder
 
 
@@ -31,7 +31,10 @@ class Pictures(Dataset[dict[str, Any]]):
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         index = int(self.indices[place])
-        pixels = torch.from_numpy(np.ascontiguousarray(self.images.image(index)))
+        try:
+            pixels = torch.from_numpy(np.ascontiguousarray(self.images.image(index)))
+        except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
+            raise DataError(f"{self.images.name(index)} cannot be read any more: {reason(error)}") from error
         picture = {"pixels": pixels, "label": torch.tensor(self.images.label(index))}
         return picture if self.captions is None else picture | {"caption": self.captions[place]}
 
@@ -44,10 +47,10 @@ class Cache:
 
     def write_companions(self, manifest: Manifest) -> Manifest:
         """The networks and the empty caption's embedding, so that the folder is all that training needs."""
-        self._write_folder("autoencoder", self.autoencoder.model.save_pretrained)
+        manifest = self._write_folder(manifest, "autoencoder", self.autoencoder.model.save_pretrained)
         if self.text_encoder is not None:
-            self._write_folder("text_encoder", self.text_encoder.model.save_pretrained)
-            self._write_folder("tokenizer", self.text_encoder.tokenizer.save_pretrained)
+            manifest = self._write_folder(manifest, "text_encoder", self.text_encoder.model.save_pretrained)
+            manifest = self._write_folder(manifest, "tokenizer", self.text_encoder.tokenizer.save_pretrained)
             if EMPTY_TEXT not in manifest.sha256:
                 manifest = self._write_tensors(manifest, EMPTY_TEXT, {"text": self.text_encoder.encode([""])[0].cpu()})
         return manifest
@@ -60,10 +63,8 @@ class Cache:
                 places = range(number * size, min(manifest.images, (number + 1) * size))
                 if name not in done:
                     batches = [list(places[start : start + batch_size]) for start in range(0, len(places), batch_size)]
-                    loader = DataLoader(
-                        pictures, batch_sampler=batches, num_workers=num_workers, worker_init_fn=leave_process_group
-                    )
-                    rows = [self._encode(batch, flip=manifest.flipped) for batch in loader]
+                    loaded = load_batches(BatchReader(pictures), batches, num_workers=num_workers)
+                    rows = [self._encode(batch, flip=manifest.flipped) for batch in loaded]
                     tensors = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
                     manifest = self._write_tensors(manifest, name, tensors)
                 bar.update(len(places))
@@ -89,13 +90,18 @@ class Cache:
         manifest.write(self.folder)
         return manifest
 
-    def _write_folder(self, name: str, save: Callable[[Path], object]) -> None:
-        """A network's folder, whole or not at all, where it is not there yet."""
+    def _write_folder(self, manifest: Manifest, name: str, save: Callable[[Path], object]) -> Manifest:
+        """Write a network's folder whole or not at all, and then the manifest that knows its files; once."""
         unfinished, final = self.folder / f"{TEMPORARY}{name}", self.folder / name
-        if final.exists():
-            return
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if any(known.startswith(f"{name}/") for known in manifest.sha256):
+            return manifest
+        for folder in (unfinished, final):
+            shutil.rmtree(folder, ignore_errors=True)
         save(unfinished)
         for path in (*unfinished.iterdir(), unfinished):
             flush(path)
         unfinished.rename(final)
+        sums = {f"{name}/{file.name}": sha256(file) for file in sorted(final.iterdir())}
+        manifest = replace(manifest, sha256=manifest.sha256 | sums)
+        manifest.write(self.folder)
+        return manifest

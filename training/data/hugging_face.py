@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from training.data.images import Images, read_all
+from training.data.images import Images, fingerprint_files, read_all, reason, walk
 from training.data.pixels import Framing
 
 FORMATS = {
@@ -50,7 +50,7 @@ def find_files(path: str) -> tuple[str, list[str]]:
         saved = json.loads((root / "state.json").read_text())["_data_files"]
         return "arrow", [str(root / item["filename"]) for item in saved]
     if root.is_dir():
-        found = [file for file in root.rglob("*") if file.is_file()]
+        found = [Path(entry.path) for entry in walk(root)]
     else:
         found = [Path(file) for file in glob.glob(path, recursive=True)]
     files = sorted(str(file) for file in found if format_of(file.name) and not file.name.startswith("."))
@@ -142,15 +142,12 @@ class HuggingFaceImages(Images):
     def __init__(self, path: str, framing: Framing, image_column: str, label_column: str) -> None:
         datasets = import_datasets()
         self.path, self.framing, self.shape = path, framing, framing.shape
-        data = open_table(path)
+        data, self._files = open_table(path)
         columns = find_columns(path, data.features, image_column, label_column)
         if not len(data):
             raise ValueError(f"data.path {path!r} holds no rows")
-        self._labels: list[int] | None = None
-        self.class_names = None
-        if columns.label:
-            self._labels = read_labels(list(data[label_column]))
-            self.class_names = columns.class_names(data.features) or [str(i) for i in range(max(self._labels) + 1)]
+        self._labels: list[Any] | None = list(data[label_column]) if columns.label else None
+        self.class_names = columns.class_names(data.features) if columns.label else None
         self._image, self._decoder = image_column, datasets.Image()
         self._data = as_encoded_images(data.select_columns([image_column]), path, image_column)
 
@@ -161,22 +158,37 @@ class HuggingFaceImages(Images):
         return self.framing(self._decoder.decode_example(self._data[index][self._image]), random)
 
     def label(self, index: int) -> int:
-        return -1 if self._labels is None else self._labels[index]
+        """As it stands in the data set; -1 for what is no number from 0 on."""
+        label = None if self._labels is None else self._labels[index]
+        return label if isinstance(label, int) and label >= 0 else -1
+
+    def name(self, index: int) -> str:
+        return f"{self.path} row {index}"
 
     def usable(self) -> np.ndarray:
-        return read_all(self, lambda index: f"{self.path} row {index}")
+        return read_all(self)
+
+    def fingerprint(self) -> str:
+        return fingerprint_shards(self._files)
 
 
-def open_table(path: str) -> Any:
-    """The `datasets.Dataset` that the path means. Raises ValueError where it is none."""
+def fingerprint_shards(files: Sequence[str]) -> str:
+    """A sha256 of the files, wherever they are; of those on the hub, of their addresses, which name a revision."""
+    here = [Path(file) for file in files if Path(file).is_file()]
+    facts = [(path.name, path.stat().st_size) for path in here]
+    return fingerprint_files(facts + [(file, -1) for file in files if not Path(file).is_file()], here)
+
+
+def open_table(path: str) -> tuple[Any, list[str]]:
+    """The `datasets.Dataset` that the path means, and its files. Raises ValueError where it is none."""
     datasets = import_datasets()
     kind, files = find_files(path)
     if kind == "webdataset":
         raise ValueError(f"data.path {path!r} holds tar shards, which are read in sequence only: set data.name=stream")
     try:
         if (Path(path) / "state.json").is_file():
-            return datasets.load_from_disk(path)
-        return datasets.load_dataset(kind, data_files=files, split="train")
+            return datasets.load_from_disk(path), files
+        return datasets.load_dataset(kind, data_files=files, split="train"), files
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"data.path {path!r} cannot be read as {kind} files: {reason(error)}") from error
 
@@ -193,21 +205,3 @@ def as_encoded_images(data: Any, path: str, column: str) -> Any:
     if not (plain or encoded or isinstance(feature, datasets.Image)):
         raise ValueError(f"data.image_column {column!r} of {path!r} holds no images but {feature}")
     return data.cast_column(column, datasets.Image(decode=False))
-
-
-def read_labels(labels: list[Any]) -> list[int]:
-    """The labels again. Raises ValueError where one is no class number."""
-    wrong = [label for label in labels if not isinstance(label, int) or label < 0]
-    if wrong:
-        raise ValueError(
-            f"data.label_column holds {wrong[0]!r}, but classes are numbers from 0 on: name another column, or one "
-            "that is not there to train without classes"
-        )
-    return labels
-
-
-def reason(error: BaseException) -> str:
-    """What the innermost of a chain of errors says."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 BROKEN_AT_MOST = 0.01  # share of the files that may be unreadable before it is an error
+LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
 
 
 class DataError(Exception):
@@ -28,7 +32,7 @@ class Images(Protocol):
     """A numbered set of images, all of one shape, with a class each or none, and maybe a text each."""
 
     shape: tuple[int, int, int]  # (C, H, W)
-    class_names: list[str] | None  # None: the images have no classes
+    class_names: list[str] | None  # None: the images have no classes, or classes without names
 
     def __len__(self) -> int: ...
 
@@ -38,7 +42,11 @@ class Images(Protocol):
         ...
 
     def label(self, index: int) -> int:
-        """Number of the class, -1 where there are none."""
+        """Number of the class, -1 where there is none."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What messages call the image."""
         ...
 
     def text(self, index: int) -> np.ndarray | None:
@@ -47,6 +55,10 @@ class Images(Protocol):
 
     def usable(self) -> np.ndarray:
         """Numbers of the images that can be read, after reading each; warns of the others, or raises ValueError."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What other images do not share, and the same ones keep, wherever they are moved to and whoever asks."""
         ...
 
 
@@ -76,6 +88,12 @@ class Digits(Images):
         """The digit."""
         return int(self._labels[index])
 
+    def name(self, index: int) -> str:
+        return f"digit {index}"
+
+    def fingerprint(self) -> str:
+        return "digits"
+
     def usable(self) -> np.ndarray:
         """All of them."""
         return np.arange(len(self))
@@ -84,16 +102,20 @@ class Digits(Images):
 class ImageFolder(Images):
     """Image files in a folder: `path/CLASS/*.png` with classes in alphabetic order, or `path/*.png` without.
 
-    Raises ValueError where the folder is missing, holds no image, or has images both in it and in subfolders.
+    Links to folders and files are followed. Raises ValueError where the folder is missing, holds no image, or has
+    images both in it and in subfolders.
     """
 
     def __init__(self, path: str, framing: Framing) -> None:
         self.root, self.framing, self.shape = Path(path), framing, framing.shape
         if not self.root.is_dir():
             raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
-        found = (p.relative_to(self.root) for p in self.root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        visible = (p for p in found if not any(part.startswith(".") for part in p.parts))
-        self.files = sorted(p for p in visible if (self.root / p).is_file())
+        sizes = {
+            Path(entry.path).relative_to(self.root): entry.stat().st_size
+            for entry in walk(self.root)
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+        }
+        self.files = sorted(sizes)
         if not self.files:
             known = ", ".join(sorted(IMAGE_SUFFIXES))
             raise ValueError(f"data.path {path!r} holds no images; files with these endings would be read: {known}")
@@ -106,6 +128,8 @@ class ImageFolder(Images):
         self.class_names = None if loose else sorted({file.parts[0] for file in self.files})
         number = {name: i for i, name in enumerate(self.class_names or [])}
         self._labels = [number.get(file.parts[0], -1) for file in self.files]
+        facts = [(file.as_posix(), sizes[file]) for file in self.files]
+        self._fingerprint = fingerprint_files(facts, [self.root / file for file in self.files])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -117,13 +141,79 @@ class ImageFolder(Images):
     def label(self, index: int) -> int:
         return self._labels[index]
 
+    def name(self, index: int) -> str:
+        return str(self.root / self.files[index])
+
     def usable(self) -> np.ndarray:
-        return read_all(self, lambda index: str(self.root / self.files[index]))
+        return read_all(self)
+
+    def fingerprint(self) -> str:
+        """Of the files, with their names within the folder."""
+        return self._fingerprint
 
 
-def check_classes(num_classes: int | None, class_names: list[str] | None) -> None:
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """The files in a folder and in all below it, links followed, hidden ones and what is in hidden folders left out.
+
+    Raises ValueError for a link to nothing, or to a folder that it is in.
+    """
+    here = folder.resolve()
+    if here in above:
+        raise ValueError(f"{folder} is a link to a folder that it is in itself: remove it")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from walk(Path(entry.path), (*above, here))
+            elif entry.is_file():
+                yield entry
+            elif entry.is_symlink():
+                raise ValueError(f"{entry.path} is a link to nothing: mend or remove it")
+
+
+def fingerprint_files(facts: list[tuple[str, int]], files: Sequence[Path]) -> str:
+    """A sha256 of (name, size) of all files, and of the ends of 256 of them or more, evenly spread.
+
+    Quick for a million files, and enough to notice that a data set is another one.
+    """
+    total = hashlib.sha256(repr(facts).encode())
+    for file in files[:: max(1, len(files) // LOOKED_INTO)]:
+        with contextlib.suppress(OSError), file.open("rb") as contents:  # what cannot be read is said elsewhere
+            contents.seek(max(0, file.stat().st_size - END))
+            total.update(contents.read())
+    return total.hexdigest()
+
+
+def fingerprint(images: Images, indices: np.ndarray) -> str:
+    """A sha256 of which images these are, which of them are taken, and their labels."""
+    labels = np.array([images.label(int(index)) for index in indices], dtype="<i8")
+    total = hashlib.sha256(images.fingerprint().encode())
+    total.update(indices.astype("<i8").tobytes())
+    total.update(labels.tobytes())
+    return total.hexdigest()
+
+
+def check_classes(num_classes: int | None, images: Images, indices: np.ndarray) -> None:
+    """Raise ValueError where these images have other classes than the network; without classes it reads no labels."""
+    if num_classes is None:
+        return
+    if images.class_names is not None:
+        check_count(num_classes, len(images.class_names))
+    labels = [images.label(int(index)) for index in indices]
+    if max(labels) < 0:
+        check_count(num_classes, 0)
+    wrong = next((place for place, label in enumerate(labels) if not 0 <= label < num_classes), None)
+    if wrong is not None:
+        what = "no class number" if labels[wrong] < 0 else f"the class {labels[wrong]}"
+        raise ValueError(
+            f"{images.name(int(indices[wrong]))} has {what}, but with model.num_classes {num_classes} classes are "
+            f"numbers from 0 to {num_classes - 1}: set it, or name the right data.label_column"
+        )
+
+
+def check_count(num_classes: int | None, classes: int) -> None:
     """Raise ValueError where the network's number of classes is not that of the images."""
-    classes = None if class_names is None else len(class_names)
     if num_classes is not None and num_classes != classes:
         raise ValueError(
             f"model.num_classes is {num_classes}, but the images have {classes or 'no'} classes: "
@@ -131,7 +221,14 @@ def check_classes(num_classes: int | None, class_names: list[str] | None) -> Non
         )
 
 
-def read_all(images: Images, name: Callable[[int], str]) -> np.ndarray:
+def reason(error: BaseException) -> str:
+    """What the innermost of a chain of errors says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+def read_all(images: Images) -> np.ndarray:
     """Decode every image once and return the numbers of those that can be read.
 
     A broken image found now is a line in the log; found in the middle of the night it is a lost run.
@@ -148,16 +245,16 @@ def read_all(images: Images, name: Callable[[int], str]) -> np.ndarray:
     with ThreadPoolExecutor() as pool:
         reading = tqdm(pool.map(problem, range(len(images))), "reading images", len(images), disable=None)
         problems = list(reading)
-    small = [(name(i), error) for i, error in enumerate(problems) if isinstance(error, TooSmall)]
-    broken = [(name(i), error) for i, error in enumerate(problems) if error and not isinstance(error, TooSmall)]
+    small = [(images.name(i), error) for i, error in enumerate(problems) if isinstance(error, TooSmall)]
+    broken = [(images.name(i), error) for i, error in enumerate(problems) if error and not isinstance(error, TooSmall)]
     if small:
         file, error = small[0]
         raise ValueError(
             f"{len(small)} of {len(images)} images are smaller than data.image_size × data.crop_scale, first {file} "
             f"({error}): remove them or ask for a smaller size"
         )
-    for file, reason in broken:
-        logger.warning("skipping a broken image: %s (%s: %s)", file, type(reason).__name__, reason)
+    for file, error in broken:
+        logger.warning("skipping a broken image: %s (%s)", file, reason(error))
     if len(broken) > BROKEN_AT_MOST * len(images):
         raise ValueError(
             f"{len(broken)} of {len(images)} images cannot be read, more than {BROKEN_AT_MOST:.0%}; the first is "

@@ -1,13 +1,15 @@
 """Latents that training/cache_latents.py encoded once: reading them, and the format that both sides agree on.
 
 A cache is a folder: `latents-NNNNN.safetensors` (shards of `shard_size` images, the last one of the rest), the
-`autoencoder/`, with captions `empty_text.safetensors`, `text_encoder/` and `tokenizer/`, and `manifest.json`.
+`autoencoder/`, with captions `empty_text.safetensors`, `text_encoder/` and `tokenizer/`, and `manifest.json`, which has
+the sha256 of every other file.
 A shard holds, one row an image: `mean` and `std` of the autoencoder's posterior (C, H, W), and `label`; with --flip
 `mean_flipped` and `std_flipped`, of the mirrored image; with captions `text` (tokens, width). Numbers are float32.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -46,7 +48,7 @@ class Manifest:
     source: dict[str, Any]
     """Keys data.* of the images, and what was in them that has no place above; a second start has to have the same."""
     sha256: dict[str, str]
-    """Of each file that is finished, by its name."""
+    """Of each file that is finished, by its name in the folder."""
 
     @property
     def shards(self) -> list[str]:
@@ -67,11 +69,38 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         keys = json.loads((folder / MANIFEST).read_text())
         text_shape = None if keys["text_shape"] is None else tuple(keys["text_shape"])
-        return Manifest(**keys | {"shape": tuple(keys["shape"]), "text_shape": text_shape})
+        manifest = Manifest(**keys | {"shape": tuple(keys["shape"]), "text_shape": text_shape})
+        check_types(manifest)
+        return manifest
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {MANIFEST}: give a folder that training/cache_latents.py wrote") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / MANIFEST} is not as training/cache_latents.py writes it: {error}") from error
+
+
+def check_types(manifest: Manifest) -> None:
+    """Raise ValueError where a value is of another type than it is written with."""
+    names, text_shape = manifest.class_names, manifest.text_shape
+    right = {
+        "images": is_count(manifest.images),
+        "shard_size": is_count(manifest.shard_size),
+        "shape": len(manifest.shape) == 3 and all(map(is_count, manifest.shape)),
+        "scaling_factor": isinstance(manifest.scaling_factor, (int, float)),
+        "shift_factor": isinstance(manifest.shift_factor, (int, float)),
+        "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        "flipped": isinstance(manifest.flipped, bool),
+        "text_shape": text_shape is None or (len(text_shape) == 2 and all(map(is_count, text_shape))),
+        "source": isinstance(manifest.source, dict),
+        "sha256": isinstance(manifest.sha256, dict) and all(isinstance(sum, str) for sum in manifest.sha256.values()),
+    }
+    wrong = [f"{name} is {getattr(manifest, name)!r}" for name, is_right in right.items() if not is_right]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def is_count(value: object) -> bool:
+    """Whether this is a number of things, at least one."""
+    return isinstance(value, int) and value >= 1
 
 
 class Latents(Images):
@@ -99,7 +128,7 @@ class Latents(Images):
                 f"{path} is unfinished, {len(finished)} of {len(self.manifest.shards)} shards are there: start "
                 "training/cache_latents.py again with the same line, and it goes on"
             )
-        self._labels = np.concatenate([self._shard(name).get_tensor("label") for name in finished])
+        self._labels = np.concatenate([self._read(name, "label", slice(None)) for name in finished])
         if len(self._labels) != self.manifest.images:
             raise ValueError(f"{path}: the shards hold {len(self._labels)} images, {MANIFEST} has {len(self)}")
         self.empty_text: np.ndarray | None = None  # (tokens, width)
@@ -128,31 +157,43 @@ class Latents(Images):
     def text(self, index: int) -> np.ndarray | None:
         return None if self.manifest.text_shape is None else self._row("text", index)
 
+    def name(self, index: int) -> str:
+        number, row = divmod(index, self.manifest.shard_size)
+        return f"row {row} of {self.folder / self.manifest.shards[number]}"
+
     def usable(self) -> np.ndarray:
-        """All of them, after every shard was compared with the manifest."""
-        for name in tqdm(self.manifest.shards, "reading latents", disable=None):
+        """All of them, after every file, also of the networks, was compared with the manifest."""
+        for name in tqdm(self.manifest.sha256, "reading latents", disable=None):
             self._verify(name)
         return np.arange(len(self))
 
+    def fingerprint(self) -> str:
+        """Of what the shards hold and how it is scaled; not of the networks, which training does not use."""
+        names = (*self.manifest.shards, *([EMPTY_TEXT] if self.manifest.text_shape else []))
+        facts = [(name, self.manifest.sha256[name]) for name in names]
+        scale = self.manifest.scaling_factor, self.manifest.shift_factor
+        return hashlib.sha256(repr((facts, scale)).encode()).hexdigest()
+
     def _row(self, tensor: str, index: int) -> np.ndarray:
         number, row = divmod(index, self.manifest.shard_size)
-        return self._shard(self.manifest.shards[number]).get_slice(tensor)[row]
+        return self._read(self.manifest.shards[number], tensor, row)
 
-    def _shard(self, name: str) -> Any:
-        if name not in self._shards:
-            try:
+    def _read(self, name: str, tensor: str, rows: int | slice) -> np.ndarray:
+        """Rows of a shard's tensor. Raises ValueError, naming the file, where that is missing or damaged."""
+        try:
+            if name not in self._shards:
                 self._shards[name] = safe_open(self.folder / name, framework="np")
-            except FileNotFoundError as error:
-                raise ValueError(f"{self.folder / name} is missing: {REMEDY}") from error
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"{self.folder / name} is damaged ({error}): {REMEDY}") from error
-        return self._shards[name]
+            return self._shards[name].get_slice(tensor)[rows]
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.folder / name} is missing: {REMEDY}") from error
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self.folder / name} is damaged ({error}): {REMEDY}") from error
 
     def _verify(self, name: str) -> None:
         file = self.folder / name
         if not file.is_file():
             raise ValueError(f"{file} is missing: {REMEDY}")
-        if sha256(file) != self.manifest.sha256[name]:
+        if sha256(file) != self.manifest.sha256.get(name):
             raise ValueError(f"{file} is not what was written (its sha256 differs): {REMEDY}")
 
 

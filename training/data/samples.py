@@ -7,7 +7,6 @@ whichever rank or worker, so a run that stops at sample s goes on with sample s 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +17,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from training.data.images import Images
+from training.data.images import DataError, Images, fingerprint, reason
+
+Batch = dict[str, torch.Tensor]
 
 
 class Purpose(IntEnum):
@@ -75,8 +76,11 @@ class Samples(Protocol):
         """A sha256 of which images these are."""
         ...
 
-    def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterable[dict[str, torch.Tensor]]:
-        """The batches of `batches` in order, decoded ahead of time in `num_workers` processes."""
+    def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterable[Batch]:
+        """The batches of `batches` in order, decoded ahead of time in `num_workers` processes.
+
+        Raises DataError, here and not in those processes, for an image that cannot be read.
+        """
         ...
 
 
@@ -95,7 +99,7 @@ class Draws:
         shape: tuple[int, int, int],
         label: int,
         text: np.ndarray | None = None,
-    ) -> dict[str, torch.Tensor]:
+    ) -> Batch:
         """The sample with the image that `image` makes; what that draws for itself changes nothing else.
 
         image (C, H, W) float32 in [-1, 1], noise of the same shape from N(0, 1), label () int64 (-1 without classes),
@@ -118,7 +122,7 @@ class Draws:
         return sample if text is None else sample | {"text": torch.from_numpy(text)}
 
 
-class SampleStream(Dataset[dict[str, torch.Tensor]], Samples):
+class SampleStream(Dataset[Batch], Samples):
     """The endless stream of training samples: item s is a function of (seed, s).
 
     Epoch e = s // len(indices) visits every image once, in an order of its own. An item is what Draws.sample makes.
@@ -145,30 +149,66 @@ class SampleStream(Dataset[dict[str, torch.Tensor]], Samples):
         self.order = lru_cache(maxsize=2)(self._order)
 
     def fingerprint(self) -> str:
-        """A sha256 of how many images there are, which of them are in the stream, and their labels."""
-        labels = [self.images.label(int(index)) for index in self.indices]
-        return hashlib.sha256(repr((len(self.images), self.indices.tolist(), labels)).encode()).hexdigest()
+        return fingerprint(self.images, self.indices)
 
-    def __getitem__(self, counter: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, counter: int) -> Batch:
+        """Sample `counter`. Raises DataError, naming the image, where it cannot be read."""
         epoch, position = divmod(counter, len(self.indices))
         index = int(self.order(epoch)[position])
         images = self.images
-        return self.draws.sample(
-            counter,
-            lambda random: images.image(index, random),
-            shape=images.shape,
-            label=images.label(index),
-            text=images.text(index),
-        )
+        try:
+            return self.draws.sample(
+                counter,
+                lambda random: images.image(index, random),
+                shape=images.shape,
+                label=images.label(index),
+                text=images.text(index),
+            )
+        except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
+            raise DataError(f"{images.name(index)} cannot be read any more: {reason(error)}") from error
 
-    def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> DataLoader:
-        return DataLoader(
-            self,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=leave_process_group,
-        )
+    def loader(self, batches: Iterable[list[int]], *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
+        """See Samples; any lists of sample counters will do."""
+        return load_batches(BatchReader(self), batches, num_workers=num_workers, pin_memory=pin_memory)
+
+
+class BatchReader(Dataset["Batch | DataError"]):
+    """Whole batches of a data set's items: by their numbers a batch, or the DataError that came up in reading it."""
+
+    def __init__(self, items: Dataset[Batch]) -> None:
+        self.items = items
+
+    def __getitem__(self, numbers: list[int]) -> Batch | DataError:
+        try:
+            return default_collate([self.items[number] for number in numbers])
+        except DataError as error:
+            return error
+
+
+def load_batches(
+    reader: Dataset, batches: Iterable[list[int]] | None, *, num_workers: int, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """What `reader` makes of `batches` (None: it knows itself) in `num_workers` processes beside this one.
+
+    Raises DataError where that is what it makes.
+    """
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=leave_process_group,
+    )
+    return raise_errors(iter(loader))
+
+
+def raise_errors(batches: Iterator[Batch | DataError]) -> Iterator[Batch]:
+    """The batches, up to an error, which is raised here: on the way out of a worker it would be a traceback in text."""
+    for batch in batches:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 def leave_process_group(worker: int) -> None:

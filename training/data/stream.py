@@ -8,7 +8,6 @@ resumed run begins a new pass, in an order of its own.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import tarfile
@@ -19,9 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from training.data.config import DataConfig, make_framing
 from training.data.hugging_face import (
@@ -29,17 +27,16 @@ from training.data.hugging_face import (
     find_columns,
     find_endings,
     find_files,
+    fingerprint_shards,
     import_datasets,
-    reason,
 )
-from training.data.images import BROKEN_AT_MOST, DataError, check_classes
-from training.data.samples import Draws, Purpose, Samples, StepBatches, leave_process_group, random_stream
+from training.data.images import BROKEN_AT_MOST, DataError, check_count, reason
+from training.data.samples import Batch, Draws, Purpose, Samples, StepBatches, load_batches, random_stream
 
 logger = logging.getLogger(__name__)
 
 READ_BEFORE_JUDGING = 100  # images, before a share of broken ones is too large
 Row = dict[str, Any]
-Batch = dict[str, torch.Tensor]
 T = TypeVar("T")
 
 
@@ -53,12 +50,12 @@ class ShardStream(Samples):
         assert config.path is not None  # DataConfig sees to it
         self.config, self.num_classes, self.seed = config, num_classes, seed
         self.framing, self.draws = make_framing(config, channels), Draws(seed, config.random_flip)
-        self._files, data = open_shards(config.path)
+        self._files, data = open_shards(config)
         find = find_endings if "__key__" in data.features else find_columns
         self.columns = find(config.path, data.features, config.image_column, config.label_column)
         names = self.columns.class_names(data.features)
         if names or not self.columns.label:  # else the labels are numbers, and each is checked when it is read
-            check_classes(num_classes, names)
+            check_count(num_classes, len(names or []))
         self._data = as_encoded_images(data, config.path, self.columns.image)
 
     def __str__(self) -> str:
@@ -68,9 +65,7 @@ class ShardStream(Samples):
         return {}
 
     def fingerprint(self) -> str:
-        """A sha256 of the files' names and sizes; of those on the hub, of their addresses, which name a revision."""
-        facts = [(Path(file).name, Path(file).stat().st_size) if Path(file).is_file() else file for file in self._files]
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+        return fingerprint_shards(self._files)
 
     def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
         """See Samples; raises DataError while reading. Warns where a run goes on that it meets other images than the
@@ -81,14 +76,7 @@ class ShardStream(Samples):
                 "own; noise, noise levels and dropped labels are those of the unbroken run, the images are not",
                 batches.first_step + 1,
             )
-        loader = DataLoader(
-            ShardReader(self, batches),
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=leave_process_group,
-        )
-        return raise_errors(iter(loader))
+        return load_batches(ShardReader(self, batches), None, num_workers=num_workers, pin_memory=pin_memory)
 
     def check(self, ranks: int, num_workers: int) -> None:
         """Count the shards, decode the first images, warn where some readers have more shards than others.
@@ -143,21 +131,28 @@ def mix(rows: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T
     yield from (buffer[i] for i in random.permutation(len(buffer)))
 
 
-def open_shards(path: str) -> tuple[list[str], Any]:
-    """The files and the `datasets.IterableDataset` of what the path means, on this disk or on the hub.
+def open_shards(config: DataConfig) -> tuple[list[str], Any]:
+    """The files and the `datasets.IterableDataset` of what data.path means, on this disk or on the hub.
 
-    Raises ValueError where it means nothing, or where a data set on the hub cannot be had.
+    Raises ValueError where it means nothing, or where a data set on the hub cannot be had, or not as it was asked for.
     """
-    datasets = import_datasets()
-    on_hub = not Path(path).exists() and re.fullmatch(r"[\w-]+/[\w.-]+", path)
+    datasets, path = import_datasets(), config.path or ""
+    # Where the first part of a/b is a folder here, b is a mistake and no data set on the hub.
+    on_hub = re.fullmatch(r"[\w-]+/[\w.-]+", path) and not Path(path).parent.exists()
+    if not on_hub and (config.subset is not None or config.split != "train"):
+        raise ValueError(
+            f"data.subset and data.split are for a data set on the hub: remove them for data.path {path!r}"
+        )
     name, files = (path, None) if on_hub else find_files(path)
     try:
-        builder = datasets.load_dataset_builder(name, data_files=files)
-        data = builder.as_streaming_dataset(split="train")
+        builder = datasets.load_dataset_builder(name, config.subset, data_files=files)
+        data = builder.as_streaming_dataset(split=config.split)
     except (OSError, ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
-        where = "is neither here nor to be had on the hub" if on_hub else "cannot be read"
-        raise ValueError(f"data.path {path!r} {where}: {reason(error)}") from error
-    return [str(file) for file in builder.config.data_files["train"]], data
+        missing = isinstance(error, (OSError, datasets.exceptions.DatasetNotFoundError))
+        where = "is neither here nor to be had on the hub" if missing else (
+            "is on the hub, but not as data.subset and data.split have it")  # fmt: skip
+        raise ValueError(f"data.path {path!r} {where if on_hub else 'cannot be read'}: {reason(error)}") from error
+    return [str(file) for file in builder.config.data_files[config.split]], data
 
 
 @dataclass(frozen=True)
@@ -245,11 +240,3 @@ class ShardReader(IterableDataset):
         return self.stream.draws.sample(
             counter, lambda random: framing.cut(picture.image, random), shape=framing.shape, label=picture.label
         )
-
-
-def raise_errors(batches: Iterator[Batch | DataError]) -> Iterator[Batch]:
-    """The batches, up to an error, which is raised here: on the way out of a worker it would be a traceback in text."""
-    for batch in batches:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch

@@ -42,6 +42,7 @@ class TextEncoder:
             )
         except OSError as error:
             raise ValueError(f"the text encoder in {folder} cannot be read: {error}") from error
+        self.tokenizer_files = sorted(file for file in (folder / "tokenizer").iterdir() if file.is_file())
         self.model: Any = model.float().eval().requires_grad_(False)
         self.tokens = min(self.tokenizer.model_max_length, model.config.max_position_embeddings)
         self.width: int = model.config.hidden_size
@@ -79,12 +80,20 @@ def read_files(files: Sequence[Path]) -> list[str]:
             f"{len(missing)} of {len(files)} images have no caption; the first would be {missing[0]}: write it (an "
             "empty file is the empty caption), or leave --text-encoder out"
         )
-    return [file.read_text(encoding="utf-8").strip() for file in files]
+    return [read_text(file).strip() for file in files]
+
+
+def read_text(file: Path) -> str:
+    """What is in the file. Raises ValueError, naming it, where that is no UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the caption {file} is not in UTF-8 ({error}): save it in that encoding") from error
 
 
 def read_column(path: str, indices: Sequence[int], column: str) -> list[str]:
     """A data set's column of captions, at these rows."""
-    table = open_table(path)
+    table, _ = open_table(path)
     if column not in table.column_names:
         raise ValueError(f"--caption-column {column!r} is not in {path!r}; its columns: {table.column_names}")
     captions = list(table[column])

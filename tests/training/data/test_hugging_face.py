@@ -1,15 +1,22 @@
 """Hugging Face data sets: what is read, what is refused."""
 
 import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tests.training.shards import CLASSES, png, shades, write_shards
+from tests.training.shards import CLASSES, png, shades, table, write_shards
 from training.data.hugging_face import HuggingFaceImages
+from training.data.images import check_classes
 from training.data.pixels import Framing
+from training.data.samples import SampleStream
 
 
 def test_a_hugging_face_data_set_on_disk_is_read(tmp_path: Path) -> None:
@@ -28,13 +35,42 @@ def test_a_hugging_face_data_set_on_disk_is_read(tmp_path: Path) -> None:
     assert HuggingFaceImages(str(tmp_path / "set"), Framing(8, 3), "image", "kind").class_names is None
 
 
-@pytest.mark.parametrize("labels", [["a", "b"], [0, -1], [0, None]])
-def test_labels_that_are_no_class_numbers_are_refused(labels: list, tmp_path: Path) -> None:
+def labelled(folder: Path, labels: list) -> HuggingFaceImages:
+    """As many images as labels, whose classes have no names."""
     datasets = pytest.importorskip("datasets")
-    data = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 2, "label": labels})
-    data.save_to_disk(str(tmp_path / "set"))
-    with pytest.raises(ValueError, match=r"data\.label_column holds .*, but classes are numbers from 0 on"):
-        HuggingFaceImages(str(tmp_path / "set"), Framing(8, 3), "image", "label")
+    data = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * len(labels), "label": labels})
+    data.save_to_disk(str(folder / "set"))
+    return HuggingFaceImages(str(folder / "set"), Framing(8, 3), "image", "label")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "b"], "model.num_classes is 3, but the images have no classes"),
+        (
+            [0, -1],
+            "set row 1 has no class number, but with model.num_classes 3 classes are numbers from 0 to 2: ",
+        ),
+        ([0, None], "set row 1 has no class number"),
+        ([0, 2, 3], "set row 2 has the class 3, but with model.num_classes 3 classes are numbers from 0 to 2: "),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_network_are_refused_where_it_reads_them(
+    labels: list, message: str, tmp_path: Path
+) -> None:
+    images = labelled(tmp_path, labels)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_classes(3, images, np.arange(len(labels)))
+    check_classes(None, images, np.arange(len(labels)))
+    stream = SampleStream(images, np.arange(len(labels)), seed=0)
+    assert all(isinstance(stream[i]["label"].item(), int) for i in range(len(labels)))
+
+
+def test_a_part_of_unnamed_classes_will_do(tmp_path: Path) -> None:
+    """A subset without its highest class, and one row of no class that is not trained on."""
+    images = labelled(tmp_path, [0, 4, 1, -1])
+    assert images.class_names is None
+    check_classes(10, images, np.arange(3))
 
 
 def test_splits_and_plain_folders_are_refused_as_data_sets(tmp_path: Path) -> None:
@@ -78,7 +114,7 @@ def test_other_columns_and_plain_bytes_do_no_harm(tmp_path: Path, cache: Path) -
     columns = {"picture": [png(3), png(4)], "kind": [1, 0], "image": ["a.png", "b.png"]}
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
     images = HuggingFaceImages(str(file), Framing(8, 3), "picture", "kind")
-    assert images.class_names == ["0", "1"]
+    assert [images.label(0), images.label(1)] == [1, 0]
     assert shades(torch.from_numpy(images.image(1))[None]) == [4]
     with pytest.raises(ValueError, match=r"data\.image_column 'image' of .* holds no images but Value\('string'\)"):
         HuggingFaceImages(str(file), Framing(8, 3), "image", "kind")
@@ -102,3 +138,55 @@ def test_files_that_are_not_what_their_ending_says_are_refused(tmp_path: Path, c
     (tmp_path / "a.parquet").write_bytes(b"nothing of the kind" * 9)
     with pytest.raises(ValueError, match=r"cannot be read as parquet files: ArrowInvalid: .*magic bytes"):
         HuggingFaceImages(str(tmp_path), Framing(8, 3), "image", "label")
+
+
+def test_a_link_to_a_folder_of_shards_is_followed(tmp_path: Path, cache: Path) -> None:
+    write_shards(tmp_path / "elsewhere", "parquet")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "part").symlink_to(tmp_path / "elsewhere")
+    assert len(HuggingFaceImages(str(tmp_path / "set"), Framing(8, 3), "image", "label")) == 24
+
+
+def fingerprint_elsewhere(path: str) -> str:
+    """What another process, with a cache of its own, says."""
+    script = "import sys; from training.data.hugging_face import *; from training.data.pixels import *\n"
+    script += "print(HuggingFaceImages(sys.argv[1], Framing(8, 3), 'image', 'label').fingerprint())"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_DATASETS_CACHE": f"{path}.cache"}
+    return subprocess.run([sys.executable, "-c", script, path], env=environment, capture_output=True, text=True,
+                          check=True).stdout.strip()  # fmt: skip
+
+
+def test_the_fingerprint_of_files_is_the_same_in_every_process_and_place_and_for_no_others(
+    tmp_path: Path, cache: Path
+) -> None:
+    """The others are as many, of the same labels, in files of the same names."""
+
+    def fingerprint(name: str) -> str:
+        return HuggingFaceImages(str(tmp_path / name), Framing(8, 3), "image", "label").fingerprint()
+
+    write_shards(tmp_path / "one", "parquet")
+    first = fingerprint("one")
+    assert fingerprint_elsewhere(str(tmp_path / "one")) == first
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert fingerprint("moved") == first
+    for number in range(4):
+        file = tmp_path / "moved" / f"train-000{number}.parquet"
+        assert file.is_file()
+        rows = range(6 * number, 6 * number + 6)
+        table([png(100 + i) for i in rows], [i % 3 for i in rows]).to_parquet(file)
+    assert fingerprint("moved") != first
+
+
+def test_the_fingerprint_of_a_saved_data_set_is_of_what_it_holds(tmp_path: Path) -> None:
+    """Two sets of equal length, labels and file sizes, which differ in one shade."""
+
+    def save(name: str, shade: int) -> str:
+        table([png(shade), png(3)], [0, 1]).save_to_disk(tmp_path / name)
+        return str(tmp_path / name)
+
+    paths = [save("one", 10), save("other", 11)]
+    sizes = [[file.stat().st_size for file in Path(path).glob("*.arrow")] for path in paths]
+    assert sizes[0] == sizes[1]
+    one, other = (HuggingFaceImages(path, Framing(8, 3), "image", "label").fingerprint() for path in paths)
+    assert one != other
+    assert fingerprint_elsewhere(paths[0]) == one

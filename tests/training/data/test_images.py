@@ -91,3 +91,51 @@ def test_images_beside_class_folders_are_an_error(tmp_path: Path) -> None:
     write_image(tmp_path / "cat" / "b.png")
     with pytest.raises(ValueError, match="holds 1 images itself and 1 in subfolders"):
         ImageFolder(str(tmp_path), Framing(16, 3))
+
+
+def test_links_to_class_folders_and_files_are_followed(tmp_path: Path) -> None:
+    write_image(tmp_path / "elsewhere" / "a.png", shade=255)
+    write_image(tmp_path / "set" / "dog" / "b.png", shade=0)
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "dog" / "c.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    images = ImageFolder(str(tmp_path / "set"), Framing(8, 3))
+    assert images.class_names == ["cat", "dog"]
+    assert [str(file) for file in images.files] == ["cat/a.png", "dog/b.png", "dog/c.png"]
+    assert [images.image(i).max() for i in range(3)] == [1, -1, 1]
+
+
+def test_a_link_in_a_circle_or_to_nothing_is_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "cat" / "a.png")
+    link = tmp_path / "cat" / "again"
+    link.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=rf"{link} is a link to a folder that it is in itself: remove it"):
+        ImageFolder(str(tmp_path), Framing(8, 3))
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=rf"{link} is a link to nothing: mend or remove it"):
+        ImageFolder(str(tmp_path), Framing(8, 3))
+
+
+def write_noise(folder: Path, seed: int) -> Path:
+    random = np.random.default_rng(seed)
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(random.integers(0, 256, (16, 16 + number, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_the_fingerprint_of_a_folder_is_of_its_files_wherever_they_are(tmp_path: Path) -> None:
+    """Others are as many, without classes."""
+
+    def fingerprint(folder: Path) -> str:
+        return ImageFolder(str(folder), Framing(8, 3)).fingerprint()
+
+    first = fingerprint(write_noise(tmp_path / "one", seed=0))
+    moved = (tmp_path / "one").rename(tmp_path / "moved")
+    assert fingerprint(moved) == first
+    assert fingerprint(write_noise(tmp_path / "two", seed=1)) != first
+    (moved / "2.png").rename(moved / "a.png")
+    assert fingerprint(moved) != first
+    (moved / "a.png").rename(moved / "2.png")
+    write_image(moved / "1.png")
+    assert fingerprint(moved) != first

@@ -1,25 +1,23 @@
-"""Caches of latents: what is encoded, what an interrupted one goes on from, and what a damaged one is answered with."""
+"""Caches of latents: what is encoded, and which mistakes are answered before it."""
 
 import json
 import logging
-import os
 import pickle
-import signal
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from training.cache_latents import main
 from training.data.autoencoder import load_autoencoder
 from training.data.config import DataConfig, open_images
 from training.data.images import Images
-from training.data.latents import Latents, read_manifest
+from training.data.latents import Latents
 from training.data.samples import SampleStream, StepBatches
 
 
@@ -113,8 +111,6 @@ def test_texts_are_what_stable_diffusion_makes_of_the_captions(
 
 def test_captions_come_from_a_column_of_a_data_set_too(stable_diffusion: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    from PIL import Image
-
     pictures, words = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 99, 255)], ["a", "a dog", "cats"]
     features = datasets.Features({"image": datasets.Image(), "words": datasets.Value("string")})
     datasets.Dataset.from_dict({"image": pictures, "words": words}, features=features).save_to_disk(tmp_path / "set")
@@ -152,109 +148,18 @@ def test_samples_are_functions_of_seed_and_counter_and_travel_to_workers(both_wa
     assert not torch.equal(later["image"], stream[4]["image"])
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("latents-*.safetensors")}
-
-
-def test_a_cache_killed_after_some_shards_and_started_again_is_the_unbroken_one(
-    stable_diffusion: Path, photographs: Path, tmp_path: Path
+def test_the_fingerprint_of_latents_is_of_what_the_shards_hold(
+    stable_diffusion: Path, photographs: Path, both_ways: Path, tmp_path: Path
 ) -> None:
-    line = ["--text-encoder", str(stable_diffusion), "--shard-size", "2", "--batch-size", "2"]
-    assert cache(stable_diffusion, photographs, tmp_path / "whole", *line) == 0
-    keys = ["data.name=folder", f"data.path={photographs}", "data.image_size=16"]
-    interrupted = ["--autoencoder", str(stable_diffusion), "--out", str(tmp_path / "broken"), *keys, *line]
-    script = f"""
-import os, signal
-from training.data import encoding
-from training.cache_latents import main
-write, count = encoding.Cache._write_tensors, 0
-def killed(self, manifest, name, tensors):
-    global count
-    if name.startswith("latents"):
-        count += 1
-        if count == 3:  # in the middle of the third shard
-            (self.folder / (".tmp-" + name)).write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGKILL)
-    return write(self, manifest, name, tensors)
-encoding.Cache._write_tensors = killed
-main({interrupted!r})
-"""
-    root = Path(__file__).parents[3]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert sorted(files(tmp_path / "broken")) == ["latents-00000.safetensors", "latents-00001.safetensors"]
-    with pytest.raises(
-        ValueError, match=r"is unfinished, 2 of 5 shards are there: start training/cache_latents\.py again"
-    ):
-        Latents(str(tmp_path / "broken"))
-    made = [(tmp_path / "broken" / name).stat().st_mtime_ns for name in sorted(files(tmp_path / "broken"))]
-    assert cache(stable_diffusion, photographs, tmp_path / "broken", *line) == 0
-    assert files(tmp_path / "broken") == files(tmp_path / "whole")
-    kept = [(tmp_path / "broken" / f"latents-0000{number}.safetensors").stat().st_mtime_ns for number in (0, 1)]
-    assert kept == made
-    assert read_manifest(tmp_path / "broken") == read_manifest(tmp_path / "whole")
-
-
-def test_a_second_process_is_kept_out(stable_diffusion: Path, photographs: Path, tmp_path: Path) -> None:
-    holder = "import sys, time; from pathlib import Path; from training.run_directory import RunDirectory\n"
-    holder += "run = RunDirectory(Path(sys.argv[1])); run.lock(); print('held', flush=True); time.sleep(60)"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    first = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], env=environment, stdout=subprocess.PIPE)
-    try:
-        assert first.stdout is not None
-        assert first.stdout.readline() == b"held\n"
-        assert cache(stable_diffusion, photographs, tmp_path) == 2
-    finally:
-        first.kill()
-        first.wait()
-    assert cache(stable_diffusion, photographs, tmp_path) == 0
-
-
-def test_a_damaged_shard_is_named_and_made_anew(
-    stable_diffusion: Path, photographs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert cache(stable_diffusion, photographs, tmp_path) == 0
-    whole, shard = files(tmp_path), tmp_path / "latents-00001.safetensors"
-    flipped = bytearray(whole[shard.name])
-    flipped[-5] ^= 1
-    shard.write_bytes(flipped)
-    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is not what was written .*delete it and start"):
-        Latents(str(tmp_path)).usable()
-    shard.write_bytes(whole[shard.name][:-20])
-    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is damaged"):
-        Latents(str(tmp_path))
-    shard.unlink()
-    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is missing"):
-        Latents(str(tmp_path))
-    with caplog.at_level(logging.WARNING):
-        assert cache(stable_diffusion, photographs, tmp_path) == 0
-    assert "latents-00001.safetensors is missing or damaged: it is made anew" in caplog.text
-    assert files(tmp_path) == whole
-
-
-def test_another_cache_in_the_folder_is_refused(
-    stable_diffusion: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "cache"
-    assert cache(stable_diffusion, photographs, out) == 0
-    vae = AutoencoderKL.from_pretrained(stable_diffusion, subfolder="vae")
-    with torch.no_grad():
-        vae.decoder.conv_out.bias += 1
-    vae.save_pretrained(tmp_path / "vae")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "precious.txt").touch()
-    for autoencoder, folder, more, message in (
-        (stable_diffusion, out, ["data.image_size=8"], "data.image_size was 16 and is 8"),
-        (stable_diffusion, out, ["--flip"], "flipped was False and is True"),
-        (stable_diffusion, out, ["--shard-size", "5"], "shard_size was 4 and is 5"),
-        (stable_diffusion, out, ["--text-encoder", str(stable_diffusion)], "text_shape was None and is (12, 24)"),
-        (tmp_path / "vae", out, [], "autoencoder was '"),
-        (stable_diffusion, tmp_path / "full", [], "holds other things (precious.txt): give another --out"),
-    ):
-        assert cache(autoencoder, photographs, folder, *more) == 2
-        assert message in capsys.readouterr().err
-    assert len(Latents(str(out)).usable()) == 10
+    """The others are of as many images of the same classes."""
+    shutil.copytree(both_ways, tmp_path / "moved")
+    assert Latents(str(tmp_path / "moved")).fingerprint() == Latents(str(both_ways)).fingerprint()
+    shutil.copytree(photographs, tmp_path / "images")
+    for file in (tmp_path / "images").glob("*/*.png"):
+        Image.new("RGB", (16, 16), (int(file.stem), 0, 0)).save(file)
+    line = ["--flip", "--text-encoder", str(stable_diffusion)]
+    assert cache(stable_diffusion, tmp_path / "images", tmp_path / "others", *line) == 0
+    assert Latents(str(tmp_path / "others")).fingerprint() != Latents(str(both_ways)).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -286,8 +191,6 @@ def test_a_mistake_is_answered_with_key_and_remedy(
 def test_a_missing_caption_is_named(
     stable_diffusion: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     shutil.copytree(photographs, tmp_path / "images")
     (tmp_path / "images" / "cat" / "4.txt").unlink()
     line = ["--text-encoder", str(stable_diffusion)]
@@ -295,6 +198,16 @@ def test_a_missing_caption_is_named(
     error = capsys.readouterr().err
     assert "1 of 10 images have no caption; the first would be" in error
     assert "cat/4.txt: write it" in error
+
+
+def test_a_caption_that_is_not_in_utf_8_is_named(
+    stable_diffusion: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photographs, tmp_path / "images")
+    (tmp_path / "images" / "cat" / "4.txt").write_bytes("café".encode("latin-1"))
+    line = ["--text-encoder", str(stable_diffusion)]
+    assert cache(stable_diffusion, tmp_path / "images", tmp_path / "out", *line) == 2
+    assert f"the caption {tmp_path / 'images' / 'cat' / '4.txt'} is not in UTF-8" in capsys.readouterr().err
 
 
 def test_flips_that_were_not_cached_are_refused_with_the_reason(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.data.config import DataConfig, open_images, split
-from training.data.images import Digits
+from training.data.images import DataError, Digits
 from training.data.samples import Purpose, SampleStream, StepBatches, random_stream
 
 
@@ -156,8 +156,46 @@ def test_wrong_data_is_refused_with_the_key_and_the_remedy(config: DataConfig, c
         ({"name": "stream", "path": "x", "shuffle_buffer": 0}, r"data\.shuffle_buffer is 0; .* at least 1"),
         ({"name": "stream", "path": "x", "held_out": 0.1}, r"held_out is 0\.1, but a stream has no number of images"),
         ({"name": "folder"}, r"data\.name folder needs data\.path"),
+        (
+            {"name": "datasets", "path": "x", "split": "test"},
+            r"data\.split is 'test', but data\.name datasets takes none",
+        ),
+        ({"name": "folder", "path": "x", "subset": "a"}, r"data\.subset is 'a', but data\.name folder takes none"),
     ],
 )
 def test_contradictory_data_keys_are_refused(keys: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**keys)
+
+
+def test_the_fingerprint_of_samples_is_of_the_images_of_which_are_taken_and_of_their_labels() -> None:
+    class Relabelled(Digits):
+        def label(self, index: int) -> int:
+            return 9 - super().label(index)
+
+    class Others(Digits):
+        def fingerprint(self) -> str:
+            return "others"
+
+    sources = [(Digits(), 0), (Digits(), 1), (Relabelled(), 0), (Others(), 0)]
+    streams = [SampleStream(images, np.arange(first, first + 10), seed=0) for images, first in sources]
+    assert len({stream.fingerprint() for stream in streams}) == 4
+    assert SampleStream(Digits(), np.arange(10), seed=1).fingerprint() == streams[0].fingerprint()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("error", [OSError("truncated"), SyntaxError("broken PNG file"), ValueError("too many")])
+def test_an_image_that_breaks_during_a_run_is_named(error: Exception, num_workers: int) -> None:
+    class Breaking(Digits):
+        def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
+            if index == 7:
+                raise error
+            return super().image(index, random)
+
+    stream = SampleStream(Breaking(), np.arange(10), seed=0)
+    place = [int(i) for i in stream.order(0)].index(7)
+    loaded = stream.loader([[c] for c in range(10)], num_workers=num_workers, pin_memory=False)
+    assert [float(next(loaded)["label"]) for _ in range(place)] == [float(i) for i in stream.order(0)[:place]]
+    message = rf"^digit 7 cannot be read any more: {type(error).__name__}: {error}$"
+    with pytest.raises(DataError, match=message):
+        next(loaded)

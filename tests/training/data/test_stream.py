@@ -309,23 +309,57 @@ def test_images_by_number_are_refused_of_a_stream(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A hub with one data set, somebody/pictures; gives the names that it was asked for."""
-    files = [str(file) for file in Path(write_shards(tmp_path / "hub", "parquet")).iterdir()]
+    """A hub with one data set, somebody/pictures, of the subsets small (24 images) and large (splits train with 30 and
+    test with 60 images); gives the names that it was asked for. What is on this disk is read as ever."""
+
+    def write(name: str, count: int) -> list[str]:
+        return sorted(str(file) for file in Path(write_shards(tmp_path / name, "parquet", count=count)).iterdir())
+
+    files = {"small": {"train": write("hub", 24)}, "large": {"train": write("many", 30), "test": write("more", 60)}}
     load, asked = datasets.load_dataset_builder, []
 
-    def load_from_hub(name: str, data_files: list[str] | None = None) -> Any:
-        asked.append(name)
-        if name != "somebody/pictures":
-            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{name}' doesn't exist on the Hub")
-        return load("parquet", data_files=sorted(files))
+    def load_from_hub(path: str, name: str | None = None, *, data_files: list[str] | None = None) -> Any:
+        if data_files is not None:
+            return load(path, name, data_files=data_files)
+        asked.append(path)
+        if path != "somebody/pictures":
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist on the Hub")
+        if name not in files:
+            raise ValueError(f"Config name is missing. Please pick one among {list(files)}")
+        return load("parquet", data_files=files[name])
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_from_hub)
     return asked
 
 
 def test_a_name_that_is_no_path_is_looked_for_on_the_hub(hub: list[str]) -> None:
-    stream = open_stream("somebody/pictures")
+    stream = open_stream("somebody/pictures", subset="small")
     assert sorted(seen(read(stream, batches=8))) == list(range(24))
     with pytest.raises(ValueError, match=r"data\.path 'no/body' is neither here nor to be had on the hub: .*no/body"):
         open_stream("no/body")
     assert hub == ["somebody/pictures", "no/body"]
+
+
+def test_of_the_hub_the_subset_and_the_split_that_are_asked_for_are_read(hub: list[str]) -> None:
+    stream = open_stream("somebody/pictures", subset="large", split="test")
+    assert sorted(seen(read(stream, batches=20))) == list(range(60))
+    train = open_stream("somebody/pictures", subset="large")
+    assert sorted(seen(read(train, batches=10))) == list(range(30))
+    assert train.fingerprint() != stream.fingerprint()
+    message = r"'somebody/pictures' is on the hub, but not as data\.subset and data\.split have it: ValueError: "
+    with pytest.raises(ValueError, match=message + r"Config name is missing.*\['small', 'large'\]"):
+        open_stream("somebody/pictures")
+    with pytest.raises(ValueError, match=message + r".*\['train'\]"):
+        open_stream("somebody/pictures", subset="small", split="test")
+
+
+def test_a_path_that_is_mistyped_in_a_folder_here_is_not_looked_for_on_the_hub(
+    hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ValueError, match=r"data\.path 'data/imagenet' should be a folder .*; found no file"):
+        open_stream("data/imagenet")
+    assert hub == []
+    with pytest.raises(ValueError, match=r"data\.subset and data\.split are for a data set on the hub: remove them"):
+        open_stream(write_shards(tmp_path / "set", "tar"), split="test")
