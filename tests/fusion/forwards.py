@@ -155,6 +155,15 @@ class ActivationInPlace(Base):
         return F.silu(self.norm1(x), inplace=True) + x + y
 
 
+class SiluWrittenOut(Base):
+    def forward(self, x, emb):
+        y = self.norm1(x)
+        y *= torch.sigmoid(y)
+        x = self.norm2(x)
+        x = x * torch.sigmoid(x)
+        return x + y
+
+
 FOUND = {
     TwoSteps: ("norm1",),
     OneExpression: ("norm1", "norm2"),
@@ -170,6 +179,7 @@ FOUND = {
     DefaultOfTheClassBody: ("norm1",),
     InputByName: ("norm2", "norm1"),
     ActivationInPlace: ("norm2", "norm1"),
+    SiluWrittenOut: ("norm1", "norm2"),
 }
 
 
@@ -245,6 +255,15 @@ class LayoutOfItsOwnValues(Base):
         return x
 
 
+class AnotherGate(Base):
+    def forward(self, x, emb):
+        y = self.norm1(x)
+        y *= torch.sigmoid(x)
+        z = self.norm2(x)
+        z += torch.sigmoid(z)
+        return y + z
+
+
 class InPlaceOfWhatIsKept(Base):
     def forward(self, x, emb):
         normed = self.norm1(x)
@@ -270,5 +289,6 @@ class ParameterOfAFunctionsName(Base):
 NOTHING = (
     *(ResidualBetween, NormKept, AnotherActivation, AnotherFunctionOfThatName, AnotherTensor),
     *(ScaleOfTheNormedTensor, ShiftOfTheNormedTensor, ScaleSeenByAnInnerFunction, LayoutOfItsOwnValues),
+    AnotherGate,
     *(InPlaceOfWhatIsKept, InPlaceByACall, SwishWithASwitch, ParameterOfAFunctionsName),
 )

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 
 from unetgn.fusion.recognition import computes_silu
@@ -86,10 +87,10 @@ class Joiner(ast.NodeTransformer):
 
     def _join_with_last(self, done: list[ast.stmt], statement: ast.stmt) -> bool:
         """Make `a = act(a)` one with the norm that made `a` before it, in `done`; whether that could be."""
-        target, made = _assignment(statement)
-        activation = self._activation(made)
-        if target is None or activation is None or _name(made.args[0]) != target:
+        step = self._step(statement)
+        if step is None:
             return False
+        target, activation = step
         at = len(done) - 1
         while at > 0 and _is_layout(done[at], target):
             at -= 1
@@ -116,10 +117,9 @@ class Joiner(ast.NodeTransformer):
     def _sink_activations(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         sunk: list[ast.stmt] = []
         for statement in statements:
-            target, made = _assignment(statement)
-            is_step = target is not None and self._activation(made) is not None and _name(made.args[0]) == target
-            if is_step and sunk and isinstance(sunk[-1], ast.If) and self._ends_in_norm([sunk[-1]], target):
-                for branch in (sunk[-1].body, sunk[-1].orelse):
+            step, last = self._step(statement), sunk[-1] if sunk else None
+            if step is not None and isinstance(last, ast.If) and self._ends_in_norm([last], step[0]):
+                for branch in (last.body, last.orelse):
                     branch.append(copy.deepcopy(statement))
             else:
                 sunk.append(statement)
@@ -143,6 +143,26 @@ class Joiner(ast.NodeTransformer):
             return None
         attribute = self_attribute(node.func)
         return attribute if attribute in self.norms else None
+
+    def _step(self, statement: ast.stmt) -> tuple[str, ast.expr] | None:
+        """Name and activation where the statement is `a = act(a)`, `a = a * torch.sigmoid(a)` or that with `*=`."""
+        target, made = _assignment(statement)
+        if isinstance(statement, ast.AugAssign):
+            target, made = _name(statement.target), ast.BinOp(statement.target, statement.op, statement.value)
+        if target is None:
+            return None
+        activation = self._activation(made)
+        if activation is not None:
+            return (target, activation) if _name(made.args[0]) == target else None
+        return (target, ast.Name(SILU, ast.Load())) if self._is_written_out(made, target) else None
+
+    def _is_written_out(self, node: Any, target: str) -> bool:
+        """Whether the node is `target * torch.sigmoid(target)`."""
+        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and _name(node.left) == target):
+            return False
+        gate = node.right
+        is_gate = isinstance(gate, ast.Call) and [_name(argument) for argument in gate.args] == [target]
+        return is_gate and not gate.keywords and _stands_for(gate.func, self.scope) is torch.sigmoid  # type: ignore[attr-defined]
 
     def _activation(self, node: Any) -> ast.expr | None:
         """The activation where the node is `act(x)`: an attribute of self, or a function that computes SiLU.
@@ -239,11 +259,17 @@ def _is_layout(statement: ast.stmt, target: str | None) -> bool:
 
 def _silu_function(node: ast.expr, scope: Mapping[str, Any]) -> Callable[..., Any] | None:
     """The function with SiLU's values that a name such as `F.silu` or `nonlinearity` stands for, if it does."""
-    path = ast.unparse(node).split(".") if isinstance(node, (ast.Name, ast.Attribute)) else [""]
-    if path[-1] not in SILU_NAMES or path[0] not in scope:
-        return None
-    function = functools.reduce(lambda owner, name: getattr(owner, name, None), path[1:], scope[path[0]])
+    is_named = ast.unparse(node).rpartition(".")[2] in SILU_NAMES
+    function = _stands_for(node, scope) if is_named else None
     return function if isinstance(function, FunctionType) and computes_silu(function) else None
+
+
+def _stands_for(node: ast.expr, scope: Mapping[str, Any]) -> Any:
+    """What a name such as `F.silu` stands for in the scope; None where it is none, or a local one."""
+    path = ast.unparse(node).split(".") if isinstance(node, (ast.Name, ast.Attribute)) else [""]
+    if path[0] not in scope:
+        return None
+    return functools.reduce(lambda owner, name: getattr(owner, name, None), path[1:], scope[path[0]])
 
 
 def _is_only_inplace(keywords: list[ast.keyword]) -> bool:
