@@ -84,6 +84,7 @@ PLAIN = {"use_spatial_transformer": False, "context_dim": None, "legacy": True} 
         ("sgm_sdxl_base", {"spatial_transformer_attn_type": "linear"}, "spatial_transformer_attn_type='linear'"),
         ("edm_song_ncsnpp_augment", {"encoder_type": "skip"}, "encoder_type='skip' is not supported"),
         ("edm_song_ncsnpp_augment", {"decoder_type": "skip"}, "decoder_type='skip' is not supported"),
+        ("edm_dhariwal_class_augment", {"num_blocks": 0}, "DhariwalUNet: num_blocks=0 is not supported"),
         ("edm_song_ncsnpp_augment", {"embedding_type": "zero"}, "embedding_type='zero' is not supported"),
         ("adm_conv_additive_legacy", {"num_heads": 5}, "num_heads=5 does not divide 128"),
         ("unet2d_ddpm_cifar10", {"time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),

@@ -91,7 +91,9 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 
 
 def translate_dhariwal(options: DhariwalOptions) -> UNetConfig:
-    """Our configuration of a DhariwalUNet."""
+    """Our configuration of a DhariwalUNet. Raises ValueError where its levels have no block, and so no width."""
+    if options.num_blocks < 1:
+        raise ValueError(f"DhariwalUNet: num_blocks={options.num_blocks} is not supported; numbers from 1 on are")
     channels = tuple(int(mult * options.model_channels) for mult in options.channel_mult)
     heads = tuple(width // HEAD_WIDTH for width in channels)
     resolutions = [options.img_resolution >> level for level in range(len(channels))]
