@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,14 +43,15 @@ class Subject:
 
 
 def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
-    """Make the folder this request's. Raises SamplingError where it holds images of another one."""
+    """Make the folder this request's; one that no image was made of is forgotten.
+
+    Raises SamplingError where the folder holds images of another request, or of nobody knows which.
+    """
     file = out / "request.json"
-    if not file.exists() and any(path.stem.isdigit() for path in out.glob("*.png")):
-        raise SamplingError(f"{out} holds numbered images that were not made here: give another --out")
     asked = asdict(request)
     now = {**asked, "subjects": {str(seed): asdict(subject) for seed, subject in subjects.items()}}
-    if file.exists():
-        before = json.loads(file.read_text())
+    if any(path.stem.isdigit() for path in out.glob("*.png")):
+        before = read_request(file)
         differences = [f"{key} was {before.get(key)!r} and is {asked[key]!r}" for key in asked
                        if before.get(key) != asked[key]]  # fmt: skip
         there = before.get("subjects", {})
@@ -66,6 +68,23 @@ def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
     unfinished = out / ".tmp-request.json"
     unfinished.write_text(json.dumps(now, indent=1) + "\n")
     unfinished.replace(file)
+
+
+def read_request(file: Path) -> dict[str, Any]:
+    """What the images beside the file were made of. Raises SamplingError where it is missing or damaged."""
+    if not file.exists():
+        raise SamplingError(f"{file.parent} holds numbered images that were not made here: give another --out")
+    try:
+        request = json.loads(file.read_text())
+        if {"label", "prompt"} <= set.intersection(*(set(subject) for subject in request["subjects"].values())):
+            return request
+        reason = "a subject lacks its label or prompt"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error)
+    raise SamplingError(
+        f"{file} is damaged ({reason}), so that nobody knows how the images beside it were made: delete these, or give "
+        "another --out"
+    )
 
 
 def file_of(out: Path, seed: int) -> Path:

@@ -61,10 +61,17 @@ def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None
             raise SamplingError("--autoencoder was given, but this network was trained on pixels: leave it out")
         return None
     try:
-        return load_autoencoder(asked or trained.cache)
+        autoencoder = load_autoencoder(asked or trained.cache)
     except ValueError as error:
         found = "" if asked else " It is looked for where the run had its data.path."
         raise SamplingError(f"{error}.{found} Give the autoencoder of its latents as --autoencoder") from error
+    if autoencoder.latent_channels != trained.unet.config.in_channels:
+        raise SamplingError(
+            f"the autoencoder in {asked or trained.cache} makes images of latents with {autoencoder.latent_channels} "
+            f"channels, but those of the network have {trained.unet.config.in_channels}: give the autoencoder of its "
+            "training as --autoencoder"
+        )
+    return autoencoder
 
 
 def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] | None) -> TextEncoder | None:
@@ -79,6 +86,12 @@ def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] |
         text_encoder = TextEncoder(asked or trained.cache or Path())
     except ValueError as error:
         raise SamplingError(f"{error}. Give the text encoder of its training as --text-encoder") from error
+    wanted = context_dims(trained.unet.unet_config)
+    if wanted != {text_encoder.width}:
+        raise SamplingError(
+            f"the text encoder in {asked or trained.cache} makes texts {text_encoder.width} wide, but the network "
+            f"reads texts {sorted(wanted)} wide: give the text encoder of its training as --text-encoder"
+        )
     if cut := text_encoder.too_long(prompts):
         logger.warning("%d of %d prompts are cut off after %d tokens", cut, len(prompts), text_encoder.tokens)
     return text_encoder

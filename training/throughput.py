@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 PEAK_16_BIT = {"A100": 312e12, "L40S": 362e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12,
                "MI300X": 1307e12}  # fmt: skip
 WAITING = 0.2  # share of the time above which the loader is said to be the bottleneck
+JUDGED = 50  # steps after which that is asked; where it was so, it is asked again after ten times as many
 
 
 def flops_per_image(config: UNetConfig, image_size: int, text_shape: tuple[int, ...] | None) -> int:
@@ -45,6 +47,18 @@ def peak_flops(device_name: str, mixed_precision: str) -> float | None:
     return next((peak for name, peak in PEAK_16_BIT.items() if name in device_name), None)
 
 
+@dataclass(frozen=True)
+class LoaderTimes:
+    """How long some steps took, in seconds, and how much of it they waited for images."""
+
+    steps: int = 0
+    waited: float = 0.0
+    elapsed: float = 0.0
+
+    def plus(self, steps: int, waited: float, elapsed: float) -> LoaderTimes:
+        return LoaderTimes(self.steps + steps, self.waited + waited, self.elapsed + elapsed)
+
+
 class Window:
     """Means over the steps since the last row of the log, kept on the device until they are asked for."""
 
@@ -55,7 +69,8 @@ class Window:
         self.accelerator, self.images_per_step, self.flops = accelerator, images_per_step, flops
         self.sums, self.steps = torch.zeros(2, device=device), 0
         self.since, self.waited = time.perf_counter(), 0.0
-        self.warned = False
+        self.loader: LoaderTimes | None = None  # the loader's start falls into the first row, which tells nothing
+        self.judge_after = JUDGED
 
     def add(self, numbers: Numbers) -> None:
         """Count a step."""
@@ -71,20 +86,28 @@ class Window:
         row = {"loss": loss, "gradient_norm": norm, "images_per_second": rate}
         if self.peak is not None:
             row["share_of_peak"] = rate * self.flops / (self.peak * self.accelerator.num_processes)
-        self._warn_of_waiting(self.waited / elapsed)
+        self._watch_loader(elapsed)
         self.sums, self.steps, self.since, self.waited = torch.zeros_like(self.sums), 0, now, 0.0
         return row
 
-    def _warn_of_waiting(self, share: float) -> None:
-        if share > WAITING and not self.warned:
-            self.warned = True
+    def _watch_loader(self, elapsed: float) -> None:
+        """Warn where steps wait for images, judged by whole rows: `JUDGED` steps of them or more."""
+        if self.loader is None:
+            self.loader = LoaderTimes()
+            return
+        self.loader = times = self.loader.plus(self.steps, self.waited, elapsed)
+        if times.steps < self.judge_after:
+            return
+        self.loader, self.judge_after = LoaderTimes(), JUDGED
+        if times.waited > WAITING * times.elapsed:
+            self.judge_after = 10 * times.steps
             logger.warning(
                 "the loader is the bottleneck: %.0f %% of the last %d steps (%.3g ms of %.3g ms a step) went into "
                 "waiting for images; raise data.num_workers, or make the images smaller on disk",
-                100 * share,
-                self.steps,
-                1000 * self.waited / self.steps,
-                1000 * self.waited / share / self.steps,
+                100 * times.waited / times.elapsed,
+                times.steps,
+                1000 * times.waited / times.steps,
+                1000 * times.elapsed / times.steps,
             )
 
     def save(self) -> dict[str, Any]:

@@ -101,6 +101,24 @@ def test_images_from_elsewhere_are_not_taken_for_samples(
     assert "holds numbered images that were not made here" in capsys.readouterr().err
 
 
+def test_a_request_that_no_image_was_made_of_is_forgotten_and_a_damaged_one_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "sample", fail)
+        assert draw(run, tmp_path, "--seeds", "0-1", "--scheduler", "ddim") == 1
+    assert draw(run, tmp_path, "--seeds", "0-1") == 0
+    for contents in ("{", "[]", '{"subjects": {"0": {}}}', "{}"):
+        (tmp_path / "request.json").write_text(contents)
+        assert draw(run, tmp_path, "--seeds", "0-1") == 2
+        error = capsys.readouterr().err
+        assert f"{tmp_path / 'request.json'} is damaged (" in error
+        assert "delete these, or give another --out" in error
+
+
 def test_options_change_the_images(run: Path, tmp_path: Path) -> None:
     variants = {"plain": [], "guided": ["--guidance-scale", "3"], "raw": ["--weights", "raw"],
                 "ddim": ["--scheduler", "ddim"], "class": ["--class-labels", "8"]}  # fmt: skip

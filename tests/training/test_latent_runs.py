@@ -1,6 +1,7 @@
 """Runs on cached latents, with classes or captions, from the cache to the pictures."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from diffusers import DiffusionPipeline, LDMPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, LDMPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from sampling.sample import main as draw
 from training.cache_latents import main as cache
@@ -157,6 +159,50 @@ def test_sampling_finds_the_autoencoder_or_is_told_where_it_is(
     told = [*line, "--out", str(tmp_path / "x"), "--autoencoder", str(stable_diffusion)]
     assert draw([*told, "--prompts", "a cat"]) == 2
     assert "this network reads no text: leave it out" in capsys.readouterr().err
+
+
+def test_sampling_refuses_networks_that_do_not_fit_and_goes_on_with_those_that_do(
+    text_config: Path, stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert train(text_config, run, "train.sample_every=0", "train.steps=1") == 0
+    line = ["--checkpoint", str(run), "--steps", "2", "--seeds", "0", "--prompts", "a cat", "--out", str(out)]
+    shutil.copytree(stable_diffusion, tmp_path / "other")
+    AutoencoderKL(latent_channels=8, block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
+    config = CLIPTextConfig.from_pretrained(stable_diffusion / "text_encoder", hidden_size=32)
+    CLIPTextModel(config).save_pretrained(tmp_path / "other" / "text_encoder")
+    assert draw([*line, "--autoencoder", str(tmp_path / "vae")]) == 2
+    assert "makes images of latents with 8 channels, but those of the network have 4" in capsys.readouterr().err
+    assert draw([*line, "--text-encoder", str(tmp_path / "other")]) == 2
+    assert "makes texts 32 wide, but the network reads texts [24] wide: give" in capsys.readouterr().err
+    assert not out.exists()
+    assert draw(line) == 0
+
+
+@pytest.mark.parametrize("gone", ["autoencoder", "text_encoder", "tokenizer", "transformers"])
+def test_what_the_end_of_a_run_needs_is_opened_before_it_begins(
+    gone: str, text_config: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copytree(captions, tmp_path / "cache")
+    if gone == "transformers":
+        monkeypatch.setitem(sys.modules, "transformers", None)
+    else:
+        shutil.rmtree(tmp_path / "cache" / gone)
+    assert train(text_config, tmp_path / "run", "--dry-run", f"data.path={tmp_path / 'cache'}") == 2
+    error = capsys.readouterr().err
+    assert ("text embeddings need the package transformers" if gone == "transformers" else f"cache/{gone}/") in error
+
+
+def test_a_run_with_captions_that_is_resumed_with_workers_is_the_unbroken_run(
+    text_config: Path, tmp_path: Path
+) -> None:
+    keys = ["train.sample_every=0", "data.num_workers=2"]
+    assert train(text_config, tmp_path / "whole", *keys) == 0
+    assert train(text_config, tmp_path / "broken", *keys, "train.steps=3", "train.checkpoint_every=3") == 0
+    assert train(text_config, tmp_path / "broken", *keys, "--resume", "auto") == 0
+    for kind in ("model", "ema", "optimizer"):
+        assert_equal_bits(weights(tmp_path / "whole", 4, kind), weights(tmp_path / "broken", 4, kind))
 
 
 def test_a_text_network_is_fine_tuned_into_a_stable_diffusion_pipeline(text_config: Path, tmp_path: Path) -> None:

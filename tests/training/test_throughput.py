@@ -48,15 +48,38 @@ def test_a_row_has_the_means_of_its_steps_and_their_rate() -> None:
     assert row["share_of_peak"] == pytest.approx(10 * 100 / 5000, rel=0.05)
 
 
-def test_a_loader_that_is_waited_for_is_named_once_with_numbers(caplog: pytest.LogCaptureFixture) -> None:
+def close(window: Window, steps: int, waited: float) -> None:
+    """A row of so many steps of half a second each, of which that share is waiting."""
+    for _ in range(steps):
+        window.add(numbers(1.0))
+    window.since, window.waited = time.perf_counter() - 0.5 * steps, waited * 0.5 * steps
+    window.close()
+
+
+def test_a_loader_that_is_waited_for_is_named_with_numbers(caplog: pytest.LogCaptureFixture) -> None:
     window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
-    for waited, said in ((0.1, False), (0.5, True), (0.5, False)):
-        caplog.clear()
-        window.add(numbers(1.0))
-        window.add(numbers(1.0))
-        window.since, window.waited = time.perf_counter() - 1.0, waited
-        with caplog.at_level(logging.WARNING):
-            window.close()
-        assert (
-            "the loader is the bottleneck: 50 % of the last 2 steps (250 ms of 500 ms a step)" in caplog.text
-        ) == said
+    with caplog.at_level(logging.WARNING):
+        close(window, steps=500, waited=0.9)  # the loader's start falls into the first row
+        close(window, steps=49, waited=0.5)
+        assert caplog.text == ""
+        close(window, steps=1, waited=0.5)
+    assert "the loader is the bottleneck: 50 % of the last 50 steps (250 ms of 500 ms a step)" in caplog.text
+
+
+def test_a_loader_is_named_again_where_it_lasts_but_not_in_every_row(caplog: pytest.LogCaptureFixture) -> None:
+    window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
+    said = []
+    with caplog.at_level(logging.WARNING):
+        for _ in range(14):
+            caplog.clear()
+            close(window, steps=50, waited=0.5)
+            said.append(bool(caplog.messages))
+    assert said == [False, True, *[False] * 9, True, False, False]
+
+
+def test_a_loader_that_keeps_up_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
+    window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            close(window, steps=100, waited=0.1)
+    assert caplog.text == ""
