@@ -157,6 +157,16 @@ def test_forward_mode_through_the_registered_operator_is_an_error_and_not_zero(d
         torch.func.jvp(lambda x: torch.ops.unetgn.group_norm_silu(x, *arguments)[0], (x,), (x,))
 
 
+def test_the_registered_backward_operator_has_no_derivative_and_says_so(draw):
+    inputs = draw(13, (2, 6, 3, 3), parameters="")
+    forward = (inputs.x, 3, None, None, 1e-5, True, None, None, None, "auto")
+    _, mean, rstd = torch.ops.unetgn.group_norm_silu(*forward)
+    arguments = (inputs.x, mean, rstd, 3, None, None, True, None, None, None, (True, *[False] * 5), "auto")
+    dx, *_ = torch.ops.unetgn.group_norm_silu_backward(inputs.dy.requires_grad_(), *arguments)
+    with pytest.raises(NotImplementedError, match=r"backward has no derivative.*create_graph=True"):
+        dx.sum().backward()
+
+
 @pytest.mark.parametrize("reentrant", [False, True], ids=["new", "reentrant"])
 def test_activation_checkpointing_gives_the_same_gradients(draw, place, reentrant):
     name, device = place

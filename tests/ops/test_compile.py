@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend, EagerAndRecordGraphs
+from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
@@ -160,6 +161,16 @@ def test_compiled_torch_func_transforms_give_the_eager_values(draw, transform):
         return torch.func.jvp(operator, (x,), (x,))[1]
 
     torch.testing.assert_close(torch.compile(call, backend="aot_eager")(x), call(x))
+
+
+def test_a_compiler_does_not_trace_the_inside_of_the_registered_operator(draw):
+    """Not even where it has compiled under forward-mode differentiation before, and sees the operator run."""
+    x = draw(4, (2, 6, 3, 3)).x
+    counters.clear()
+    compiled = torch.compile(lambda x: unetgn.group_norm_silu(x, 3), backend="aot_eager")
+    torch.func.jvp(compiled, (x,), (x,))
+    torch.testing.assert_close(compiled(x), unetgn.group_norm_silu(x, 3))
+    assert not [reason for reason in counters["graph_break"] if "item()" in reason]
 
 
 @pytest.mark.gpu

@@ -32,12 +32,14 @@ _library.define(
 
 
 @torch.library.impl(_library, "group_norm_silu", "CompositeExplicitAutograd")
+@torch._disable_dynamo  # a compiler has no business inside, even where it runs the operator while it traces
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     _refuse_forward_mode()
     return launch.forward(*arguments)
 
 
 @torch.library.impl(_library, "group_norm_silu_backward", "CompositeExplicitAutograd")
+@torch._disable_dynamo  # a compiler has no business inside, even where it runs the operator while it traces
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     _refuse_forward_mode()
     x = arguments[1]
@@ -92,4 +94,13 @@ def _derivative(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     return autograd.backward(ctx, dy)
 
 
+def _no_derivative(*_: Any) -> None:
+    """Gradients of gradients are the closed form's (`unetgn.ops.autograd`), which does not come through here."""
+    raise NotImplementedError(
+        f"{_BACKWARD} has no derivative; for gradients of gradients differentiate unetgn.group_norm_silu itself, with "
+        "create_graph=True"
+    )
+
+
 torch.library.register_autograd(_FORWARD, _derivative, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd(_BACKWARD, _no_derivative, lib=_library)
