@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -22,6 +23,47 @@ class Interrupted(BaseException):
     """
 
 
+class Messenger(threading.Thread):
+    """Passes SIGTERM and SIGINT on to the other ranks while it runs, and brings theirs, within a second or two.
+
+    The main thread cannot: it may be waiting for another rank in C++, and Python runs no handler before it is back. But
+    Python writes the number of each signal to its wakeup descriptor at once, where this thread reads it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._read, self._write = socket.socketpair()
+        self._read.settimeout(1.0)
+        self._write.setblocking(False)
+        self._stopped = False
+
+    def start(self) -> None:
+        """Begin to listen; from the main thread."""
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        super().start()
+
+    def stop(self) -> None:
+        """Listen no more; from the main thread."""
+        signal.set_wakeup_fd(-1)
+        self._stopped = True
+        self._write.send(b"\0")
+        self.join(timeout=10)
+
+    def run(self) -> None:
+        """Until the first signal. The ranks meet in the store that their processes met by."""
+        store = torch.distributed.PrefixStore("stop", _get_default_store())
+        while not self._stopped:
+            try:
+                numbers = self._read.recv(64)
+            except TimeoutError:
+                numbers = b""
+            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                return store.set("received", "yes")
+            if store.check(["received"]):
+                main = cast(int, threading.main_thread().ident)
+                return signal.pthread_kill(main, signal.SIGTERM)  # that thread, so that what it waits for ends
+
+
 class StopSignals:
     """SIGTERM and SIGINT, seen by every rank as soon as one of them got one.
 
@@ -36,22 +78,20 @@ class StopSignals:
         self._group = torch.distributed.new_group(backend="gloo") if ranks > 1 else None
         self._ranks = ranks
         self._previous: dict[signal.Signals, Any] = {}
-        self._done = threading.Event()
-        self._listener = threading.Thread(target=self._tell_and_listen, daemon=True) if ranks > 1 else None
+        self._messenger = Messenger() if ranks > 1 else None
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._receive)
-        if self._listener is not None:
-            self._listener.start()
+        if self._messenger is not None:
+            self._messenger.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._done.set()
-        if self._listener is not None:
-            self._listener.join(timeout=10)
+        if self._messenger is not None:
+            self._messenger.stop()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -60,18 +100,6 @@ class StopSignals:
         if self._interruptible:
             self._interruptible = False
             raise Interrupted
-
-    def _tell_and_listen(self) -> None:
-        """Pass a signal on to the other ranks, and take theirs: through the store that the processes met by."""
-        store = torch.distributed.PrefixStore("stop", _get_default_store())
-        while not self._done.wait(1.0):
-            if self.received:
-                store.set("received", "yes")
-                return
-            if store.check(["received"]):
-                main = cast(int, threading.main_thread().ident)
-                signal.pthread_kill(main, signal.SIGTERM)  # that thread, so that what it waits for ends
-                return
 
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
         """The result of `work`, or None where a signal came before or meanwhile: a slow loader delays no checkpoint."""
