@@ -1,7 +1,7 @@
 """Checkpoints: everything that a run needs to go on exactly, in safetensors and JSON, whole or not there at all.
 
 A checkpoint is a folder, written under a temporary name with a manifest of its files' sha256, flushed to the disk, then
-renamed. Nothing in it is a pickle. What is random needs no saving: it is a function of the step (training.data.samples).
+renamed. Nothing in it is a pickle. What is random needs no saving: it is a function of the step (data/samples.py).
 """
 
 from __future__ import annotations
