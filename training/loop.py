@@ -166,7 +166,7 @@ class Loop:
         assert self.held_out is not None  # the configuration sees to it
         began = time.perf_counter()
         with contextlib.suppress(Interrupted):
-            loss = held_out_loss(self.state, self.held_out, go_on=self.go_on)
+            loss = held_out_loss(self.state, self.held_out, num_workers=self.config.data.num_workers, go_on=self.go_on)
             self.accelerator.log({"validation_loss": loss}, step=self.state.step)
             if self.accelerator.is_main_process:
                 self.run.log("validation.csv", {"step": self.state.step, "loss": loss})

@@ -13,7 +13,7 @@ SEED = 0  # of the noise; the run's own seed must not make two runs incomparable
 
 
 @torch.no_grad()
-def held_out_loss(state: TrainState, stream: SampleStream, *, num_workers: int = 0, go_on: Callable[[], None]) -> float:
+def held_out_loss(state: TrainState, stream: SampleStream, *, num_workers: int, go_on: Callable[[], None]) -> float:
     """Mean loss of the averaged weights over every held-out image once, each rank its share.
 
     Images are decoded in `num_workers` processes beside each rank. `go_on` is called before every batch, by every rank

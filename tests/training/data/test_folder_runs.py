@@ -1,0 +1,116 @@
+"""Runs on folders of images: what a resume has to be, and whose images it takes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils.data import get_worker_info
+
+from training import loop
+from training.data.images import ImageFolder
+from training.train import main
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = """
+model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], norm: {num_groups: 4}}
+data: {name: folder, image_size: 8, random_crop: true, crop_scale: 1.5, random_flip: true, num_workers: 2,
+       held_out: 0.2}
+train: {steps: 6, batch_size: 4, gradient_accumulation: 2, log_every: 1, checkpoint_every: 3, sample_every: 0,
+        validate_every: 3, trackers: []}
+"""
+
+
+def write_images(folder: Path, seed: int) -> Path:
+    """A dozen images of noise."""
+    random = np.random.default_rng(seed)
+    folder.mkdir()
+    for number in range(12):
+        Image.fromarray(random.integers(0, 256, (14, 19, 3), dtype=np.uint8)).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> list[str]:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return ["--config", str(tmp_path / "tiny.yaml"), f"data.path={write_images(tmp_path / 'images', seed=0)}"]
+
+
+def files(run: Path, step: int) -> list[dict[str, torch.Tensor]]:
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    return [load_file(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")]
+
+
+def assert_the_same(one: Path, other: Path) -> None:
+    for first, second in zip(files(one, 6), files(other, 6), strict=True):
+        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert (one / "validation.csv").read_text() == (other / "validation.csv").read_text()
+
+
+def test_crops_flips_workers_and_accumulation_are_resumed_exactly_in_mid_epoch(line: list[str], tmp_path: Path) -> None:
+    """Ten images to train on, eight a step: step 4 begins in the third epoch. Without workers it is the same run."""
+    whole, broken, alone = (tmp_path / name for name in ("whole", "broken", "alone"))
+    assert main([*line, "--output", str(whole)]) == 0
+    assert main([*line, "--output", str(broken), "train.steps=4"]) == 0
+    assert main([*line, "--output", str(broken), "--resume", "auto"]) == 0
+    assert main([*line, "--output", str(alone), "data.num_workers=0"]) == 0
+    for other in (broken, alone):
+        rows = [row for row in (other / "validation.csv").read_text().splitlines() if not row.startswith("4,")]
+        (other / "validation.csv").write_text("\n".join(rows) + "\n")  # the last step of the first part
+        assert_the_same(whole, other)
+
+
+def test_held_out_images_are_decoded_in_workers_too(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While the held-out loss is computed, an image that the training process decodes is broken."""
+    held_out_loss, decode = loop.held_out_loss, ImageFolder.image
+
+    def decode_elsewhere(images: ImageFolder, index: int, random: np.random.Generator | None = None) -> np.ndarray:
+        assert get_worker_info() is not None, "decoded in the training process"
+        return decode(images, index, random)
+
+    def watch(*arguments: Any, **more: Any) -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageFolder, "image", decode_elsewhere)
+            return held_out_loss(*arguments, **more)
+
+    monkeypatch.setattr(loop, "held_out_loss", watch)
+    assert main([*line, "--output", str(tmp_path / "workers"), "train.steps=3"]) == 0
+    assert main([*line, "--output", str(tmp_path / "none"), "train.steps=3", "data.num_workers=0"]) == 1
+    assert "cannot be read any more: AssertionError: decoded in the training process" in capsys.readouterr().err
+
+
+def test_two_processes_on_a_folder_are_resumed_exactly(line: list[str], tmp_path: Path) -> None:
+    def launch(output: Path, *keys: str) -> None:
+        port = str(29100 + os.getpid() % 300)
+        start = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port]
+        script = [str(ROOT / "training" / "train.py"), *line, "--output", str(output), "--resume", "auto", *keys]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *start, *script], env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    launch(tmp_path / "whole")
+    launch(tmp_path / "broken", "train.steps=3")
+    launch(tmp_path / "broken")
+    assert_the_same(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_resume_refuses_as_many_other_images_and_takes_the_same_ones_elsewhere(
+    line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--output", str(tmp_path / "run"), "data.num_workers=0", "--resume", "auto"]
+    assert main([*line, *run, "train.steps=3"]) == 0
+    others = write_images(tmp_path / "others", seed=1)
+    assert main([*line, *run, f"data.path={others}"]) == 2
+    assert "was made with other images than are here now" in capsys.readouterr().err
+    moved = (tmp_path / "images").rename(tmp_path / "moved")
+    assert main([*line, *run, f"data.path={moved}"]) == 0
