@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,9 @@ from unetgn import UNet, UNetConfig
 logger = logging.getLogger(__name__)
 
 # Dense operations per second in bf16 and fp16, no sparsity, from the data sheets: NVIDIA's A100 (2020), L40S (2023),
-# H100 (2022), H200 (2023), B200 (2024), AMD's MI300X (2023). The name is looked for in what the driver says.
-PEAK_16_BIT = {"A100": 312e12, "L40S": 362e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12,
-               "MI300X": 1307e12}  # fmt: skip
+# H100 (2022), H200 (2023), B200 (2024), AMD's MI300X (2023). The name, as whole words, is looked for in the driver's.
+PEAK_16_BIT = {"A100": 312e12, "L40S": 362e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,
+               "B200": 2250e12, "MI300X": 1307e12}  # fmt: skip
 WAITING = 0.2  # share of the time above which the loader is said to be the bottleneck
 JUDGED = 50  # steps after which that is asked; where it was so, it is asked again after ten times as many
 
@@ -44,7 +45,7 @@ def peak_flops(device_name: str, mixed_precision: str) -> float | None:
     """What the device could do at most in this precision, per second; None where it is not known."""
     if mixed_precision == "no":
         return None
-    return next((peak for name, peak in PEAK_16_BIT.items() if name in device_name), None)
+    return next((peak for name, peak in PEAK_16_BIT.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 @dataclass(frozen=True)

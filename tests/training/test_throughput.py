@@ -23,6 +23,9 @@ def test_the_operations_of_a_convolution_are_counted_both_ways() -> None:
 def test_the_peak_of_a_device_is_known_by_its_name_in_16_bits_only() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
     assert peak_flops("NVIDIA H100 PCIe", "fp16") == 756e12
+    assert peak_flops("NVIDIA H100 NVL", "bf16") == 835e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "bf16") == 312e12
+    assert peak_flops("NVIDIA GB200", "bf16") is None  # another chip than B200
     assert peak_flops("NVIDIA H100 80GB HBM3", "no") is None
     assert peak_flops("a toaster", "bf16") is None
 
