@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from training.config import ConfigError, RunConfig
 from training.consistency import check_texts
@@ -18,6 +17,7 @@ from training.data.latents import Latents
 from training.data.samples import Samples, SampleStream
 from training.data.stream import ShardStream
 from training.data.text import TextEncoder
+from training.launch import ask_main
 from training.preview import Conditions
 from training.validate import SEED as VALIDATION_SEED
 
@@ -45,8 +45,7 @@ def prepare_stream(config: RunConfig, accelerator: Accelerator, overfit: int | N
     if overfit is not None:
         raise ConfigError(f"--overfit {overfit}: a stream's images have no numbers; use data.name datasets or folder")
     stream = ShardStream(config.data, config.model.in_channels, config.model.num_classes, config.seed)
-    if accelerator.is_main_process:
-        stream.check(accelerator.num_processes, config.data.num_workers)
+    ask_main(accelerator, lambda: stream.check(accelerator.num_processes, config.data.num_workers))
     return stream
 
 
@@ -55,32 +54,29 @@ def prepare_images(
 ) -> tuple[Images, np.ndarray, np.ndarray]:
     """The images, the numbers of those to train on and of those held out; the main process reads them all once."""
     images = open_images(config.data, config.model.in_channels)
-    usable = [images.usable() if accelerator.is_main_process else None]
-    if accelerator.is_main_process and isinstance(images, Latents):
-        check_networks(images)
-    broadcast_object_list(usable)
-    assert usable[0] is not None
-    check_classes(config.model.num_classes, images, usable[0])
-    text = images.text(int(usable[0][0]))
+    usable = ask_main(accelerator, lambda: read_all(images))
+    check_classes(config.model.num_classes, images, usable)
+    text = images.text(int(usable[0]))
     check_texts(config.model, None if text is None else text.shape[1])
-    train, held_out = (usable[0][chosen] for chosen in split(len(usable[0]), config.data.held_out))
+    train, held_out = (usable[chosen] for chosen in split(len(usable), config.data.held_out))
     if overfit is not None and overfit > len(train):
         raise ConfigError(f"--overfit {overfit}: there are only {len(train)} images to train on")
     train = train[:overfit]
     if not len(train):
-        raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable[0])}")
+        raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable)}")
     if config.train.validate_every > 0 and not len(held_out):
-        raise ConfigError(
-            f"data.held_out is {config.data.held_out}, which is none of {len(usable[0])} images: raise it"
-        )
+        raise ConfigError(f"data.held_out is {config.data.held_out}, which is none of {len(usable)} images: raise it")
     return images, train, held_out
 
 
-def check_networks(latents: Latents) -> None:
-    """Open what previews and the pipeline at the end are made with. Raises ValueError where that is not possible."""
-    load_autoencoder(latents.autoencoder)
-    if latents.empty_text is not None:
-        TextEncoder(latents.folder)
+def read_all(images: Images) -> np.ndarray:
+    """The numbers of the images that can be used. Raises DataError or ValueError where it is not worth to begin."""
+    usable = images.usable()
+    if isinstance(images, Latents):  # what previews and the pipeline at the end are made with
+        load_autoencoder(images.autoencoder)
+        if images.empty_text is not None:
+            TextEncoder(images.folder)
+    return usable
 
 
 def preview_conditions(config: RunConfig, samples: Samples) -> Conditions:
