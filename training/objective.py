@@ -53,13 +53,13 @@ class ObjectiveConfig:
                 "objective.schedule squared_cosine has no objective.beta_start and beta_end: leave them out, or take "
                 "linear or scaled_linear"
             )
+        if self.min_snr_gamma <= 0:
+            raise ValueError(f"objective.min_snr_gamma is {self.min_snr_gamma}; it must be above 0")
         if self.weighting == "constant" and self.min_snr_gamma != 5.0:
             raise ValueError(
                 f"objective.min_snr_gamma is {self.min_snr_gamma}, but objective.weighting constant has none: take "
                 "min_snr, or leave objective.min_snr_gamma out"
             )
-        if self.min_snr_gamma <= 0:
-            raise ValueError(f"objective.min_snr_gamma is {self.min_snr_gamma}; it must be above 0")
         if self.num_train_timesteps < 1:
             raise ValueError(f"objective.num_train_timesteps is {self.num_train_timesteps}; at least 1 is needed")
         if not 0 <= self.label_dropout < 1:

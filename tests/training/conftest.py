@@ -9,6 +9,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from tests.training.launched import TINY, launch
+
 CAPTIONS = ["a cat", "a dog", "two cats and a dog", ""]
 
 
@@ -16,6 +18,22 @@ CAPTIONS = ["a cat", "a dog", "two cats and a dog", ""]
 def fresh_accelerate_state() -> None:
     """Accelerate remembers the first precision of a process; here one process runs many trainings."""
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration for runs that a launcher starts."""
+    file = tmp_path_factory.mktemp("processes") / "tiny.yaml"
+    file.write_text(TINY)
+    return file
+
+
+@pytest.fixture(scope="session")
+def two(tiny: Path) -> Path:
+    """What a run of two processes left."""
+    output = tiny.parent / "two"
+    launch("--config", str(tiny), "--output", str(output))
+    return output
 
 
 @pytest.fixture(scope="session")
