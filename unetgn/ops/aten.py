@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetgn.ops.layout import accumulation_dtype, channels_last_strides, is_channels_last, of_channel
+from unetgn.ops.layout import accumulation_dtype, channels_last_strides, of_channel
 from unetgn.ops.reference import Gradients, Needs, parameter_gradients
 
 # Limits of |mean| * rstd. In float32 E[x^2] - E[x]^2 is off by about 5e-7 * (mean / std)^2 of the variance, the other
@@ -36,9 +36,9 @@ def forward(
     """y in the dtype and layout of x; mean and rstd (N, G) in the dtype of the arithmetic."""
     h = _with_pre_bias(x, pre_bias)
     a, b = _affine(h, weight, bias, scale, shift)
-    if not is_channels_last(h):
+    if h.is_contiguous():
         z, mean, rstd = _contiguous(h, num_groups, a, b, eps)
-    elif h.device.type == "cpu":
+    elif h.is_cpu:
         z, mean, rstd = _channels_last_cpu(h, num_groups, a, b, eps)
     else:
         z, mean, rstd = _channels_last(h, num_groups, a, b, eps)
@@ -117,7 +117,7 @@ def _contiguous(
         z = z.view(h.shape)
     else:
         z, mean, rstd = torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
-    if h.device.type == "cpu" and is_off_centre(mean, rstd, _LIMIT_OF_SUMS):
+    if h.is_cpu and is_off_centre(mean, rstd, _LIMIT_OF_SUMS):
         mean = _refined(mean, h)
         z = _apply(h, mean, rstd, a, b)
     return z, mean, rstd
@@ -179,7 +179,7 @@ def _affine_(z: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
 
 def _native_backward_is_right(h: Tensor, mean: Tensor, rstd: Tensor) -> bool:
     """Only on the CPU is it known, and asking the statistics free; groups of one element have dh = 0, exactly."""
-    if h.device.type != "cpu" or not h.is_contiguous() or h.numel() == mean.numel():
+    if not h.is_cpu or not h.is_contiguous() or h.numel() == mean.numel():
         return False
     return not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
 

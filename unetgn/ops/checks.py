@@ -116,5 +116,5 @@ def _check_parameter(name: str, value: Tensor, x: Tensor, meaning: str, shape: t
         )
     if value.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
-    if value.device != x.device:
+    if not (value.is_cpu and x.is_cpu) and value.device != x.device:  # the first is fast
         raise ValueError(f"{name} is on {value.device} but x is on {x.device}; move one of them with .to(device)")

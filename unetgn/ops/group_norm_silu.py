@@ -65,6 +65,13 @@ def group_norm_silu(
     arguments = (x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
     if not is_plain(x):
         return torch.ops.unetgn.group_norm_silu(*arguments)[0]
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+    if torch.is_grad_enabled() and _requires_grad(x, weight, bias, pre_bias, scale, shift):
         return autograd.apply(*arguments)
     return launch.forward(*arguments)[0]
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:  # noqa: SIM110  # a generator would take as long as the rest of the call's Python
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
