@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -12,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import checkpoint
-from training.checkpoint import verify
+from training.checkpoint import newest_valid, verify
 
 SCRIPT = Path(__file__).resolve().parents[2] / "training" / "train.py"
 TINY = """
@@ -119,32 +119,30 @@ def test_a_full_disk_is_said_spares_the_checkpoint_before_and_is_recovered_from(
     assert verify(tmp_path / "after" / "checkpoints" / "step-000010")["step"] == 10
 
 
-@pytest.mark.parametrize("moment", ["save_file", "flush", "rename"])
-def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before_it(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+KEYS = ["train.steps=10", "train.checkpoint_every=5"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The end of a run of ten steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(TINY)
+    finish(line(folder / "tiny.yaml", folder / "run", *KEYS))
+    return final(folder / "run", 10)
+
+
+@pytest.mark.parametrize(("moment", "newest"), [("save_file", 5), ("flush", 5), ("rename", 5), ("rmtree", 10)])
+def test_a_run_killed_in_the_middle_of_a_save_goes_on_from_the_newest_whole_checkpoint(
+    moment: str, newest: int, config: Path, whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """A kill runs no handlers: the exception here is raised past every `except` by removing the clean-up too."""
-
-    class Kill(BaseException):
-        pass
-
-    def killed(*_: object, **__: object) -> None:
-        raise Kill
-
-    tensors = {"model": {"w": torch.ones(8)}}
-    good = checkpoint.write_checkpoint(tmp_path, 1, tensors, {}, {})
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)
-        if moment == "save_file":
-            patch.setattr(checkpoint.safetensors.torch, "save_file", killed)
-        elif moment == "flush":
-            patch.setattr(checkpoint, "flush", killed)
-        else:
-            patch.setattr(Path, "rename", killed)
-        with pytest.raises(Kill):
-            checkpoint.write_checkpoint(tmp_path, 2, tensors, {}, {})
-    assert list(tmp_path.glob(".tmp-*"))
-    assert checkpoint.newest_valid(tmp_path) == good
-    again = checkpoint.write_checkpoint(tmp_path, 2, tensors, {}, {})
-    checkpoint.delete_old(tmp_path, keep=1)
-    assert list(tmp_path.iterdir()) == [again]
+    """With keep: 1, while the second checkpoint is written, flushed, renamed, and while the first one is deleted."""
+    command = line(config, tmp_path / "run", *KEYS)
+    killed = [command[0], str(Path(__file__).with_name("train_with_a_kill_in_a_save.py")), *command[2:]]
+    done = subprocess.run(killed, env=os.environ | {"KILLED_AT": moment}, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert list(checkpoints.glob(".tmp-*"))
+    assert newest_valid(checkpoints) == checkpoints / f"step-{newest:06d}"
+    finish(command)
+    again = final(tmp_path / "run", 10)
+    assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
