@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import CheckpointError, delete_newer, read_manifest
+from training.checkpoint import CheckpointError, delete_newer, delete_old, read_manifest
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
 from training.data.images import DataError
 from training.data.samples import Samples
@@ -113,6 +113,7 @@ def begin(
         raise
     if not arguments.dry_run:
         delete_newer(output.checkpoints, 0 if found is None else read_manifest(found)["step"])
+        delete_old(output.checkpoints, config.checkpoint.keep)
     return found
 
 
