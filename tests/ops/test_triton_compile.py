@@ -37,7 +37,7 @@ DTYPES = {  # of x and of the parameters
     "all_fp16": (torch.float16, torch.float16),
     "all_fp32": (torch.float32, torch.float32),
 }
-SHARE = 120  # builds
+SHARE = 60  # builds
 # The assembler for sm_80 stops at 64 and at 168 registers of its own accord, for two and three blocks on a
 # multiprocessor, and spills this many in four builds (none where more registers are prescribed, and fewer blocks fit).
 KNOWN_SPILLS = {
