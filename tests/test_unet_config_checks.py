@@ -265,8 +265,11 @@ def test_a_factor_that_would_silence_what_it_multiplies_names_its_field(name, be
 
 
 def test_turning_attention_off_needs_no_second_change():
-    UNetConfig.from_dict({"attention_levels": [], "attention": {"num_heads": 4}, "decoder": {"num_heads": 2}})
-    UNetConfig.from_dict({**NOWHERE, "attention_levels": [], "attention": {"head_dim": 8, "qk_norm": True}})
+    for keys in (
+        {"attention_levels": [], "attention": {"num_heads": 4}, "decoder": {"num_heads": 2}},
+        {**NOWHERE, "attention_levels": [], "attention": {"head_dim": 8, "qk_norm": True}},
+    ):
+        assert UNetConfig.from_dict(keys).attention_levels == ()
 
 
 @pytest.mark.parametrize(

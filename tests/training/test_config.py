@@ -118,6 +118,7 @@ WRONG = [
     ("train: {learning_rate: null}\n", [], r"mine\.yaml: train\.learning_rate has no value"),
     ("seed: 1\n", ["preview.scheduler=null"], r"command line: preview\.scheduler has no value"),
     ("train: {steps: 5}\nseed: 1\ntrain: {batch_size: 3}\n", [], r"mine\.yaml: .*'train' stands twice.*line 3"),
+    ("? [a, b]\n: 1\n", [], r"mine\.yaml: cannot be read as YAML: .*unhashable key"),
     ("train: {steps: 5, steps: 7}\n", [], r"mine\.yaml: .*'steps' stands twice"),
     ("objective: {min_snr_gamma: 2}\n", [], r"objective\.min_snr_gamma is 2\.0, but objective\.weighting constant"),
 ]

@@ -14,21 +14,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from training.cache_latents import main
+from tests.training.data.caches import cache
 from training.data.images import ImageFolder
 from training.data.latents import Latents, read_manifest
-
-
-def cache(pipeline: Path, images: Path, out: Path, *arguments: str) -> int:
-    keys = ["data.name=folder", f"data.path={images}", "data.image_size=16"]
-    return main(["--autoencoder", str(pipeline), "--out", str(out), "--shard-size", "4", *keys, *arguments])
-
-
-@pytest.fixture(scope="module")
-def both_ways(stable_diffusion: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("both_ways")
-    assert cache(stable_diffusion, photographs, out, "--flip", "--text-encoder", str(stable_diffusion)) == 0
-    return out
 
 
 def files(folder: Path) -> dict[str, bytes]:

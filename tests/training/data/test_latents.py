@@ -13,24 +13,13 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.training.data.caches import cache
 from training.cache_latents import main
 from training.data.autoencoder import load_autoencoder
 from training.data.config import DataConfig, open_images
 from training.data.images import Images
 from training.data.latents import Latents
 from training.data.samples import SampleStream, StepBatches
-
-
-def cache(pipeline: Path, images: Path, out: Path, *arguments: str) -> int:
-    keys = ["data.name=folder", f"data.path={images}", "data.image_size=16"]
-    return main(["--autoencoder", str(pipeline), "--out", str(out), "--shard-size", "4", *keys, *arguments])
-
-
-@pytest.fixture(scope="module")
-def both_ways(stable_diffusion: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("both_ways")
-    assert cache(stable_diffusion, photographs, out, "--flip", "--text-encoder", str(stable_diffusion)) == 0
-    return out
 
 
 def source(photographs: Path) -> Images:
