@@ -24,9 +24,7 @@ from torch import Tensor, nn
 
 from unetgn.fusion.recognition import FOLDS, GROUP_NORM_FORWARDS, is_bare, is_silu
 from unetgn.ops import group_norm_silu
-from unetgn.ops.layout import memory_format_of
-
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+from unetgn.ops.layout import CHANNELS_LAST, memory_format_of
 
 
 def norm_silu(

@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
@@ -26,7 +26,7 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     """
     if x.is_contiguous():
         return torch.contiguous_format
-    channels_last = _CHANNELS_LAST.get(x.dim(), torch.contiguous_format)
+    channels_last = CHANNELS_LAST.get(x.dim(), torch.contiguous_format)
     return channels_last if x.stride(1) == 1 and x.size(1) > 1 else torch.contiguous_format
 
 
