@@ -180,8 +180,8 @@ def _fold(problem: Problem, slots: int, with_xhat: bool) -> Stage:
     columns = min(power_of_two_at_least(problem.group_channels), elements)
     planes = problem.samples * slots * problem.channels, problem.samples * problem.channels
     groups = problem.groups, problem.group_channels, problem.spatial
-    tile = min(power_of_two_at_least(slots), elements // columns), columns
-    return Stage(fold_slots, problem.programs, (*planes, *groups, slots, with_xhat, *tile), 2)
+    tile = min(power_of_two_at_least(slots), elements // columns), columns, ceil_div(problem.group_channels, columns)
+    return Stage(fold_slots, problem.programs, (*planes, *groups, slots, with_xhat, *tile), 4)
 
 
 def _parameters(problem: Problem) -> Stage:

@@ -7,8 +7,18 @@ each channel go to `sums` (2 or 3, N, slots, C); a slot is a row block; the resi
 import triton
 import triton.language as tl
 
-from unetgn.ops.triton_elements import activation_gradient, channel_affine, load_or, pair_of, plane_of
-from unetgn.ops.triton_forward_channels_last import group_channels_of_step, locate_tile
+from unetgn.ops.triton_elements import (
+    activation_gradient,
+    advance,
+    channel_affine,
+    keep,
+    load,
+    load_or,
+    pair_of,
+    plane_of,
+    within,
+)
+from unetgn.ops.triton_forward_channels_last import group_channels_of_step, locate_tile, tile_masks
 
 
 @triton.jit
@@ -31,29 +41,25 @@ def resident_backward(
     group = program * GROUPS + tl.arange(0, GROUPS)
     mean = tl.load(mean_in + group)
     rstd = tl.load(rstd_in + group)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
 
     raw = ()
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):
             offsets = base + (t * ROWS + local) * channels + channel[None, :, :]
-            if MASKED and t == TILES - 1:
-                inside = t * ROWS + local < spatial
-                pair = (tl.load(x + offsets, mask=inside, other=0.0), tl.load(dy + offsets, mask=inside, other=0.0))
-            else:
-                pair = (tl.load(x + offsets), tl.load(dy + offsets))
-            raw = raw + (pair,)
+            inside = within(t * ROWS + local, spatial, MASKED and t == TILES - 1)
+            raw = raw + ((load(x + offsets, inside), load(dy + offsets, inside)),)
 
     kept = ()
     m1 = tl.zeros([GROUPS], compute)
     m2 = tl.zeros([GROUPS], compute)
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-        gamma, beta = channel_affine(
-            weight, bias, scale, shift, channel, sample * scale_stride + channel, sample * shift_stride + channel,
-            channel >= 0, compute,
-        )  # fmt: skip
-        extra = load_or(pre_bias, sample * pre_bias_stride + channel, channel >= 0, 0.0, compute)
+        gamma, beta = channel_affine(weight, bias, scale, shift, channel, None, compute)
+        extra = load_or(pre_bias, channel, None, 0.0, compute)
         centre = (mean[:, None] - extra)[None, :, :]
         s0 = tl.zeros([GROUPS, VECTOR], compute)
         s1 = tl.zeros([GROUPS, VECTOR], compute)
@@ -61,15 +67,14 @@ def resident_backward(
         for t in tl.static_range(TILES):
             pair = raw[step * TILES + t]
             xhat = (pair[0].to(compute) - centre) * rstd[None, :, None]
-            if MASKED and t == TILES - 1:
-                xhat = tl.where(t * ROWS + local < spatial, xhat, 0.0)
+            xhat = keep(xhat, within(t * ROWS + local, spatial, MASKED and t == TILES - 1))
             z = xhat * gamma[None, :, :] + beta[None, :, :]
             dz = activation_gradient(pair[1].to(compute), z, SILU)
             s0 += tl.sum(dz, 0)
             s1 += tl.sum(dz * xhat, 0)
             if WITH_XHAT:
                 s2 += tl.sum(xhat, 0)
-            kept = kept + ((xhat, dz),)
+            kept = kept + ((xhat, dz * (rstd[:, None] * gamma)[None, :, :]),)
         if sums is not None:
             slot = sample * channels + channel
             tl.store(sums + slot, s0)
@@ -88,18 +93,11 @@ def resident_backward(
     m2 = (rstd * m2)[None, :, None]
     for step in tl.static_range(STEPS if dx is not None else 0):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-        gamma, beta = channel_affine(
-            weight, bias, scale, shift, channel, sample * scale_stride + channel, sample * shift_stride + channel,
-            channel >= 0, compute,
-        )  # fmt: skip
         for t in tl.static_range(TILES):
-            xhat, dz = kept[step * TILES + t]
-            result = (dz * (rstd[:, None] * gamma)[None, :, :] - m1 - xhat * m2).to(dx.dtype.element_ty)
+            xhat, direct = kept[step * TILES + t]
+            result = (direct - m1 - xhat * m2).to(dx.dtype.element_ty)
             offsets = base + (t * ROWS + local) * channels + channel[None, :, :]
-            if MASKED and t == TILES - 1:
-                tl.store(dx + offsets, result, mask=t * ROWS + local < spatial)
-            else:
-                tl.store(dx + offsets, result)
+            tl.store(dx + offsets, result, mask=within(t * ROWS + local, spatial, MASKED and t == TILES - 1))
 
 
 @triton.jit
@@ -113,32 +111,19 @@ def split_tile(
     sample, row_block, base, channel, offsets, count = locate_tile(
         program, row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS, VECTOR
     )
-    own = channel < channel_vectors * VECTOR
-    inside = (tl.arange(0, ROWS) < count)[:, None] & own[None, :]
-    if MASKED:
-        x_tile = tl.load(x + base + offsets, mask=inside, other=0.0)
-        dy_tile = tl.load(dy + base + offsets, mask=inside, other=0.0)
-    else:
-        x_tile = tl.load(x + base + offsets)
-        dy_tile = tl.load(dy + base + offsets)
+    own, inside = tile_masks(channel, channel_vectors * VECTOR, count, ROWS, MASKED)
+    x_tile = load(x + base + offsets, inside)
+    dy_tile = load(dy + base + offsets, inside)
     group = sample * num_groups + channel // group_channels
-    mean = tl.load(mean_in + group, mask=own, other=0.0)
-    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
-    gamma, beta = channel_affine(
-        weight,
-        bias,
-        scale,
-        shift,
-        channel,
-        sample * scale_stride + channel,
-        sample * shift_stride + channel,
-        own,
-        compute,
-    )
-    centre = mean - load_or(pre_bias, sample * pre_bias_stride + channel, own, 0.0, compute)
+    mean = load(mean_in + group, own)
+    rstd = load(rstd_in + group, own)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
+    gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
+    centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
     xhat = (x_tile.to(compute) - centre[None, :]) * rstd[None, :]
-    if MASKED:
-        xhat = tl.where(inside, xhat, 0.0)
+    xhat = keep(xhat, inside)
     dz = activation_gradient(dy_tile.to(compute), xhat * gamma[None, :] + beta[None, :], SILU)
     slot = (sample * row_blocks + row_block) * (channel_vectors * VECTOR) + channel
     return base + offsets, inside, own, slot, group, rstd, gamma, xhat, dz
@@ -174,10 +159,7 @@ def split_apply(
         num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks,
         tl.num_programs(0) - 1 - tl.program_id(0), SILU, ROWS, COLUMNS, VECTOR, MASKED,
     )  # fmt: skip
-    m1 = rstd * tl.load(pair_of(group_means, group), mask=own, other=0.0)
-    m2 = rstd * tl.load(pair_of(group_means, group) + 1, mask=own, other=0.0)
+    m1 = rstd * load(pair_of(group_means, group), own)
+    m2 = rstd * load(pair_of(group_means, group) + 1, own)
     result = (dz * (rstd * gamma)[None, :] - m1[None, :] - xhat * m2[None, :]).to(dx.dtype.element_ty)
-    if MASKED:
-        tl.store(dx + offsets, result, mask=inside)
-    else:
-        tl.store(dx + offsets, result)
+    tl.store(dx + offsets, result, mask=inside)

@@ -12,7 +12,17 @@ gradient, S2 = sum xhat.
 import triton
 import triton.language as tl
 
-from unetgn.ops.triton_elements import activation_gradient, channel_affine, load_or, pair_of, plane_of
+from unetgn.ops.triton_elements import (
+    activation_gradient,
+    advance,
+    channel_affine,
+    keep,
+    load,
+    load_or,
+    pair_of,
+    plane_of,
+    within,
+)
 
 
 @triton.jit
@@ -26,6 +36,16 @@ def row_starts(row, spatial, segments, WIDTH: tl.constexpr, EXACT: tl.constexpr)
         start = (row // segments).to(tl.int64) * spatial + column
         length = spatial - column
     return start, length
+
+
+@triton.jit
+def inside_rows(row, rows, column, length, MASKED: tl.constexpr, EXACT: tl.constexpr):
+    """The mask of elements that lie in one of `rows` rows and in its channel; None where all do."""
+    if EXACT:
+        inside = within(row[:, None], rows, MASKED)
+    else:
+        inside = (row < rows)[:, None] & (column < length[:, None])
+    return inside
 
 
 @triton.jit
@@ -61,17 +81,17 @@ def resident_backward(
     column = tl.arange(0, WIDTH)[None, :]
     mean = tl.load(mean_in + group)
     rstd = tl.load(rstd_in + group)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
 
     raw = ()
     for t in tl.static_range(TILES):
-        start, length = row_starts(t * ROWS + local, spatial, segments, WIDTH, EXACT)
-        inside = (t * ROWS + local < rows)[:, None] & (column < length[:, None])
+        row = t * ROWS + local
+        start, length = row_starts(row, spatial, segments, WIDTH, EXACT)
+        inside = inside_rows(row, rows, column, length, MASKED and t == TILES - 1, EXACT)
         offsets = base + start[:, None] + column
-        if EXACT and not (MASKED and t == TILES - 1):
-            pair = (tl.load(x + offsets), tl.load(dy + offsets))
-        else:
-            pair = (tl.load(x + offsets, mask=inside, other=0.0), tl.load(dy + offsets, mask=inside, other=0.0))
-        raw = raw + (pair,)
+        raw = raw + ((load(x + offsets, inside), load(dy + offsets, inside)),)
 
     kept = ()
     m1_rows = tl.zeros([ROWS], compute)
@@ -79,13 +99,10 @@ def resident_backward(
     for t in tl.static_range(TILES):
         row = t * ROWS + local
         start, length = row_starts(row, spatial, segments, WIDTH, EXACT)
-        own = row < rows
+        own = within(row, rows, MASKED and t == TILES - 1)
         channel = first_channel + row // segments
-        gamma, beta = channel_affine(
-            weight, bias, scale, shift, channel, sample * scale_stride + channel, sample * shift_stride + channel, own,
-            compute,
-        )  # fmt: skip
-        centre = mean - load_or(pre_bias, sample * pre_bias_stride + channel, own, 0.0, compute)
+        gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
+        centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
         xhat = (raw[t][0].to(compute) - centre[:, None]) * rstd
         if not EXACT:
             xhat = tl.where(column < length[:, None], xhat, 0.0)
@@ -95,9 +112,9 @@ def resident_backward(
         if sums is not None:
             slot = (sample * segments + row % segments) * channels + channel
             store_sums(sums, slot, plane, s0, s1, xhat, own, WITH_XHAT)
-        m1_rows += tl.where(own, s0 * gamma, 0.0)
-        m2_rows += tl.where(own, s1 * gamma, 0.0)
-        kept = kept + ((xhat, dz, gamma),)
+        m1_rows += keep(s0 * gamma, own)
+        m2_rows += keep(s1 * gamma, own)
+        kept = kept + ((xhat, dz * (rstd * gamma)[:, None]),)
 
     m1 = tl.sum(m1_rows, 0) / (group_channels * spatial)
     m2 = tl.sum(m2_rows, 0) / (group_channels * spatial)
@@ -105,15 +122,12 @@ def resident_backward(
     tl.store(pair, m1)
     tl.store(pair + 1, m2)
     for t in tl.static_range(TILES if dx is not None else 0):
-        xhat, dz, gamma = kept[t]
-        result = (dz * (rstd * gamma)[:, None] - rstd * m1 - xhat * (rstd * m2)).to(dx.dtype.element_ty)
-        start, length = row_starts(t * ROWS + local, spatial, segments, WIDTH, EXACT)
-        offsets = base + start[:, None] + column
-        if EXACT and not (MASKED and t == TILES - 1):
-            tl.store(dx + offsets, result)
-        else:
-            inside = (t * ROWS + local < rows)[:, None] & (column < length[:, None])
-            tl.store(dx + offsets, result, mask=inside)
+        xhat, direct = kept[t]
+        result = (direct - rstd * m1 - xhat * (rstd * m2)).to(dx.dtype.element_ty)
+        row = t * ROWS + local
+        start, length = row_starts(row, spatial, segments, WIDTH, EXACT)
+        inside = inside_rows(row, rows, column, length, MASKED and t == TILES - 1, EXACT)
+        tl.store(dx + base + start[:, None] + column, result, mask=inside)
 
 
 @triton.jit
@@ -128,6 +142,7 @@ def split_rows(
     channels = num_groups * group_channels
     first = (program % row_blocks) * ROWS
     row = first + tl.arange(0, ROWS)
+    rows = channels * segments
     column = tl.arange(0, WIDTH)[None, :]
     if EXACT:
         base = (sample * channels * segments + first) * WIDTH
@@ -135,32 +150,20 @@ def split_rows(
     else:
         base = sample * channels * spatial
         start, length = row_starts(row, spatial, segments, WIDTH, EXACT)
-    own = row < channels * segments
+    own = within(row, rows, MASKED)
     offsets = base + start[:, None] + column
-    inside = own[:, None] & (column < length[:, None])
-    if MASKED:
-        x_tile = tl.load(x + offsets, mask=inside, other=0.0)
-        dy_tile = tl.load(dy + offsets, mask=inside, other=0.0)
-    else:
-        x_tile = tl.load(x + offsets)
-        dy_tile = tl.load(dy + offsets)
-
+    inside = inside_rows(row, rows, column, length, MASKED, EXACT)
+    x_tile = load(x + offsets, inside)
+    dy_tile = load(dy + offsets, inside)
     channel = row // segments
     group = sample * num_groups + channel // group_channels
-    mean = tl.load(mean_in + group, mask=own, other=0.0)
-    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
-    gamma, beta = channel_affine(
-        weight,
-        bias,
-        scale,
-        shift,
-        channel,
-        sample * scale_stride + channel,
-        sample * shift_stride + channel,
-        own,
-        compute,
-    )
-    centre = mean - load_or(pre_bias, sample * pre_bias_stride + channel, own, 0.0, compute)
+    mean = load(mean_in + group, own)
+    rstd = load(rstd_in + group, own)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
+    gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
+    centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
     xhat = (x_tile.to(compute) - centre[:, None]) * rstd[:, None]
     if not EXACT:
         xhat = tl.where(column < length[:, None], xhat, 0.0)
@@ -195,10 +198,7 @@ def split_apply(
         num_groups, group_channels, spatial, segments, row_blocks, tl.num_programs(0) - 1 - tl.program_id(0), SILU,
         ROWS, WIDTH, MASKED, EXACT,
     )  # fmt: skip
-    m1 = rstd * tl.load(pair_of(group_means, group), mask=own, other=0.0)
-    m2 = rstd * tl.load(pair_of(group_means, group) + 1, mask=own, other=0.0)
+    m1 = rstd * load(pair_of(group_means, group), own)
+    m2 = rstd * load(pair_of(group_means, group) + 1, own)
     result = (dz * (rstd * gamma)[:, None] - m1[:, None] - xhat * m2[:, None]).to(dx.dtype.element_ty)
-    if MASKED:
-        tl.store(dx + offsets, result, mask=inside)
-    else:
-        tl.store(dx + offsets, result)
+    tl.store(dx + offsets, result, mask=inside)

@@ -7,38 +7,41 @@ N * slots * C elements. Additions run in a fixed order; each result has one writ
 import triton
 import triton.language as tl
 
-from unetgn.ops.triton_elements import channel_affine, load_or, number, pair_of, plane_of
+from unetgn.ops.triton_elements import advance, channel_affine, load_or, number, pair_of, plane_of
 
 
 @triton.jit
 def fold_slots(
     sums, folded, group_means, weight, bias, scale, shift, scale_stride, shift_stride, plane, folded_plane, num_groups,
     group_channels, spatial, slots, WITH_XHAT: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr,
+    COLUMN_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """One program a group: folds the slots of its channels into `folded` (2 or 3, N, C), and writes (m1, m2)."""
     compute: tl.constexpr = sums.dtype.element_ty
     group = tl.program_id(0)
     sample = (group // num_groups).to(tl.int64)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
     channels = num_groups * group_channels
+    sums += sample * slots * channels
     m1 = tl.zeros([COLUMNS], compute)
     m2 = tl.zeros([COLUMNS], compute)
-    done = 0
-    while done < group_channels:
-        own = done + tl.arange(0, COLUMNS) < group_channels
-        channel = (group % num_groups) * group_channels + done + tl.arange(0, COLUMNS)
+    for block in range(COLUMN_BLOCKS):
+        local = block * COLUMNS + tl.arange(0, COLUMNS)
+        own = local < group_channels
+        channel = (group % num_groups) * group_channels + local
         s0 = tl.zeros([SLOTS, COLUMNS], compute)
         s1 = tl.zeros([SLOTS, COLUMNS], compute)
         s2 = tl.zeros([SLOTS, COLUMNS], compute)
-        first = 0
-        while first < slots:
-            slot = first + tl.arange(0, SLOTS)
-            inside = (slot < slots)[:, None] & own[None, :]
-            index = (sample * slots + slot)[:, None] * channels + channel[None, :]
-            s0 += tl.load(sums + index, mask=inside, other=0.0)
-            s1 += tl.load(plane_of(sums, 1, plane) + index, mask=inside, other=0.0)
+        index = tl.arange(0, SLOTS)[:, None] * channels + channel[None, :]
+        at = sums
+        for first in range(0, slots, SLOTS):
+            inside = (first + tl.arange(0, SLOTS) < slots)[:, None] & own[None, :]
+            s0 += tl.load(at + index, mask=inside, other=0.0)
+            s1 += tl.load(plane_of(at, 1, plane) + index, mask=inside, other=0.0)
             if WITH_XHAT:
-                s2 += tl.load(plane_of(sums, 2, plane) + index, mask=inside, other=0.0)
-            first += SLOTS
+                s2 += tl.load(plane_of(at, 2, plane) + index, mask=inside, other=0.0)
+            at += SLOTS * channels
         s0_channel = tl.sum(s0, 0)
         s1_channel = tl.sum(s1, 0)
         index = sample * channels + channel
@@ -46,20 +49,9 @@ def fold_slots(
         tl.store(plane_of(folded, 1, folded_plane) + index, s1_channel, mask=own)
         if WITH_XHAT:
             tl.store(plane_of(folded, 2, folded_plane) + index, tl.sum(s2, 0), mask=own)
-        gamma, _beta = channel_affine(
-            weight,
-            bias,
-            scale,
-            shift,
-            channel,
-            sample * scale_stride + channel,
-            sample * shift_stride + channel,
-            own,
-            compute,
-        )
+        gamma, _beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
         m1 += tl.where(own, s0_channel * gamma, 0.0)
         m2 += tl.where(own, s1_channel * gamma, 0.0)
-        done += COLUMNS
     length = number(number(spatial, tl.int64) * group_channels, compute)
     pair = pair_of(group_means, group)
     tl.store(pair, tl.sum(m1, 0) / length)

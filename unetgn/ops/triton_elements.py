@@ -28,26 +28,70 @@ def activation_gradient(dy, z, SILU: tl.constexpr):
 
 
 @triton.jit
+def within(index, limit, MASKED: tl.constexpr):
+    """The mask index < limit; None, which is no mask, where the plan knows that none is beyond: a mask that is always
+    true costs predicates all the same.
+    """
+    if MASKED:
+        result = index < limit
+    else:
+        result = None
+    return result
+
+
+@triton.jit
+def load(pointer, mask):
+    """What lies there, zero where the mask, if there is one, is false."""
+    if mask is None:
+        result = tl.load(pointer)
+    else:
+        result = tl.load(pointer, mask=mask, other=0.0)
+    return result
+
+
+@triton.jit
+def keep(values, mask):
+    """The values, zero where the mask, if there is one, is false."""
+    if mask is None:
+        result = values
+    else:
+        result = tl.where(mask, values, 0.0)
+    return result
+
+
+@triton.jit
 def load_or(pointer, index, mask, default: tl.constexpr, compute: tl.constexpr):
     """pointer[index] in the type of the arithmetic, or the default where the optional tensor is absent (None)."""
     if pointer is None:
         result = tl.full(index.shape, default, compute)
     else:
-        result = tl.load(pointer + index, mask=mask, other=0.0).to(compute)
+        result = load(pointer + index, mask).to(compute)
     return result
 
 
 @triton.jit
-def channel_affine(weight, bias, scale, shift, channel, scale_index, shift_index, mask, compute: tl.constexpr):
-    """(gamma', beta') with z = xhat * gamma' + beta': weight * (1 + scale) and bias * (1 + scale) + shift."""
+def advance(pointer, offset):
+    """pointer + offset, or None where the optional tensor is absent: once for a program, so that the channels counted
+    from there stay in 32 bits."""
+    if pointer is None:
+        result = None
+    else:
+        result = pointer + offset
+    return result
+
+
+@triton.jit
+def channel_affine(weight, bias, scale, shift, channel, mask, compute: tl.constexpr):
+    """(gamma', beta') with z = xhat * gamma' + beta': weight * (1 + scale) and bias * (1 + scale) + shift; `scale` and
+    `shift` are rows of one sample."""
     gamma = load_or(weight, channel, mask, 1.0, compute)
     beta = load_or(bias, channel, mask, 0.0, compute)
     if scale is not None:
-        factor = 1.0 + tl.load(scale + scale_index, mask=mask, other=0.0).to(compute)
+        factor = 1.0 + load_or(scale, channel, mask, 0.0, compute)
         gamma = gamma * factor
         beta = beta * factor
     if shift is not None:
-        beta = beta + tl.load(shift + shift_index, mask=mask, other=0.0).to(compute)
+        beta = beta + load_or(shift, channel, mask, 0.0, compute)
     return gamma, beta
 
 

@@ -10,13 +10,17 @@ import triton.language as tl
 
 from unetgn.ops.triton_elements import (
     activate,
+    advance,
     channel_affine,
     cluster_barrier,
     divide,
     hold,
+    keep,
+    load,
     load_or,
     number,
     reciprocal_deviation,
+    within,
 )
 
 
@@ -35,7 +39,7 @@ def group_channels_of_step(
 
 @triton.jit
 def centred_moments(
-    tiles, pre_bias, pre_row, first_group, share, BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+    tiles, pre_bias, first_group, share, BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
     GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
     compute: tl.constexpr,
 ):  # fmt: skip
@@ -49,7 +53,7 @@ def centred_moments(
             total += tl.sum(tiles[step * TILES + t].to(compute), 3)
         if pre_bias is not None:
             channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-            bias_total += tl.sum(load_or(pre_bias, pre_row + channel, channel >= 0, 0.0, compute), 1)
+            bias_total += tl.sum(load_or(pre_bias, channel, None, 0.0, compute), 1)
     mean = divide(tl.sum(total, 1) + (bias_total * share)[None, :], count)
 
     held = ()
@@ -57,13 +61,12 @@ def centred_moments(
     squares = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-        extra = load_or(pre_bias, pre_row + channel, channel >= 0, 0.0, compute)
+        extra = load_or(pre_bias, channel, None, 0.0, compute)
         centre = mean[:, :, None] - extra[None, :, :]
         for t in tl.static_range(TILES):
             tile = hold(tiles[step * TILES + t], HOLD)
-            d = tile.to(compute) - centre[:, None, :, :]
-            if MASKED and t == TILES - 1:
-                d = tl.where(t * ROWS + local < share, d, 0.0)
+            inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
+            d = keep(tile.to(compute) - centre[:, None, :, :], inside)
             residual += tl.sum(d, 3)
             squares += tl.sum(d * d, 3)
             held = held + (tile,)
@@ -121,21 +124,19 @@ def resident_forward(
     local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
     x += sample * spatial * channels
     y += sample * spatial * channels
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
 
     tiles = ()
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)[None, None, :, :]
         for t in tl.static_range(TILES):
             offsets = (block * share + t * ROWS + local) * channels + channel
-            if MASKED and t == TILES - 1:
-                tile = tl.load(x + offsets, mask=t * ROWS + local < share, other=0.0)
-            else:
-                tile = tl.load(x + offsets)
-            tiles = tiles + (tile,)
+            tiles = tiles + (load(x + offsets, within(t * ROWS + local, share, MASKED and t == TILES - 1)),)
     tiles, means, m2s = centred_moments(
-        tiles, pre_bias, sample * pre_bias_stride, first_group, share,
-        BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, compute,
-    )  # fmt: skip
+        tiles, pre_bias, first_group, share, BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, compute
+    )
     count = number(share * (STEPS * VECTOR), compute)
     mean, m2 = merge_blocks(exchange, program, means, m2s, count, BLOCKS, GROUPS, CLUSTER_SYNC, compute)
     rstd = reciprocal_deviation(divide(m2, tl.zeros([GROUPS], compute) + count * BLOCKS), eps)
@@ -145,21 +146,15 @@ def resident_forward(
 
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-        gamma, beta = channel_affine(
-            weight, bias, scale, shift, channel, sample * scale_stride + channel, sample * shift_stride + channel,
-            channel >= 0, compute,
-        )  # fmt: skip
-        extra = load_or(pre_bias, sample * pre_bias_stride + channel, channel >= 0, 0.0, compute)
+        gamma, beta = channel_affine(weight, bias, scale, shift, channel, None, compute)
+        extra = load_or(pre_bias, channel, None, 0.0, compute)
         centre = (mean[:, None] - extra)[None, None, :, :]
         gamma = (gamma * rstd[:, None])[None, None, :, :]
         for t in tl.static_range(TILES):
             z = (hold(tiles[step * TILES + t], HOLD).to(compute) - centre) * gamma + beta[None, None, :, :]
             result = activate(z, SILU).to(y.dtype.element_ty)
             offsets = (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
-            if MASKED and t == TILES - 1:
-                tl.store(y + offsets, result, mask=t * ROWS + local < share)
-            else:
-                tl.store(y + offsets, result)
+            tl.store(y + offsets, result, mask=within(t * ROWS + local, share, MASKED and t == TILES - 1))
 
 
 @triton.jit
@@ -186,6 +181,17 @@ def locate_tile(
 
 
 @triton.jit
+def tile_masks(channel, channels, count, ROWS: tl.constexpr, MASKED: tl.constexpr):
+    """Masks of the channels [COLUMNS] and of the elements [ROWS, COLUMNS] of a tile of `count` rows; or None twice."""
+    own = within(channel, channels, MASKED)
+    if MASKED:
+        inside = (tl.arange(0, ROWS) < count)[:, None] & own[None, :]
+    else:
+        inside = None
+    return own, inside
+
+
+@triton.jit
 def split_statistics(
     x, partials, spatial, channel_vectors, row_blocks, column_blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr, MASKED: tl.constexpr,
@@ -196,21 +202,16 @@ def split_statistics(
         tl.program_id(0), row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS, VECTOR
     )
     channels = channel_vectors * VECTOR
-    inside = (tl.arange(0, ROWS) < count)[:, None] & (channel < channels)[None, :]
-    if MASKED:
-        tile = tl.load(x + base + offsets, mask=inside, other=0.0).to(compute)
-    else:
-        tile = tl.load(x + base + offsets).to(compute)
+    own, inside = tile_masks(channel, channels, count, ROWS, MASKED)
+    tile = load(x + base + offsets, inside).to(compute)
     weight = number(count, compute)
     mean = divide(tl.sum(tile, 0), weight)
-    d = tile - mean[None, :]
-    if MASKED:
-        d = tl.where(inside, d, 0.0)
+    d = keep(tile - mean[None, :], inside)
     # The deviations measure by how much the mean was rounded: take that back.
     correction = divide(tl.sum(d, 0), weight)
     slot = partials + (sample * row_blocks + row_block) * 2 * channels + channel
-    tl.store(slot, mean + correction, mask=channel < channels)
-    tl.store(slot + channels, tl.sum(d * d, 0) - correction * correction * weight, mask=channel < channels)
+    tl.store(slot, mean + correction, mask=own)
+    tl.store(slot + channels, tl.sum(d * d, 0) - correction * correction * weight, mask=own)
 
 
 @triton.jit
@@ -228,7 +229,7 @@ def merge_statistics(
     channels = num_groups * group_channels
     channel = (group % num_groups) * group_channels + tl.arange(0, PADDED)[None, :]
     own = tl.arange(0, PADDED)[None, :] < group_channels
-    extra = load_or(pre_bias, sample * pre_bias_stride + channel, own, 0.0, compute)
+    extra = load_or(advance(pre_bias, sample * pre_bias_stride), channel, own, 0.0, compute)
     slots = partials + sample * row_blocks * 2 * channels + channel
     length = number(number(spatial, tl.int64) * group_channels, compute)
 
@@ -268,30 +269,16 @@ def split_apply(
         tl.num_programs(0) - 1 - tl.program_id(0), row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS,
         VECTOR,
     )  # fmt: skip
-    own = channel < channel_vectors * VECTOR
-    inside = (tl.arange(0, ROWS) < count)[:, None] & own[None, :]
-    if MASKED:
-        tile = tl.load(x + base + offsets, mask=inside, other=0.0)
-    else:
-        tile = tl.load(x + base + offsets)
+    own, inside = tile_masks(channel, channel_vectors * VECTOR, count, ROWS, MASKED)
+    tile = load(x + base + offsets, inside)
     group = sample * num_groups + channel // group_channels
-    mean = tl.load(mean_in + group, mask=own, other=0.0)
-    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
-    gamma, beta = channel_affine(
-        weight,
-        bias,
-        scale,
-        shift,
-        channel,
-        sample * scale_stride + channel,
-        sample * shift_stride + channel,
-        own,
-        compute,
-    )
-    centre = mean - load_or(pre_bias, sample * pre_bias_stride + channel, own, 0.0, compute)
+    mean = load(mean_in + group, own)
+    rstd = load(rstd_in + group, own)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
+    gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
+    centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
     z = (tile.to(compute) - centre[None, :]) * (rstd * gamma)[None, :] + beta[None, :]
     result = activate(z, SILU).to(y.dtype.element_ty)
-    if MASKED:
-        tl.store(y + base + offsets, result, mask=inside)
-    else:
-        tl.store(y + base + offsets, result)
+    tl.store(y + base + offsets, result, mask=inside)

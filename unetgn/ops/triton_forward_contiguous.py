@@ -11,13 +11,17 @@ import triton.language as tl
 
 from unetgn.ops.triton_elements import (
     activate,
+    advance,
     channel_affine,
     cluster_barrier,
     divide,
     hold,
+    keep,
+    load,
     load_or,
     number,
     reciprocal_deviation,
+    within,
 )
 
 
@@ -55,17 +59,14 @@ def read_tiles(x, start, limit, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR:
     tiles = ()
     for t in tl.static_range(TILES):
         offsets = (start + t * TILE + vector)[:, :, None] + lanes(VECTOR)
-        if MASKED and t == TILES - 1:
-            tile = tl.load(x + offsets, mask=(t * TILE + vector < limit)[:, :, None], other=0.0)
-        else:
-            tile = tl.load(x + offsets)
-        tiles = tiles + (tile,)
+        inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
+        tiles = tiles + (load(x + offsets, inside),)
     return tiles
 
 
 @triton.jit
 def centred_moments(
-    tiles, pre_bias, pre_row, start, limit, segments, BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
+    tiles, pre_bias, start, limit, segments, BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
     VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
     """(tiles, mean [BLOCKS], M2 [BLOCKS]); squares are summed about the mean, in a second pass over registers."""
@@ -78,7 +79,8 @@ def centred_moments(
         total += tl.sum(tiles[t].to(compute), 2)
         if pre_bias is not None:
             channel = (start + t * TILE + position) // WIDTH // segments
-            total += load_or(pre_bias, pre_row + channel, t * TILE + position < limit, 0.0, compute) * VECTOR
+            inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
+            total += load_or(pre_bias, channel, inside, 0.0, compute) * VECTOR
     mean = divide(tl.sum(total, 1), count)
 
     held = ()
@@ -87,10 +89,10 @@ def centred_moments(
     for t in tl.static_range(TILES):
         tile = hold(tiles[t], HOLD)
         channel = (start + t * TILE + position) // WIDTH // segments
-        centre = mean[:, None] - load_or(pre_bias, pre_row + channel, t * TILE + position < limit, 0.0, compute)
-        d = tile.to(compute) - centre[:, :, None]
-        if MASKED and t == TILES - 1:
-            d = tl.where((t * TILE + vector < limit)[:, :, None], d, 0.0)
+        inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
+        centre = mean[:, None] - load_or(pre_bias, channel, inside, 0.0, compute)
+        inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
+        d = keep(tile.to(compute) - centre[:, :, None], inside)
         residual += tl.sum(d, 2)
         squares += tl.sum(d * d, 2)
         held = held + (tile,)
@@ -101,35 +103,22 @@ def centred_moments(
 
 @triton.jit
 def write_normalized(
-    y, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, first_channel, pre_row, scale_row, shift_row, start,
-    limit, segments, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
-    MASKED: tl.constexpr, HOLD: tl.constexpr, SILU: tl.constexpr, compute: tl.constexpr,
+    y, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, limit, segments, TILES: tl.constexpr,
+    TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
+    SILU: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
     """y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta'); mean and rstd are scalars."""
     vector = vector_starts(TILE, VECTOR)
     position = affine_positions(TILE, VECTOR, WIDTH)
     for t in tl.static_range(TILES):
-        inside = t * TILE + position < limit
+        inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
         channel = (start + t * TILE + position) // WIDTH // segments
-        gamma, beta = channel_affine(
-            weight,
-            bias,
-            scale,
-            shift,
-            first_channel + channel,
-            scale_row + channel,
-            shift_row + channel,
-            inside,
-            compute,
-        )
-        centre = mean - load_or(pre_bias, pre_row + channel, inside, 0.0, compute)
+        gamma, beta = channel_affine(weight, bias, scale, shift, channel, inside, compute)
+        centre = mean - load_or(pre_bias, channel, inside, 0.0, compute)
         z = (hold(tiles[t], HOLD).to(compute) - centre[:, :, None]) * (rstd * gamma)[:, :, None] + beta[:, :, None]
         result = activate(z, SILU).to(y.dtype.element_ty)
         offsets = (start + t * TILE + vector)[:, :, None] + lanes(VECTOR)
-        if MASKED and t == TILES - 1:
-            tl.store(y + offsets, result, mask=(t * TILE + vector < limit)[:, :, None])
-        else:
-            tl.store(y + offsets, result)
+        tl.store(y + offsets, result, mask=within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1))
 
 
 @triton.jit
@@ -149,13 +138,17 @@ def resident_forward(
     sample = (group // num_groups).to(tl.int64)
     first_channel = (group % num_groups) * group_channels
     base = group.to(tl.int64) * (group_channels * segments) * WIDTH
-    pre_row = sample * pre_bias_stride + first_channel
+    weight = advance(weight, first_channel)
+    bias = advance(bias, first_channel)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride + first_channel)
+    scale = advance(scale, sample * scale_stride + first_channel)
+    shift = advance(shift, sample * shift_stride + first_channel)
     share = (group_channels * segments // BLOCKS) * WIDTH
     start = tl.arange(0, BLOCKS)[:, None] * share
 
     tiles = read_tiles(x + base, start, share, TILES, TILE, VECTOR, MASKED)
     tiles, means, m2s = centred_moments(
-        tiles, pre_bias, pre_row, start, share, segments, BLOCKS, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
+        tiles, pre_bias, start, share, segments, BLOCKS, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
     )
     if BLOCKS == 1:
         mean = tl.sum(means, 0)
@@ -177,9 +170,8 @@ def resident_forward(
     tl.store(mean_out + group, mean)
     tl.store(rstd_out + group, rstd)
     write_normalized(
-        y + base, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, first_channel, pre_row,
-        sample * scale_stride + first_channel, sample * shift_stride + first_channel, start, share, segments,
-        TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, SILU, compute,
+        y + base, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, share, segments, TILES, TILE, VECTOR,
+        WIDTH, MASKED, HOLD, SILU, compute,
     )  # fmt: skip
 
 
@@ -217,10 +209,11 @@ def split_statistics(
     group, base, channel, start, limit = locate_chunk(
         program, chunks, group_channels, segments, TILES * TILE, WIDTH, WIDE
     )
-    pre_row = (group // num_groups).to(tl.int64) * pre_bias_stride + (group % num_groups) * group_channels + channel
+    sample = (group // num_groups).to(tl.int64)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride + (group % num_groups) * group_channels + channel)
     tiles = read_tiles(x + base, start, limit, TILES, TILE, VECTOR, MASKED)
     tiles, mean, m2 = centred_moments(
-        tiles, pre_bias, pre_row, start, limit, segments, 1, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
+        tiles, pre_bias, start, limit, segments, 1, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
     )
     slot = partials + program.to(tl.int64) * 2 + tl.arange(0, 1)
     tl.store(slot, mean)
@@ -293,8 +286,9 @@ def split_apply(
     sample = (group // num_groups).to(tl.int64)
     first_channel = (group % num_groups) * group_channels + channel
     write_normalized(
-        y + base, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, first_channel,
-        sample * pre_bias_stride + first_channel, sample * scale_stride + first_channel,
-        sample * shift_stride + first_channel, start, limit, segments,
+        y + base, tiles, mean, rstd, advance(weight, first_channel), advance(bias, first_channel),
+        advance(pre_bias, sample * pre_bias_stride + first_channel),
+        advance(scale, sample * scale_stride + first_channel),
+        advance(shift, sample * shift_stride + first_channel), start, limit, segments,
         1, TILE, VECTOR, WIDTH, MASKED, False, SILU, compute,
     )  # fmt: skip
