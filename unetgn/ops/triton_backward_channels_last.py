@@ -11,8 +11,6 @@ from unetgn.ops.triton_elements import (
     activation_gradient,
     advance,
     channel_affine,
-    keep,
-    load,
     load_or,
     pair_of,
     plane_of,
@@ -37,6 +35,7 @@ def resident_backward(
     first_group = (program % bundles) * GROUPS
     channels = bundles * (GROUPS * STEPS * VECTOR)
     local = tl.arange(0, ROWS)[:, None, None]
+    every = tl.full([GROUPS, VECTOR], True, tl.int1)
     base = sample * spatial * channels
     group = program * GROUPS + tl.arange(0, GROUPS)
     mean = tl.load(mean_in + group)
@@ -51,15 +50,15 @@ def resident_backward(
         for t in tl.static_range(TILES):
             offsets = base + (t * ROWS + local) * channels + channel[None, :, :]
             inside = within(t * ROWS + local, spatial, MASKED and t == TILES - 1)
-            raw = raw + ((load(x + offsets, inside), load(dy + offsets, inside)),)
+            raw = raw + ((tl.load(x + offsets, mask=inside, other=0.0), tl.load(dy + offsets, mask=inside, other=0.0)),)
 
     kept = ()
     m1 = tl.zeros([GROUPS], compute)
     m2 = tl.zeros([GROUPS], compute)
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-        gamma, beta = channel_affine(weight, bias, scale, shift, channel, None, compute)
-        extra = load_or(pre_bias, channel, None, 0.0, compute)
+        gamma, beta = channel_affine(weight, bias, scale, shift, channel, every, compute)
+        extra = load_or(pre_bias, channel, every, 0.0, compute)
         centre = (mean[:, None] - extra)[None, :, :]
         s0 = tl.zeros([GROUPS, VECTOR], compute)
         s1 = tl.zeros([GROUPS, VECTOR], compute)
@@ -67,7 +66,7 @@ def resident_backward(
         for t in tl.static_range(TILES):
             pair = raw[step * TILES + t]
             xhat = (pair[0].to(compute) - centre) * rstd[None, :, None]
-            xhat = keep(xhat, within(t * ROWS + local, spatial, MASKED and t == TILES - 1))
+            xhat = tl.where(within(t * ROWS + local, spatial, MASKED and t == TILES - 1), xhat, 0.0)
             z = xhat * gamma[None, :, :] + beta[None, :, :]
             dz = activation_gradient(pair[1].to(compute), z, SILU)
             s0 += tl.sum(dz, 0)
@@ -112,18 +111,18 @@ def split_tile(
         program, row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS, VECTOR
     )
     own, inside = tile_masks(channel, channel_vectors * VECTOR, count, ROWS, MASKED)
-    x_tile = load(x + base + offsets, inside)
-    dy_tile = load(dy + base + offsets, inside)
+    x_tile = tl.load(x + base + offsets, mask=inside, other=0.0)
+    dy_tile = tl.load(dy + base + offsets, mask=inside, other=0.0)
     group = sample * num_groups + channel // group_channels
-    mean = load(mean_in + group, own)
-    rstd = load(rstd_in + group, own)
+    mean = tl.load(mean_in + group, mask=own, other=0.0)
+    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
     pre_bias = advance(pre_bias, sample * pre_bias_stride)
     scale = advance(scale, sample * scale_stride)
     shift = advance(shift, sample * shift_stride)
     gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
     centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
     xhat = (x_tile.to(compute) - centre[None, :]) * rstd[None, :]
-    xhat = keep(xhat, inside)
+    xhat = tl.where(inside, xhat, 0.0)
     dz = activation_gradient(dy_tile.to(compute), xhat * gamma[None, :] + beta[None, :], SILU)
     slot = (sample * row_blocks + row_block) * (channel_vectors * VECTOR) + channel
     return base + offsets, inside, own, slot, group, rstd, gamma, xhat, dz
@@ -159,7 +158,7 @@ def split_apply(
         num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks,
         tl.num_programs(0) - 1 - tl.program_id(0), SILU, ROWS, COLUMNS, VECTOR, MASKED,
     )  # fmt: skip
-    m1 = rstd * load(pair_of(group_means, group), own)
-    m2 = rstd * load(pair_of(group_means, group) + 1, own)
+    m1 = rstd * tl.load(pair_of(group_means, group), mask=own, other=0.0)
+    m2 = rstd * tl.load(pair_of(group_means, group) + 1, mask=own, other=0.0)
     result = (dz * (rstd * gamma)[None, :] - m1[None, :] - xhat * m2[None, :]).to(dx.dtype.element_ty)
     tl.store(dx + offsets, result, mask=inside)

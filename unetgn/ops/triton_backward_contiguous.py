@@ -16,8 +16,6 @@ from unetgn.ops.triton_elements import (
     activation_gradient,
     advance,
     channel_affine,
-    keep,
-    load,
     load_or,
     pair_of,
     plane_of,
@@ -40,12 +38,8 @@ def row_starts(row, spatial, segments, WIDTH: tl.constexpr, EXACT: tl.constexpr)
 
 @triton.jit
 def inside_rows(row, rows, column, length, MASKED: tl.constexpr, EXACT: tl.constexpr):
-    """The mask of elements that lie in one of `rows` rows and in its channel; None where all do."""
-    if EXACT:
-        inside = within(row[:, None], rows, MASKED)
-    else:
-        inside = (row < rows)[:, None] & (column < length[:, None])
-    return inside
+    """The mask [ROWS, WIDTH] of elements that lie in one of `rows` rows and in its channel."""
+    return within(row, rows, MASKED)[:, None] & within(column, length[:, None], not EXACT)
 
 
 @triton.jit
@@ -91,7 +85,7 @@ def resident_backward(
         start, length = row_starts(row, spatial, segments, WIDTH, EXACT)
         inside = inside_rows(row, rows, column, length, MASKED and t == TILES - 1, EXACT)
         offsets = base + start[:, None] + column
-        raw = raw + ((load(x + offsets, inside), load(dy + offsets, inside)),)
+        raw = raw + ((tl.load(x + offsets, mask=inside, other=0.0), tl.load(dy + offsets, mask=inside, other=0.0)),)
 
     kept = ()
     m1_rows = tl.zeros([ROWS], compute)
@@ -112,8 +106,8 @@ def resident_backward(
         if sums is not None:
             slot = (sample * segments + row % segments) * channels + channel
             store_sums(sums, slot, plane, s0, s1, xhat, own, WITH_XHAT)
-        m1_rows += keep(s0 * gamma, own)
-        m2_rows += keep(s1 * gamma, own)
+        m1_rows += tl.where(own, s0 * gamma, 0.0)
+        m2_rows += tl.where(own, s1 * gamma, 0.0)
         kept = kept + ((xhat, dz * (rstd * gamma)[:, None]),)
 
     m1 = tl.sum(m1_rows, 0) / (group_channels * spatial)
@@ -153,12 +147,12 @@ def split_rows(
     own = within(row, rows, MASKED)
     offsets = base + start[:, None] + column
     inside = inside_rows(row, rows, column, length, MASKED, EXACT)
-    x_tile = load(x + offsets, inside)
-    dy_tile = load(dy + offsets, inside)
+    x_tile = tl.load(x + offsets, mask=inside, other=0.0)
+    dy_tile = tl.load(dy + offsets, mask=inside, other=0.0)
     channel = row // segments
     group = sample * num_groups + channel // group_channels
-    mean = load(mean_in + group, own)
-    rstd = load(rstd_in + group, own)
+    mean = tl.load(mean_in + group, mask=own, other=0.0)
+    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
     pre_bias = advance(pre_bias, sample * pre_bias_stride)
     scale = advance(scale, sample * scale_stride)
     shift = advance(shift, sample * shift_stride)
@@ -198,7 +192,7 @@ def split_apply(
         num_groups, group_channels, spatial, segments, row_blocks, tl.num_programs(0) - 1 - tl.program_id(0), SILU,
         ROWS, WIDTH, MASKED, EXACT,
     )  # fmt: skip
-    m1 = rstd * load(pair_of(group_means, group), own)
-    m2 = rstd * load(pair_of(group_means, group) + 1, own)
+    m1 = rstd * tl.load(pair_of(group_means, group), mask=own, other=0.0)
+    m2 = rstd * tl.load(pair_of(group_means, group) + 1, mask=own, other=0.0)
     result = (dz * (rstd * gamma)[:, None] - m1[:, None] - xhat * m2[:, None]).to(dx.dtype.element_ty)
     tl.store(dx + offsets, result, mask=inside)

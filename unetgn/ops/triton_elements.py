@@ -29,33 +29,13 @@ def activation_gradient(dy, z, SILU: tl.constexpr):
 
 @triton.jit
 def within(index, limit, MASKED: tl.constexpr):
-    """The mask index < limit; None, which is no mask, where the plan knows that none is beyond: a mask that is always
-    true costs predicates all the same.
+    """The mask index < limit. Where the plan knows that no index is beyond, it is a constant that the compiler drops:
+    one that it has to compute costs predicates, and registers.
     """
     if MASKED:
         result = index < limit
     else:
-        result = None
-    return result
-
-
-@triton.jit
-def load(pointer, mask):
-    """What lies there, zero where the mask, if there is one, is false."""
-    if mask is None:
-        result = tl.load(pointer)
-    else:
-        result = tl.load(pointer, mask=mask, other=0.0)
-    return result
-
-
-@triton.jit
-def keep(values, mask):
-    """The values, zero where the mask, if there is one, is false."""
-    if mask is None:
-        result = values
-    else:
-        result = tl.where(mask, values, 0.0)
+        result = tl.full(index.shape, True, tl.int1)
     return result
 
 
@@ -65,7 +45,7 @@ def load_or(pointer, index, mask, default: tl.constexpr, compute: tl.constexpr):
     if pointer is None:
         result = tl.full(index.shape, default, compute)
     else:
-        result = load(pointer + index, mask).to(compute)
+        result = tl.load(pointer + index, mask=mask, other=0.0).to(compute)
     return result
 
 

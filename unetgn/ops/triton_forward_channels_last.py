@@ -15,8 +15,6 @@ from unetgn.ops.triton_elements import (
     cluster_barrier,
     divide,
     hold,
-    keep,
-    load,
     load_or,
     number,
     reciprocal_deviation,
@@ -45,6 +43,7 @@ def centred_moments(
 ):  # fmt: skip
     """(tiles, mean, M2 [BLOCKS, GROUPS]); squares are summed about the mean, in a second pass over registers."""
     local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
+    every = tl.full([GROUPS, VECTOR], True, tl.int1)
     count = number(share * (STEPS * VECTOR), compute)
     total = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
     bias_total = tl.zeros([GROUPS], compute)
@@ -53,7 +52,7 @@ def centred_moments(
             total += tl.sum(tiles[step * TILES + t].to(compute), 3)
         if pre_bias is not None:
             channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-            bias_total += tl.sum(load_or(pre_bias, channel, None, 0.0, compute), 1)
+            bias_total += tl.sum(load_or(pre_bias, channel, every, 0.0, compute), 1)
     mean = divide(tl.sum(total, 1) + (bias_total * share)[None, :], count)
 
     held = ()
@@ -61,12 +60,12 @@ def centred_moments(
     squares = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-        extra = load_or(pre_bias, channel, None, 0.0, compute)
+        extra = load_or(pre_bias, channel, every, 0.0, compute)
         centre = mean[:, :, None] - extra[None, :, :]
         for t in tl.static_range(TILES):
             tile = hold(tiles[step * TILES + t], HOLD)
             inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
-            d = keep(tile.to(compute) - centre[:, None, :, :], inside)
+            d = tl.where(inside, tile.to(compute) - centre[:, None, :, :], 0.0)
             residual += tl.sum(d, 3)
             squares += tl.sum(d * d, 3)
             held = held + (tile,)
@@ -122,6 +121,7 @@ def resident_forward(
     share = spatial // BLOCKS
     block = tl.arange(0, BLOCKS)[:, None, None, None]
     local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
+    every = tl.full([GROUPS, VECTOR], True, tl.int1)
     x += sample * spatial * channels
     y += sample * spatial * channels
     pre_bias = advance(pre_bias, sample * pre_bias_stride)
@@ -133,7 +133,8 @@ def resident_forward(
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)[None, None, :, :]
         for t in tl.static_range(TILES):
             offsets = (block * share + t * ROWS + local) * channels + channel
-            tiles = tiles + (load(x + offsets, within(t * ROWS + local, share, MASKED and t == TILES - 1)),)
+            inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
+            tiles = tiles + (tl.load(x + offsets, mask=inside, other=0.0),)
     tiles, means, m2s = centred_moments(
         tiles, pre_bias, first_group, share, BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, compute
     )
@@ -146,8 +147,8 @@ def resident_forward(
 
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-        gamma, beta = channel_affine(weight, bias, scale, shift, channel, None, compute)
-        extra = load_or(pre_bias, channel, None, 0.0, compute)
+        gamma, beta = channel_affine(weight, bias, scale, shift, channel, every, compute)
+        extra = load_or(pre_bias, channel, every, 0.0, compute)
         centre = (mean[:, None] - extra)[None, None, :, :]
         gamma = (gamma * rstd[:, None])[None, None, :, :]
         for t in tl.static_range(TILES):
@@ -182,13 +183,9 @@ def locate_tile(
 
 @triton.jit
 def tile_masks(channel, channels, count, ROWS: tl.constexpr, MASKED: tl.constexpr):
-    """Masks of the channels [COLUMNS] and of the elements [ROWS, COLUMNS] of a tile of `count` rows; or None twice."""
+    """Masks of the channels [COLUMNS] and of the elements [ROWS, COLUMNS] of a tile with `count` rows."""
     own = within(channel, channels, MASKED)
-    if MASKED:
-        inside = (tl.arange(0, ROWS) < count)[:, None] & own[None, :]
-    else:
-        inside = None
-    return own, inside
+    return own, within(tl.arange(0, ROWS), count, MASKED)[:, None] & own[None, :]
 
 
 @triton.jit
@@ -203,10 +200,10 @@ def split_statistics(
     )
     channels = channel_vectors * VECTOR
     own, inside = tile_masks(channel, channels, count, ROWS, MASKED)
-    tile = load(x + base + offsets, inside).to(compute)
+    tile = tl.load(x + base + offsets, mask=inside, other=0.0).to(compute)
     weight = number(count, compute)
     mean = divide(tl.sum(tile, 0), weight)
-    d = keep(tile - mean[None, :], inside)
+    d = tl.where(inside, tile - mean[None, :], 0.0)
     # The deviations measure by how much the mean was rounded: take that back.
     correction = divide(tl.sum(d, 0), weight)
     slot = partials + (sample * row_blocks + row_block) * 2 * channels + channel
@@ -270,10 +267,10 @@ def split_apply(
         VECTOR,
     )  # fmt: skip
     own, inside = tile_masks(channel, channel_vectors * VECTOR, count, ROWS, MASKED)
-    tile = load(x + base + offsets, inside)
+    tile = tl.load(x + base + offsets, mask=inside, other=0.0)
     group = sample * num_groups + channel // group_channels
-    mean = load(mean_in + group, own)
-    rstd = load(rstd_in + group, own)
+    mean = tl.load(mean_in + group, mask=own, other=0.0)
+    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
     pre_bias = advance(pre_bias, sample * pre_bias_stride)
     scale = advance(scale, sample * scale_stride)
     shift = advance(shift, sample * shift_stride)

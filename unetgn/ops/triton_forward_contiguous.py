@@ -16,8 +16,6 @@ from unetgn.ops.triton_elements import (
     cluster_barrier,
     divide,
     hold,
-    keep,
-    load,
     load_or,
     number,
     reciprocal_deviation,
@@ -60,7 +58,7 @@ def read_tiles(x, start, limit, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR:
     for t in tl.static_range(TILES):
         offsets = (start + t * TILE + vector)[:, :, None] + lanes(VECTOR)
         inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
-        tiles = tiles + (load(x + offsets, inside),)
+        tiles = tiles + (tl.load(x + offsets, mask=inside, other=0.0),)
     return tiles
 
 
@@ -92,7 +90,7 @@ def centred_moments(
         inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
         centre = mean[:, None] - load_or(pre_bias, channel, inside, 0.0, compute)
         inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
-        d = keep(tile.to(compute) - centre[:, :, None], inside)
+        d = tl.where(inside, tile.to(compute) - centre[:, :, None], 0.0)
         residual += tl.sum(d, 2)
         squares += tl.sum(d * d, 2)
         held = held + (tile,)
