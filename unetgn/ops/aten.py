@@ -1,12 +1,12 @@
 """The operator out of PyTorch's own kernels: for CPU, MPS and every device without Triton.
 
-Contiguous tensors go through `native_group_norm`; a scale and shift of each sample is the same operator on one sample
-of N * C channels in N * G groups. SiLU works in place. 16-bit tensors are computed in float32, so that z is rounded
-once and cannot overflow on the way.
+Two ways lead through it, forward and backward:
 
-PyTorch's kernels for the CPU lose digits where the mean of a group is many times its standard deviation: channels_last
-takes the variance as E[x^2] - E[x]^2, contiguous evaluates x * a + b and differences of large sums. `is_off_centre`
-finds such groups by their statistics; then everything is computed from h - mean instead.
+    native     PyTorch's group norm, where it keeps the layout and is exact and fast; with a scale and shift of each
+               sample it works on one sample of N * C channels in N * G groups
+    centred    plain tensor operations on h - mean, for any layout and any mean
+
+SiLU works in place. 16-bit tensors are computed in float32, so that z is rounded once and cannot overflow on the way.
 """
 
 import torch
@@ -16,10 +16,21 @@ from torch import Tensor
 from unetgn.ops.layout import accumulation_dtype, channels_last_strides, of_channel
 from unetgn.ops.reference import Gradients, Needs, parameter_gradients
 
-# Limits of |mean| * rstd. In float32 E[x^2] - E[x]^2 is off by about 5e-7 * (mean / std)^2 of the variance, the other
-# errors are about 1e-7 * mean / std (both measured against float64), so that these limits stand for 8e-6 and 4e-6.
+# PyTorch's kernels for the CPU lose digits where the mean of a group is many times its standard deviation:
+# channels_last takes the variance as E[x^2] - E[x]^2, which is off by about 5e-7 * (mean / std)^2 of it; the others are
+# off by about 1e-7 * mean / std (both in float32, measured against float64). These limits of |mean| * rstd stand for
+# errors of 8e-6 and 4e-6.
 _LIMIT_OF_SQUARES = 4.0
 _LIMIT_OF_SUMS = 32.0
+
+# In channels_last they run along the channels of a group, which is slow where those are few: forward only in samples of
+# fewer positions than PyTorch's threshold (`feature_map_threshold` in its group_norm_kernel.cpp), and worth the centred
+# way's dozen calls from this many elements on. Measured on x86.
+_SHORT_RUN = 8
+_FEW_POSITIONS = 1024
+_MANY_ELEMENTS = 16384
+
+_GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default
 
 
 def forward(
@@ -37,11 +48,15 @@ def forward(
     h = _with_pre_bias(x, pre_bias)
     a, b = _affine(h, weight, bias, scale, shift)
     if h.is_contiguous():
-        z, mean, rstd = _contiguous(h, num_groups, a, b, eps)
-    elif h.is_cpu:
-        z, mean, rstd = _channels_last_cpu(h, num_groups, a, b, eps)
+        z, mean, rstd = _native(h, num_groups, a, b, eps)
+        exact = not h.is_cpu or not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
+    elif _native_channels_last_is_good(h, num_groups):
+        z, mean, rstd = _native_channels_last(h, num_groups, a, b, eps)
+        exact = not is_off_centre(mean, rstd, _LIMIT_OF_SQUARES)
     else:
-        z, mean, rstd = _channels_last(h, num_groups, a, b, eps)
+        exact = False
+    if not exact:
+        z, mean, rstd = _centred(h, num_groups, a, b, eps)
     if activation:
         F.silu(z, inplace=True)
     return _as(x, z), mean, rstd
@@ -66,29 +81,19 @@ def backward(
     h = _with_pre_bias(x, pre_bias)
     a, b = _affine(h, weight, bias, scale, shift)
     h, dz = _flat(h), _flat(_as(h, dy))
-    rstd_c = _of_channel(rstd, h)
-    centred = h - _of_channel(mean, h)
-    native = scale is None and shift is None and _native_backward_is_right(h, mean, rstd)
-    if activation:
-        gain = rstd_c if a is None else rstd_c * a.unsqueeze(-1)
-        z = centred.mul_(gain) if native else centred * gain
-        z = z if b is None else z.add_(b.unsqueeze(-1))
-        dz = torch.ops.aten.silu_backward.grad_input(dz, z, grad_input=z)
-
     needs_dh = needs[0] or needs[3]
-    if not native:
+    if _native_backward_is_good(h, mean, rstd, a):
+        if activation:
+            dz = _through_silu(dz, _uncentred(h, mean, rstd, a, b))
+        dh, s0, s1 = _native_backward(dz, h, mean, rstd, a, needs_dh)
+    else:
+        centred, rstd_c = h - _of_channel(mean, h), _of_channel(rstd, h)
+        if activation:
+            gain = rstd_c if a is None else rstd_c * a.unsqueeze(-1)
+            dz = _through_silu(dz, _plus(centred * gain, b))
         dh, s0, s1 = _centred_backward(dz, centred, rstd, rstd_c, a, needs_dh)
-        dx = _as(x, dh.view(x.shape)) if dh is not None and needs[0] else None
-        return dx, *parameter_gradients(dh, s0, s1, weight, bias, pre_bias, scale, shift, needs)
-    dh, dweight, dbias = _native_backward(dz, h, mean, rstd, a, [needs_dh, needs[1], needs[2]])
-    return (
-        _as(x, dh.view(x.shape)) if needs[0] else None,
-        _as(weight, dweight) if needs[1] and weight is not None else None,
-        _as(bias, dbias) if needs[2] and bias is not None else None,
-        _as(pre_bias, dh.sum(2)) if needs[3] and pre_bias is not None else None,
-        None,
-        None,
-    )
+    dx = _as(x, dh.view(x.shape)) if dh is not None and needs[0] else None
+    return dx, *parameter_gradients(dh, s0, s1, weight, bias, pre_bias, scale, shift, needs)
 
 
 def is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
@@ -101,97 +106,114 @@ def is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
     return not (mean * rstd).abs_().max().item() <= limit
 
 
-def _contiguous(
+def _native(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """z, mean and rstd of a contiguous h."""
     n, channels = h.shape[0], h.shape[1]
     elements = h.numel() // (n * channels)
     if a is not None and b is not None and a.dim() == 2:
         rows, groups = n * channels, n * num_groups
         flat = h.view(1, rows, elements)
         z, mean, rstd = torch.native_group_norm(flat, a.flatten(), b.flatten(), 1, rows, elements, groups, eps)
-        z, mean, rstd = z.view(h.shape), mean.view(n, num_groups), rstd.view(n, num_groups)
-    elif h.dim() > 3 and (channels == 1 or elements == 1):  # with four axes PyTorch may read it as channels_last
+        return z.view(h.shape), mean.view(n, num_groups), rstd.view(n, num_groups)
+    if h.dim() > 3 and (channels == 1 or elements == 1):  # with four axes PyTorch may read it as channels_last
         flat = h.view(n, channels, elements)
         z, mean, rstd = torch.native_group_norm(flat, a, b, n, channels, elements, num_groups, eps)
-        z = z.view(h.shape)
-    else:
-        z, mean, rstd = torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
-    if h.is_cpu and is_off_centre(mean, rstd, _LIMIT_OF_SUMS):
-        mean = _refined(mean, h)
-        z = _apply(h, mean, rstd, a, b)
-    return z, mean, rstd
+        return z.view(h.shape), mean, rstd
+    return torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
 
 
-def _channels_last_cpu(
-    h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    per_sample = a is not None and a.dim() == 2
-    affine = (None, None) if per_sample else (a, b)
-    z, mean, rstd = _native_channels_last(h, num_groups, *affine, eps)
-    if is_off_centre(mean, rstd, _LIMIT_OF_SQUARES):
-        centre = _refined(mean, h)
-        centred = (_flat(h) - _of_channel(centre, h)).view(h.shape)
-        z, mean, rstd = _native_channels_last(centred, num_groups, *affine, eps)
-        mean = mean + centre
-    if per_sample:
-        _affine_(_flat(z), a, b)
-    return z, mean, rstd
+def _native_channels_last_is_good(h: Tensor, num_groups: int) -> bool:
+    """Whether PyTorch's kernel is fast and keeps the layout: on the CPU, unless it has short runs of channels to go."""
+    if not h.is_cpu or h.numel() < _MANY_ELEMENTS:
+        return h.is_cpu
+    return h.shape[1] // num_groups >= _SHORT_RUN or h.shape[2:].numel() >= _FEW_POSITIONS
 
 
 def _native_channels_last(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """PyTorch's kernel reads the layout from all strides, and those of an axis of one element may be any."""
+    """z, mean and rstd of a channels_last h on the CPU. PyTorch's kernel reads the layout from all strides, and those
+    of an axis of one element may be any."""
     if 1 in h.shape and h.stride() != channels_last_strides(h.shape):
         h = h.as_strided(h.shape, channels_last_strides(h.shape))
     n, channels = h.shape[0], h.shape[1]
-    return torch.native_group_norm(h, a, b, n, channels, h.numel() // (n * channels), num_groups, eps)
+    sizes = n, channels, h.numel() // (n * channels)
+    if a is None or a.dim() == 1:
+        return torch.native_group_norm(h, a, b, *sizes, num_groups, eps)
+    z, mean, rstd = torch.native_group_norm(h, None, None, *sizes, num_groups, eps)
+    _plus(_flat(z).mul_(a.unsqueeze(-1)), b)
+    return z, mean, rstd
 
 
-def _channels_last(
+def _centred(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For devices whose group norm would copy the tensor to the contiguous layout."""
-    var, mean = torch.var_mean(h.view(h.shape[0], num_groups, h.shape[1] // num_groups, -1), (2, 3), correction=0)
-    rstd = torch.rsqrt(var + eps)
-    return _apply(h, mean, rstd, a, b), mean, rstd
+    """z, mean and rstd of h in any layout. What a first mean leaves has a mean too, because sums round: that is taken
+    back, so that the mean of equal values is their value."""
+    flat = _flat(h)
+    n, channels = flat.shape[:2]
+
+    def of_group(values: Tensor) -> Tensor:
+        """(N, C) -> means (N, G)."""
+        return values.view(n, num_groups, channels // num_groups).mean(2)
+
+    centre = of_group(flat.mean(2))
+    d = flat - _of_channel(centre, flat)
+    rest = of_group(d.mean(2))
+    d.sub_(_of_channel(rest, flat))
+    rstd = torch.rsqrt(of_group((d * d).mean(2)) + eps)
+    gain = _of_channel(rstd, flat)
+    z = _plus(d.mul_(gain if a is None else gain * a.unsqueeze(-1)), b)
+    return z.view(h.shape), centre + rest, rstd
 
 
-def _refined(mean: Tensor, h: Tensor) -> Tensor:
-    """A mean that was off by a few roundings is off by one after the mean of what it leaves has been added."""
-    rest = _flat(h) - _of_channel(mean, h)
-    return mean + rest.mean(2).view(*mean.shape, -1).mean(2)
-
-
-def _apply(h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
-    """(h - mean) * rstd * a + b, in the layout of h."""
-    z = _flat(h) - _of_channel(mean, h)
-    return _affine_(z.mul_(_of_channel(rstd, h)), a, b).view(h.shape)
-
-
-def _affine_(z: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
-    """z * a + b in place, for z (N, C, L) and a, b (C,) or (N, C)."""
-    if a is not None:
-        z.mul_(a.unsqueeze(-1))
-    return z if b is None else z.add_(b.unsqueeze(-1))
-
-
-def _native_backward_is_right(h: Tensor, mean: Tensor, rstd: Tensor) -> bool:
-    """Only on the CPU is it known, and asking the statistics free; groups of one element have dh = 0, exactly."""
-    if not h.is_cpu or not h.is_contiguous() or h.numel() == mean.numel():
+def _native_backward_is_good(h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None) -> bool:
+    """Whether PyTorch's backward is exact and fast for h (N, C, L). Only on the CPU is that known, and asking the
+    statistics free; groups of one element have dh = 0, exactly; and in channels_last samples are no channels of one
+    larger sample, as scales of each sample would need it."""
+    if not h.is_cpu or h.numel() == mean.numel():
+        return False
+    if not h.is_contiguous() and (h.shape[1] // mean.shape[1] < _SHORT_RUN or (a is not None and a.dim() == 2)):
         return False
     return not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
 
 
+def _uncentred(h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+    """z (N, C, L) as h * gain + offset, as exact as PyTorch's own, which does the same. Two passes: for `addcmul` with
+    two broadcast tensors PyTorch has no vectors."""
+    n, channels, _ = h.shape
+    by_group = mean.shape[1], channels // mean.shape[1]
+    mean, rstd = mean.unsqueeze(2), rstd.unsqueeze(2)
+    gain = rstd.expand(n, *by_group) if a is None else rstd * a.view(*a.shape[:-1], *by_group)
+    offset = -mean * gain if b is None else torch.addcmul(b.view(*b.shape[:-1], *by_group), mean, gain, value=-1)
+    return (h * gain.reshape(n, channels, 1)).add_(offset.view(n, channels, 1))
+
+
+def _through_silu(dy: Tensor, z: Tensor) -> Tensor:
+    """dz, in the place of z."""
+    return torch.ops.aten.silu_backward.grad_input(dy, z, grad_input=z)
+
+
 def _native_backward(
-    dz: Tensor, h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, mask: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dh (N, C, L), and the gradients (C,) of weight and bias, of contiguous tensors (N, C, L)."""
-    n, channels, elements = h.shape
-    if a is None and mask[2]:  # PyTorch has no gradient of the bias alone
+    dz: Tensor, h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, needs_dh: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """dh (N, C, L), S0 and S1: of each sample (N, C) where `a` is, as forward one sample of N * C channels; else their
+    sums (1, C)."""
+    sizes, groups, mask = h.shape, mean.shape[1], [needs_dh, True, True]
+    n, channels, elements = sizes
+    if a is None:  # PyTorch has no gradient of the bias alone
         a = h.new_ones(channels)
-    return torch.ops.aten.native_group_norm_backward(dz, h, mean, rstd, a, n, channels, elements, mean.shape[1], mask)
+    elif a.dim() == 2:
+        sizes, groups, a = torch.Size((1, n * channels, elements)), n * groups, a.flatten()
+        dz, h, mean, rstd = dz.view(sizes), h.view(sizes), mean.view(1, groups), rstd.view(1, groups)
+    if not h.is_contiguous():
+        mask[0] = True  # PyTorch 2.13 writes dh in channels_last whether asked or not, and crashes
+        image = torch.Size((*sizes, 1))
+        dz, h = (t.as_strided(image, channels_last_strides(image)) for t in (dz, h))
+    dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, h, mean, rstd, a, *sizes, groups, mask)
+    return dh.view(n, channels, elements) if needs_dh else None, s0.view(-1, channels), s1.view(-1, channels)
 
 
 def _centred_backward(
@@ -234,6 +256,11 @@ def _affine(
     b = h.new_zeros(n, channels) if bias is None else gain * bias
     a = gain if weight is None else gain * weight
     return a, b if shift is None else b + shift.to(h.dtype)
+
+
+def _plus(z: Tensor, b: Tensor | None) -> Tensor:
+    """z (N, C, L) + b, (C,) or (N, C), in place."""
+    return z if b is None else z.add_(b.unsqueeze(-1))
 
 
 def _flat(x: Tensor) -> Tensor:
