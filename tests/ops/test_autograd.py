@@ -78,6 +78,16 @@ def test_each_gradient_is_computed_alone_as_among_the_others(draw, place):
             torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("parameters", ["bias shift", "weight scale", "weight bias pre_bias scale shift"])
+def test_no_two_gradients_share_memory(draw, place, parameters):
+    """Of one sample a sum over samples is the value itself, but not the same tensor: optimizers write in place."""
+    name, device = place
+    inputs = draw(6, (1, 8, 3, 3), parameters=parameters, device=device)
+    with implementation(name):
+        _, gradients = inputs.call(unetgn.group_norm_silu, 4)
+    assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == len(gradients)
+
+
 def test_without_gradients_nothing_is_recorded(draw, place):
     name, device = place
     inputs = draw(5, (2, 6, 3, 3), device=device)

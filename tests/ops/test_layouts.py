@@ -48,6 +48,31 @@ def test_any_strides_give_the_values_of_the_contiguous_tensor(draw, place, rearr
     torch.testing.assert_close(dx, expected_gradients[0])
 
 
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("parameters", ["weight bias", "weight bias pre_bias scale shift"])
+def test_parameters_of_any_strides_give_the_values_of_contiguous_ones(draw, place, parameters, channels_last):
+    name, device = place
+    inputs = draw(5, (2, 16, 3, 4), channels_last=channels_last, parameters=parameters, device=device)
+    strided = inputs.map(lambda value: torch.stack([value, value + 1], -1)[..., 0] if value.dim() < 3 else value)
+    same = inputs.map(lambda value: value[..., :1].repeat(*(1,) * (value.dim() - 1), 16) if value.dim() < 3 else value)
+    expanded = inputs.map(lambda value: value[..., :1].expand(*value.shape) if value.dim() < 3 else value)
+    with implementation(name):
+        for given, dense in ((strided, inputs), (expanded, same)):
+            for groups in (2, 8):
+                y, gradients = by_strides(given, groups)
+                expected_y, expected = by_strides(dense, groups)
+                assert torch.equal(y, expected_y)
+                for got, want in zip(gradients, expected, strict=True):
+                    assert torch.equal(got, want)
+
+
+def by_strides(inputs, groups):
+    """y and the gradients, of tensors that keep their strides."""
+    leaves = inputs.map(lambda value: value.detach()).requires_grad()
+    y = unetgn.group_norm_silu(leaves.x, groups, **leaves.keywords())
+    return y, torch.autograd.grad(y, leaves.leaves(), inputs.dy)
+
+
 def test_a_slice_of_channels_last_stays_channels_last(draw, place):
     name, device = place
     x = STRIDES["a slice of channels_last"](draw(2, (2, 6, 4, 4), device=device).x)

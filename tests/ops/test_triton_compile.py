@@ -22,7 +22,7 @@ if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 
 from tests.ops.triton_cases import Case
-from tests.ops.triton_offline import TARGETS, compile_launch, key, launches_of, specialization
+from tests.ops.triton_offline import DEVICES, TARGETS, compile_launch, key, launches_of, specialization
 from tests.ops.unet_shapes import UNETS
 from unetgn.ops.triton_launch import Launch
 
@@ -82,12 +82,13 @@ def heaviest_of_each_kernel(target: str, *, clusters: bool = False, dtypes: str 
     return list(found.values())
 
 
-def tile_width(case: Case, launch: Launch) -> int:
+def tile_width(case: Case, launch: Launch, target: str) -> int:
     """Bits of the widest load that the layout of x and the number of threads allow this launch."""
     sizes = launch.arguments
     run = sizes.get("VECTOR", sizes.get("WIDTH", 1))
     if "GROUPS" in sizes:
-        run = min(run, sizes["ROWS"] * sizes["GROUPS"] * sizes["VECTOR"] // (32 * launch.num_warps))
+        threads = DEVICES[target].warp_size * launch.num_warps
+        run = min(run, sizes["ROWS"] * sizes["GROUPS"] * sizes["VECTOR"] // threads)
     return min(128, run * torch.empty(0, dtype=case.dtype).element_size() * 8)
 
 
@@ -96,7 +97,7 @@ def faults(case: Case, launch: Launch, target: str) -> list[str]:
     build = compile_launch(launch, target)
     found = [f"{build.spills} spill instructions"] if build.spills else []
     if build.kernel.endswith(MOVES_TILES):
-        wanted = tile_width(case, launch)
+        wanted = tile_width(case, launch, target)
         if max(build.loads, default=0) < wanted:
             found.append(f"loads of at most {max(build.loads, default=0)} bits, not {wanted}")
         writes_tiles = {"y", "dx"} & launch.arguments.keys()
@@ -151,7 +152,7 @@ def test_nearly_all_main_paths_have_full_width_vectors() -> None:
     narrow = [
         (case.shape, launch.arguments["VECTOR"])
         for case, launch in distinct_launches("sm_90")
-        if "VECTOR" in launch.arguments and tile_width(case, launch) < 128
+        if "VECTOR" in launch.arguments and tile_width(case, launch, "sm_90") < 128
     ]
     assert all(math.prod(shape[1:]) // 32 <= 8192 and shape[1] // 32 % 8 for shape, _ in narrow)
 

@@ -9,6 +9,8 @@ Two ways lead through it, forward and backward:
 SiLU works in place. 16-bit tensors are computed in float32, so that z is rounded once and cannot overflow on the way.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,12 +18,13 @@ from torch import Tensor
 from unetgn.ops.layout import accumulation_dtype, channels_last_strides, of_channel
 from unetgn.ops.reference import Gradients, Needs, parameter_gradients
 
-# PyTorch's kernels for the CPU lose digits where the mean of a group is many times its standard deviation:
-# channels_last takes the variance as E[x^2] - E[x]^2, which is off by about 5e-7 * (mean / std)^2 of it; the others are
-# off by about 1e-7 * mean / std (both in float32, measured against float64). These limits of |mean| * rstd stand for
-# errors of 8e-6 and 4e-6.
-_LIMIT_OF_SQUARES = 4.0
+# PyTorch's forward kernels for the CPU lose digits where the mean of a group is many times its standard deviation.
+# Contiguous ones evaluate x * a + b, which is off by about 1e-7 * mean / std. Those for channels_last take the variance
+# as E[x^2] - E[x]^2 from sums that run on and on, which is off by about 3e-7 * (mean / std)^2 of it over 4,000
+# positions, and 7e-6 over 262,000 (in float32, against float64). The limits of |mean| * rstd keep both below 1e-5.
 _LIMIT_OF_SUMS = 32.0
+_LIMIT_OF_SQUARES = 4.0  # up to this many positions, then falling with their square root
+_POSITIONS = 16384
 
 # In channels_last they run along the channels of a group, which is slow where those are few: forward only in samples of
 # fewer positions than PyTorch's threshold (`feature_map_threshold` in its group_norm_kernel.cpp), and worth the centred
@@ -52,7 +55,8 @@ def forward(
         exact = not h.is_cpu or not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
     elif _native_channels_last_is_good(h, num_groups):
         z, mean, rstd = _native_channels_last(h, num_groups, a, b, eps)
-        exact = not is_off_centre(mean, rstd, _LIMIT_OF_SQUARES)
+        fall = min(1.0, math.sqrt(_POSITIONS / h.shape[2:].numel()))
+        exact = not is_off_centre(mean, rstd, _LIMIT_OF_SQUARES * fall)
     else:
         exact = False
     if not exact:
@@ -81,17 +85,13 @@ def backward(
     h = _with_pre_bias(x, pre_bias)
     a, b = _affine(h, weight, bias, scale, shift)
     h, dz = _flat(h), _flat(_as(h, dy))
-    needs_dh = needs[0] or needs[3]
-    if _native_backward_is_good(h, mean, rstd, a):
-        if activation:
-            dz = _through_silu(dz, _uncentred(h, mean, rstd, a, b))
-        dh, s0, s1 = _native_backward(dz, h, mean, rstd, a, needs_dh)
-    else:
-        centred, rstd_c = h - _of_channel(mean, h), _of_channel(rstd, h)
-        if activation:
-            gain = rstd_c if a is None else rstd_c * a.unsqueeze(-1)
-            dz = _through_silu(dz, _plus(centred * gain, b))
-        dh, s0, s1 = _centred_backward(dz, centred, rstd, rstd_c, a, needs_dh)
+    centred = h - _of_channel(mean, h)
+    if activation:
+        gain = _of_channel(rstd, h) if a is None else _of_channel(rstd, h) * a.unsqueeze(-1)
+        z = _plus(centred * gain, b)
+        dz = torch.ops.aten.silu_backward.grad_input(dz, z, grad_input=z)
+    way = _native_backward if _native_backward_is_good(centred, rstd, a) else _centred_backward
+    dh, s0, s1 = way(dz, centred, rstd, a, needs[0] or needs[3])
     dx = _as(x, dh.view(x.shape)) if dh is not None and needs[0] else None
     return dx, *parameter_gradients(dh, s0, s1, weight, bias, pre_bias, scale, shift, needs)
 
@@ -169,60 +169,44 @@ def _centred(
     return z.view(h.shape), centre + rest, rstd
 
 
-def _native_backward_is_good(h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None) -> bool:
-    """Whether PyTorch's backward is exact and fast for h (N, C, L). Only on the CPU is that known, and asking the
-    statistics free; groups of one element have dh = 0, exactly; and in channels_last samples are no channels of one
-    larger sample, as scales of each sample would need it."""
-    if not h.is_cpu or h.numel() == mean.numel():
+def _native_backward_is_good(centred: Tensor, rstd: Tensor, a: Tensor | None) -> bool:
+    """Whether PyTorch's backward is right and fast: tried on the CPU alone; groups of one element have dh = 0, exactly;
+    and in channels_last samples are no channels of one larger sample, as scales of each sample would need it."""
+    if not centred.is_cpu or centred.numel() == rstd.numel():
         return False
-    if not h.is_contiguous() and (h.shape[1] // mean.shape[1] < _SHORT_RUN or (a is not None and a.dim() == 2)):
-        return False
-    return not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
-
-
-def _uncentred(h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
-    """z (N, C, L) as h * gain + offset, as exact as PyTorch's own, which does the same. Two passes: for `addcmul` with
-    two broadcast tensors PyTorch has no vectors."""
-    n, channels, _ = h.shape
-    by_group = mean.shape[1], channels // mean.shape[1]
-    mean, rstd = mean.unsqueeze(2), rstd.unsqueeze(2)
-    gain = rstd.expand(n, *by_group) if a is None else rstd * a.view(*a.shape[:-1], *by_group)
-    offset = -mean * gain if b is None else torch.addcmul(b.view(*b.shape[:-1], *by_group), mean, gain, value=-1)
-    return (h * gain.reshape(n, channels, 1)).add_(offset.view(n, channels, 1))
-
-
-def _through_silu(dy: Tensor, z: Tensor) -> Tensor:
-    """dz, in the place of z."""
-    return torch.ops.aten.silu_backward.grad_input(dy, z, grad_input=z)
+    per_sample = a is not None and a.dim() == 2
+    return centred.is_contiguous() or (centred.shape[1] // rstd.shape[1] >= _SHORT_RUN and not per_sample)
 
 
 def _native_backward(
-    dz: Tensor, h: Tensor, mean: Tensor, rstd: Tensor, a: Tensor | None, needs_dh: bool
+    dz: Tensor, centred: Tensor, rstd: Tensor, a: Tensor | None, needs_dh: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dh (N, C, L), S0 and S1: of each sample (N, C) where `a` is, as forward one sample of N * C channels; else their
-    sums (1, C)."""
-    sizes, groups, mask = h.shape, mean.shape[1], [needs_dh, True, True]
+    """dh (N, C, L), S0 and S1 from dz and h - mean (N, C, L). The sums are of each sample (N, C) where `a` is, as
+    forward one sample of N * C channels; else over samples (1, C).
+
+    PyTorch takes S1 as a difference of sums, which cancels with any mean but zero, so h - mean is its x.
+    """
+    sizes, groups, mask = centred.shape, rstd.shape[1], [needs_dh, True, True]
     n, channels, elements = sizes
     if a is None:  # PyTorch has no gradient of the bias alone
-        a = h.new_ones(channels)
+        a = centred.new_ones(channels)
     elif a.dim() == 2:
         sizes, groups, a = torch.Size((1, n * channels, elements)), n * groups, a.flatten()
-        dz, h, mean, rstd = dz.view(sizes), h.view(sizes), mean.view(1, groups), rstd.view(1, groups)
-    if not h.is_contiguous():
+        dz, centred, rstd = dz.view(sizes), centred.view(sizes), rstd.view(1, groups)
+    if not centred.is_contiguous():
         mask[0] = True  # PyTorch 2.13 writes dh in channels_last whether asked or not, and crashes
         image = torch.Size((*sizes, 1))
-        dz, h = (t.as_strided(image, channels_last_strides(image)) for t in (dz, h))
-    dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, h, mean, rstd, a, *sizes, groups, mask)
+        dz, centred = (t.as_strided(image, channels_last_strides(image)) for t in (dz, centred))
+    mean = torch.zeros_like(rstd)
+    dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, centred, mean, rstd, a, *sizes, groups, mask)
     return dh.view(n, channels, elements) if needs_dh else None, s0.view(-1, channels), s1.view(-1, channels)
 
 
 def _centred_backward(
-    dz: Tensor, centred: Tensor, rstd: Tensor, rstd_c: Tensor, a: Tensor | None, needs_dh: bool
+    dz: Tensor, centred: Tensor, rstd: Tensor, a: Tensor | None, needs_dh: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """dh (N, C, L), S0 and S1 (N, C) from dz and h - mean (N, C, L) in any layout. Overwrites the latter.
-
-    `rstd_c` (N, C, 1) is `rstd` (N, G) of each channel.
-    """
+    """dh (N, C, L), S0 and S1 (N, C) from dz and h - mean (N, C, L) in any layout. Overwrites the latter."""
+    rstd_c = _of_channel(rstd, centred)
     s0, s1 = dz.sum(2), (dz * centred).sum(2).mul_(rstd_c.squeeze(2))
     if not needs_dh:
         return None, s0, s1
@@ -247,8 +231,8 @@ def _affine(
 
     Without scale and shift weight and bias themselves, each (C,) or None; else both are (N, C).
     """
-    weight = None if weight is None else _as(h, weight)
-    bias = None if bias is None else _as(h, bias)
+    weight = None if weight is None else _as(h, weight).contiguous()  # PyTorch's kernels read them as dense
+    bias = None if bias is None else _as(h, bias).contiguous()
     if scale is None and shift is None:
         return weight, bias
     n, channels = h.shape[0], h.shape[1]

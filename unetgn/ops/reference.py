@@ -144,8 +144,8 @@ def parameter_gradients(
         gain = 1 + scale.to(s0.dtype)
         t0, t1 = s0 * gain, s1 * gain
     return (
-        _like(_over_samples(t1), weight) if needs_weight else None,
-        _like(_over_samples(t0), bias) if needs_bias else None,
+        _like(t1.sum(0), weight) if needs_weight else None,
+        _like(t0.sum(0), bias) if needs_bias else None,
         _like(dh.sum(2), pre_bias) if needs_pre_bias and dh is not None else None,
         _like(dscale, scale),
         _like(s0, shift) if needs_shift else None,
@@ -191,10 +191,6 @@ def _group_mean(sums: Tensor, num_groups: int, xhat: Tensor) -> Tensor:
     n, channels, elements = xhat.shape
     means = sums.reshape(n, num_groups, channels // num_groups).mean(2) / elements
     return of_channel(means, channels).unsqueeze(2)
-
-
-def _over_samples(sums: Tensor) -> Tensor:
-    return sums.squeeze(0) if sums.shape[0] == 1 else sums.sum(0)
 
 
 def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:

@@ -25,7 +25,7 @@ def resident_backward(
     shift_stride, plane, bundles, spatial, SILU: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """dx of a bundle of GROUPS groups, whose xhat and dz a block holds in registers: x and dy are read once.
+    """dx of a bundle of GROUPS groups; a block holds xhat and rstd * gamma' * dz in registers: x and dy are read once.
 
     Also writes the sums, and (m1, m2) into `group_means` (N*G, 2). dx and sums may be None.
     """

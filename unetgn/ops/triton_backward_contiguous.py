@@ -57,7 +57,7 @@ def resident_backward(
     shift_stride, plane, num_groups, group_channels, spatial, segments, SILU: tl.constexpr, WITH_XHAT: tl.constexpr,
     TILES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """dx of one group, whose xhat and dz a block holds in registers: x and dy are read once.
+    """dx of one group; a block holds xhat and rstd * gamma' * dz in registers: x and dy are read once.
 
     Also writes the sums, and (m1, m2) into `group_means` (N*G, 2). dx and sums may be None.
     """

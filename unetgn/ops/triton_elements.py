@@ -62,8 +62,10 @@ def advance(pointer, offset):
 
 @triton.jit
 def channel_affine(weight, bias, scale, shift, channel, mask, compute: tl.constexpr):
-    """(gamma', beta') with z = xhat * gamma' + beta': weight * (1 + scale) and bias * (1 + scale) + shift; `scale` and
-    `shift` are rows of one sample."""
+    """(gamma', beta') with z = xhat * gamma' + beta': weight * (1 + scale) and bias * (1 + scale) + shift.
+
+    `channel` counts from where the pointers have been advanced to: `scale` and `shift` at least to their sample's row.
+    """
     gamma = load_or(weight, channel, mask, 1.0, compute)
     beta = load_or(bias, channel, mask, 0.0, compute)
     if scale is not None:

@@ -67,7 +67,10 @@ def centred_moments(
     tiles, pre_bias, start, limit, segments, BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
     VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
-    """(tiles, mean [BLOCKS], M2 [BLOCKS]); squares are summed about the mean, in a second pass over registers."""
+    """(tiles, mean [BLOCKS], M2 [BLOCKS]); squares are summed about the mean, in a second pass over registers.
+
+    `pre_bias` points to the channel of element 0.
+    """
     VECTORS: tl.constexpr = TILE // VECTOR
     vector = vector_starts(TILE, VECTOR)
     position = affine_positions(TILE, VECTOR, WIDTH)
@@ -105,7 +108,9 @@ def write_normalized(
     TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
     SILU: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
-    """y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta'); mean and rstd are scalars."""
+    """y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta'); mean and rstd are scalars, the other tensors
+    point to the channel of element 0.
+    """
     vector = vector_starts(TILE, VECTOR)
     position = affine_positions(TILE, VECTOR, WIDTH)
     for t in tl.static_range(TILES):

@@ -19,7 +19,7 @@ from unetgn.ops.triton_plan import (
 )
 
 FORWARD_RESIDENT = 20480  # elements of a group at 16 bits each; half as many at 32 bits, a quarter at 64
-# By bytes of an element of x: xhat and dz stay in float32 whatever x is, x and dy wait beside them.
+# By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
 BACKWARD_RESIDENT = {2: 10240, 4: 8192, 8: 2560}
 FORWARD_PER_THREAD = 96  # elements that a thread may hold at 16 bits
 BACKWARD_PER_THREAD = 40

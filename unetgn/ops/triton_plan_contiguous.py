@@ -18,7 +18,7 @@ from unetgn.ops.triton_plan import (
 FORWARD_RESIDENT = 49152  # the most that a block's registers hold
 FORWARD_ALONE = 32768  # the most that a block takes where groups are too few to fill the device
 FORWARD_SHARE = 20480  # of a block in a cluster: two blocks a multiprocessor overlap their loads and stores
-# By bytes of an element of x: xhat and dz stay in float32 whatever x is, x and dy wait beside them.
+# By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
 BACKWARD_RESIDENT = {2: 20480, 4: 16384, 8: 5120}
 LONGEST_MASKED_ROW = 1024
 
