@@ -55,8 +55,7 @@ def forward(
         exact = not h.is_cpu or not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
     elif _native_channels_last_is_good(h, num_groups):
         z, mean, rstd = _native_channels_last(h, num_groups, a, b, eps)
-        fall = min(1.0, math.sqrt(_POSITIONS / h.shape[2:].numel()))
-        exact = not is_off_centre(mean, rstd, _LIMIT_OF_SQUARES * fall)
+        exact = not is_off_centre(mean, rstd, _limit_of_squares(h))
     else:
         exact = False
     if not exact:
@@ -106,6 +105,12 @@ def is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
     return not (mean * rstd).abs_().max().item() <= limit
 
 
+def _limit_of_squares(h: Tensor) -> float:
+    if h.numel() <= _POSITIONS:  # spares small calls the rest
+        return _LIMIT_OF_SQUARES
+    return _LIMIT_OF_SQUARES * min(1.0, math.sqrt(_POSITIONS / h.shape[2:].numel()))
+
+
 def _native(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,10 +144,10 @@ def _native_channels_last(
     if 1 in h.shape and h.stride() != channels_last_strides(h.shape):
         h = h.as_strided(h.shape, channels_last_strides(h.shape))
     n, channels = h.shape[0], h.shape[1]
-    sizes = n, channels, h.numel() // (n * channels)
+    elements = h.numel() // (n * channels)
     if a is None or a.dim() == 1:
-        return torch.native_group_norm(h, a, b, *sizes, num_groups, eps)
-    z, mean, rstd = torch.native_group_norm(h, None, None, *sizes, num_groups, eps)
+        return torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
+    z, mean, rstd = torch.native_group_norm(h, None, None, n, channels, elements, num_groups, eps)
     _plus(_flat(z).mul_(a.unsqueeze(-1)), b)
     return z, mean, rstd
 
