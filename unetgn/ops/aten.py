@@ -21,7 +21,7 @@ from unetgn.ops.reference import Gradients, Needs, parameter_gradients
 # PyTorch's forward kernels for the CPU lose digits where the mean of a group is many times its standard deviation.
 # Contiguous ones evaluate x * a + b, which is off by about 1e-7 * mean / std. Those for channels_last take the variance
 # as E[x^2] - E[x]^2 from sums that run on and on, which is off by about 3e-7 * (mean / std)^2 of it over 4,000
-# positions, and 7e-6 over 262,000 (in float32, against float64). The limits of |mean| * rstd keep both below 1e-5.
+# positions, and 7e-6 over 262,000 (in float32, against float64). The limits of |mean| * rstd stand for 3e-6 and 1e-5.
 _LIMIT_OF_SUMS = 32.0
 _LIMIT_OF_SQUARES = 4.0  # up to this many positions, then falling with their square root
 _POSITIONS = 16384
@@ -106,6 +106,7 @@ def is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
 
 
 def _limit_of_squares(h: Tensor) -> float:
+    """The limit for samples of as many positions as those of h."""
     if h.numel() <= _POSITIONS:  # spares small calls the rest
         return _LIMIT_OF_SQUARES
     return _LIMIT_OF_SQUARES * min(1.0, math.sqrt(_POSITIONS / h.shape[2:].numel()))
