@@ -52,13 +52,17 @@ def lanes(VECTOR: tl.constexpr):
 
 @triton.jit
 def read_tiles(x, start, limit, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr):
-    """TILES tiles from x[start], zero from element `limit` on, which may lie in the last tile only."""
+    """TILES tiles from x[start], zero from element `limit` on, which may lie in the last tile only.
+
+    The tile moves the pointer, not the offsets: all loads share one address and differ by a constant, which the
+    assembler writes into the instruction.
+    """
     vector = vector_starts(TILE, VECTOR)
+    offsets = (start + vector)[:, :, None] + lanes(VECTOR)
     tiles = ()
     for t in tl.static_range(TILES):
-        offsets = (start + t * TILE + vector)[:, :, None] + lanes(VECTOR)
         inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
-        tiles = tiles + (tl.load(x + offsets, mask=inside, other=0.0),)
+        tiles = tiles + (tl.load(x + t * TILE + offsets, mask=inside, other=0.0),)
     return tiles
 
 
@@ -94,8 +98,8 @@ def centred_moments(
         centre = mean[:, None] - load_or(pre_bias, channel, inside, 0.0, compute)
         inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
         d = tl.where(inside, tile.to(compute) - centre[:, :, None], 0.0)
+        squares += tl.sum(d * d, 2)  # before the residual: the other order needs more registers
         residual += tl.sum(d, 2)
-        squares += tl.sum(d * d, 2)
         held = held + (tile,)
     # The deviations measure by how much the first mean was rounded: take that back.
     correction = divide(tl.sum(residual, 1), count)
@@ -113,6 +117,7 @@ def write_normalized(
     """
     vector = vector_starts(TILE, VECTOR)
     position = affine_positions(TILE, VECTOR, WIDTH)
+    offsets = (start + vector)[:, :, None] + lanes(VECTOR)
     for t in tl.static_range(TILES):
         inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
         channel = (start + t * TILE + position) // WIDTH // segments
@@ -120,8 +125,8 @@ def write_normalized(
         centre = mean - load_or(pre_bias, channel, inside, 0.0, compute)
         z = (hold(tiles[t], HOLD).to(compute) - centre[:, :, None]) * (rstd * gamma)[:, :, None] + beta[:, :, None]
         result = activate(z, SILU).to(y.dtype.element_ty)
-        offsets = (start + t * TILE + vector)[:, :, None] + lanes(VECTOR)
-        tl.store(y + offsets, result, mask=within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1))
+        inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
+        tl.store(y + t * TILE + offsets, result, mask=inside)
 
 
 @triton.jit
