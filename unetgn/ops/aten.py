@@ -20,11 +20,14 @@ from unetgn.ops.reference import Gradients, Needs, parameter_gradients
 
 # PyTorch's forward kernels for the CPU lose digits where the mean of a group is many times its standard deviation.
 # Contiguous ones evaluate x * a + b, which is off by about 1e-7 * mean / std. Those for channels_last take the variance
-# as E[x^2] - E[x]^2 from sums that run on and on, which is off by about 3e-7 * (mean / std)^2 of it over 4,000
-# positions, and 7e-6 over 262,000 (in float32, against float64). The limits of |mean| * rstd stand for 3e-6 and 1e-5.
+# as E[x^2] - E[x]^2 from sums that run on and on. What these lose grows with the number of positions, with any mean: y
+# is off by 1e-6 over 16,384, 7e-6 over 65,536, 5e-5 over 262,144 and 3e-4 over a million (one thread, float32 against
+# float64), and by about (mean / std)^2 times as much beyond mean = std. The limits of |mean| * rstd stand for 3e-6 and
+# 1e-5; where even mean 0 would miss the latter, the kernel is not used.
 _LIMIT_OF_SUMS = 32.0
-_LIMIT_OF_SQUARES = 4.0  # up to this many positions, then falling with their square root
+_LIMIT_OF_SQUARES = 4.0  # up to so many positions, then falling with their square root
 _POSITIONS = 16384
+_MOST_POSITIONS = 65536
 
 # In channels_last they run along the channels of a group, which is slow where those are few: forward only in samples of
 # fewer positions than PyTorch's threshold (`feature_map_threshold` in its group_norm_kernel.cpp), and worth the centred
@@ -98,9 +101,9 @@ def backward(
 def is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
     """Whether some group lies far from zero for its spread, so that sums of uncentred values lose too many digits.
 
-    The criterion is safe for statistics that have lost digits themselves: the mean is right to a few roundings, and a
-    variance that has cancelled is at most about 1e-6 * mean^2, which makes |mean| * rstd large. NaN counts as off
-    centre, since it may hide the other groups.
+    The criterion is safe for statistics that have cancelled themselves: the mean is right to a few roundings, and such
+    a variance is at most about 1e-6 * mean^2, which makes |mean| * rstd large. NaN counts as off centre, since it may
+    hide the other groups.
     """
     return not (mean * rstd).abs_().max().item() <= limit
 
@@ -131,10 +134,12 @@ def _native(
 
 
 def _native_channels_last_is_good(h: Tensor, num_groups: int) -> bool:
-    """Whether PyTorch's kernel is fast and keeps the layout: on the CPU, unless it has short runs of channels to go."""
+    """Whether PyTorch's kernel keeps the layout, which it does on the CPU, and is exact and fast."""
     if not h.is_cpu or h.numel() < _MANY_ELEMENTS:
         return h.is_cpu
-    return h.shape[1] // num_groups >= _SHORT_RUN or h.shape[2:].numel() >= _FEW_POSITIONS
+    positions = h.shape[2:].numel()
+    long_runs = h.shape[1] // num_groups >= _SHORT_RUN
+    return positions <= _MOST_POSITIONS and (long_runs or positions >= _FEW_POSITIONS)
 
 
 def _native_channels_last(

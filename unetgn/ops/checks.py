@@ -66,6 +66,8 @@ def check_num_groups(num_groups: int, num_channels: int) -> None:
 def check_int(name: str, value: int) -> None:
     """Raise TypeError unless the value is an int (or the compiler's stand-in for one), and no bool."""
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
+        if isinstance(value, Tensor) and torch.jit.is_tracing():  # sizes are tensors there
+            raise TypeError("torch.jit.trace, which PyTorch has deprecated, is not supported; use torch.export")
         raise TypeError(f"{name} must be an int, got {_shown(value)}; int(...) makes one")
 
 

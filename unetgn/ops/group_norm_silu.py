@@ -32,8 +32,8 @@ def group_norm_silu(
     pre_bias, scale and shift (N, C), each optional. N may be 0. num_groups divides C.
 
     Layout: y and the gradient of x are contiguous or channels_last as x is. Other strides are copied first, and so is a
-    gradient of y that is expanded or in another layout than x. Within `torch.func` transforms the layout is PyTorch's
-    choice.
+    gradient of y that is expanded or in another layout than x. Within `torch.func` transforms, and where a compiler
+    sees the implementation "reference", the layout is PyTorch's choice.
     Dtypes: x is float16, bfloat16, float32 or float64, and y is as x; the parameters may be of another of these, and
     their gradients are as they are. Statistics and arithmetic are float32, float64 for a float64 x.
     Under autocast y keeps the dtype of x. (Autocast on CUDA turns the output of torch.nn.GroupNorm into float32, which
@@ -60,10 +60,10 @@ def group_norm_silu(
     implementation = chosen()
     if is_transformed():
         return reference.define(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift)[0]
-    if implementation == "reference":
-        return reference.forward(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift)[0]
     arguments = (x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
     if not is_plain(x):
+        if implementation == "reference":  # for a compiler, plain PyTorch
+            return reference.forward(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift)[0]
         return torch.ops.unetgn.group_norm_silu(*arguments)[0]
     if torch.is_grad_enabled() and _requires_grad(x, weight, bias, pre_bias, scale, shift):
         return autograd.apply(*arguments)

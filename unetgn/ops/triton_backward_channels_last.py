@@ -25,7 +25,7 @@ def resident_backward(
     shift_stride, plane, bundles, spatial, SILU: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """dx of a bundle of GROUPS groups; a block holds xhat and rstd * gamma' * dz in registers: x and dy are read once.
+    """dx of a bundle of GROUPS groups; a block holds xhat and gamma' * dz in registers: x and dy are read once.
 
     Also writes the sums, and (m1, m2) into `group_means` (N*G, 2). dx and sums may be None.
     """
@@ -36,7 +36,9 @@ def resident_backward(
     channels = bundles * (GROUPS * STEPS * VECTOR)
     local = tl.arange(0, ROWS)[:, None, None]
     every = tl.full([GROUPS, VECTOR], True, tl.int1)
-    base = sample * spatial * channels
+    x += sample * spatial * channels
+    dy += sample * spatial * channels
+    dx = advance(dx, sample * spatial * channels)
     group = program * GROUPS + tl.arange(0, GROUPS)
     mean = tl.load(mean_in + group)
     rstd = tl.load(rstd_in + group)
@@ -48,7 +50,7 @@ def resident_backward(
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):
-            offsets = base + (t * ROWS + local) * channels + channel[None, :, :]
+            offsets = (t * ROWS + local) * channels + channel[None, :, :]
             inside = within(t * ROWS + local, spatial, MASKED and t == TILES - 1)
             raw = raw + ((tl.load(x + offsets, mask=inside, other=0.0), tl.load(dy + offsets, mask=inside, other=0.0)),)
 
@@ -73,7 +75,7 @@ def resident_backward(
             s1 += tl.sum(dz * xhat, 0)
             if WITH_XHAT:
                 s2 += tl.sum(xhat, 0)
-            kept = kept + ((xhat, dz * (rstd[:, None] * gamma)[None, :, :]),)
+            kept = kept + ((xhat, dz * gamma[None, :, :]),)
         if sums is not None:
             slot = sample * channels + channel
             tl.store(sums + slot, s0)
@@ -88,14 +90,15 @@ def resident_backward(
     pair = pair_of(group_means, group)
     tl.store(pair, m1)
     tl.store(pair + 1, m2)
-    m1 = (rstd * m1)[None, :, None]
-    m2 = (rstd * m2)[None, :, None]
+    m1 = m1[None, :, None]
+    m2 = m2[None, :, None]
+    gain = rstd[None, :, None]
     for step in tl.static_range(STEPS if dx is not None else 0):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):
             xhat, direct = kept[step * TILES + t]
-            result = (direct - m1 - xhat * m2).to(dx.dtype.element_ty)
-            offsets = base + (t * ROWS + local) * channels + channel[None, :, :]
+            result = (gain * (direct - m1 - xhat * m2)).to(dx.dtype.element_ty)
+            offsets = (t * ROWS + local) * channels + channel[None, :, :]
             tl.store(dx + offsets, result, mask=within(t * ROWS + local, spatial, MASKED and t == TILES - 1))
 
 
@@ -105,7 +108,10 @@ def split_tile(
     num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks, program, SILU: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """What both passes compute of a tile: its place, xhat, dz and gamma'."""
+    """What both passes compute of a tile: its place, h - mean, dz and the gain rstd * gamma'.
+
+    xhat = rstd * (h - mean) is never formed: its factor goes to what there is one of for each channel.
+    """
     compute: tl.constexpr = mean_in.dtype.element_ty
     sample, row_block, base, channel, offsets, count = locate_tile(
         program, row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS, VECTOR
@@ -121,11 +127,11 @@ def split_tile(
     shift = advance(shift, sample * shift_stride)
     gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
     centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
-    xhat = (x_tile.to(compute) - centre[None, :]) * rstd[None, :]
-    xhat = tl.where(inside, xhat, 0.0)
-    dz = activation_gradient(dy_tile.to(compute), xhat * gamma[None, :] + beta[None, :], SILU)
+    centred = tl.where(inside, x_tile.to(compute) - centre[None, :], 0.0)
+    gain = rstd * gamma
+    dz = activation_gradient(dy_tile.to(compute), centred * gain[None, :] + beta[None, :], SILU)
     slot = (sample * row_blocks + row_block) * (channel_vectors * VECTOR) + channel
-    return base + offsets, inside, own, slot, group, rstd, gamma, xhat, dz
+    return base + offsets, inside, own, slot, group, rstd, gain, centred, dz
 
 
 @triton.jit
@@ -135,15 +141,15 @@ def split_sums(
     WITH_XHAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Pass 1: the sums of each channel of a tile over its rows."""
-    offsets, inside, own, slot, group, rstd, gamma, xhat, dz = split_tile(
+    offsets, inside, own, slot, group, rstd, gain, centred, dz = split_tile(
         x, dy, mean_in, rstd_in, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
         num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks, tl.program_id(0), SILU, ROWS,
         COLUMNS, VECTOR, MASKED,
     )  # fmt: skip
     tl.store(sums + slot, tl.sum(dz, 0), mask=own)
-    tl.store(plane_of(sums, 1, plane) + slot, tl.sum(dz * xhat, 0), mask=own)
+    tl.store(plane_of(sums, 1, plane) + slot, rstd * tl.sum(dz * centred, 0), mask=own)
     if WITH_XHAT:
-        tl.store(plane_of(sums, 2, plane) + slot, tl.sum(xhat, 0), mask=own)
+        tl.store(plane_of(sums, 2, plane) + slot, rstd * tl.sum(centred, 0), mask=own)
 
 
 @triton.jit
@@ -153,12 +159,12 @@ def split_apply(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Pass 2: dx of a tile; programs walk backwards, because what pass 1 read last is still in the L2 cache."""
-    offsets, inside, own, slot, group, rstd, gamma, xhat, dz = split_tile(
+    offsets, inside, own, slot, group, rstd, gain, centred, dz = split_tile(
         x, dy, mean_in, rstd_in, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
         num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks,
         tl.num_programs(0) - 1 - tl.program_id(0), SILU, ROWS, COLUMNS, VECTOR, MASKED,
     )  # fmt: skip
     m1 = rstd * tl.load(pair_of(group_means, group), mask=own, other=0.0)
-    m2 = rstd * tl.load(pair_of(group_means, group) + 1, mask=own, other=0.0)
-    result = (dz * (rstd * gamma)[None, :] - m1[None, :] - xhat * m2[None, :]).to(dx.dtype.element_ty)
+    m2 = rstd * rstd * tl.load(pair_of(group_means, group) + 1, mask=own, other=0.0)
+    result = (dz * gain[None, :] - m1[None, :] - centred * m2[None, :]).to(dx.dtype.element_ty)
     tl.store(dx + offsets, result, mask=inside)

@@ -54,8 +54,8 @@ def lanes(VECTOR: tl.constexpr):
 def read_tiles(x, start, limit, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr):
     """TILES tiles from x[start], zero from element `limit` on, which may lie in the last tile only.
 
-    The tile moves the pointer, not the offsets: all loads share one address and differ by a constant, which the
-    assembler writes into the instruction.
+    The tile moves the pointer, not the offsets: the loads of all tiles share an address and differ by a constant, which
+    the assembler writes into the instruction.
     """
     vector = vector_starts(TILE, VECTOR)
     offsets = (start + vector)[:, :, None] + lanes(VECTOR)
