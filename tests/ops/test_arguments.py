@@ -106,6 +106,13 @@ def test_nested_x_is_a_type_error(layout):
         unetgn.group_norm_silu(nested, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_the_tracer_of_torchscript_is_refused_by_name():
+    """Sizes are tensors there."""
+    with pytest.raises(TypeError, match=r"torch\.jit\.trace.* is not supported; use torch\.export"):
+        torch.jit.trace(unetgn.GroupNormSiLU(3, 6), torch.ones(2, 6, 4))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -90,14 +90,14 @@ def resident_backward(
     pair = pair_of(group_means, group)
     tl.store(pair, m1)
     tl.store(pair + 1, m2)
-    m1 = m1[None, :, None]
-    m2 = m2[None, :, None]
+    m1 = (rstd * m1)[None, :, None]
+    m2 = (rstd * m2)[None, :, None]
     gain = rstd[None, :, None]
     for step in tl.static_range(STEPS if dx is not None else 0):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):
             xhat, direct = kept[step * TILES + t]
-            result = (gain * (direct - m1 - xhat * m2)).to(dx.dtype.element_ty)
+            result = (direct * gain - (m1 + xhat * m2)).to(dx.dtype.element_ty)
             offsets = (t * ROWS + local) * channels + channel[None, :, :]
             tl.store(dx + offsets, result, mask=within(t * ROWS + local, spatial, MASKED and t == TILES - 1))
 
