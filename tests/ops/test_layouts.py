@@ -1,5 +1,6 @@
 """Layouts and strides: contiguous and channels_last are kept, everything else is at least right."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -24,11 +25,13 @@ STRIDES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def test_output_and_gradient_keep_the_layout(draw, place, shape, channels_last):
     name, device = place
     inputs = draw(0, shape, channels_last=channels_last, device=device)
-    for create_graph in (False, True):
+    other = torch.contiguous_format if channels_last else FORMATS[len(shape)]
+    gradients = inputs.dy, inputs.dy.contiguous(memory_format=other), torch.ones_like(inputs.dy[:1]).expand(shape)
+    for create_graph, dy in itertools.product((False, True), gradients):
         x = inputs.x.clone().requires_grad_()
         with implementation(name):
             y = unetgn.group_norm_silu(x, 3, **inputs.keywords())
-            (dx,) = torch.autograd.grad(y, x, inputs.dy, create_graph=create_graph)
+            (dx,) = torch.autograd.grad(y, x, dy, create_graph=create_graph)
         assert x.stride() == y.stride()
         assert dx.stride() == x.stride()
 

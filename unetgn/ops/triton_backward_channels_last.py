@@ -97,6 +97,7 @@ def resident_backward(
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):
             xhat, direct = kept[step * TILES + t]
+            # rstd last, and in this order: others of the same value spilled on one target or another
             result = (direct * gain - (m1 + xhat * m2)).to(dx.dtype.element_ty)
             offsets = (t * ROWS + local) * channels + channel[None, :, :]
             tl.store(dx + offsets, result, mask=within(t * ROWS + local, spatial, MASKED and t == TILES - 1))
