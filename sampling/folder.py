@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sampling.pictures import save_png, to_grid
+from unetgn.pipelines.pictures import save_png, to_grid
 
 GRID = 256  # images in grid.png at most
 

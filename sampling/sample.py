@@ -18,12 +18,12 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from sampling.folder import Request, SamplingError, Subject, claim, file_of, write_summary
-from sampling.pictures import save_png, to_picture, to_uint8
-from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
 from sampling.trained import Trained, load_trained, open_autoencoder, open_text_encoder
 from training.checkpoint import CheckpointError, find_checkpoint
 from training.data.autoencoder import Autoencoder, digest
 from training.data.text import TextEncoder
+from unetgn.pipelines.pictures import save_png, to_picture, to_uint8
+from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sample
 
 
 def parse_numbers(text: str) -> list[int]:

@@ -6,9 +6,9 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sampling.sampler import make_sampling_scheduler
 from training.objective import make_scheduler
 from unetgn import UNetConfig
+from unetgn.pipelines.sampling import make_sampling_scheduler
 
 if TYPE_CHECKING:
     from training.config import RunConfig

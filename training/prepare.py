@@ -17,8 +17,8 @@ from training.data.latents import Latents
 from training.data.samples import Samples, SampleStream
 from training.data.stream import ShardStream
 from training.data.text import TextEncoder
-from training.launch import ask_main
 from training.preview import Conditions
+from training.processes import ask_main
 from training.validate import SEED as VALIDATION_SEED
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sampling.pictures import save_png, to_grid
-from sampling.sampler import SCHEDULERS, make_sampling_scheduler, sample
 from training.data.autoencoder import Autoencoder, load_autoencoder
 from unetgn import UNet
+from unetgn.pipelines.pictures import save_png, to_grid
+from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sample
 
 STRIP = 10  # pictures in a strip from noise to image
 

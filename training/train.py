@@ -5,7 +5,7 @@ The same script for one process or many machines. `key=value` changes one key of
 
 from __future__ import annotations
 
-from training.launcher import stop_with_launcher  # the first of all
+from training.parent import stop_with_launcher  # the first of all
 
 # isort: split
 import argparse
@@ -20,12 +20,12 @@ from training.checkpoint import CheckpointError, delete_newer, delete_old, read_
 from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
 from training.data.images import DataError
 from training.data.samples import Samples
-from training.launch import ask_main, describe, make_accelerator
 from training.loop import Diverged, Loop, Preempted
 from training.network import count_parameters, load_initial_weights, make_network
 from training.objective import Objective
 from training.pipeline import save_pipeline
 from training.prepare import prepare_samples, preview_conditions
+from training.processes import ask_main, describe, make_accelerator
 from training.resume import check_same_run, find_start, flat, restore
 from training.run_directory import RunDirectory, RunDirectoryError
 from training.signals import StopSignals

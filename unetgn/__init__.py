@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from unetgn.nn.norm import largest_group_count as largest_group_count
     from unetgn.ops import group_norm_silu as group_norm_silu
     from unetgn.unet import UNet as UNet
-    from unetgn.unet_config import UNetConfig as UNetConfig
+    from unetgn.unet.config import UNetConfig as UNetConfig
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOME = {
     "SpatialTransformer": "unetgn.nn",
     "TimestepEmbedding": "unetgn.nn",
     "UNet": "unetgn.unet",
-    "UNetConfig": "unetgn.unet_config",
+    "UNetConfig": "unetgn.unet.config",
     "Upsample": "unetgn.nn",
     "WeightStandardizedConv": "unetgn.nn",
     "make_norm": "unetgn.nn",
@@ -52,7 +52,7 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("fusion", "interop", "nn", "ops"):
+    if name in ("fusion", "interop", "nn", "ops", "pipelines", "unet"):
         return import_module(f"unetgn.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'unetgn' has no attribute {name!r}; it exports {', '.join(__all__)}")

@@ -64,9 +64,9 @@ def cluster_rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
 
 def clusters_change_the_plan(case: Case, device: torch.device) -> bool:
     """True where a cluster would hold groups that are otherwise split or held by one block."""
-    from unetgn.ops.triton_device import device_of  # needs Triton
-    from unetgn.ops.triton_forward import plan_forward
-    from unetgn.ops.triton_plan import Problem
+    from unetgn.ops.triton.device import device_of  # needs Triton
+    from unetgn.ops.triton.forward import plan_forward
+    from unetgn.ops.triton.problem import Problem
 
     if "pre_bias" in EXTRAS[case.extras]:
         return False

@@ -37,7 +37,7 @@ def measure_plain(todo: Sequence[Case], record: Record, machine: Machine, deadli
 
 def measure_clusters(todo: Sequence[Case], record: Record, machine: Machine, deadline: float | None) -> int:
     """Ours with groups held by clusters of blocks, on each case where that changes the plan."""
-    from unetgn.ops.triton_device import clusters
+    from unetgn.ops.triton.device import clusters
 
     concerned = [case for case in todo if clusters_change_the_plan(case, machine.device)]
     try:

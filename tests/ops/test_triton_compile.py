@@ -24,7 +24,7 @@ import triton
 from tests.ops.triton_cases import Case
 from tests.ops.triton_offline import DEVICES, TARGETS, compile_launch, key, launches_of, specialization
 from tests.ops.unet_shapes import UNETS
-from unetgn.ops.triton_launch import Launch
+from unetgn.ops.triton.launch import Launch
 
 EXTRAS = (("weight", "bias"), ("weight", "bias", "pre_bias"), ("weight", "bias", "scale", "shift"))
 SHAPES = sorted({shape for shapes in UNETS.values() for shape in shapes})

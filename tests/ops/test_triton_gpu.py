@@ -9,7 +9,7 @@ if not torch.cuda.is_available():
 import unetgn
 from benchmarks.group_norm_silu.checks import Check, checks, cluster_checks, faults
 from unetgn.ops import implementation
-from unetgn.ops.triton_device import clusters, device_of
+from unetgn.ops.triton.device import clusters, device_of
 
 pytestmark = pytest.mark.gpu
 

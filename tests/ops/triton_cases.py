@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unetgn.ops import triton_backward as backward
-from unetgn.ops import triton_forward as forward
-from unetgn.ops import triton_plan_channels_last as channels_last
-from unetgn.ops import triton_plan_contiguous as contiguous
-from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches, plan_backward
-from unetgn.ops.triton_device import INTERPRETER, Device, device_of
-from unetgn.ops.triton_forward import Plan, forward_launches, plan_forward
-from unetgn.ops.triton_launch import Call, call_of, empty_statistics, run
-from unetgn.ops.triton_plan import ceil_div, power_of_two_at_least, power_of_two_divisor
+from unetgn.ops.triton import backward, forward
+from unetgn.ops.triton import plan_channels_last as channels_last
+from unetgn.ops.triton import plan_contiguous as contiguous
+from unetgn.ops.triton.backward import Gradients, Inputs, backward_launches, plan_backward
+from unetgn.ops.triton.device import INTERPRETER, Device, device_of
+from unetgn.ops.triton.forward import Plan, forward_launches, plan_forward
+from unetgn.ops.triton.launch import Call, call_of, empty_statistics, run
+from unetgn.ops.triton.problem import ceil_div, power_of_two_at_least, power_of_two_divisor
 
 NAMES = ("x", "weight", "bias", "pre_bias", "scale", "shift")
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -18,10 +18,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from tests.ops.triton_cases import NAMES, Case, call_for
-from unetgn.ops.triton_backward import Gradients, Inputs, backward_launches, backward_recipe
-from unetgn.ops.triton_device import Device
-from unetgn.ops.triton_forward import forward_launches, forward_recipe
-from unetgn.ops.triton_launch import Launch, empty_statistics
+from unetgn.ops.triton.backward import Gradients, Inputs, backward_launches, backward_recipe
+from unetgn.ops.triton.device import Device
+from unetgn.ops.triton.forward import forward_launches, forward_recipe
+from unetgn.ops.triton.launch import Launch, empty_statistics
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -118,7 +118,7 @@ def test_the_final_pipeline_of_latents_gives_the_pictures_of_our_sampler(class_c
     assert_equal_bits(pipeline.unet.state_dict(), weights(tmp_path / "run", 4, "ema"))
     line = ["--checkpoint", str(tmp_path / "run"), "--steps", "4", "--scheduler", "ddim", "--seeds", "5"]
     assert draw([*line, "--out", str(tmp_path / "images")]) == 0
-    from sampling.sampler import make_sampling_scheduler
+    from unetgn.pipelines.sampling import make_sampling_scheduler
 
     pipeline.scheduler = make_sampling_scheduler("ddim", pipeline.scheduler, 4)
     image = pipeline(generator=torch.Generator().manual_seed(5), num_inference_steps=4).images[0]
@@ -221,7 +221,7 @@ def test_a_text_network_is_fine_tuned_into_a_stable_diffusion_pipeline(text_conf
     assert draw([*line, "--out", str(tmp_path / "dog"), "--prompts", "dog"]) == 0
     cat, dog = (pixels(tmp_path / name / "000005.png") for name in ("cat", "dog"))
     assert not np.array_equal(cat, dog)
-    from sampling.sampler import make_sampling_scheduler
+    from unetgn.pipelines.sampling import make_sampling_scheduler
 
     pipeline.scheduler = make_sampling_scheduler("ddim", pipeline.scheduler, 4)
     image = pipeline(

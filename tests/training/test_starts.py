@@ -14,7 +14,7 @@ from tests.training.launched import (
     ROOT,
     command,
 )
-from training.launch import command_for
+from training.processes import command_for
 
 
 def test_a_refusal_with_several_processes_is_said_once_and_alone(tiny: Path, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """`unetgn.fuse`: the fused core in modules that we did not write."""
 
-import unetgn.fusion.diffusers
-import unetgn.fusion.guided_diffusion
-import unetgn.fusion.monai
-import unetgn.fusion.sequential  # noqa: F401  each registers its rules
+import unetgn.fusion.libraries.diffusers
+import unetgn.fusion.libraries.guided_diffusion
+import unetgn.fusion.libraries.monai
+import unetgn.fusion.libraries.sequential  # noqa: F401  each registers its rules
 from unetgn.fusion.fusing import fuse, unfuse
 from unetgn.fusion.joined import norm_silu
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report

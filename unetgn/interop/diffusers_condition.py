@@ -24,7 +24,7 @@ from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
-from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 
 CLASSES = ("UNet2DConditionModel",)
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D")

@@ -22,8 +22,8 @@ from unetgn.nn.resample import BOX, ResampleConfig, filter_kernel
 from unetgn.nn.resblock import ResBlock, ResBlockConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
-from unetgn.unet_config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
-from unetgn.unet_levels import DecoderLevel, EncoderLevel, Level
+from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level
 
 CLASSES = ("DhariwalUNet", "SongUNet")
 HEAD_WIDTH = 64  # DhariwalUNet has width // 64 heads; none, and so no attention, below that

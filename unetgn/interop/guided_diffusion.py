@@ -20,7 +20,7 @@ from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
-from unetgn.unet_config import ConditionConfig, DecoderConfig, UNetConfig
+from unetgn.unet.config import ConditionConfig, DecoderConfig, UNetConfig
 
 CLASSES = ("UNetModel", "SuperResModel")
 

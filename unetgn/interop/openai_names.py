@@ -14,7 +14,7 @@ from unetgn.interop.transfer import Source
 from unetgn.nn.attention import SelfAttention
 from unetgn.nn.resblock import ResBlock
 from unetgn.unet import UNet
-from unetgn.unet_levels import DecoderLevel, EncoderLevel, Level
+from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level
 
 RES_BLOCK = {
     "norm1": "in_layers.0",

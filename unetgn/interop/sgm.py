@@ -16,7 +16,7 @@ from unetgn.interop.openai_names import openai_sources
 from unetgn.interop.transfer import Names, empty_unet, fill, refuse
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
-from unetgn.unet_config import UNetConfig
+from unetgn.unet.config import UNetConfig
 
 CLASSES = ("UNetModel",)
 ATTENTION_KINDS = ("softmax", "softmax-xformers")  # two implementations of one formula

@@ -17,8 +17,8 @@ from unetgn.interop import diffusers_condition, diffusers_unet2d
 from unetgn.nn.resample import axis_strides
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet import UNet
-from unetgn.unet_config import UNetConfig
-from unetgn.unet_plan import AttentionPlan, LevelPlan, plan_unet
+from unetgn.unet.config import UNetConfig
+from unetgn.unet.plan import AttentionPlan, LevelPlan, plan_unet
 
 
 def to_diffusers(unet: UNet) -> ModelMixin:

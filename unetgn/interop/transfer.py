@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unetgn.unet import UNet
-from unetgn.unet_config import UNetConfig
+from unetgn.unet.config import UNetConfig
 
 LISTED = 12  # keys of each kind that an error message spells out
 

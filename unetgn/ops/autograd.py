@@ -3,7 +3,7 @@
 Saved are x, mean, rstd and the small per-channel tensors; z is computed again. Three ways lead to the gradients:
 
     eager               the implementation's `backward`, called without further ceremony
-    under a dispatch    the registered operator (`unetgn.ops.operators`), which compilers, fake tensors, and
+    under a dispatch    the registered operator (`unetgn.ops.library`), which compilers, fake tensors, and
       mode or compiler    counters can see
     differentiable      the closed form of `unetgn.ops.reference` in plain PyTorch: for gradients of gradients, and for
                           `torch.func` transforms of the backward pass
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from unetgn.ops import launch, reference
+from unetgn.ops import dispatch, reference
 from unetgn.ops.layout import memory_format_of
 from unetgn.ops.reference import Gradients, Needs
 
@@ -23,14 +23,14 @@ _DIFFERENTIABLE = (0, 2, 3, 6, 7, 8)  # x, weight, bias, pre_bias, scale, shift 
 
 
 class GroupNormSiLUFunction(torch.autograd.Function):
-    """The operator in eager mode. Its arguments are those of `launch.forward`.
+    """The operator in eager mode. Its arguments are those of `dispatch.forward`.
 
     Its `forward` takes the context: for a separate `setup_context` PyTorch spends 30 µs a call.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        y, mean, rstd = launch.forward(*arguments)
+        y, mean, rstd = dispatch.forward(*arguments)
         save_for_backward(ctx, arguments, mean, rstd)
         return y
 
@@ -109,6 +109,6 @@ def _gradients(
             dx = dx.contiguous(memory_format=memory_format_of(x))
         return dx, *others  # type: ignore[return-value]
     if is_plain(x):
-        return launch.backward(dy, x, mean, rstd, *shared, implementation)
+        return dispatch.backward(dy, x, mean, rstd, *shared, implementation)
     outputs = torch.ops.unetgn.group_norm_silu_backward(dy, x, mean, rstd, *shared, implementation)
     return tuple(out if need else None for out, need in zip(outputs, needs, strict=True))  # type: ignore[return-value]

@@ -21,7 +21,8 @@ from tests.ops.triton_cases import (
     run_forward,
     small_tensors,
 )
-from unetgn.ops import implementation, triton_group_norm_silu
+from unetgn.ops import implementation
+from unetgn.ops.triton import entry
 
 ALL = ("weight", "bias", "pre_bias", "scale", "shift")
 LAYOUTS_AND_PATHS = [(layout, path) for layout in (False, True) for path in ("resident", "split", "cluster")]
@@ -122,11 +123,11 @@ def test_a_padded_row_longer_than_the_longest_is_several_rows() -> None:
 def test_no_samples_give_empty_results_and_zero_gradients_of_parameters() -> None:
     x = torch.empty(0, 4, 3, 3)
     weight, bias = torch.ones(4), torch.zeros(4)
-    y, mean, rstd = triton_group_norm_silu.forward(x, 2, weight, bias, 1e-5, True, None, None, None)
+    y, mean, rstd = entry.forward(x, 2, weight, bias, 1e-5, True, None, None, None)
     assert y.shape == x.shape
     assert mean.shape == rstd.shape == (0, 2)
     needs = (True, True, True, False, False, False)
-    gradients = triton_group_norm_silu.backward(x, x, mean, rstd, 2, weight, bias, True, None, None, None, needs)
+    gradients = entry.backward(x, x, mean, rstd, 2, weight, bias, True, None, None, None, needs)
     assert gradients[0] is not None
     assert gradients[0].shape == x.shape
     torch.testing.assert_close(gradients[1:3], (torch.zeros(4), torch.zeros(4)))
@@ -142,9 +143,9 @@ def test_gradients_that_are_not_needed_are_none_and_the_others_are_unchanged(wan
     assert x is not None
     assert dy is not None
     weight, bias, *rest = small_tensors(tensors)
-    _, mean, rstd = triton_group_norm_silu.forward(x, case.groups, weight, bias, case.eps, True, *rest)
+    _, mean, rstd = entry.forward(x, case.groups, weight, bias, case.eps, True, *rest)
     needs = tuple(index == wanted for index in range(6))
-    found = triton_group_norm_silu.backward(dy, x, mean, rstd, case.groups, weight, bias, True, *rest, needs)
+    found = entry.backward(dy, x, mean, rstd, case.groups, weight, bias, True, *rest, needs)
     assert [gradient is not None for gradient in found] == list(needs)
     exact = definition(case, tensors)[1][NAMES[wanted]]
     assert found[wanted] is not None
@@ -157,7 +158,7 @@ def test_each_gradient_has_the_dtype_of_its_parameter(dtype: torch.dtype) -> Non
     tensors = case.tensors()
     _, mean, rstd = run_forward(paths(case)["resident"][0], case, tensors)
     assert mean.dtype == rstd.dtype == torch.float32
-    call = triton_group_norm_silu.backward
+    call = entry.backward
     weight, bias, *rest = small_tensors(tensors)
     found = call(tensors["dy"], tensors["x"], mean, rstd, 2, weight, bias, True, *rest, (True,) * 6)  # type: ignore[arg-type]
     assert [g.dtype for g in found if g is not None] == [dtype] + [torch.float32] * 5

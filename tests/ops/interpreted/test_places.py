@@ -6,11 +6,11 @@ import triton
 import triton.language as tl
 
 from tests.ops.triton_cases import Case, heuristic
-from unetgn.ops.triton_elements import pair_of, plane_of
-from unetgn.ops.triton_forward_channels_last import locate_tile, rows_of_block
-from unetgn.ops.triton_forward_contiguous import locate_chunk
-from unetgn.ops.triton_plan import INT32_POSITIONS
-from unetgn.ops.triton_plan_channels_last import Split
+from unetgn.ops.triton.kernels.elements import pair_of, plane_of
+from unetgn.ops.triton.kernels.forward_channels_last import locate_tile, rows_of_block
+from unetgn.ops.triton.kernels.forward_contiguous import locate_chunk
+from unetgn.ops.triton.plan_channels_last import Split
+from unetgn.ops.triton.problem import INT32_POSITIONS
 
 
 @triton.jit

@@ -1,0 +1,151 @@
+"""Which implementation computes the operator: by context manager, by environment variable, and by device."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch._dynamo.testing import EagerAndRecordGraphs
+
+import unetgn
+from unetgn.ops import aten, dispatch, implementation, reference
+
+OPERATOR = torch.ops.unetgn.group_norm_silu
+X = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the implementations that have computed something, in order."""
+    seen = []
+
+    def watched(name, function):
+        def call(*arguments):
+            seen.append(name)
+            return function(*arguments)
+
+        return call
+
+    for module in (aten, reference):
+        for function in ("forward", "backward"):
+            name = f"{module.__name__.rpartition('.')[2]}.{function}"
+            monkeypatch.setattr(module, function, watched(name, getattr(module, function)))
+    return seen
+
+
+def test_on_the_cpu_auto_is_aten(calls):
+    unetgn.group_norm_silu(X, 3)
+    assert calls == ["aten.forward"]
+
+
+def test_a_device_that_is_no_gpu_of_triton_goes_through_aten():
+    assert dispatch.resolve("auto", torch.empty(2, 6, device="meta")) is aten
+
+
+def test_a_name_holds_inside_its_block_only(calls):
+    with implementation("reference"):
+        unetgn.group_norm_silu(X, 3)
+        with implementation("aten"):
+            unetgn.group_norm_silu(X, 3)
+        unetgn.group_norm_silu(X, 3)
+    unetgn.group_norm_silu(X, 3)
+    assert calls == ["reference.forward", "aten.forward", "reference.forward", "aten.forward"]
+
+
+def test_a_block_that_fails_restores_the_choice(calls):
+    with pytest.raises(ZeroDivisionError), implementation("reference"):
+        _ = 1 / 0
+    unetgn.group_norm_silu(X, 3)
+    assert calls == ["aten.forward"]
+
+
+def test_backward_uses_the_implementation_of_its_forward(calls):
+    x = X.clone().requires_grad_()
+    with implementation("aten"):
+        y = unetgn.group_norm_silu(x, 3)
+    with implementation("reference"):
+        y.sum().backward()
+    assert calls == ["aten.forward", "aten.backward"]
+
+
+def test_a_compiled_function_follows_the_choice():
+    """It is compiled once for each; with reference the compiler sees the parts instead of the operator."""
+    torch._dynamo.reset()
+    recorder = EagerAndRecordGraphs()
+    compiled = torch.compile(lambda x: unetgn.group_norm_silu(x, 3), fullgraph=True, backend=recorder)
+    expected = unetgn.group_norm_silu(X, 3)
+    for name in ("auto", "reference", "aten", "reference", "auto"):
+        with implementation(name):
+            torch.testing.assert_close(compiled(X), expected)
+    operators = [graph.graph.find_nodes(op="call_function", target=OPERATOR) for graph in recorder.graphs]
+    assert [[node.args[-1] for node in nodes] for nodes in operators] == [["auto"], [], ["aten"]]
+
+
+def test_a_choice_inside_a_compiled_function_holds():
+    torch._dynamo.reset()
+
+    def both(x):
+        with implementation("reference"):
+            y = unetgn.group_norm_silu(x, 3)
+        return unetgn.group_norm_silu(y, 3)
+
+    recorder = EagerAndRecordGraphs()
+    torch.testing.assert_close(torch.compile(both, fullgraph=True, backend=recorder)(X), both(X))
+    (graph,) = recorder.graphs
+    nodes = [node.target for node in graph.graph.nodes]
+    assert torch.sigmoid in nodes  # the parts of the first call
+    assert nodes.count(OPERATOR) == 1
+    assert dispatch.chosen() == "auto"
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_names():
+    with pytest.raises(ValueError, match=r"unknown implementation 'cuda'; choose one of auto, triton, aten, reference"):
+        implementation("cuda").__enter__()
+
+
+def test_triton_on_a_cpu_tensor_is_an_error(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with implementation("triton"), pytest.raises(RuntimeError, match=r"x is on cpu.*Choose 'auto' or 'aten'"):
+        unetgn.group_norm_silu(X, 3)
+
+
+def test_triton_without_triton_is_an_error(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", False)
+    with implementation("triton"), pytest.raises(RuntimeError, match="Triton is not installed"):
+        unetgn.group_norm_silu(X, 3)
+
+
+def in_a_process(code, **environment):
+    environment = {**{k: v for k, v in os.environ.items() if k != "UNETGN_IMPLEMENTATION"}, **environment}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_environment_variable_chooses_for_a_process():
+    code = "from unetgn.ops import dispatch; print(dispatch.chosen())"
+    assert in_a_process(code, UNETGN_IMPLEMENTATION="reference").stdout.strip() == "reference"
+
+
+def test_a_wrong_environment_variable_is_an_error_that_names_it():
+    result = in_a_process("import unetgn; unetgn.group_norm_silu", UNETGN_IMPLEMENTATION="fast")
+    assert result.returncode == 1
+    assert "environment variable UNETGN_IMPLEMENTATION: unknown implementation 'fast'" in result.stderr
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+def test_under_the_interpreter_triton_computes_cpu_tensors_too():
+    """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+    code = """
+import torch, unetgn
+x = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+expected = unetgn.group_norm_silu(x, 3)
+with unetgn.ops.implementation("triton"):
+    y = unetgn.group_norm_silu(x, 3)
+torch.testing.assert_close(y, expected)
+for got, want in zip(torch.autograd.grad(y.square().sum(), x), torch.autograd.grad(expected.square().sum(), x)):
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+"""
+    result = in_a_process(code, TRITON_INTERPRET="1")
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,145 @@
+"""Every scheduler finds the image that the network knows; an image depends on its seed alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training.objective import ObjectiveConfig, make_scheduler
+from unetgn.pipelines.sampling import NOT_FROM_SAMPLE, SCHEDULERS, make_sampling_scheduler, sample
+
+
+class Network(nn.Module):
+    """Stands in for a U-Net: `rule(noisy, timestep)`, and 0.2 more where there is a label, is its prediction."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, rule) -> None:
+        super().__init__()
+        self.rule, self.calls, self.texts = rule, [], []
+
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, text: Tensor | None = None, class_labels: Tensor | None = None
+    ) -> SimpleNamespace:
+        self.calls.append((float(timestep), class_labels))
+        self.texts.append(text)
+        prediction = self.rule(noisy, timestep).expand_as(noisy)
+        return SimpleNamespace(sample=prediction if class_labels is None else prediction + 0.2)
+
+
+def trained(prediction_type: str = "sample", schedule: str = "linear"):
+    return make_scheduler(ObjectiveConfig(prediction_type=prediction_type, schedule=schedule))
+
+
+PICTURE = torch.linspace(-0.9, 0.9, 3 * 4 * 4).view(3, 4, 4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("steps", [7, 600, 1000])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+def test_a_network_that_knows_the_image_leads_every_scheduler_to_it(
+    name: str, steps: int, prediction_type: str
+) -> None:
+    training_scheduler = trained(prediction_type)
+    if steps == 600 and name in ("ddim", "pndm"):
+        with pytest.raises(ValueError, match=r"takes a number that divides 1000 nearly, such as \[500, 1000\]"):
+            make_sampling_scheduler(name, training_scheduler, steps)
+        return
+    if prediction_type == "sample" and name in NOT_FROM_SAMPLE:
+        with pytest.raises(ValueError, match=f"{name!r} cannot use a network that predicts the clean image"):
+            make_sampling_scheduler(name, training_scheduler, steps)
+        return
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        alpha = training_scheduler.alphas_cumprod[int(timestep)]
+        return PICTURE if prediction_type == "sample" else (noisy - alpha.sqrt() * PICTURE) / (1 - alpha).sqrt()
+
+    scheduler = make_sampling_scheduler(name, training_scheduler, steps)
+    images = sample(Network(predict), scheduler, [0, 1], (3, 4, 4))
+    assert images.shape == (2, 3, 4, 4)
+    # A last step that ends at the first noise level, not at zero noise, leaves that level's noise: sigma about 0.01.
+    assert (images - PICTURE).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_an_image_depends_on_its_seed_and_not_on_the_batch(name: str) -> None:
+    def draw(seeds: list[int]) -> Tensor:
+        network = Network(lambda noisy, _: torch.tanh(noisy) * 0.5)
+        return sample(network, make_sampling_scheduler(name, trained("epsilon"), 5), seeds, (1, 4, 4))
+
+    together, alone = draw([3, 11, 7]), draw([11])
+    assert torch.equal(together[1], alone[0])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_guidance_extrapolates_from_unconditional_to_conditional() -> None:
+    """One DDIM step from the last level with 'sample' prediction returns the guided prediction itself."""
+    for scale, expected in ((1.0, 0.3), (0.0, 0.1), (2.0, 0.5)):
+        network = Network(lambda noisy, _: torch.full_like(noisy, 0.1))
+        scheduler = make_sampling_scheduler("ddim", trained(), 1)
+        scheduler.register_to_config(set_alpha_to_one=True)
+        scheduler.final_alpha_cumprod = torch.tensor(1.0)
+        images = sample(network, scheduler, [0], (1, 2, 2), class_labels=[4], guidance_scale=scale)
+        assert torch.allclose(images, torch.tensor(expected), atol=1e-6)
+        assert len(network.calls) == (1 if scale == 1 else 2)
+
+
+def test_guidance_reads_the_empty_text_where_it_is_without_conditions() -> None:
+    network = Network(lambda noisy, _: torch.zeros_like(noisy))
+    texts, empty = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0)), torch.full((5, 3), -1.0)
+    scheduler = make_sampling_scheduler("ddim", trained(), 1)
+    sample(network, scheduler, [0, 1], (1, 2, 2), texts=texts, empty_text=empty, guidance_scale=2.0)
+    with_text, without = network.texts
+    assert torch.equal(with_text, texts)
+    assert torch.equal(without, empty.expand(2, 5, 3))
+
+
+def test_latents_are_not_clipped_to_the_range_of_pixels() -> None:
+    network = Network(lambda noisy, _: torch.full_like(noisy, 3.0))
+    training_scheduler = make_scheduler(ObjectiveConfig(prediction_type="sample", clip_sample=False))
+    for clip, expected in ((True, 1.0), (False, 3.0)):
+        scheduler = make_sampling_scheduler("ddim", training_scheduler, 10)
+        images = sample(network, scheduler, [0], (1, 2, 2), clip=clip)
+        assert (images - expected).abs().max() < 0.05
+
+
+def test_zero_terminal_snr_sampling_begins_at_the_last_level() -> None:
+    network = Network(lambda noisy, _: torch.zeros_like(noisy))
+    scheduler = make_sampling_scheduler("ddim", trained("v_prediction", "zero_terminal_snr"), 4)
+    sample(network, scheduler, [0], (1, 2, 2))
+    assert network.calls[0][0] == 999
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_begins_at_the_last_level_whatever_the_number_of_steps(name: str) -> None:
+    for steps in (2, 30, 50, 500):
+        assert float(make_sampling_scheduler(name, trained("epsilon"), steps).timesteps[0]) == pytest.approx(999, abs=1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_that_a_scheduler_cannot_follow_is_refused(name: str) -> None:
+    training_scheduler = trained("v_prediction", "zero_terminal_snr")
+    if name in ("heun", "deis", "pndm"):  # they have no rescaled betas
+        with pytest.raises(ValueError, match=f"{name!r} cannot follow the noise schedule"):
+            make_sampling_scheduler(name, training_scheduler, 5)
+    else:
+        scheduler = make_sampling_scheduler(name, training_scheduler, 5)
+        assert torch.allclose(scheduler.alphas_cumprod, training_scheduler.alphas_cumprod, atol=1e-6)
+
+
+def test_every_moment_from_noise_to_image_is_shown() -> None:
+    moments: list[Tensor] = []
+    network = Network(lambda noisy, _: torch.zeros_like(noisy))
+    images = sample(network, make_sampling_scheduler("ddim", trained(), 5), [0], (1, 2, 2), on_step=moments.append)
+    assert len(moments) == 6
+    assert torch.equal(moments[0][0], torch.randn(1, 2, 2, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(moments[-1], images)
+
+
+def test_unknown_schedulers_and_impossible_step_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scheduler 'dpm' is unknown; there are ddpm, ddim"):
+        make_sampling_scheduler("dpm", trained(), 5)
+    for steps in (0, 1001):
+        with pytest.raises(ValueError, match=f"steps is {steps}; the network was trained on 1000 noise levels"):
+            make_sampling_scheduler("ddpm", trained(), steps)

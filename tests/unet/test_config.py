@@ -1,0 +1,116 @@
+"""The configuration: JSON out and in, its defaults, and what a saved file may hold."""
+
+import inspect
+import json
+import math
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unetgn import UNet, UNetConfig
+from unetgn.nn import TransformerConfig
+from unetgn.unet.config import DecoderConfig, EncoderConfig
+from unetgn.unet.plan import plan_unet
+
+FULL = {
+    "sample_size": [32, 16],
+    "channels": [32, 64],
+    "depth": [1, 2],
+    "time": {"features": "fourier", "width": 64},
+    "transformer": {"context_dim": 24, "depth": [1, [1, 2]]},
+    "attention": {"num_heads": [2, 4], "norm": {"eps": 1e-6}},
+    "resample": {"kind": "resblock", "taps": [1, 3, 3, 1]},
+    "encoder": {"residual_input": True},
+    "decoder": {"transformer_depth": [1, [1, 2, 1]]},
+}
+
+
+def test_a_configuration_survives_json():
+    config = UNetConfig.from_dict(FULL)
+    assert UNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.transformer.depth == (1, (1, 2))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    channels=st.lists(st.sampled_from([32, 64, 96]), min_size=1, max_size=4),
+    depth=st.integers(1, 3),
+    dropout=st.floats(0, 0.9),
+    heads=st.sampled_from([None, 1, 2]),
+    kind=st.sampled_from(["conv", "resblock", "plain"]),
+)
+def test_random_configurations_survive_json_and_have_as_many_skips_as_blocks(channels, depth, dropout, heads, kind):
+    config = UNetConfig.from_dict(
+        {
+            "channels": channels,
+            "depth": depth,
+            "dropout": dropout,
+            "attention_levels": [],
+            "attention": {"num_heads": heads},
+            "resample": {"kind": kind},
+        }
+    )
+    assert UNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    plan = plan_unet(config)
+    skips = 1 + sum(len(level.blocks) + (level.resample is not None) for level in plan.encoder)
+    assert skips == sum(block.skip for level in plan.decoder for block in level.blocks)
+
+
+def test_the_constructor_has_the_fields_and_defaults_of_the_configuration():
+    parameters = dict(inspect.signature(UNet.__init__).parameters)
+    parameters.pop("self")
+    parameters.pop("kwargs")  # which are refused
+    assert list(parameters) == [field.name for field in fields(UNetConfig)]
+    assert UNet().unet_config == UNetConfig()
+
+
+def test_the_file_is_flat_where_pipelines_read_and_plain_dicts_below():
+    config = json.loads(UNet(**{**FULL, "channels": [32, 64]}).to_json_string())
+    for name in ("sample_size", "in_channels", "out_channels", "time_cond_proj_dim", "addition_time_embed_dim"):
+        assert name in config
+    assert config["transformer"]["depth"] == [1, [1, 2]]
+    assert isinstance(config["norm"], dict)
+
+
+def test_the_configuration_is_importable_without_diffusers():
+    code = "import sys; from unetgn import UNetConfig, ResBlock; UNetConfig(); assert 'diffusers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_lists_are_taken_as_tuples():
+    config = UNetConfig(
+        channels=[32, 64],
+        depth=[1, 1],
+        attention_levels=[],
+        encoder=EncoderConfig(attention_blocks=[[], [0]]),
+        transformer=TransformerConfig(depth=[1, [1]]),
+        decoder=DecoderConfig(transformer_depth=[1, [1, 1]]),
+    )
+    assert config == UNetConfig.from_dict(config.to_dict())
+    assert hash(config) == hash(UNetConfig.from_dict(config.to_dict()))
+    assert config.encoder.attention_blocks == ((), (0,))
+
+
+def test_frequencies_of_size_numbers_may_be_shifted_beside_fourier_features():
+    """Sinusoids at timestep 1 of width 4: the last frequency is 1/100, or 1/10000 with a shift of 1."""
+    options = {"time": {"features": "fourier", "frequency_shift": 1}, "condition": {"vector_dim": 4}}
+    unet = UNet(channels=(32,), attention_levels=(), **options, addition_time_embed_dim=4)
+    assert unet.add_time_proj(torch.ones(1))[0, 3].item() == pytest.approx(math.sin(1e-4), rel=1e-5)
+
+
+def test_a_misspelt_argument_of_the_network_names_the_nearest_field():
+    with pytest.raises(ValueError, match=r"'chanels' is not a field of UNetConfig; did you mean 'channels'"):
+        UNet(chanels=(32, 64))
+
+
+def test_an_unknown_key_of_a_saved_network_is_an_error(tmp_path):
+    UNet(channels=(32,), attention_levels=()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "norm_groups": 8}))
+    with pytest.raises(ValueError, match="'norm_groups' is not a field of UNetConfig"):
+        UNet.from_pretrained(tmp_path)

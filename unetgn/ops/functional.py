@@ -1,0 +1,77 @@
+"""The public function: its definition, its arguments, and the way that a call takes."""
+
+import torch
+from torch import Tensor
+
+from unetgn.ops import autograd, dispatch, library, reference  # noqa: F401  # library: registers torch.ops.unetgn
+from unetgn.ops.autograd import is_plain, is_transformed
+from unetgn.ops.checks import check_arguments
+from unetgn.ops.dispatch import chosen
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = "silu",
+    pre_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Group normalization followed by SiLU, in one pass over x.
+
+        h     = x + pre_bias
+        xhat  = (h - mean) / sqrt(var + eps)       mean and biased variance over (C / num_groups, *spatial) of h
+        z     = (xhat * weight + bias) * (1 + scale) + shift
+        y     = z * sigmoid(z)                     or z with activation=None
+
+    Shapes: x (N, C, *spatial) with none to three spatial axes -> y the same; weight and bias (C,), each optional;
+    pre_bias, scale and shift (N, C), each optional. N may be 0. num_groups divides C.
+
+    Layout: y and the gradient of x are contiguous or channels_last as x is. Other strides are copied first, and so is a
+    gradient of y that is expanded or in another layout than x. Within `torch.func` transforms, and where a compiler
+    sees the implementation "reference", the layout is PyTorch's choice.
+    Dtypes: x is float16, bfloat16, float32 or float64, and y is as x; the parameters may be of another of these, and
+    their gradients are as they are. Statistics and arithmetic are float32, float64 for a float64 x.
+    Under autocast y keeps the dtype of x. (Autocast on CUDA turns the output of torch.nn.GroupNorm into float32, which
+    moves 32 bytes an element where this operator moves 4.)
+
+    Differentiable any number of times with respect to x, weight, bias, pre_bias, scale and shift; saved for that are x,
+    a mean and a 1/sqrt(var + eps) for each group, and the arguments (C,) and (N, C). Within `torch.func` transforms
+    (grad, vmap, jvp, …), in forward-mode differentiation, and for gradients of gradients the definition is evaluated in
+    plain PyTorch: right, but not fused. Two runs on one machine give the same bits.
+
+    Raises, with what was given and what would be right:
+        TypeError     x or a parameter is no tensor, is sparse, nested or of another dtype; num_groups is no int, eps no
+                      float (True is neither)
+        ValueError    x has other axes or no channels; num_groups does not divide C; eps is negative or not finite; the
+                      activation is unknown; a parameter has another shape or lies on another device than x
+        RuntimeError  the implementation that was named cannot run on x
+    Which implementation computes it: `unetgn.ops.implementation`. G = 1 is layer normalization over (C, *spatial),
+    G = C is instance normalization.
+
+    Wu & He 2018 (arXiv 1803.08494); scale and shift after Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3.
+    """
+    check_arguments(x, num_groups, weight, bias, eps, activation, pre_bias, scale, shift)
+    silu = activation is not None
+    implementation = chosen()
+    if is_transformed():
+        return reference.define(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift)[0]
+    arguments = (x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
+    if not is_plain(x):
+        if implementation == "reference":  # for a compiler, plain PyTorch
+            return reference.forward(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift)[0]
+        return torch.ops.unetgn.group_norm_silu(*arguments)[0]
+    if torch.is_grad_enabled() and _requires_grad(x, weight, bias, pre_bias, scale, shift):
+        return autograd.apply(*arguments)
+    return dispatch.forward(*arguments)[0]
+
+
+def _requires_grad(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:  # noqa: SIM110  # a generator would take as long as the rest of the call's Python
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False

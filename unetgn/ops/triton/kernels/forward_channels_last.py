@@ -1,0 +1,281 @@
+"""Forward kernels for the channels_last layout, where x is (N, spatial, C) in memory.
+
+A group that fits the registers of a block (or of a cluster) is read once, as tiles [BLOCKS, ROWS, GROUPS, VECTOR]:
+STEPS vectors side by side are the channels of a group, so that no sum has to be sorted into groups. Larger groups are
+split: per-channel statistics of tiles [ROWS, COLUMNS], a tiny merge into groups, and a second pass that writes y.
+"""
+
+import triton
+import triton.language as tl
+
+from unetgn.ops.triton.kernels.elements import (
+    activate,
+    advance,
+    channel_affine,
+    cluster_barrier,
+    divide,
+    hold,
+    load_or,
+    number,
+    reciprocal_deviation,
+    within,
+)
+
+
+@triton.jit
+def group_channels_of_step(
+    first_group, step: tl.constexpr, STEPS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr
+):
+    """[GROUPS, VECTOR]: the channels that step `step` holds of GROUPS neighbouring groups of STEPS * VECTOR channels.
+
+    The ranges do not begin at zero because the compiler makes equal ranges one value, which cannot be split over the
+    blocks of a cluster in one place and not in another.
+    """
+    groups = first_group + (tl.arange(GROUPS, 2 * GROUPS) - GROUPS)
+    return groups[:, None] * (STEPS * VECTOR) + step * VECTOR + (tl.arange(VECTOR, 2 * VECTOR) - VECTOR)[None, :]
+
+
+@triton.jit
+def centred_moments(
+    tiles, pre_bias, first_group, share, BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+    GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
+    compute: tl.constexpr,
+):  # fmt: skip
+    """(tiles, mean, M2 [BLOCKS, GROUPS]); squares are summed about the mean, in a second pass over registers."""
+    local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
+    every = tl.full([GROUPS, VECTOR], True, tl.int1)
+    count = number(share * (STEPS * VECTOR), compute)
+    total = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    bias_total = tl.zeros([GROUPS], compute)
+    for step in tl.static_range(STEPS):
+        for t in tl.static_range(TILES):
+            total += tl.sum(tiles[step * TILES + t].to(compute), 3)
+        if pre_bias is not None:
+            channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+            bias_total += tl.sum(load_or(pre_bias, channel, every, 0.0, compute), 1)
+    mean = divide(tl.sum(total, 1) + (bias_total * share)[None, :], count)
+
+    held = ()
+    residual = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    squares = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
+    for step in tl.static_range(STEPS):
+        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+        extra = load_or(pre_bias, channel, every, 0.0, compute)
+        centre = mean[:, :, None] - extra[None, :, :]
+        for t in tl.static_range(TILES):
+            tile = hold(tiles[step * TILES + t], HOLD)
+            inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
+            d = tl.where(inside, tile.to(compute) - centre[:, None, :, :], 0.0)
+            residual += tl.sum(d, 3)
+            squares += tl.sum(d * d, 3)
+            held = held + (tile,)
+    # The deviations measure by how much the first mean was rounded: take that back.
+    correction = divide(tl.sum(residual, 1), count)
+    return held, mean + correction, tl.sum(squares, 1) - correction * correction * count
+
+
+@triton.jit
+def merge_blocks(
+    exchange, program, means, m2s, count, BLOCKS: tl.constexpr, GROUPS: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    compute: tl.constexpr,
+):  # fmt: skip
+    """(mean, M2 [GROUPS]) of all blocks, each of which has `count` elements a group, in a fixed order."""
+    if BLOCKS == 1:
+        mean = tl.sum(means, 0)
+        m2 = tl.sum(m2s, 0)
+    else:
+        group = tl.arange(0, GROUPS)
+        slots = exchange + program * (2 * BLOCKS * GROUPS)
+        slot = tl.arange(0, BLOCKS)[:, None] * GROUPS + group[None, :]
+        tl.store(slots + slot, means)
+        tl.store(slots + BLOCKS * GROUPS + slot, m2s)
+        slots = exchange + cluster_barrier(program, CLUSTER_SYNC) * (2 * BLOCKS * GROUPS) + group
+        pivot = tl.load(slots, volatile=True)
+        mean = pivot
+        for k in tl.static_range(1, BLOCKS):
+            mean += (tl.load(slots + k * GROUPS, volatile=True) - pivot) / BLOCKS
+        m2 = tl.zeros([GROUPS], compute)
+        for k in tl.static_range(BLOCKS):
+            d = tl.load(slots + k * GROUPS, volatile=True) - mean
+            m2 += tl.load(slots + (BLOCKS + k) * GROUPS, volatile=True) + d * d * count
+    return mean, m2
+
+
+@triton.jit
+def resident_forward(
+    x, y, mean_out, rstd_out, exchange, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, bundles, spatial, eps: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    HOLD: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+):  # fmt: skip
+    """One program a bundle of GROUPS groups of a sample, held in the registers of BLOCKS blocks: x is read once.
+
+    Block k holds the rows [k * share, (k + 1) * share) of the sample. The blocks exchange (mean, M2) through `exchange`
+    (programs, 2, BLOCKS, GROUPS), and each merges them in the same order.
+    """
+    compute: tl.constexpr = mean_out.dtype.element_ty
+    program = tl.program_id(0)
+    sample = (program // bundles).to(tl.int64)
+    first_group = (program % bundles) * GROUPS
+    channels = bundles * (GROUPS * STEPS * VECTOR)
+    share = spatial // BLOCKS
+    block = tl.arange(0, BLOCKS)[:, None, None, None]
+    local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
+    every = tl.full([GROUPS, VECTOR], True, tl.int1)
+    x += sample * spatial * channels
+    y += sample * spatial * channels
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
+
+    tiles = ()
+    for step in tl.static_range(STEPS):
+        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)[None, None, :, :]
+        for t in tl.static_range(TILES):
+            offsets = (block * share + t * ROWS + local) * channels + channel
+            inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
+            tiles = tiles + (tl.load(x + offsets, mask=inside, other=0.0),)
+    tiles, means, m2s = centred_moments(
+        tiles, pre_bias, first_group, share, BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, compute
+    )
+    count = number(share * (STEPS * VECTOR), compute)
+    mean, m2 = merge_blocks(exchange, program, means, m2s, count, BLOCKS, GROUPS, CLUSTER_SYNC, compute)
+    rstd = reciprocal_deviation(divide(m2, tl.zeros([GROUPS], compute) + count * BLOCKS), eps)
+    group = program * GROUPS + tl.arange(0, GROUPS)
+    tl.store(mean_out + group, mean)
+    tl.store(rstd_out + group, rstd)
+
+    for step in tl.static_range(STEPS):
+        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+        gamma, beta = channel_affine(weight, bias, scale, shift, channel, every, compute)
+        extra = load_or(pre_bias, channel, every, 0.0, compute)
+        centre = (mean[:, None] - extra)[None, None, :, :]
+        gamma = (gamma * rstd[:, None])[None, None, :, :]
+        for t in tl.static_range(TILES):
+            z = (hold(tiles[step * TILES + t], HOLD).to(compute) - centre) * gamma + beta[None, None, :, :]
+            result = activate(z, SILU).to(y.dtype.element_ty)
+            offsets = (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
+            tl.store(y + offsets, result, mask=within(t * ROWS + local, share, MASKED and t == TILES - 1))
+
+
+@triton.jit
+def rows_of_block(row_block, spatial, ROWS: tl.constexpr):
+    """(first row, number of rows) of a block of at most ROWS rows; counted in 64 bits, which `spatial` may need."""
+    first = row_block.to(tl.int64) * ROWS
+    return first, tl.minimum(spatial - first, ROWS).to(tl.int32)
+
+
+@triton.jit
+def locate_tile(
+    program, row_blocks, column_blocks, channel_vectors, spatial, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """(sample, row block, base, channel [COLUMNS], offsets [ROWS, COLUMNS], row count) of a program's tile of x."""
+    sample = (program // (row_blocks * column_blocks)).to(tl.int64)
+    row_block = program // column_blocks % row_blocks
+    channel = program % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
+    channels = channel_vectors * VECTOR
+    first_row, count = rows_of_block(row_block, spatial, ROWS)
+    base = (sample * spatial + first_row) * channels
+    offsets = tl.arange(0, ROWS)[:, None] * channels + channel[None, :]
+    return sample, row_block, base, channel, offsets, count
+
+
+@triton.jit
+def tile_masks(channel, channels, count, ROWS: tl.constexpr, MASKED: tl.constexpr):
+    """Masks of the channels [COLUMNS] and of the elements [ROWS, COLUMNS] of a tile with `count` rows."""
+    own = within(channel, channels, MASKED)
+    return own, within(tl.arange(0, ROWS), count, MASKED)[:, None] & own[None, :]
+
+
+@triton.jit
+def split_statistics(
+    x, partials, spatial, channel_vectors, row_blocks, column_blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """(mean, M2) of each channel over ROWS positions into `partials` (N, row_blocks, 2, C), without pre_bias."""
+    compute: tl.constexpr = partials.dtype.element_ty
+    sample, row_block, base, channel, offsets, count = locate_tile(
+        tl.program_id(0), row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS, VECTOR
+    )
+    channels = channel_vectors * VECTOR
+    own, inside = tile_masks(channel, channels, count, ROWS, MASKED)
+    tile = tl.load(x + base + offsets, mask=inside, other=0.0).to(compute)
+    weight = number(count, compute)
+    mean = divide(tl.sum(tile, 0), weight)
+    d = tl.where(inside, tile - mean[None, :], 0.0)
+    # The deviations measure by how much the mean was rounded: take that back.
+    correction = divide(tl.sum(d, 0), weight)
+    slot = partials + (sample * row_blocks + row_block) * 2 * channels + channel
+    tl.store(slot, mean + correction, mask=own)
+    tl.store(slot + channels, tl.sum(d * d, 0) - correction * correction * weight, mask=own)
+
+
+@triton.jit
+def merge_statistics(
+    partials, mean_out, rstd_out, pre_bias, pre_bias_stride, num_groups, group_channels, spatial, row_blocks,
+    eps: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """mean, rstd (N*G,) from the statistics of row blocks and channels, in a fixed order, SLOTS row blocks at a time.
+
+    PADDED is a power of two >= group_channels. Chan, Golub & LeVeque 1983, with the first channel's mean as the origin.
+    """
+    compute: tl.constexpr = mean_out.dtype.element_ty
+    group = tl.program_id(0)
+    sample = (group // num_groups).to(tl.int64)
+    channels = num_groups * group_channels
+    channel = (group % num_groups) * group_channels + tl.arange(0, PADDED)[None, :]
+    own = tl.arange(0, PADDED)[None, :] < group_channels
+    extra = load_or(advance(pre_bias, sample * pre_bias_stride), channel, own, 0.0, compute)
+    slots = partials + sample * row_blocks * 2 * channels + channel
+    length = number(number(spatial, tl.int64) * group_channels, compute)
+
+    pivot = tl.sum(
+        tl.sum(tl.where(tl.arange(0, PADDED)[None, :] == 0, tl.load(slots, mask=own, other=0.0) + extra, 0.0), 1), 0
+    )
+    mean = pivot
+    first = 0
+    while first < row_blocks:
+        k = first + tl.arange(0, SLOTS)[:, None]
+        _first_row, count = rows_of_block(k, spatial, ROWS)
+        d = tl.load(slots + k * 2 * channels, mask=(k < row_blocks) & own, other=0.0) + extra - pivot
+        mean += tl.sum(tl.sum(tl.where((k < row_blocks) & own, d * count.to(compute), 0.0), 1), 0) / length
+        first += SLOTS
+    m2 = tl.zeros([], compute)
+    first = 0
+    while first < row_blocks:
+        k = first + tl.arange(0, SLOTS)[:, None]
+        _first_row, count = rows_of_block(k, spatial, ROWS)
+        d = tl.load(slots + k * 2 * channels, mask=(k < row_blocks) & own, other=0.0) + extra - mean
+        channel_m2 = tl.load(slots + (k * 2 + 1) * channels, mask=(k < row_blocks) & own, other=0.0)
+        m2 += tl.sum(tl.sum(tl.where((k < row_blocks) & own, channel_m2 + d * d * count.to(compute), 0.0), 1), 0)
+        first += SLOTS
+    tl.store(mean_out + group, mean)
+    tl.store(rstd_out + group, reciprocal_deviation(divide(m2, length), eps))
+
+
+@triton.jit
+def split_apply(
+    x, y, mean_in, rstd_in, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
+    num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks, SILU: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """y of one tile; programs walk backwards, because what the statistics read last is still in the L2 cache."""
+    compute: tl.constexpr = mean_in.dtype.element_ty
+    sample, row_block, base, channel, offsets, count = locate_tile(
+        tl.num_programs(0) - 1 - tl.program_id(0), row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS,
+        VECTOR,
+    )  # fmt: skip
+    own, inside = tile_masks(channel, channel_vectors * VECTOR, count, ROWS, MASKED)
+    tile = tl.load(x + base + offsets, mask=inside, other=0.0)
+    group = sample * num_groups + channel // group_channels
+    mean = tl.load(mean_in + group, mask=own, other=0.0)
+    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
+    gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
+    centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
+    z = (tile.to(compute) - centre[None, :]) * (rstd * gamma)[None, :] + beta[None, :]
+    result = activate(z, SILU).to(y.dtype.element_ty)
+    tl.store(y + base + offsets, result, mask=inside)

@@ -1,0 +1,163 @@
+"""Plans for the channels_last layout, where x is (N, spatial, C) in memory."""
+
+import math
+from dataclasses import dataclass
+
+from unetgn.ops.triton.device import Device
+from unetgn.ops.triton.problem import (
+    INT32_POSITIONS,
+    MOST_THREADS,
+    MOST_TILES,
+    SHORT,
+    VECTOR_BYTES,
+    Problem,
+    ceil_div,
+    power_of_two_at_least,
+    power_of_two_divisor,
+    two_waves,
+    warps,
+)
+
+FORWARD_RESIDENT = 20480  # elements of a group at 16 bits each; half as many at 32 bits, a quarter at 64
+# By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
+BACKWARD_RESIDENT = {2: 10240, 4: 8192, 8: 2560}
+FORWARD_PER_THREAD = 96  # elements that a thread may hold at 16 bits
+BACKWARD_PER_THREAD = 40
+BACKWARD_ROOMY = {2: 40, 4: 16, 8: 8}  # by bytes; above this many a block gets twice the warps, and narrower loads
+MOST_VECTORS = 16  # tiles that a resident kernel unrolls
+WIDEST = 64  # channels of a resident tile
+NARROWEST_LOAD = 8  # bytes
+SECTOR = 32  # bytes of memory that move together
+COLUMNS = 64  # channels of a split tile
+
+
+@dataclass(frozen=True)
+class Resident:
+    """`groups` neighbouring groups in each program; steps * tiles tiles [rows, groups, vector] in each of `blocks`
+    blocks.
+    """
+
+    blocks: int
+    tiles: int
+    rows: int
+    groups: int
+    steps: int  # steps * vector = channels of a group
+    vector: int
+    masked: bool  # the last tile of a step is not full
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tiles [rows, columns] for sums, and [apply_rows, columns] for the second pass."""
+
+    rows: int
+    apply_rows: int
+    columns: int
+    vector: int
+    num_warps: int
+    apply_warps: int
+
+
+def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
+    """Resident where a group fits a block and its channels allow wide loads; else cluster, if allowed; else split."""
+    limit, per_thread = (problem.resident_elements(n) for n in (FORWARD_RESIDENT, FORWARD_PER_THREAD))
+    resident = _resident(problem, device, limit, per_thread, clusters)
+    if resident is not None:
+        return resident
+    return split(
+        problem, device, largest=problem.resident_elements(8192), largest_apply=problem.resident_elements(4096)
+    )
+
+
+def plan_backward(problem: Problem, device: Device) -> Resident | Split:
+    """Resident where xhat and dz of a group fit a block in float32, else split."""
+    shrink = 1 if problem.itemsize < 8 else 4
+    limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
+    resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])
+    if resident is not None:
+        return resident
+    return split(problem, device, largest=8192 // shrink, largest_apply=4096 // shrink)
+
+
+def _resident(
+    problem: Problem, device: Device, limit: int, per_thread: int, clusters: bool, *, roomy: int | None = None
+) -> Resident | None:
+    """The resident plan with the fewest blocks that hold a group and fill the device; None where there is none.
+
+    Where the channels of a group allow no full-width loads, it is for short groups, which gain most from one launch.
+    """
+    if problem.channels * problem.spatial >= INT32_POSITIONS:
+        return None  # these kernels count the elements of a sample in 32 bits
+    load = math.gcd(problem.group_channels, problem.vector) * problem.itemsize
+    short = problem.length <= problem.resident_elements(SHORT)
+    if load < NARROWEST_LOAD or (load < VECTOR_BYTES and not short):
+        return None
+    if problem.length <= limit:
+        return resident_of(problem, device, limit, per_thread, 1, roomy=roomy)
+    if clusters:
+        for blocks in device.cluster_sizes:
+            enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
+            if problem.spatial % blocks == 0 and problem.length // blocks <= limit and enough:
+                return resident_of(problem, device, limit, per_thread, blocks)
+    return None
+
+
+def resident_of(
+    problem: Problem, device: Device, limit: int, per_thread: int, blocks: int, *, roomy: int | None = None
+) -> Resident | None:
+    """The plan for that many blocks; None where a thread would have to unroll or to hold too much (`per_thread`).
+
+    `roomy`: above this many elements a thread, twice the warps.
+    """
+    roomy = roomy or per_thread
+    vector = min(power_of_two_divisor(problem.group_channels), WIDEST)
+    steps = problem.group_channels // vector
+    if steps > MOST_VECTORS:
+        return None
+    groups = 1
+    while (
+        groups * problem.group_channels * problem.itemsize < SECTOR
+        and problem.groups % (2 * groups) == 0
+        and 2 * groups * problem.length // blocks <= limit
+    ):
+        groups *= 2
+    share = problem.spatial // blocks
+
+    def waste_and_tiles(tiles: int) -> tuple[int, int]:
+        return tiles * power_of_two_at_least(ceil_div(share, tiles)), abs(steps * tiles - MOST_TILES // 2)
+
+    tiles = min(range(1, max(1, MOST_TILES // steps) + 1), key=waste_and_tiles)
+    rows = power_of_two_at_least(ceil_div(share, tiles))
+    tiles = ceil_div(share, rows)
+    tile = rows * groups * vector
+    num_warps = warps(tile, problem, device)
+    if steps * tiles * tile > per_thread * num_warps * device.warp_size:
+        return None
+    if steps * tiles * tile > roomy * num_warps * device.warp_size and 2 * num_warps * device.warp_size <= MOST_THREADS:
+        num_warps *= 2
+    return Resident(
+        blocks=blocks,
+        tiles=tiles,
+        rows=rows,
+        groups=groups,
+        steps=steps,
+        vector=vector,
+        masked=tiles * rows != share,
+        num_warps=num_warps,
+    )
+
+
+def split(problem: Problem, device: Device, *, largest: int, largest_apply: int) -> Split:
+    """Tiles of COLUMNS channels, small enough to fill the device."""
+    columns = min(COLUMNS, power_of_two_at_least(problem.channels))
+    tile = two_waves(problem, device, smallest=1024, largest=largest)
+    apply_tile = min(tile, largest_apply)
+    return Split(
+        rows=max(1, tile // columns),
+        apply_rows=max(1, apply_tile // columns),
+        columns=columns,
+        vector=math.gcd(problem.channels, problem.vector),
+        num_warps=min(8, warps(tile, problem, device)),
+        apply_warps=min(4, warps(apply_tile, problem, device)),
+    )

@@ -1,0 +1,159 @@
+"""Plans for the contiguous layout, where a group is one stretch of memory."""
+
+from dataclasses import dataclass
+
+from unetgn.ops.triton.device import Device
+from unetgn.ops.triton.problem import (
+    MOST_TILES,
+    SHORT,
+    Problem,
+    ceil_div,
+    power_of_two_at_least,
+    power_of_two_divisor,
+    two_waves,
+    warps,
+)
+
+# Elements of a group at 16 bits each; half as many at 32 bits, a quarter at 64.
+FORWARD_RESIDENT = 49152  # the most that a block's registers hold
+FORWARD_ALONE = 32768  # the most that a block takes where groups are too few to fill the device
+FORWARD_SHARE = 20480  # of a block in a cluster: two blocks a multiprocessor overlap their loads and stores
+# By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
+BACKWARD_RESIDENT = {2: 20480, 4: 16384, 8: 5120}
+LONGEST_MASKED_ROW = 1024
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A group in `tiles` tiles of `tile` elements in each of `blocks` blocks, in rows of `width` within a channel."""
+
+    blocks: int
+    tiles: int
+    tile: int
+    width: int
+    exact: bool  # rows fill the channel: width divides the spatial size
+    masked: bool  # the last tile is not full
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Chunks of `tile` elements; the second pass of the forward takes them `apply_tile` at a time."""
+
+    tile: int
+    apply_tile: int
+    width: int
+    exact: bool
+    num_warps: int
+    apply_warps: int
+
+
+def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
+    """Resident where a group fits a block and blocks are many or the group short; else cluster, if allowed; else split.
+
+    A group that cannot be loaded in whole vectors takes a register an element, and is split sooner.
+    """
+    width = power_of_two_divisor(problem.spatial)
+    filled = problem.programs >= device.multiprocessors
+    short = problem.length <= problem.resident_elements(SHORT)
+    fits = problem.length <= problem.resident_elements(FORWARD_SHARE if width >= problem.vector else SHORT)
+    if fits and (filled or short):
+        return forward_resident(problem, device, width, 1)
+    if clusters:
+        for blocks in device.cluster_sizes:
+            share = problem.length // blocks
+            row = row_of_share(problem, width, blocks)
+            enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
+            if row >= problem.vector and share <= problem.resident_elements(FORWARD_SHARE) and enough:
+                return forward_resident(problem, device, row, blocks)
+    alone = FORWARD_RESIDENT if filled else FORWARD_ALONE
+    if problem.length <= problem.resident_elements(alone if width >= problem.vector else SHORT):
+        return forward_resident(problem, device, width, 1)
+    return forward_split(problem, device, width)
+
+
+def forward_resident(problem: Problem, device: Device, width: int, blocks: int) -> Resident:
+    """A group in equal tiles; rows of `width` elements, a power of two that divides the spatial size."""
+    share = problem.length // blocks
+    tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(share, MOST_TILES)))
+    tiles = ceil_div(share, tile)
+    return Resident(
+        blocks=blocks,
+        tiles=tiles,
+        tile=tile,
+        width=width,
+        exact=True,
+        masked=tiles * tile != share,
+        num_warps=warps(tile, problem, device),
+    )
+
+
+def forward_split(problem: Problem, device: Device, width: int) -> Split:
+    """Chunks for the statistics, smaller ones for the second pass."""
+    tile = two_waves(problem, device, smallest=1024, largest=problem.resident_elements(8192))
+    apply_tile = min(tile, problem.resident_elements(4096))
+    return Split(
+        tile=tile,
+        apply_tile=apply_tile,
+        width=width,
+        exact=True,
+        num_warps=min(8, warps(tile, problem, device)),
+        apply_warps=min(4, warps(apply_tile, problem, device)),
+    )
+
+
+def plan_backward(problem: Problem, device: Device) -> Resident | Split:
+    """Resident where xhat and dz of a group fit a block in float32, else split."""
+    width, exact = backward_row(problem)
+    padded = problem.group_channels * ceil_div(problem.spatial, width) * width
+    if padded <= BACKWARD_RESIDENT[problem.itemsize]:
+        return backward_resident(problem, device, width, exact)
+    return backward_split(problem, device, width, exact)
+
+
+def backward_row(problem: Problem) -> tuple[int, bool]:
+    """(width, exact): rows that divide the spatial size where that leaves whole vectors, else padded, masked rows."""
+    divisor = power_of_two_divisor(problem.spatial)
+    if divisor >= problem.vector or divisor == problem.spatial:
+        return divisor, True
+    return min(power_of_two_at_least(problem.spatial), LONGEST_MASKED_ROW), False
+
+
+def backward_split(problem: Problem, device: Device, width: int, exact: bool) -> Split:
+    """Rows of at most a tile, in tiles small enough to fill the device."""
+    tile = two_waves(problem, device, smallest=1024, largest=4096 if problem.itemsize < 8 else 1024)
+    num_warps = min(4, warps(tile, problem, device))
+    return Split(
+        tile=max(tile, width) if not exact else tile,
+        apply_tile=max(tile, width) if not exact else tile,
+        width=min(width, tile) if exact else width,
+        exact=exact,
+        num_warps=num_warps,
+        apply_warps=num_warps,
+    )
+
+
+def backward_resident(problem: Problem, device: Device, width: int, exact: bool) -> Resident:
+    """A group in equal tiles of rows."""
+    padded = problem.group_channels * ceil_div(problem.spatial, width) * width
+    tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(padded, MOST_TILES)))
+    if exact:
+        width = min(width, tile)
+    tile = max(tile, width)
+    tiles = ceil_div(padded, tile)
+    return Resident(
+        blocks=1,
+        tiles=tiles,
+        tile=tile,
+        width=width,
+        exact=exact,
+        masked=tiles * tile != padded,
+        num_warps=warps(tile, problem, device),
+    )
+
+
+def row_of_share(problem: Problem, width: int, blocks: int) -> int:
+    """The longest row of at most `width` elements such that the blocks get equally many; 0 where there is none."""
+    while width and problem.length // width % blocks:
+        width //= 2
+    return width

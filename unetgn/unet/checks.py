@@ -1,0 +1,200 @@
+"""What the fields of a `UNetConfig` demand of each other: contradictions, and options that would change nothing.
+
+An option that names a place (a level, the middle, the table of classes) or a variant of one kind of layer is an error
+where the network has no such thing. Fields that only say how attention is made wherever it is (`attention.*`,
+`decoder.num_heads`, the depths of transformers) or how levels are joined (`resample.kind`, `resample.strides`) may
+stand where there is nothing to make or join: a file that sets `attention_levels` to [] needs no second change. A
+transformer without any place is an error all the same: the network would take a context and never read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from unetgn.nn.conv import check_spatial_dims
+from unetgn.nn.fields import check_at_least, check_choice
+from unetgn.nn.resample import BOX, ResampleKind, axis_strides
+from unetgn.unet.plan import UNetPlan, plan_unet
+
+if TYPE_CHECKING:
+    from unetgn.unet.config import UNetConfig
+
+
+def check_unet_config(config: UNetConfig) -> None:
+    """Raise ValueError, naming the field, for the first contradiction in `config`."""
+    check_spatial_dims(config.spatial_dims)
+    if not config.channels:
+        raise ValueError("channels must name at least one level")
+    check_at_least(
+        1,
+        {
+            name: getattr(config, name)
+            for name in ("sample_size", "in_channels", "out_channels", "time_cond_proj_dim", "addition_time_embed_dim")
+        },
+    )
+    if config.num_classes is not None and config.num_classes < 1:
+        raise ValueError(
+            f"num_classes must be at least 1, or None for an unconditional network, got {config.num_classes}"
+        )
+    if not 0 <= config.dropout <= 1:
+        raise ValueError(f"dropout is a probability, from 0 to 1, got {config.dropout}")
+    _check_lengths(config)
+    if min(config.depths) < 0 or min(config.channels) < 1:
+        raise ValueError(f"depth={config.depth} and channels={config.channels} must be at least 0 and 1 at each level")
+    _check_attention(config)
+    _check_middle(config)
+    _check_transformer(config, plan_unet(config))
+    _check_resampling(config)
+    _check_conditions(config)
+
+
+def _check_lengths(config: UNetConfig) -> None:
+    levels, transformer = len(config.channels), config.transformer
+    expected: dict[str, tuple[Any, int]] = {
+        "sample_size": (config.sample_size, config.spatial_dims),
+        "depth": (config.depth, levels),
+        "attention.num_heads": (config.attention.num_heads, levels),
+        "encoder.attention_blocks": (config.encoder.attention_blocks, levels),
+        "encoder.resample": (config.encoder.resample, levels - 1),
+        "decoder.channels": (config.decoder.channels, levels),
+        "decoder.depth": (config.decoder.depth, levels),
+        "decoder.attention_blocks": (config.decoder.attention_blocks, levels),
+        "decoder.num_heads": (config.decoder.num_heads, levels),
+        "decoder.transformer_depth": (config.decoder.transformer_depth, levels),
+        "decoder.resample": (config.decoder.resample, levels - 1),
+        "transformer.context_dim": (transformer and transformer.context_dim, levels),
+        "transformer.depth": (transformer and transformer.depth, levels),
+    }
+    for name, (value, length) in expected.items():
+        if isinstance(value, tuple) and len(value) != length:
+            reason = f"{levels} levels need {length}"
+            if name == "sample_size":
+                reason = f"spatial_dims={length} needs one number, or {length}"
+            raise ValueError(f"{name}={value} has {len(value)} entries; {reason}")
+
+
+def _check_attention(config: UNetConfig) -> None:
+    levels, blocks = len(config.channels), config.encoder.attention_blocks
+    _check_distinct("attention_levels", config.attention_levels)
+    for level in config.attention_levels:
+        if not 0 <= level < levels:
+            raise ValueError(
+                f"attention_levels={config.attention_levels} names level {level}, but channels={config.channels} has "
+                f"levels 0 to {levels - 1}"
+            )
+        if config.depths[level] == 0 and config.decoder.attention_blocks is not None:
+            raise ValueError(
+                f"attention_levels={config.attention_levels} names level {level}, but depth={config.depth} gives the "
+                "encoder no block there, and decoder.attention_blocks says where the decoder attends: leave it out"
+            )
+    if config.attention_levels and blocks is not None:
+        raise ValueError("attention_levels and encoder.attention_blocks contradict each other: give one of them")
+    for name, per_level, depths in (
+        ("encoder.attention_blocks", blocks, config.depths),
+        ("decoder.attention_blocks", config.decoder.attention_blocks, config.decoder.depth),
+    ):
+        for level, chosen in enumerate(per_level or ()):
+            _check_distinct(f"{name} of level {level}", chosen)
+            if depths is not None and any(not 0 <= block < depths[level] for block in chosen):
+                raise ValueError(f"{name} names blocks {chosen} of level {level}, which has {depths[level]}")
+
+
+def _check_distinct(name: str, chosen: Sequence[int]) -> None:
+    twice = sorted({number for number in chosen if chosen.count(number) > 1})
+    if twice:
+        raise ValueError(f"{name} names {', '.join(map(str, twice))} more than once, in {chosen}: once is enough")
+
+
+def _check_transformer(config: UNetConfig, plan: UNetPlan) -> None:
+    transformer, mid = config.transformer, config.mid
+    if transformer is None:
+        if mid.cross_only or mid.transformer_depth is not None:
+            raise ValueError("mid.cross_only and mid.transformer_depth need a transformer")
+        if config.decoder.transformer_depth is not None:
+            raise ValueError(f"decoder.transformer_depth={config.decoder.transformer_depth} needs a transformer")
+        return
+    attentions = [plan.attentions_at(level) for level in range(len(config.channels))]
+    everywhere = [*plan.mid.attentions, *(attention for at_level in attentions for attention in at_level)]
+    if not everywhere:
+        raise ValueError(
+            "transformer has no place: nothing attends by attention_levels, encoder.attention_blocks, "
+            "decoder.attention_blocks and mid.attention; set transformer to None"
+        )
+    if not any(attention.depth for attention in everywhere):
+        raise ValueError(
+            f"transformer.depth={transformer.depth} leaves every transformer without a block, so that nothing would "
+            "read a context: give it, decoder.transformer_depth or mid.transformer_depth a depth of at least 1"
+        )
+    _check_distinct("transformer.cross_only", transformer.cross_only)
+    for level in transformer.cross_only:
+        named = f"transformer.cross_only={transformer.cross_only} names level {level}"
+        if not 0 <= level < len(attentions):
+            raise ValueError(f"{named} of {len(attentions)}")
+        if not attentions[level]:
+            raise ValueError(f"{named}, at which nothing attends")
+        if not any(attention.depth for attention in attentions[level]):
+            raise ValueError(f"{named}, whose transformers have depth 0 (transformer.depth): leave it out")
+    if mid.cross_only and not any(attention.depth for attention in plan.mid.attentions):
+        raise ValueError(
+            "mid.cross_only=True needs a transformer block in the middle, but its depth is 0 "
+            "(mid.transformer_depth, or the last level's transformer.depth)"
+        )
+
+
+def _check_middle(config: UNetConfig) -> None:
+    mid, plain = config.mid, type(config.mid)()
+    if mid.depth == 0 and mid.residual_scale is not None:
+        raise ValueError(f"mid.residual_scale={mid.residual_scale} needs blocks in the middle, but mid.depth is 0")
+    if mid.depth == 0 or not mid.attention:
+        reason = "mid.depth is 0" if mid.depth == 0 else "mid.attention is False"
+        for name in ("attention_norm", "attention_num_groups", "transformer_depth", "cross_only"):
+            if getattr(mid, name) != getattr(plain, name):
+                raise ValueError(f"mid.{name}={getattr(mid, name)} needs attention in the middle, but {reason}")
+    if mid.attention_num_groups is not None and not mid.attention_norm:
+        raise ValueError("mid.attention_num_groups and mid.attention_norm=False contradict each other")
+
+
+def _check_resampling(config: UNetConfig) -> None:
+    resample, down, up = config.resample, config.encoder_resample, config.decoder_resample
+    for name, kinds in (("encoder.resample", config.encoder.resample), ("decoder.resample", config.decoder.resample)):
+        for kind in kinds or ():
+            check_choice(name, kind, get_args(ResampleKind))
+    if config.encoder.resample is not None and config.decoder.resample is not None and resample.kind != "conv":
+        raise ValueError(f"resample.kind={resample.kind!r}, but encoder.resample and decoder.resample say it for all")
+    axis_strides(resample.strides, config.spatial_dims)
+    used = set(down + up)
+    if resample.padding == "end" and "conv" not in down:
+        raise ValueError(f"resample.padding='end' is for strided convolutions, but the encoder has {down}")
+    if resample.padding == "end" and set(axis_strides(resample.strides, config.spatial_dims)) == {1}:
+        raise ValueError(
+            f"resample.padding='end' is for axes that are halved, but resample.strides={resample.strides} halves none"
+        )
+    if resample.taps != BOX and not used & {"resblock", "plain"} and not config.encoder.residual_input:
+        raise ValueError(f"resample.taps are for 'resblock' and 'plain' resampling, but there is {sorted(used)}")
+    if config.resblock.project_resampled and "resblock" not in used:
+        raise ValueError(f"resblock.project_resampled is for 'resblock' resampling, but there is {sorted(used)}")
+    if config.encoder.residual_input:
+        if len(config.channels) == 1:
+            raise ValueError("encoder.residual_input adds the image at lower levels, but channels names one level")
+        if resample.padding == "end" or set(axis_strides(resample.strides, config.spatial_dims)) != {2}:
+            raise ValueError(
+                "encoder.residual_input halves all axes, rounding up, but resample.padding="
+                f"{resample.padding!r} with resample.strides={resample.strides} does not"
+            )
+
+
+def _check_conditions(config: UNetConfig) -> None:
+    condition, time, plain = config.condition, config.time, type(config.condition)()
+    if config.addition_time_embed_dim is not None and condition.vector_dim is None:
+        raise ValueError(f"addition_time_embed_dim={config.addition_time_embed_dim} needs condition.vector_dim")
+    for name in ("class_entry", "class_bias", "class_scale", "missing_class"):
+        if config.num_classes is None and getattr(condition, name) != getattr(plain, name):
+            raise ValueError(f"condition.{name}={getattr(condition, name)!r} needs num_classes")
+    if time.features == "fourier" and config.addition_time_embed_dim is None:
+        for name in ("frequency_shift", "frequencies"):
+            if getattr(time, name) != getattr(type(time)(), name):
+                raise ValueError(
+                    f"time.{name}={getattr(time, name)!r} is for sinusoids, but time.features is 'fourier' and "
+                    "addition_time_embed_dim is None"
+                )

@@ -1,0 +1,176 @@
+"""The levels of the U-Net as modules, built from their plans."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, cat, nn
+
+from unetgn.nn.attention import SelfAttention
+from unetgn.nn.checkpointing import recomputed
+from unetgn.nn.resample import Downsample, InputBranch, Resample, Upsample
+from unetgn.nn.resblock import ResBlock
+from unetgn.nn.transformer import SpatialTransformer
+from unetgn.unet.config import UNetConfig
+from unetgn.unet.plan import AttentionPlan, BlockPlan, LevelPlan
+
+
+class Level(nn.Module):
+    """Residual blocks, some with attention behind them: `resnets.j` and, where block j attends, `attentions.j`.
+
+    `recompute_blocks` keeps only each block's input for the backward pass.
+    """
+
+    recompute_blocks = False
+
+    def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
+        super().__init__()
+        self.takes_skip = [block.skip for block in plan.blocks]
+        self.resnets = nn.ModuleList(_residual_block(config, block) for block in plan.blocks)
+        self.attentions = nn.ModuleDict(
+            {str(j): _attention(config, b.out_channels, b.attention) for j, b in enumerate(plan.blocks) if b.attention}
+        )
+
+    def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        """Residual block `index` and its attention."""
+        return recomputed(
+            lambda *inputs: self._block(index, *inputs), x, emb, context, enabled=self.recompute_blocks, random=True
+        )
+
+    def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        x = self.resnets[index](x, emb)
+        if str(index) in self.attentions:
+            attention = self.attentions[str(index)]
+            x = attention(x) if isinstance(attention, SelfAttention) else attention(x, context)
+        return x
+
+
+class EncoderLevel(Level):
+    """Blocks, then halving: returns what goes on, and each of its results as a skip connection."""
+
+    def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
+        super().__init__(config, plan)
+        self.downsamplers = nn.ModuleList()
+        self.input_branch = None
+        if plan.resample is not None:
+            self.downsamplers.append(_downsampler(config, plan))
+        if plan.image_channels is not None:
+            self.input_branch = InputBranch(
+                plan.image_channels, plan.channels, spatial_dims=config.spatial_dims, taps=config.resample.taps
+            )
+
+    def forward(
+        self, x: Tensor, image: Tensor, emb: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """x, the running image, and the skip connections (N, C, *spatial) that begin here."""
+        skips = []
+        for index in range(len(self.resnets)):
+            x = self.block(index, x, emb, context)
+            skips.append(x)
+        for downsample in self.downsamplers:
+            x = downsample(x, emb) if isinstance(downsample, ResBlock) else downsample(x)
+            if self.input_branch is not None:
+                x = image = self.input_branch(x, image)
+            skips.append(x)
+        return x, image, skips
+
+
+class MidLevel(Level):
+    """The blocks between encoder and decoder."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+        for index in range(len(self.resnets)):
+            x = self.block(index, x, emb, context)
+        return x
+
+
+class DecoderLevel(Level):
+    """Blocks, each of which takes the last skip connection of the list, then doubling to the next one's size."""
+
+    def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
+        super().__init__(config, plan)
+        self.upsamplers = nn.ModuleList()
+        if plan.resample is not None:
+            self.upsamplers.append(_upsampler(config, plan))
+
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None) -> Tensor:
+        for index, takes_skip in enumerate(self.takes_skip):
+            if takes_skip:
+                x = cat([x, skips.pop()], dim=1)
+            x = self.block(index, x, emb, context)
+        for upsample in self.upsamplers:
+            size: Sequence[int] = skips[-1].shape[2:]
+            x = upsample(x, emb, size=size) if isinstance(upsample, ResBlock) else upsample(x, size=size)
+        return x
+
+
+def _residual_block(config: UNetConfig, plan: BlockPlan) -> ResBlock:
+    return ResBlock(
+        plan.in_channels,
+        plan.out_channels,
+        emb_channels=config.embedding_width,
+        spatial_dims=config.spatial_dims,
+        norm=config.norm,
+        config=dataclasses.replace(config.resblock, residual_scale=plan.residual_scale),
+        dropout=config.dropout,
+    )
+
+
+def _resampling_block(config: UNetConfig, channels: int, direction: Literal["down", "up"]) -> ResBlock:
+    return ResBlock(
+        channels,
+        emb_channels=config.embedding_width,
+        spatial_dims=config.spatial_dims,
+        norm=config.norm,
+        config=config.resblock,
+        dropout=config.dropout,
+        resample=direction,
+        strides=config.resample.strides,
+        taps=config.resample.taps,
+    )
+
+
+def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) -> nn.Module:
+    assert plan is not None
+    shared = config.attention
+    if plan.depth is None:
+        return SelfAttention(
+            channels,
+            num_heads=plan.num_heads,
+            norm=plan.norm,
+            qk_norm=shared.qk_norm,
+            upcast=shared.upcast,
+            residual_scale=plan.residual_scale,
+            zero_init=shared.zero_init,
+        )
+    return SpatialTransformer(
+        channels,
+        num_heads=plan.num_heads,
+        context_dim=plan.context_dim,
+        depth=plan.depth,
+        spatial_dims=config.spatial_dims,
+        linear_projection=bool(config.transformer and config.transformer.linear_projection),
+        cross_only=plan.cross_only,
+        norm=plan.norm,
+        qk_norm=shared.qk_norm,
+        upcast=shared.upcast,
+        zero_init=shared.zero_init,
+    )
+
+
+def _downsampler(config: UNetConfig, plan: LevelPlan) -> nn.Module:
+    resample, dims = config.resample, config.spatial_dims
+    if plan.resample == "conv":
+        return Downsample(plan.channels, spatial_dims=dims, strides=resample.strides, padding=resample.padding)
+    if plan.resample == "plain":
+        return Resample("down", spatial_dims=dims, strides=resample.strides, taps=resample.taps)
+    return _resampling_block(config, plan.channels, "down")
+
+
+def _upsampler(config: UNetConfig, plan: LevelPlan) -> nn.Module:
+    resample, dims = config.resample, config.spatial_dims
+    if plan.resample == "conv":
+        return Upsample(plan.channels, spatial_dims=dims, strides=resample.strides)
+    if plan.resample == "plain":
+        return Resample("up", spatial_dims=dims, strides=resample.strides, taps=resample.taps)
+    return _resampling_block(config, plan.channels, "up")

@@ -1,0 +1,313 @@
+"""The configurable U-Net, as a diffusers model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetgn.nn.attention import AttentionConfig
+from unetgn.nn.checkpointing import CheckpointGrade, recomputed
+from unetgn.nn.conv import convolution, zero_parameters
+from unetgn.nn.embedding import (
+    AugmentEmbedding,
+    ClassEmbedding,
+    FourierFeatures,
+    SinusoidalFeatures,
+    TimeConfig,
+    TimestepEmbedding,
+    feature_dtype,
+)
+from unetgn.nn.groups import NormConfig
+from unetgn.nn.resample import ResampleConfig
+from unetgn.nn.resblock import ResBlockConfig
+from unetgn.nn.transformer import TransformerConfig
+from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.inputs import (
+    add_residual,
+    add_residuals,
+    as_timesteps,
+    check_rows,
+    check_sample,
+    check_tensors,
+    is_other_dtype,
+)
+from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
+from unetgn.unet.plan import plan_unet
+
+_DEFAULT = UNetConfig()
+
+
+@dataclass
+class UNetOutput(BaseOutput):
+    """The network's output: `sample`, (N, out_channels, *spatial)."""
+
+    sample: Tensor
+
+
+class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """The U-Net of diffusion models over one, two or three spatial axes, as its configuration describes it.
+
+    The arguments are the fields of `UNetConfig`; nested ones are dataclasses or plain dicts. `from_unet_config` takes
+    a whole configuration, `unet_config` holds it. As a diffusers model it saves and loads itself (`save_pretrained`,
+    `from_pretrained`, safetensors) and works in diffusers' pipelines. A saved pipeline names it `unetgn.unet.UNet`;
+    diffusers loads classes of imported modules only: `import unetgn.unet` before `DiffusionPipeline.from_pretrained`.
+    Raises ValueError or TypeError, naming the field, where the configuration is wrong.
+    Ho et al. 2020 (arXiv 2006.11239); Dhariwal & Nichol 2021 (arXiv 2105.05233); Karras et al. 2022 (arXiv 2206.00364).
+    """
+
+    __module__ = "unetgn.unet"  # its permanent name
+    _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules: list[str] | None = ["time_proj"]  # noqa: RUF012 - for from_pretrained: see FourierFeatures
+    _no_split_modules: ClassVar[list[str]] = ["ResBlock", "SelfAttention", "SpatialTransformer"]
+
+    def __init__(
+        self,
+        *,
+        sample_size: int | Sequence[int] | None = _DEFAULT.sample_size,
+        in_channels: int = _DEFAULT.in_channels,
+        out_channels: int = _DEFAULT.out_channels,
+        spatial_dims: int = _DEFAULT.spatial_dims,
+        channels: Sequence[int] = _DEFAULT.channels,
+        depth: int | Sequence[int] = _DEFAULT.depth,
+        attention_levels: Sequence[int] = _DEFAULT.attention_levels,
+        num_classes: int | None = _DEFAULT.num_classes,
+        dropout: float = _DEFAULT.dropout,
+        time_cond_proj_dim: int | None = _DEFAULT.time_cond_proj_dim,
+        addition_time_embed_dim: int | None = _DEFAULT.addition_time_embed_dim,
+        time: TimeConfig | Mapping[str, Any] = _DEFAULT.time,
+        condition: ConditionConfig | Mapping[str, Any] = _DEFAULT.condition,
+        norm: NormConfig | Mapping[str, Any] = _DEFAULT.norm,
+        resblock: ResBlockConfig | Mapping[str, Any] = _DEFAULT.resblock,
+        attention: AttentionConfig | Mapping[str, Any] = _DEFAULT.attention,
+        transformer: TransformerConfig | Mapping[str, Any] | None = _DEFAULT.transformer,
+        resample: ResampleConfig | Mapping[str, Any] = _DEFAULT.resample,
+        encoder: EncoderConfig | Mapping[str, Any] = _DEFAULT.encoder,
+        mid: MidConfig | Mapping[str, Any] = _DEFAULT.mid,
+        decoder: DecoderConfig | Mapping[str, Any] = _DEFAULT.decoder,
+        **kwargs: Any,
+    ) -> None:
+        given = locals()
+        super().__init__()
+        options = {field.name: given[field.name] for field in fields(UNetConfig)}
+        self.unet_config = UNetConfig.from_dict(options | kwargs)  # which names what is no field, and the nearest one
+        self.register_to_config(**self.unet_config.to_dict())
+        self._keep_in_fp32_modules = None  # in `to`, FourierFeatures sees to it itself
+        self.checkpointing: CheckpointGrade = "none"
+        self._build_embeddings(self.unet_config)
+        self._build_levels(self.unet_config)
+
+    def _build_embeddings(self, config: UNetConfig) -> None:
+        time, condition = config.time, config.condition
+        features, embedding = config.feature_width, config.embedding_width
+        if time.features == "fourier":
+            self.time_proj: nn.Module = FourierFeatures(features, order=time.order, scale=time.fourier_scale)
+        else:
+            self.time_proj = _sinusoid(features, time)
+        self.time_embedding = TimestepEmbedding(features, embedding, cond_channels=config.time_cond_proj_dim)
+        self.class_embedding = self.augment_embedding = self.add_time_proj = self.add_embedding = None
+        if config.num_classes is not None:
+            self.class_embedding = ClassEmbedding(
+                config.num_classes,
+                features if condition.class_entry == "before_mlp" else embedding,
+                null_class=condition.null_class,
+                missing=condition.missing_class,
+                bias=condition.class_bias,
+                scale=condition.class_scale,
+            )
+        if condition.augment_dim is not None:
+            self.augment_embedding = AugmentEmbedding(condition.augment_dim, features)
+        if condition.vector_dim is not None:
+            self.add_embedding = TimestepEmbedding(condition.vector_dim, embedding)
+        if config.addition_time_embed_dim is not None:
+            self.add_time_proj = _sinusoid(config.addition_time_embed_dim, time)
+
+    def _build_levels(self, config: UNetConfig) -> None:
+        plan, dims = plan_unet(config), config.spatial_dims
+        self.conv_in = convolution(dims, config.in_channels, config.stem_channels, config.encoder.stem_kernel)
+        self.down_blocks = nn.ModuleList(EncoderLevel(config, level) for level in plan.encoder)
+        self.mid_block = MidLevel(config, plan.mid)
+        self.up_blocks = nn.ModuleList(DecoderLevel(config, level) for level in plan.decoder)
+        width = plan.decoder[-1].channels
+        self.conv_norm_out = config.norm.build(width)
+        self.conv_out = convolution(dims, width, config.out_channels, config.decoder.out_kernel)
+        if config.resblock.zero_init:
+            zero_parameters(self.conv_out)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor | None = None,
+        *,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        timestep_cond: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNetOutput | tuple[Tensor]:
+        """What the network predicts for a noisy `sample` at `timestep`.
+
+        Shapes: sample (N, in_channels, *spatial), any size; timestep a number or (N,); encoder_hidden_states
+        (N, M, context_dim); class_labels (N,) integers or (N, classes) rows; augment_labels (N, augment_dim);
+        added_cond_kwargs {"text_embeds": (N, D), "time_ids": (N, K)} or {"vector": (N, vector_dim)}; timestep_cond
+        (N, time_cond_proj_dim); ControlNet's residuals, one for each skip connection and one for the middle.
+        Returns an object with `.sample` (N, out_channels, *spatial), or a tuple of it where return_dict is False.
+        Raises ValueError where an input is missing, misshapen, or not one of this network's; TypeError where it is
+        no tensor.
+        """
+        self._check_inputs(sample, encoder_hidden_states, cross_attention_kwargs)
+
+        # Embedding.
+        emb = self.embed(sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond)
+
+        # Encoder.
+        x, image = self.conv_in(sample), sample
+        skips = [x]
+        for level in self.down_blocks:
+            x, image, results = level(x, image, emb, encoder_hidden_states)
+            skips += results
+        if down_block_additional_residuals is not None:
+            skips = add_residuals(skips, down_block_additional_residuals)
+
+        # Middle.
+        x = self.mid_block(x, emb, encoder_hidden_states)
+        if mid_block_additional_residual is not None:
+            x = add_residual(x, mid_block_additional_residual, "mid_block_additional_residual")
+
+        # Decoder.
+        for level in self.up_blocks:
+            x = level(x, skips, emb, encoder_hidden_states)
+        x = recomputed(lambda x: self.conv_out(self.conv_norm_out(x)), x, enabled=self.checkpointing == "activations")
+
+        return UNetOutput(sample=x) if return_dict else (x,)
+
+    def embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """The embedding (N, embedding_width) that the blocks receive; arguments as in `forward`."""
+        config, batch, dtype = self.unet_config, sample.shape[0], sample.dtype
+        check_tensors(class_labels=class_labels, augment_labels=augment_labels, timestep_cond=timestep_cond)
+        check_tensors(**(added_cond_kwargs or {}))
+        timesteps = as_timesteps(timestep, batch, sample)
+        labelled = None
+        if self.class_embedding is not None:
+            labelled = self.class_embedding(class_labels, batch)
+        elif class_labels is not None:
+            raise ValueError("class_labels were given, but num_classes is None")
+
+        hidden = self.time_proj(timesteps, feature_dtype(dtype)).to(dtype)
+        if labelled is not None and config.condition.class_entry == "before_mlp":
+            hidden = hidden + labelled
+        if augment_labels is not None:
+            if self.augment_embedding is None:
+                raise ValueError("augment_labels were given, but condition.augment_dim is None")
+            check_rows("augment_labels", augment_labels, batch, config.condition.augment_dim, "condition.augment_dim")
+            hidden = hidden + self.augment_embedding(augment_labels.to(dtype))
+        if timestep_cond is not None and config.time_cond_proj_dim is not None:
+            check_rows("timestep_cond", timestep_cond, batch, config.time_cond_proj_dim, "time_cond_proj_dim")
+        emb = self.time_embedding(hidden, timestep_cond)
+        if labelled is not None and config.condition.class_entry == "after_mlp":
+            emb = emb + labelled
+        if self.add_embedding is not None:
+            emb = emb + self.add_embedding(self._vector(added_cond_kwargs or {}, batch, dtype))
+        elif added_cond_kwargs:
+            raise ValueError(f"added_cond_kwargs has {sorted(added_cond_kwargs)}, but condition.vector_dim is None")
+        return emb if config.resblock.activate_embedding else F.silu(emb)
+
+    def _vector(self, added: Mapping[str, Tensor], batch: int, dtype: torch.dtype) -> Tensor:
+        """The conditioning vector (N, vector_dim), as given or joined from pooled text and size numbers."""
+        if set(added) == {"vector"}:
+            vector = added["vector"]
+        elif set(added) == {"text_embeds", "time_ids"} and self.add_time_proj is not None:
+            numbers, pooled = added["time_ids"], added["text_embeds"]
+            if numbers.ndim != 2 or pooled.ndim != 2 or not numbers.shape[0] == pooled.shape[0] == batch:
+                shapes = f"{tuple(pooled.shape)} and {tuple(numbers.shape)}"
+                raise ValueError(f"text_embeds and time_ids must be ({batch}, D) and ({batch}, K), got {shapes}")
+            features = self.add_time_proj(numbers.flatten(), feature_dtype(dtype)).to(dtype)
+            vector = torch.cat([pooled.to(dtype), features.reshape(batch, -1)], dim=1)
+        else:
+            raise ValueError(
+                "this network needs added_cond_kwargs with 'vector', or with 'text_embeds' and 'time_ids' where "
+                f"addition_time_embed_dim is set; got {sorted(added)}"
+            )
+        width = self.unet_config.condition.vector_dim
+        return check_rows("the conditioning vector", vector, batch, width, "condition.vector_dim").to(dtype)
+
+    def _check_inputs(self, sample: Tensor, context: Tensor | None, attention_kwargs: Mapping[str, Any] | None) -> None:
+        check_tensors(sample=sample, encoder_hidden_states=context)
+        check_sample(sample, self.unet_config)
+        # `dtype` walks over all modules, to see what layerwise casting computes in: asked where it may be an error only
+        if is_other_dtype(sample, cast(Tensor, self.conv_in.weight).dtype) and sample.dtype != self.dtype:
+            raise ValueError(f"sample is {sample.dtype}, but the network is {self.dtype}: convert one with .to(dtype)")
+        if context is not None and self.unet_config.transformer is None:
+            raise ValueError("encoder_hidden_states were given, but this network has no transformer")
+        if context is not None and is_other_dtype(context, sample.dtype):
+            raise ValueError(f"encoder_hidden_states are {context.dtype}, but sample is {sample.dtype}")
+        if attention_kwargs:
+            raise ValueError(f"cross_attention_kwargs are not supported, got {sorted(attention_kwargs)}")
+
+    def set_checkpointing(self, grade: CheckpointGrade) -> None:
+        """What the backward pass computes again: "none", norms and "activations" only, or whole "blocks"."""
+        if grade not in ("none", "activations", "blocks"):
+            raise ValueError(f"checkpointing must be 'none', 'activations' or 'blocks', got {grade!r}")
+        self.checkpointing = grade
+        for module in self.modules():
+            if isinstance(module, Level):
+                module.recompute_blocks = grade == "blocks"
+            elif hasattr(module, "recompute"):
+                module.recompute = grade == "activations"
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
+        """diffusers' name for `set_checkpointing("blocks")`; takes no function of the caller's."""
+        if gradient_checkpointing_func is not None:
+            raise ValueError("gradient_checkpointing_func is not supported; see UNet.set_checkpointing")
+        self.set_checkpointing("blocks")
+
+    def disable_gradient_checkpointing(self) -> None:
+        """diffusers' name for `set_checkpointing("none")`."""
+        self.set_checkpointing("none")
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.checkpointing != "none"
+
+    @classmethod
+    def from_unet_config(cls, config: UNetConfig) -> "UNet":
+        """A new network, randomly initialised, of this configuration."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(UNetConfig)})
+
+    @classmethod
+    def from_diffusers(cls, model_or_folder: nn.Module | str | Path, *, variant: str | None = None) -> "UNet":
+        """The network of a diffusers model, or of a folder that one was saved to: `unetgn.interop.from_diffusers`."""
+        from unetgn.interop import from_diffusers  # interop stands above this file
+
+        return from_diffusers(model_or_folder, variant=variant)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """As in ConfigMixin, but a key of config.json that is no field is an error instead of a warning."""
+        public = {key: value for key, value in config_dict.items() if not key.startswith("_")}
+        UNetConfig.from_dict(public)
+        return super().extract_init_dict(config_dict, **kwargs)
+
+
+def _sinusoid(width: int, time: TimeConfig) -> SinusoidalFeatures:
+    return SinusoidalFeatures(
+        width, order=time.order, frequency_shift=time.frequency_shift, frequencies=time.frequencies
+    )

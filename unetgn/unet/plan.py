@@ -1,0 +1,197 @@
+"""From a configuration to a list of blocks: which widths, skips and attentions each one has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unetgn.nn.attention import count_heads
+from unetgn.nn.groups import NormConfig
+from unetgn.nn.resample import ResampleKind
+
+if TYPE_CHECKING:
+    from unetgn.unet.config import UNetConfig
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """One attention layer; `depth` None is plain self-attention, else a spatial transformer of that many blocks."""
+
+    num_heads: int
+    norm: NormConfig | None
+    residual_scale: float
+    depth: int | None = None
+    context_dim: int | None = None
+    cross_only: bool = False
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One residual block and the attention behind it. `in_channels` counts those of the skip connection."""
+
+    in_channels: int
+    out_channels: int
+    skip: bool
+    residual_scale: float
+    attention: AttentionPlan | None
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """The blocks of one level and the resampling that leaves it; None at the last level of its side.
+
+    `image_channels`: width of the running image where the level ends in an input branch.
+    """
+
+    blocks: tuple[BlockPlan, ...]
+    channels: int
+    resample: ResampleKind | None = None
+    image_channels: int | None = None
+
+    @property
+    def attentions(self) -> list[AttentionPlan]:
+        """The attention layers behind its blocks."""
+        return [block.attention for block in self.blocks if block.attention is not None]
+
+
+@dataclass(frozen=True)
+class UNetPlan:
+    """The levels in the order in which an image meets them; the decoder's first is the coarsest."""
+
+    encoder: tuple[LevelPlan, ...]
+    mid: LevelPlan
+    decoder: tuple[LevelPlan, ...]
+
+    def attentions_at(self, level: int) -> list[AttentionPlan]:
+        """The attention layers of a level, counted from 0, the finest, in the encoder and the decoder."""
+        return self.encoder[level].attentions + self.decoder[-1 - level].attentions
+
+
+def plan_unet(config: UNetConfig) -> UNetPlan:
+    """The blocks that `config` describes. Raises ValueError where widths, heads and depths do not fit together."""
+    return UNetPlan(_plan_encoder(config), _plan_mid(config), _plan_decoder(config))
+
+
+def _plan_encoder(config: UNetConfig) -> tuple[LevelPlan, ...]:
+    levels, width, image = [], config.stem_channels, config.in_channels
+    for level, channels in enumerate(config.channels):
+        blocks = []
+        for index in range(config.depths[level]):
+            attention = None
+            if index in _attending(config, level):
+                attention = _plan_attention(config, channels, level=level, index=index, depth=config.depths[level])
+            blocks.append(BlockPlan(width, channels, False, config.resblock.residual_scale, attention))
+            width = channels
+        last = level == len(config.channels) - 1
+        branch = image if config.encoder.residual_input and not last else None
+        levels.append(LevelPlan(tuple(blocks), width, None if last else config.encoder_resample[level], branch))
+        image = width
+    return tuple(levels)
+
+
+def _plan_mid(config: UNetConfig) -> LevelPlan:
+    mid, level, channels = config.mid, len(config.channels) - 1, _encoder_width(config, len(config.channels) - 1)
+    scale = config.resblock.residual_scale if mid.residual_scale is None else mid.residual_scale
+    attention = None
+    if mid.attention and mid.depth > 0:
+        plan = _plan_attention(config, channels, level=level, index=0, depth=max(1, config.depths[level]))
+        norm = plan.norm if mid.attention_norm else None
+        if norm is not None and mid.attention_num_groups is not None:
+            norm = NormConfig(num_groups=mid.attention_num_groups, eps=norm.eps)
+        depth = plan.depth if mid.transformer_depth is None else mid.transformer_depth
+        attention = dataclasses.replace(plan, norm=norm, residual_scale=scale, depth=depth, cross_only=mid.cross_only)
+    blocks = (BlockPlan(channels, channels, False, scale, attention if i == 0 else None) for i in range(mid.depth))
+    return LevelPlan(tuple(blocks), channels)
+
+
+def _plan_decoder(config: UNetConfig) -> tuple[LevelPlan, ...]:
+    widths = config.decoder.channels or config.channels
+    levels, width = [], _encoder_width(config, len(config.channels) - 1)
+    for level in reversed(range(len(config.channels))):
+        skips = _skip_widths(config, level)
+        depth = len(skips) if config.decoder.depth is None else config.decoder.depth[level]
+        if depth < len(skips):
+            raise ValueError(
+                f"decoder.depth={config.decoder.depth} gives level {level} {depth} blocks, but the encoder leaves it "
+                f"{len(skips)} skip connections, one for a block"
+            )
+        chosen = _decoder_attending(config, level, depth)
+        blocks = []
+        for index in range(depth):
+            skip = skips[-1 - index] if index < len(skips) else 0
+            attention = None
+            if index in chosen:
+                attention = _plan_attention(config, widths[level], level=level, index=index, depth=depth, decoder=True)
+            scale = config.resblock.residual_scale
+            blocks.append(BlockPlan(width + skip, widths[level], skip > 0, scale, attention))
+            width = widths[level]
+        resample = config.decoder_resample[level - 1] if level else None
+        levels.append(LevelPlan(tuple(blocks), width, resample))
+    return tuple(levels)
+
+
+def _encoder_width(config: UNetConfig, level: int) -> int:
+    """Width in which encoder level `level` ends: its own, or that of the level before where it has no block."""
+    while level >= 0 and config.depths[level] == 0:
+        level -= 1
+    return config.channels[level] if level >= 0 else config.stem_channels
+
+
+def _skip_widths(config: UNetConfig, level: int) -> list[int]:
+    """Widths of the skip connections that start at an encoder level, in the order in which they arise."""
+    first = config.stem_channels if level == 0 else _encoder_width(config, level - 1)
+    return [first] + [config.channels[level]] * config.depths[level]
+
+
+def _attending(config: UNetConfig, level: int) -> tuple[int, ...]:
+    if config.encoder.attention_blocks is not None:
+        return config.encoder.attention_blocks[level]
+    return tuple(range(config.depths[level])) if level in config.attention_levels else ()
+
+
+def _decoder_attending(config: UNetConfig, level: int, depth: int) -> tuple[int, ...]:
+    if config.decoder.attention_blocks is None:
+        everywhere = level in config.attention_levels or _attending(config, level)
+        return tuple(range(depth)) if everywhere else ()
+    chosen = config.decoder.attention_blocks[level]
+    if any(not 0 <= index < depth for index in chosen):
+        raise ValueError(f"decoder.attention_blocks names blocks {chosen} of level {level}, which has {depth}")
+    return chosen
+
+
+def _plan_attention(
+    config: UNetConfig, channels: int, *, level: int, index: int, depth: int, decoder: bool = False
+) -> AttentionPlan:
+    """The attention behind block `index` of the `depth` blocks of a level, at one side of the network."""
+    heads, shared = config.attention.num_heads, config.attention
+    if decoder and config.decoder.num_heads is not None:
+        heads = config.decoder.num_heads
+    if isinstance(heads, tuple):
+        heads = heads[level]
+    try:
+        count = count_heads(channels, num_heads=heads, head_dim=None if heads is not None else shared.head_dim)
+    except ValueError as error:
+        raise ValueError(f"attention at level {level}: {error} (attention.num_heads, attention.head_dim)") from None
+    norm = config.norm if shared.norm is None else shared.norm
+    plan = AttentionPlan(count, norm, config.resblock.residual_scale)
+    transformer = config.transformer
+    if transformer is None:
+        return plan
+    context = transformer.context_dim
+    depths = transformer.depth
+    if decoder and config.decoder.transformer_depth is not None:
+        depths = config.decoder.transformer_depth
+    at_level = depths[level] if isinstance(depths, tuple) else depths
+    if isinstance(at_level, tuple) and len(at_level) != depth:
+        side = "decoder (decoder.transformer_depth)" if decoder else "encoder (transformer.depth)"
+        raise ValueError(
+            f"transformer depths {at_level} of level {level} must be one number for each of its blocks, which are "
+            f"{depth} in the {side}"
+        )
+    return dataclasses.replace(
+        plan,
+        depth=at_level[index] if isinstance(at_level, tuple) else at_level,
+        context_dim=context[level] if isinstance(context, tuple) else context,
+        cross_only=level in transformer.cross_only,
+    )
