@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from training.checkpoint import delete_old, write_checkpoint
 from training.config import RunConfig, to_yaml
-from training.data.samples import Samples, SampleStream, StepBatches
+from training.data.samples import IndexedSamples, Samples, StepBatches
 from training.preview import Conditions, draw_loss, draw_preview, preview_file
 from training.run_directory import RunDirectory
 from training.signals import Interrupted, StopSignals
@@ -37,14 +37,14 @@ class Loop:
         self,
         config: RunConfig,
         state: TrainState,
-        stream: Samples,
-        held_out: SampleStream | None,
+        samples: Samples,
+        held_out: IndexedSamples | None,
         conditions: Conditions,
         run: RunDirectory,
         signals: StopSignals,
     ) -> None:
         self.config, self.state, self.conditions, self.run, self.signals = config, state, conditions, run, signals
-        self.stream, self.held_out = stream, held_out
+        self.samples, self.held_out = samples, held_out
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
@@ -62,7 +62,7 @@ class Loop:
             self.state.step, train.steps, train.batch_size, train.gradient_accumulation, rank, self.ranks
         )
         on_gpu = self.accelerator.device.type == "cuda"
-        return iter(self.stream.loader(order, num_workers=self.config.data.num_workers, pin_memory=on_gpu))
+        return iter(self.samples.loader(order, num_workers=self.config.data.num_workers, pin_memory=on_gpu))
 
     def train(self) -> None:
         """Run to the last step. Raises Preempted after a signal (state saved) and Diverged (nothing saved)."""
@@ -152,7 +152,7 @@ class Loop:
         step = self.state.step
         row = {
             "step": step,
-            **self.stream.progress(step * self.images_per_step),
+            **self.samples.progress(step * self.images_per_step),
             "learning_rate": learning_rate(self.config.train, step - 1),
             **self.window.close(),
         }
@@ -208,7 +208,7 @@ class Loop:
                 "counters": state.counters(),
                 "window": window,
                 "world_size": self.ranks,
-                "images": self.stream.fingerprint(),
+                "images": self.samples.fingerprint(),
                 "torch": torch.__version__,
             }
             write_checkpoint(self.run.checkpoints, state.step, tensors, texts, facts)

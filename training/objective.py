@@ -93,7 +93,7 @@ def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
 
 
 class Objective:
-    """Loss of a network on a batch of `training.data.samples.SampleStream`.
+    """Loss of a network on a batch of `training.data.samples.IndexedSamples`.
 
     With x the clean image, e the noise and a = alphas_cumprod[t]: the network sees z = sqrt(a)·x + sqrt(1-a)·e and is
     asked for e (epsilon), x (sample) or sqrt(a)·e - sqrt(1-a)·x (v_prediction). The loss of a sample is the mean of the
@@ -131,7 +131,7 @@ class Objective:
         return self.scheduler.get_velocity(image, noise, timesteps)
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The stream's batch as `losses` takes it: image and noise, `timesteps`, `labels` of classes, `text`.
+        """A batch of samples as `losses` takes it: image and noise, `timesteps`, `labels` of classes, `text`.
 
         For the CPU: the uniform numbers are float64, which not every device has.
         """

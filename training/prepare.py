@@ -14,7 +14,7 @@ from training.data.autoencoder import load_autoencoder
 from training.data.config import open_images, split
 from training.data.images import DataError, Images, check_classes
 from training.data.latents import Latents
-from training.data.samples import Samples, SampleStream
+from training.data.samples import IndexedSamples, Samples
 from training.data.stream import ShardStream
 from training.data.text import TextEncoder
 from training.preview import Conditions
@@ -24,7 +24,7 @@ from training.validate import SEED as VALIDATION_SEED
 
 def prepare_samples(
     config: RunConfig, accelerator: Accelerator, overfit: int | None
-) -> tuple[Samples, SampleStream | None]:
+) -> tuple[Samples, IndexedSamples | None]:
     """The samples to train on, and the held-out ones (None: a stream has none).
 
     Raises ConfigError where the data are not what the configuration says, or unfit.
@@ -36,17 +36,17 @@ def prepare_samples(
     except (ValueError, DataError) as error:
         raise ConfigError(str(error)) from error
     flip_pixels = config.data.random_flip and config.data.name != "latents"  # which choose among those that were cached
-    stream = SampleStream(images, train, config.seed, random_flip=flip_pixels)
-    return stream, SampleStream(images, held_out, VALIDATION_SEED)
+    samples = IndexedSamples(images, train, config.seed, random_flip=flip_pixels)
+    return samples, IndexedSamples(images, held_out, VALIDATION_SEED)
 
 
 def prepare_stream(config: RunConfig, accelerator: Accelerator, overfit: int | None) -> ShardStream:
     """The shards, which the main process checks."""
     if overfit is not None:
         raise ConfigError(f"--overfit {overfit}: a stream's images have no numbers; use data.name datasets or folder")
-    stream = ShardStream(config.data, config.model.in_channels, config.model.num_classes, config.seed)
-    ask_main(accelerator, lambda: stream.check(accelerator.num_processes, config.data.num_workers))
-    return stream
+    shards = ShardStream(config.data, config.model.in_channels, config.model.num_classes, config.seed)
+    ask_main(accelerator, lambda: shards.check(accelerator.num_processes, config.data.num_workers))
+    return shards
 
 
 def prepare_images(
@@ -81,7 +81,7 @@ def read_all(images: Images) -> np.ndarray:
 
 def preview_conditions(config: RunConfig, samples: Samples) -> Conditions:
     """What previews are drawn with: of latents the decoder, of latents with captions those of the first images."""
-    if not isinstance(samples, SampleStream) or not isinstance(images := samples.images, Latents):
+    if not isinstance(samples, IndexedSamples) or not isinstance(images := samples.images, Latents):
         return Conditions((config.model.in_channels, config.data.image_size, config.data.image_size))
     conditions = Conditions(images.shape, autoencoder=images.autoencoder)
     if images.empty_text is None:

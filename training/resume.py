@@ -52,7 +52,7 @@ def find_start(output: RunDirectory, resume: str) -> Path | None:
     return found
 
 
-def check_same_run(config: RunConfig, stream: Samples, checkpoint: Path, world_size: int) -> None:
+def check_same_run(config: RunConfig, samples: Samples, checkpoint: Path, world_size: int) -> None:
     """Raise CheckpointError where configuration or images differ from the checkpoint's in what decides the weights, or
     where the checkpoint is already beyond the last step."""
     manifest = read_manifest(checkpoint)
@@ -72,9 +72,9 @@ def check_same_run(config: RunConfig, stream: Samples, checkpoint: Path, world_s
     if "train.steps" in changed:
         logger.warning("train.steps was %s and is %s: the learning rate follows the new one", before["train.steps"],
                        now["train.steps"])  # fmt: skip
-    if manifest["images"] != stream.fingerprint():
+    if manifest["images"] != samples.fingerprint():
         raise CheckpointError(
-            f"{checkpoint} was made with other images than are here now ({stream}; data.path, --overfit): "
+            f"{checkpoint} was made with other images than are here now ({samples}; data.path, --overfit): "
             "put them back, or begin a run of its own with another --output"
         )
     if manifest["step"] > config.train.steps:

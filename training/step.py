@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoint import optimizer_from_tensors, optimizer_to_tensors
-from training.data.samples import Purpose, random_stream
+from training.data.samples import Purpose, random_generator
 from training.objective import Objective
 from training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
 from unetgn import UNet
@@ -206,14 +206,14 @@ class TrainState:
     def _seed_dropout(self) -> None:
         """Dropout draws from torch's own generator: seeded from (seed, step, rank), it needs no saving."""
         number = self.step * self.accelerator.num_processes + self.accelerator.process_index
-        torch.manual_seed(int(random_stream(self.seed, Purpose.STEP, number).integers(2**63)))
+        torch.manual_seed(int(random_generator(self.seed, Purpose.STEP, number).integers(2**63)))
 
     def _clip(self) -> Tensor:
         limit = self.config.max_gradient_norm or math.inf
         return whole(torch.as_tensor(self.accelerator.clip_grad_norm_(self.unet.parameters(), limit)).detach())
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The stream's batch prepared for the objective, where the network is and in its memory layout."""
+        """A batch of samples prepared for the objective, where the network is and in its memory layout."""
         batch = self.objective.prepare(batch)
         moved = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
         return {key: v.contiguous(memory_format=self.layout) if v.ndim == 4 else v for key, v in moved.items()}

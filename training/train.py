@@ -74,10 +74,10 @@ def run(arguments: argparse.Namespace) -> None:
     name = path.parent.name if path.name == "config.yaml" else path.stem  # a run's own configuration
     output = RunDirectory(arguments.output or Path("runs") / name)
     accelerator = make_accelerator(config, output.path)
-    stream, held_out = prepare_samples(config, accelerator, arguments.overfit)
-    conditions = preview_conditions(config, stream)
-    what = describe(config, accelerator, count_parameters(config), stream)
-    start = ask_main(accelerator, lambda: begin(config, output, stream, accelerator.num_processes, arguments))
+    samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
+    conditions = preview_conditions(config, samples)
+    what = describe(config, accelerator, count_parameters(config), samples)
+    start = ask_main(accelerator, lambda: begin(config, output, samples, accelerator.num_processes, arguments))
     initial = load_initial_weights(config) if start is None else None
     step = 0 if start is None else read_manifest(start)["step"]
     what += f"\nwriting to {output.path}" + (f", going on after step {step}" if step else "")
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
     state = TrainState(make_network(config, initial), objective, config.train, config.ema, accelerator, config.seed)
-    loop = Loop(config, state, stream, held_out, conditions, output, StopSignals(accelerator.num_processes))
+    loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
     if start is not None:
         restore(loop, start)
     if accelerator.is_main_process:

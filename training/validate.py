@@ -6,24 +6,24 @@ from collections.abc import Callable
 
 import torch
 
-from training.data.samples import SampleStream
+from training.data.samples import IndexedSamples
 from training.step import TrainState
 
 SEED = 0  # of the noise; the run's own seed must not make two runs incomparable
 
 
 @torch.no_grad()
-def held_out_loss(state: TrainState, stream: SampleStream, *, num_workers: int, go_on: Callable[[], None]) -> float:
+def held_out_loss(state: TrainState, samples: IndexedSamples, *, num_workers: int, go_on: Callable[[], None]) -> float:
     """Mean loss of the averaged weights over every held-out image once, each rank its share.
 
     Images are decoded in `num_workers` processes beside each rank. `go_on` is called before every batch, by every rank
     equally often, and may raise to leave early.
     """
     accelerator, size = state.accelerator, state.config.batch_size
-    count, ranks = len(stream.indices), accelerator.num_processes
+    count, ranks = len(samples.indices), accelerator.num_processes
     starts = range(accelerator.process_index * size, accelerator.process_index * size + count, size * ranks)
     shares = [list(range(start, min(start + size, count))) for start in starts]  # at the end some ranks have no image
-    loader = stream.loader(
+    loader = samples.loader(
         [share for share in shares if share], num_workers=num_workers, pin_memory=accelerator.device.type == "cuda"
     )
     total = torch.zeros(2, device=accelerator.device)

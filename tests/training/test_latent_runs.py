@@ -18,7 +18,7 @@ from sampling.sample import main as draw
 from training.cache_latents import main as cache
 from training.config import load_config
 from training.data.latents import Latents
-from training.data.samples import SampleStream
+from training.data.samples import IndexedSamples
 from training.network import load_initial_weights, load_network
 from training.objective import Objective
 from training.prepare import prepare_samples
@@ -127,9 +127,9 @@ def test_the_final_pipeline_of_latents_gives_the_pictures_of_our_sampler(class_c
 
 def test_latents_are_never_mirrored_themselves(class_config: Path, classes: Path) -> None:
     samples, _ = prepare_samples(load_config(class_config), Accelerator(cpu=True), None)
-    assert isinstance(samples, SampleStream)
+    assert isinstance(samples, IndexedSamples)
     latents = Latents(str(classes), random_flip=True)
-    plain = SampleStream(latents, samples.indices, samples.seed, random_flip=False)
+    plain = IndexedSamples(latents, samples.indices, samples.seed, random_flip=False)
     assert all(torch.equal(samples[i]["image"], plain[i]["image"]) for i in range(16))
 
 

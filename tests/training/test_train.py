@@ -23,7 +23,7 @@ from training import checkpoint, train
 from training.config import load_config
 from training.data.config import split
 from training.data.images import Digits
-from training.data.samples import SampleStream
+from training.data.samples import IndexedSamples
 from training.objective import ObjectiveConfig
 from training.train import main
 from unetgn import UNet
@@ -143,15 +143,15 @@ def test_a_run_stopped_by_a_signal_and_resumed_is_the_unbroken_run(
 def test_a_signal_while_the_loader_is_slow_saves_at_once(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_item = SampleStream.__getitem__
+    real_item = IndexedSamples.__getitem__
 
-    def stuck(stream: SampleStream, counter: int) -> object:
+    def stuck(stream: IndexedSamples, counter: int) -> object:
         if counter >= 3 * 8:  # the fourth step's first sample never comes
             threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
             time.sleep(60)
         return real_item(stream, counter)
 
-    monkeypatch.setattr(SampleStream, "__getitem__", stuck)
+    monkeypatch.setattr(IndexedSamples, "__getitem__", stuck)
     began = time.monotonic()
     assert run(config, tmp_path / "a") == 1
     assert time.monotonic() - began < 30
@@ -310,7 +310,7 @@ def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_image
     unet = UNet.from_unet_config(load_config(config).model)
     unet.load_state_dict(load_file(tmp_path / "a" / "checkpoints" / "step-000006" / "ema.safetensors"))
     images = Digits()
-    held_out = SampleStream(images, split(len(images), 0.02)[1], seed=0)
+    held_out = IndexedSamples(images, split(len(images), 0.02)[1], seed=0)
     assert len(held_out.indices) == 36
     objective = train.Objective(ObjectiveConfig(label_dropout=0.2), 10)
     with torch.no_grad():

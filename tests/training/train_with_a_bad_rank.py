@@ -6,13 +6,13 @@ import time
 
 import torch
 
-from training.data.samples import SampleStream
+from training.data.samples import IndexedSamples
 from training.train import main
 
-original = SampleStream.__getitem__
+original = IndexedSamples.__getitem__
 
 
-def bad_on_rank_1(stream: SampleStream, counter: int) -> dict[str, torch.Tensor]:
+def bad_on_rank_1(stream: IndexedSamples, counter: int) -> dict[str, torch.Tensor]:
     sample = original(stream, counter)
     if os.environ["RANK"] == "1" and counter >= int(os.environ["BAD_FROM"]):
         if os.environ["BAD"] == "stuck":
@@ -21,5 +21,5 @@ def bad_on_rank_1(stream: SampleStream, counter: int) -> dict[str, torch.Tensor]
     return sample
 
 
-SampleStream.__getitem__ = bad_on_rank_1
+IndexedSamples.__getitem__ = bad_on_rank_1
 sys.exit(main())

@@ -25,14 +25,14 @@ Batch = dict[str, torch.Tensor]
 
 
 class Purpose(IntEnum):
-    """What a random stream is for; part of its seed, so that no two streams are alike."""
+    """What a generator of random numbers is for; part of its seed, so that no two are alike."""
 
     ORDER = 0
     SAMPLE = 1
     STEP = 2
 
 
-def random_stream(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
+def random_generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
     """A generator that is a function of its arguments alone (Philox, Salmon et al. 2011, a counter-based one)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, *numbers))))
 
@@ -62,7 +62,7 @@ class StepBatches:
 
 
 class Samples(Protocol):
-    """What a run trains on, without end: images by number (SampleStream) or in sequence (training.data.stream)."""
+    """What a run trains on, without end: images by number (IndexedSamples) or in sequence (training.data.stream)."""
 
     def __str__(self) -> str:
         """How many images of what, for messages."""
@@ -106,7 +106,7 @@ class Draws:
         two numbers uniform in [0, 1): `time`, which the objective maps to a noise level, and `drop`, which it compares
         with the probability of dropping the label; and, where there is a text, text (tokens, width) float32.
         """
-        random = random_stream(self.seed, Purpose.SAMPLE, counter)
+        random = random_generator(self.seed, Purpose.SAMPLE, counter)
         time, drop, flip = random.random(3)
         noise = random.standard_normal(shape, dtype=np.float32)
         pixels = image(random)
@@ -122,8 +122,8 @@ class Draws:
         return sample if text is None else sample | {"text": torch.from_numpy(text)}
 
 
-class SampleStream(Dataset[Batch], Samples):
-    """The endless stream of training samples: item s is a function of (seed, s).
+class IndexedSamples(Dataset[Batch], Samples):
+    """Training samples without end, by number: item s is a function of (seed, s).
 
     Epoch e = s // len(indices) visits every image once, in an order of its own. An item is what Draws.sample makes.
     """
@@ -133,7 +133,7 @@ class SampleStream(Dataset[Batch], Samples):
         self.order = lru_cache(maxsize=2)(self._order)  # an epoch's order is asked for by each of its samples
 
     def _order(self, epoch: int) -> np.ndarray:
-        return random_stream(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
+        return random_generator(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
 
     def __str__(self) -> str:
         return f"{len(self.indices)} images"

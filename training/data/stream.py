@@ -31,7 +31,7 @@ from training.data.hugging_face import (
     import_datasets,
 )
 from training.data.images import BROKEN_AT_MOST, DataError, check_count, reason
-from training.data.samples import Batch, Draws, Purpose, Samples, StepBatches, load_batches, random_stream
+from training.data.samples import Batch, Draws, Purpose, Samples, StepBatches, load_batches, random_generator
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ class ShardReader(IterableDataset):
         decoder, seed = RowDecoder(self.stream), self.stream.seed
         for number in count():
             before = decoder.read - decoder.broken
-            order = random_stream(seed, Purpose.ORDER, self.batches.first_step, number)
+            order = random_generator(seed, Purpose.ORDER, self.batches.first_step, number)
             yield from decoder.pictures(self.stream.rows(order, reader, readers))
             if decoder.read - decoder.broken == before:
                 raise DataError(f"a reader's shards of data.path {self.stream.config.path!r} hold no readable image")

@@ -16,7 +16,7 @@ from tests.training.shards import CLASSES, png, shades, table, write_shards
 from training.data.hugging_face import HuggingFaceImages
 from training.data.images import check_classes
 from training.data.pixels import Framing
-from training.data.samples import SampleStream
+from training.data.samples import IndexedSamples
 
 
 def test_a_hugging_face_data_set_on_disk_is_read(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_labels_that_are_no_classes_of_the_network_are_refused_where_it_reads_th
     with pytest.raises(ValueError, match=re.escape(message)):
         check_classes(3, images, np.arange(len(labels)))
     check_classes(None, images, np.arange(len(labels)))
-    stream = SampleStream(images, np.arange(len(labels)), seed=0)
+    stream = IndexedSamples(images, np.arange(len(labels)), seed=0)
     assert all(isinstance(stream[i]["label"].item(), int) for i in range(len(labels)))
 
 

@@ -19,7 +19,7 @@ from training.data.autoencoder import load_autoencoder
 from training.data.config import DataConfig, open_images
 from training.data.images import Images
 from training.data.latents import Latents
-from training.data.samples import SampleStream, StepBatches
+from training.data.samples import IndexedSamples, StepBatches
 
 
 def source(photographs: Path) -> Images:
@@ -125,7 +125,7 @@ def test_captions_that_are_cut_off_are_counted(
 
 def test_samples_are_functions_of_seed_and_counter_and_travel_to_workers(both_ways: Path) -> None:
     latents = Latents(str(both_ways), random_flip=True)
-    stream = SampleStream(latents, latents.usable(), seed=3)
+    stream = IndexedSamples(latents, latents.usable(), seed=3)
     batches = StepBatches(1, 3, 4, 1, 0, 1)
     here = list(stream.loader(batches, num_workers=0, pin_memory=False))
     there = list(stream.loader(batches, num_workers=2, pin_memory=False))

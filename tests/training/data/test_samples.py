@@ -6,7 +6,7 @@ import torch
 
 from training.data.config import DataConfig, open_images, split
 from training.data.images import DataError, Digits
-from training.data.samples import Purpose, SampleStream, StepBatches, random_stream
+from training.data.samples import IndexedSamples, Purpose, StepBatches, random_generator
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +38,18 @@ def test_batches_after_a_resume_are_those_of_the_unbroken_run() -> None:
 
 
 def test_every_epoch_visits_every_image_once_in_an_order_of_its_own(digits: Digits) -> None:
-    stream = SampleStream(digits, np.arange(100, 150), seed=3)
+    stream = IndexedSamples(digits, np.arange(100, 150), seed=3)
     epochs = [[int(i) for i in stream.order(epoch)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(100, 150)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_a_sample_is_a_function_of_seed_and_counter(digits: Digits) -> None:
-    first, again = (SampleStream(digits, np.arange(1797), seed=5) for _ in range(2))
+    first, again = (IndexedSamples(digits, np.arange(1797), seed=5) for _ in range(2))
     again[3]  # whatever was asked for before
     for key, value in first[1234].items():
         assert torch.equal(value, again[1234][key]), key
-    other_seed = SampleStream(digits, np.arange(1797), seed=6)
+    other_seed = IndexedSamples(digits, np.arange(1797), seed=6)
     assert not torch.equal(first[1234]["noise"], other_seed[1234]["noise"])
     assert not torch.equal(first[1234]["noise"], first[1234 + 1797]["noise"])
 
@@ -65,22 +65,25 @@ class Captioned(Digits):
 
 
 def test_texts_travel_with_their_images() -> None:
-    stream = SampleStream(Captioned(), np.arange(100, 150), seed=3)
+    stream = IndexedSamples(Captioned(), np.arange(100, 150), seed=3)
     for counter in (0, 70):
         index = float(stream.order(counter // 50)[counter % 50])
         assert torch.equal(stream[counter]["text"], torch.full((3, 2), index))
-    assert "text" not in SampleStream(Digits(), np.arange(10), seed=3)[0]
+    assert "text" not in IndexedSamples(Digits(), np.arange(10), seed=3)[0]
 
 
 def test_what_an_image_draws_for_itself_changes_nothing_else(digits: Digits) -> None:
-    own, none = SampleStream(Captioned(), np.arange(1797), seed=3)[5], SampleStream(digits, np.arange(1797), seed=3)[5]
+    own, none = (
+        IndexedSamples(Captioned(), np.arange(1797), seed=3)[5],
+        IndexedSamples(digits, np.arange(1797), seed=3)[5],
+    )
     assert not torch.equal(own["image"], none["image"])
     assert all(torch.equal(own[key], none[key]) for key in ("noise", "label", "time", "drop"))
-    assert torch.equal(own["image"], SampleStream(Captioned(), np.arange(1797), seed=3)[5]["image"])
+    assert torch.equal(own["image"], IndexedSamples(Captioned(), np.arange(1797), seed=3)[5]["image"])
 
 
 def test_worker_processes_give_the_same_batches_as_none(digits: Digits) -> None:
-    stream = SampleStream(digits, np.arange(1797), seed=1, random_flip=True)
+    stream = IndexedSamples(digits, np.arange(1797), seed=1, random_flip=True)
     batches = StepBatches(2, 6, 8, 1, 0, 1)
     here = list(stream.loader(batches, num_workers=0, pin_memory=False))
     there = list(stream.loader(batches, num_workers=2, pin_memory=False))
@@ -90,7 +93,7 @@ def test_worker_processes_give_the_same_batches_as_none(digits: Digits) -> None:
 
 
 def test_noise_is_standard_normal_and_times_are_uniform(digits: Digits) -> None:
-    stream = SampleStream(digits, np.arange(1797), seed=0)
+    stream = IndexedSamples(digits, np.arange(1797), seed=0)
     samples = [stream[i] for i in range(1500)]
     noise = torch.stack([sample["noise"] for sample in samples]).double()
     assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
@@ -103,7 +106,7 @@ def test_noise_is_standard_normal_and_times_are_uniform(digits: Digits) -> None:
 
 
 def test_random_flip_mirrors_about_half_of_the_images(digits: Digits) -> None:
-    plain, flipped = (SampleStream(digits, np.arange(1797), seed=0, random_flip=flip) for flip in (False, True))
+    plain, flipped = (IndexedSamples(digits, np.arange(1797), seed=0, random_flip=flip) for flip in (False, True))
     mirrored = 0
     for i in range(200):
         one, other = plain[i]["image"], flipped[i]["image"]
@@ -121,7 +124,7 @@ def test_held_out_images_are_never_trained_on_and_do_not_depend_on_the_seed() ->
 
 
 def test_streams_of_different_purpose_differ() -> None:
-    draws = {tuple(random_stream(0, purpose, 1).random(2)) for purpose in Purpose}
+    draws = {tuple(random_generator(0, purpose, 1).random(2)) for purpose in Purpose}
     assert len(draws) == len(Purpose)
 
 
@@ -178,9 +181,9 @@ def test_the_fingerprint_of_samples_is_of_the_images_of_which_are_taken_and_of_t
             return "others"
 
     sources = [(Digits(), 0), (Digits(), 1), (Relabelled(), 0), (Others(), 0)]
-    streams = [SampleStream(images, np.arange(first, first + 10), seed=0) for images, first in sources]
+    streams = [IndexedSamples(images, np.arange(first, first + 10), seed=0) for images, first in sources]
     assert len({stream.fingerprint() for stream in streams}) == 4
-    assert SampleStream(Digits(), np.arange(10), seed=1).fingerprint() == streams[0].fingerprint()
+    assert IndexedSamples(Digits(), np.arange(10), seed=1).fingerprint() == streams[0].fingerprint()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -192,7 +195,7 @@ def test_an_image_that_breaks_during_a_run_is_named(error: Exception, num_worker
                 raise error
             return super().image(index, random)
 
-    stream = SampleStream(Breaking(), np.arange(10), seed=0)
+    stream = IndexedSamples(Breaking(), np.arange(10), seed=0)
     place = [int(i) for i in stream.order(0)].index(7)
     loaded = stream.loader([[c] for c in range(10)], num_workers=num_workers, pin_memory=False)
     assert [float(next(loaded)["label"]) for _ in range(place)] == [float(i) for i in stream.order(0)[:place]]

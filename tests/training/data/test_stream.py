@@ -16,7 +16,7 @@ from PIL import Image
 from tests.training.shards import png, shades, table, write_shards, write_tar
 from training.data.config import DataConfig, open_images
 from training.data.images import DataError, Digits
-from training.data.samples import SampleStream, StepBatches
+from training.data.samples import IndexedSamples, StepBatches
 from training.data.stream import ShardStream
 
 datasets = pytest.importorskip("datasets")
@@ -64,7 +64,7 @@ def test_noise_and_all_that_is_drawn_belong_to_the_sample_and_not_to_the_reader(
 ) -> None:
     """A stream of 8×8 images draws for sample s what the digits draw for it."""
     stream = ShardStream(DataConfig(name="stream", path=write_shards(tmp_path, "tar")), 1, None, 5)
-    digits = SampleStream(Digits(), np.arange(1797), seed=5)
+    digits = IndexedSamples(Digits(), np.arange(1797), seed=5)
     which = StepBatches(2, 5, 3, 2, 1, 2)
     here = list(stream.loader(which, num_workers=num_workers, pin_memory=False))
     there = list(digits.loader(which, num_workers=0, pin_memory=False))
