@@ -10,7 +10,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from unetgn import UNet
+from unetgn.unet import UNet
 
 # Name on the command line -> class in diffusers, and what it is built with beside the training scheduler's own config.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -1,0 +1,40 @@
+"""Imports run downward, without a circle; the layers are those of `tests/structure/imports.py`."""
+
+from tests.structure.imports import LAYERS, Import, all_imports, circles, layer_of, modules
+
+# The one door that leads up, when it is used: `UNet.from_diffusers`, for those who look for it on the class.
+DOORS = {("unetgn.unet.model", "unetgn.interop.from_diffusers")}
+
+
+def test_every_module_has_a_layer():
+    assert {layer_of(module) for module in modules()} == set(range(len(LAYERS)))
+
+
+def test_imports_run_downward():
+    upward = {
+        f"{found.importer}:{found.line} imports {found.imported}"
+        for found in all_imports()
+        if layer_of(found.importer) < layer_of(found.imported) and (found.importer, found.imported) not in DOORS
+    }
+    assert not upward, sorted(upward)
+
+
+def test_each_door_that_leads_up_is_there_and_opens_when_it_is_used():
+    found = {(found.importer, found.imported): found.deferred for found in all_imports()}
+    assert {door: found.get(door) for door in DOORS} == dict.fromkeys(DOORS, True)
+
+
+def test_no_modules_import_each_other():
+    others = [found for found in all_imports() if (found.importer, found.imported) not in DOORS]
+    assert circles(others) == []
+
+
+def test_a_circle_is_found():
+    """Through three modules, one of the imports within a function; a fourth that only imports them is no part of it."""
+    made_up = [
+        Import("a", "b", False, 1),
+        Import("b", "c", True, 1),
+        Import("c", "a", False, 1),
+        Import("d", "a", False, 1),
+    ]
+    assert circles(made_up) == [["a", "b", "c"]]
