@@ -43,6 +43,18 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], path: str = "") ->
     return kind(**arguments)
 
 
+def check_types(config: Any) -> None:
+    """Raise TypeError, naming the field, where a value of a dataclass is not of its field's type.
+
+    Nested dataclasses must be instances, whose own values are not looked at.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, Mapping):
+            raise TypeError(f"{name}={value!r} is not {_spoken(hint)}; from_dict takes nested dicts")
+        _convert(hint, value, name)
+
+
 def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 

@@ -7,8 +7,8 @@ import torch
 
 from tests.interop.fixtures import GOLDEN, fixture, made_up, max_relative_error
 from unetgn.interop import convert, sgm, to_diffusers
-from unetgn.interop.transfer import empty_unet
 from unetgn.serialize import from_plain
+from unetgn.unet.model import empty_unet
 
 REFINER = {  # of stabilityai/stable-diffusion-xl-refiner-1.0, by generative-models' own configuration file
     "adm_in_channels": 2560,

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.openai_names import RESBLOCK_RESAMPLES, openai_sources
-from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -25,6 +25,7 @@ from unetgn.nn.transformer import TransformerConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNetModel",)
 PER_LEVEL = ("num_res_blocks", "transformer_depth", "disable_self_attentions", "num_attention_blocks")

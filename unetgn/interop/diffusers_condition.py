@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.diffusers_unet2d import block_kinds, middle_scale, resampling
-from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -25,6 +25,7 @@ from unetgn.nn.transformer import TransformerConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNet2DConditionModel",)
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.diffusers_names import diffusers_sources
-from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -21,6 +21,7 @@ from unetgn.nn.resblock import ResBlockConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNet2DModel",)
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D")

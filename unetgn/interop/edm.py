@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unetgn.interop.qkv import as_matrix, unpack
-from unetgn.interop.transfer import Names, Source, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, Source, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -24,6 +24,7 @@ from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("DhariwalUNet", "SongUNet")
 HEAD_WIDTH = 64  # DhariwalUNet has width // 64 heads; none, and so no attention, below that

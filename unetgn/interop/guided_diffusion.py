@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.openai_names import RESBLOCK_RESAMPLES, openai_sources
-from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.resample import ResampleConfig
@@ -21,6 +21,7 @@ from unetgn.nn.resblock import ResBlockConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNetModel", "SuperResModel")
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from unetgn.interop import compvis
 from unetgn.interop.openai_names import openai_sources
-from unetgn.interop.transfer import Names, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, fill, refuse
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNetModel",)
 ATTENTION_KINDS = ("softmax", "softmax-xformers")  # two implementations of one formula

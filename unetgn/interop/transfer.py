@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from unetgn.unet import UNet
-from unetgn.unet.config import UNetConfig
 
 LISTED = 12  # keys of each kind that an error message spells out
 
@@ -35,12 +34,6 @@ class Names:
     sources: Mapping[str, Source]
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     own: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def empty_unet(config: UNetConfig) -> UNet:
-    """A U-Net on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return UNet.from_unet_config(config)
 
 
 def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bool) -> UNet:

@@ -76,7 +76,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         spatial_dims: int = _DEFAULT.spatial_dims,
         channels: Sequence[int] = _DEFAULT.channels,
         depth: int | Sequence[int] = _DEFAULT.depth,
-        attention_levels: Sequence[int] = _DEFAULT.attention_levels,
+        attention_levels: Sequence[int] | None = _DEFAULT.attention_levels,
         num_classes: int | None = _DEFAULT.num_classes,
         dropout: float = _DEFAULT.dropout,
         time_cond_proj_dim: int | None = _DEFAULT.time_cond_proj_dim,
@@ -305,6 +305,12 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         public = {key: value for key, value in config_dict.items() if not key.startswith("_")}
         UNetConfig.from_dict(public)
         return super().extract_init_dict(config_dict, **kwargs)
+
+
+def empty_unet(config: UNetConfig) -> UNet:
+    """Build a U-Net on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return UNet.from_unet_config(config)
 
 
 def _sinusoid(width: int, time: TimeConfig) -> SinusoidalFeatures:
