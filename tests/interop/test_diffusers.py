@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.unet_step import SHAPES, saved_bytes
+from tests.tensors import randomized
 from unetgn import UNet
 from unetgn.interop import to_diffusers
 
@@ -125,16 +126,6 @@ def condition_options(draw):
     }
 
 
-def randomized(model, seed=0):
-    """The model in float64 with every parameter drawn anew, so that none is zero or one by initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 1 + 0.1 * noise)
-    return model.double().eval()
-
-
 def inputs(model, seed=1):
     """Arguments for both libraries, by name."""
     generator, config = torch.Generator().manual_seed(seed), model.config
@@ -205,7 +196,7 @@ def assert_round_trip(model):
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
 @given(options=unet2d_options())
 def test_a_unet2d_model_comes_back_with_the_same_weights_and_outputs(options):
-    assert_round_trip(randomized(UNet2DModel(**options)))
+    assert_round_trip(randomized(UNet2DModel(**options), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +209,7 @@ def test_a_unet2d_model_comes_back_with_the_same_weights_and_outputs(options):
     ],
 )
 def test_the_middle_attention_of_a_scale_shift_model_has_no_norm_unless_told(options, groups):
-    model = randomized(UNet2DModel(**DDPM, **options))
+    model = randomized(UNet2DModel(**DDPM, **options), dtype=torch.float64)
     norm = UNet.from_diffusers(model).mid_block.attentions["0"].group_norm
     assert (norm and norm.num_groups) == groups
     assert_round_trip(model)
@@ -228,7 +219,7 @@ def test_the_middle_attention_of_a_scale_shift_model_has_no_norm_unless_told(opt
 @given(options=condition_options())
 @example(options={**STABLE, **SIZED, "cross_attention_dim": 12, "time_embedding_type": "fourier", "freq_shift": 1})
 def test_a_conditional_model_comes_back_with_the_same_weights_and_outputs(options):
-    assert_round_trip(randomized(UNet2DConditionModel(**options)))
+    assert_round_trip(randomized(UNet2DConditionModel(**options), dtype=torch.float64))
 
 
 @pytest.mark.slow
@@ -236,12 +227,12 @@ def test_a_conditional_model_comes_back_with_the_same_weights_and_outputs(option
 @given(options=st.one_of(unet2d_options(), condition_options()))
 def test_many_more_architectures_come_back_the_same(options):
     model = UNet2DConditionModel if "cross_attention_dim" in options else UNet2DModel
-    assert_round_trip(randomized(model(**options)))
+    assert_round_trip(randomized(model(**options), dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("model_class", "options"), [(UNet2DModel, DDPM), (UNet2DConditionModel, STABLE)])
 def test_gradients_are_those_of_diffusers(model_class, options, monkeypatch):
-    model = randomized(model_class(**options))
+    model = randomized(model_class(**options), dtype=torch.float64)
     ours = UNet.from_diffusers(model)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(2, model.config.in_channels, 8, 8, generator=generator, dtype=torch.float64)
@@ -269,11 +260,13 @@ def test_the_cifar10_network_keeps_far_fewer_bytes_for_its_backward_pass_than_di
 
 @pytest.mark.parametrize("flag", [True, False, None])
 def test_the_cross_attention_of_a_middle_that_we_do_not_have_is_ignored_as_diffusers_does(flag):
-    assert_round_trip(randomized(UNet2DConditionModel(**SMALL_CONTEXT, mid_block_only_cross_attention=flag)))
+    assert_round_trip(
+        randomized(UNet2DConditionModel(**SMALL_CONTEXT, mid_block_only_cross_attention=flag), dtype=torch.float64)
+    )
 
 
 def test_a_conditional_model_without_attention_converts_and_takes_no_context():
-    model = randomized(UNet2DConditionModel(**WITHOUT_ATTENTION))
+    model = randomized(UNet2DConditionModel(**WITHOUT_ATTENTION), dtype=torch.float64)
     ours, given = UNet.from_diffusers(model), at_the_origin(inputs(model))
     assert ours.unet_config.transformer is None
     with torch.no_grad():

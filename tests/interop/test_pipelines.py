@@ -13,6 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from tests.tensors import randomized
 from unetgn import UNet
 
 STABLE = {
@@ -32,15 +33,6 @@ XL = {
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 16 + 6 * 8,
 }
-
-
-def randomized(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 1 + 0.1 * noise)
-    return model.eval()
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from tests.unet.test_model import SMALL, noise, randomized
+from tests.tensors import randomized
+from tests.unet.test_model import SMALL, noise
 from unetgn import UNet
 
 LABELS = torch.tensor([1, 10])

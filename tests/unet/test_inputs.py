@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unet.test_model import SMALL, noise, randomized
+from tests.tensors import randomized
+from tests.unet.test_model import SMALL, noise
 from unetgn import UNet
 
 

@@ -1,10 +1,12 @@
-"""What the fields of a `UNetConfig` demand of each other: contradictions, and options that would change nothing.
+"""Checks the fields of a `UNetConfig` against each other: for contradictions, and options that would change nothing.
 
-An option that names a place (a level, the middle, the table of classes) or a variant of one kind of layer is an error
-where the network has no such thing. Fields that only say how attention is made wherever it is (`attention.*`,
-`decoder.num_heads`, the depths of transformers) or how levels are joined (`resample.kind`, `resample.strides`) may
-stand where there is nothing to make or join: a file that sets `attention_levels` to [] needs no second change. A
-transformer without any place is an error all the same: the network would take a context and never read it.
+An option that names a place (a level, the middle, the table of classes) is an error where the network has no such
+place; so is a variant of a kind of layer that the network does not have.
+
+Some fields only say how attention is made, wherever there is attention (`attention.*`, `decoder.num_heads`, the depths
+of transformers), or how levels are joined (`resample.kind`, `resample.strides`). They may stand where there is nothing
+to make or join: a file that sets `attention_levels` to [] needs no second change. A transformer without any place is an
+error all the same, since the network would take a context and never read it.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From a configuration to a list of blocks: which widths, skips and attentions each one has."""
+"""Plans the blocks of a U-Net from its description: which width, skip connection and attention each one has."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from unetgn.unet.description import UNetDescription
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One attention layer; `depth` None is plain self-attention, else a spatial transformer of that many blocks."""
+    """Describes an attention layer; `depth` None is plain self-attention, else a transformer of that many blocks."""
 
     num_heads: int
     norm: NormConfig | None
@@ -23,7 +23,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One residual block and the attention behind it. `in_channels` counts those of the skip connection."""
+    """Describes a residual block and the attention behind it. `in_channels` counts those of the skip connection."""
 
     in_channels: int
     out_channels: int
@@ -34,9 +34,9 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """The blocks of one level and the resampling that leaves it; None at the last level of its side.
+    """Describes the blocks of a level and the resampling that leaves it, None at the last level of its side.
 
-    `image_channels`: width of the running image where the level ends in an input branch.
+    `image_channels` is the width of the running image where the level ends in an input branch.
     """
 
     blocks: tuple[BlockPlan, ...]
@@ -46,25 +46,25 @@ class LevelPlan:
 
     @property
     def attentions(self) -> list[AttentionPlan]:
-        """The attention layers behind its blocks."""
+        """List the attention layers behind its blocks."""
         return [block.attention for block in self.blocks if block.attention is not None]
 
 
 @dataclass(frozen=True)
 class UNetPlan:
-    """The levels in the order in which an image meets them; the decoder's first is the coarsest."""
+    """Holds the levels in the order in which an image meets them; the decoder's first is the coarsest."""
 
     encoder: tuple[LevelPlan, ...]
     mid: LevelPlan
     decoder: tuple[LevelPlan, ...]
 
     def attentions_at(self, level: int) -> list[AttentionPlan]:
-        """The attention layers of a level, counted from 0, the finest, in the encoder and the decoder."""
+        """List the attention layers of a level, counted from 0, the finest, in the encoder and the decoder."""
         return self.encoder[level].attentions + self.decoder[-1 - level].attentions
 
 
 def plan_unet(config: UNetDescription) -> UNetPlan:
-    """The blocks that `config` describes. Raises ValueError where widths, heads and depths do not fit together."""
+    """Plan the blocks that `config` describes. Raises ValueError where widths, heads and depths do not fit together."""
     return UNetPlan(_plan_encoder(config), _plan_mid(config), _plan_decoder(config))
 
 
@@ -127,14 +127,14 @@ def _plan_decoder(config: UNetDescription) -> tuple[LevelPlan, ...]:
 
 
 def _encoder_width(config: UNetDescription, level: int) -> int:
-    """Width in which encoder level `level` ends: its own, or that of the level before where it has no block."""
+    """Return the width in which an encoder level ends: its own, or the level before's where it has no block."""
     while level >= 0 and config.depths[level] == 0:
         level -= 1
     return config.channels[level] if level >= 0 else config.stem_channels
 
 
 def _skip_widths(config: UNetDescription, level: int) -> list[int]:
-    """Widths of the skip connections that start at an encoder level, in the order in which they arise."""
+    """List the widths of the skip connections that start at an encoder level, in the order in which they arise."""
     first = config.stem_channels if level == 0 else _encoder_width(config, level - 1)
     return [first] + [config.channels[level]] * config.depths[level]
 
@@ -158,7 +158,7 @@ def _decoder_attending(config: UNetDescription, level: int, depth: int) -> tuple
 def _plan_attention(
     config: UNetDescription, channels: int, *, level: int, index: int, depth: int, decoder: bool = False
 ) -> AttentionPlan:
-    """The attention behind block `index` of the `depth` blocks of a level, at one side of the network."""
+    """Plan the attention behind block `index` of the `depth` blocks of a level, at one side of the network."""
     heads, shared = config.attention.num_heads, config.attention
     if decoder and config.decoder.num_heads is not None:
         heads = config.decoder.num_heads
@@ -184,9 +184,10 @@ def _plan_attention(
             f"transformer depths {at_level} of level {level} must be one number for each of its blocks, which are "
             f"{depth} in the {side}"
         )
+    blocks = at_level[index] if isinstance(at_level, tuple) else at_level
     return dataclasses.replace(
         plan,
-        depth=at_level[index] if isinstance(at_level, tuple) else at_level,
+        depth=blocks,
         context_dim=context[level] if isinstance(context, tuple) else context,
-        cross_only=level in transformer.cross_only,
+        cross_only=level in transformer.cross_only and blocks > 0,
     )
