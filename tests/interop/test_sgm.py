@@ -1,4 +1,4 @@
-"""Stability's options one by one: the shape of the middle, which blocks attend, and to what."""
+"""Checks Stability's options one by one: the shape of the middle, which blocks attend, and to what."""
 
 import json
 
@@ -29,7 +29,7 @@ REFINER = {  # of stabilityai/stable-diffusion-xl-refiner-1.0, by generative-mod
 
 
 def silenced(state, prefix):
-    """The weights, with the transformer at `prefix` adding nothing to its input."""
+    """Return the weights with the transformer at `prefix` adding nothing to its input."""
     zeros = {key: torch.zeros_like(value) for key, value in state.items() if key.startswith(f"{prefix}.proj_out.")}
     assert len(zeros) == 2
     return {**state, **zeros}

@@ -1,4 +1,4 @@
-"""Which class of diffusers our network becomes, and the fields that are named where none can be it."""
+"""Checks which class of diffusers our network becomes, and the fields that are named where none can be it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Attention blocks against their definitions, in float64."""
+"""Checks attention blocks against their definitions, in float64."""
 
 import math
 
@@ -22,7 +22,7 @@ GROUPS = NormConfig(num_groups=4)
 
 
 def attention(layer, tokens, context):
-    """softmax(q k^T / sqrt(d)) v, one head at a time."""
+    """Compute softmax(q k^T / sqrt(d)) v, one head at a time."""
     query, key, value = layer.to_q(tokens), layer.to_k(context), layer.to_v(context)
     width = query.shape[2] // layer.heads
     heads = []

@@ -1,4 +1,4 @@
-"""Convolutions, weight standardization and the choice of normalization."""
+"""Checks convolutions, weight standardization and the choice of normalization."""
 
 import pytest
 import torch

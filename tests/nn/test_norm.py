@@ -1,4 +1,4 @@
-"""The module GroupNormSiLU: a GroupNorm like any other to checkpoints, copies, autocast and DDP."""
+"""Checks that GroupNormSiLU is a GroupNorm like any other to checkpoints, copies, autocast and DDP."""
 
 import copy
 import faulthandler

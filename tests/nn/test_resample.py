@@ -1,4 +1,4 @@
-"""Resampling against its definition, for any size and one to three axes."""
+"""Checks resampling against its definition, for any size and one to three axes."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ TAPS = {"taps": (1, 3, 3, 1)}
 
 
 def along_axes(matrices, x):
-    """`x` with a matrix applied along each of its spatial axes."""
+    """Apply a matrix along each of the spatial axes of `x`."""
     for axis, matrix in enumerate(matrices, start=2):
         x = torch.movedim(torch.movedim(x, axis, -1) @ matrix.T, -1, axis)
     return x
 
 
 def filter_down(length):
-    """y[i] = sum_k taps[k] x[2 i + k - 1] / 8, zeros outside: rows for ceil(length / 2)."""
+    """Make the matrix of y[i] = sum_k taps[k] x[2 i + k - 1] / 8, zeros outside, for ceil(length / 2) rows."""
     matrix = torch.zeros(-(-length // 2), length, dtype=torch.float64)
     for i in range(matrix.shape[0]):
         for k, tap in enumerate((1, 3, 3, 1)):
@@ -29,7 +29,7 @@ def filter_down(length):
 
 
 def filter_up(length):
-    """The transpose of filter_down, times two: y[2 i + k - 1] += taps[k] x[i] / 4."""
+    """Make the matrix of y[2 i + k - 1] += taps[k] x[i] / 4: the transpose of filter_down, times two."""
     return 2 * filter_down(2 * length).T
 
 

@@ -13,7 +13,7 @@ CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def group_norm(x, norm):
-    """The definition: biased statistics of each sample and group, then weight and bias of each channel."""
+    """Compute the definition: biased statistics of each sample and group, then weight and bias of each channel."""
     grouped = x.unflatten(1, (norm.num_groups, -1)).flatten(2)
     centred = grouped - grouped.mean(2, keepdim=True)
     z = (centred / (centred.square().mean(2, keepdim=True) + norm.eps).sqrt()).view_as(x)
@@ -22,7 +22,7 @@ def group_norm(x, norm):
 
 
 def definition(block, x, emb, *, dims, resample=lambda x: x):
-    """(shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))), emb)))) * residual_scale."""
+    """Compute (shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))), emb)))) * residual_scale."""
     conv, tail = CONVOLUTIONS[dims - 1], (1,) * dims
     hidden = resample(F.silu(group_norm(x, block.norm1)))
     hidden = conv(hidden, block.conv1.weight, block.conv1.bias, padding=1)

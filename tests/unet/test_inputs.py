@@ -1,4 +1,4 @@
-"""What the U-Net takes beside the image, and what it says of inputs that do not fit."""
+"""Checks what the U-Net takes beside the image, and what it says of inputs that do not fit."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The U-Net as a whole: sizes, modes, files, and recomputation."""
+"""Checks the U-Net as a whole: sizes, modes, files, and recomputation."""
 
 import json
 import subprocess
@@ -261,7 +261,7 @@ def gradients(unet, x):
 
 
 def saved_bytes(unet, x):
-    """Bytes kept for the backward pass, each storage once, parameters not counted."""
+    """Count the bytes kept for the backward pass, each storage once, without the parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
     kept = {}
 

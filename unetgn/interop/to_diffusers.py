@@ -1,4 +1,4 @@
-"""Our U-Net as diffusers' UNet2DModel or UNet2DConditionModel, where these can say what it is.
+"""Converts our U-Net to diffusers' UNet2DModel or UNet2DConditionModel, where these can say what it is.
 
 The options are written down from our configuration, read back by the same translation that loads diffusers' models,
 and compared: what does not come back is what diffusers cannot express.
@@ -21,7 +21,7 @@ from unetgn.unet.plan import LevelPlan, plan_unet
 
 
 def to_diffusers(unet: UNet) -> ModelMixin:
-    """diffusers' model with the architecture and (copied) weights of `unet`, in its mode, dtype and device.
+    """Build diffusers' model with the architecture and (copied) weights of `unet`, in its mode, dtype and device.
 
     UNet2DConditionModel where `unet` has transformers, else UNet2DModel; without any attention also the former, where
     the latter cannot say it (it then takes a context that it never reads). A null class becomes an ordinary last class,
@@ -40,7 +40,7 @@ def to_diffusers(unet: UNet) -> ModelMixin:
 
 
 def _expressed(config: UNetConfig) -> tuple[type[ModelMixin], dict[str, Any]]:
-    """The class of diffusers that can say what `config` is, and its options."""
+    """Find the class of diffusers that can say what `config` is, and its options."""
     plan = plan_unet(config)
     if config.transformer is not None:
         peers = [CONDITIONAL]
@@ -111,7 +111,7 @@ def _unet2d_options(config: UNetConfig) -> dict[str, Any]:
 
 
 def _head_width(config: UNetConfig) -> int | None:
-    """The width of the heads of the first attention; the comparison finds out whether the others agree."""
+    """Return the width of the first attention's heads; the comparison finds out whether the others agree."""
     plan = plan_unet(config)
     for level in (*plan.encoder, plan.mid, *plan.decoder):
         for block in level.blocks:
@@ -164,21 +164,21 @@ def _types(levels: tuple[LevelPlan, ...], attending: str, plain: str, resampling
 
 
 def _attention_resampling(levels: tuple[LevelPlan, ...]) -> str:
-    """How levels with attention are left: what the first of them does, which the comparison checks for the others."""
+    """Name how the first level with attention is left; the comparison finds out whether the others agree."""
     kinds = [level.resample for level in levels if level.resample and any(block.attention for block in level.blocks)]
     return "resnet" if kinds and kinds[0] == "resblock" else "conv"
 
 
 @dataclass(frozen=True)
 class _Peer:
-    """A class of diffusers: how its options are written down from our configuration, and read back."""
+    """Describes a class of diffusers: how its options are written from our configuration, and read back."""
 
     model_class: type[ModelMixin]
     write: Callable[[UNetConfig], dict[str, Any]]
     read: Callable[[dict[str, Any]], UNetConfig]
 
     def options(self, config: UNetConfig) -> dict[str, Any]:
-        """The options that make it `config`. Raises ValueError with the fields of which they make something else."""
+        """Write the options that make it `config`. Raises ValueError with the fields that they cannot express."""
         options = self.write(config)
         try:
             back = self.read(options)
