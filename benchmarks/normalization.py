@@ -45,12 +45,17 @@ NUM_GROUPS = 8
 TICKS = (1, 1.5, 2, 3, 4, 6, 10)  # of the plot, %
 
 
+def shared_options(norm: NormKind, standardize: bool) -> dict[str, Any]:
+    """Return the options that all layers of one network share; only group normalization has a number of groups."""
+    return {"norm": norm, "num_groups": NUM_GROUPS if norm == "group" else None, "standardize_weight": standardize}
+
+
 class Residual(nn.Module):
     """silu(x + norm(conv(act(norm(conv(x)))))), with a 1x1 convolution on the shortcut where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: NormKind, standardize: bool) -> None:
         super().__init__()
-        shared: dict[str, Any] = {"norm": norm, "num_groups": NUM_GROUPS, "standardize_weight": standardize}
+        shared = shared_options(norm, standardize)
         self.first = ConvNormAct(in_channels, out_channels, stride=stride, **shared)
         self.second = ConvNormAct(out_channels, out_channels, activation=None, **shared)
         self.shortcut: nn.Module = nn.Identity()
@@ -63,7 +68,7 @@ class Residual(nn.Module):
 
 def resnet(norm: NormKind, standardize: bool) -> nn.Module:
     """(N, 1, 8, 8) -> (N, 10): 16 channels, then 32 at 4x4 pixels, the mean over pixels, a linear layer."""
-    shared: dict[str, Any] = {"norm": norm, "num_groups": NUM_GROUPS, "standardize_weight": standardize}
+    shared = shared_options(norm, standardize)
     return nn.Sequential(
         ConvNormAct(1, 16, **shared),
         Residual(16, 16, 1, norm, standardize),

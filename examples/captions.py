@@ -1,4 +1,4 @@
-"""A text-conditioned diffusion U-Net with cross-attention, trained for some steps on real handwritten digits.
+"""Trains a text-conditioned diffusion U-Net with cross-attention, for some steps on real handwritten digits.
 
 The captions are words, "zero" to "nine", read letter by letter: each letter has an embedding, and the U-Net's spatial
 transformers attend to the letters. After training, the network denoises with the right caption, with a wrong one, and
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from unetgn import UNet
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-LENGTH, WIDTH, STEPS, STRONG_NOISE = 5, 32, 200, 600
+LENGTH, WIDTH, STEPS, STRONG_NOISE = 5, 32, 150, 600
 
 
 class Captions(nn.Module):
-    """Words as contexts: class indices (N,) -> letters (N, LENGTH, WIDTH). Index 10 is no caption."""
+    """Embeds words as contexts: class indices (N,) -> letters (N, LENGTH, WIDTH). Index 10 is no caption."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class Captions(nn.Module):
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's 1,797 digits, (N, 1, 8, 8) in [-1, 1], and what they are."""
+    """Load scikit-learn's 1,797 digits, (N, 1, 8, 8) in [-1, 1], and what they are."""
     data = load_digits()
     return torch.from_numpy(data.images).float()[:, None] / 8 - 1, torch.from_numpy(data.target)
 
 
 def main(out: Path | None = None) -> dict[str, float]:
-    """Train, judge, draw; the error under strong noise with the right caption, a wrong one and none."""
+    """Train, judge, draw; return the error under strong noise with the right caption, a wrong one and none."""
     torch.manual_seed(0)
     images, labels = digits()
     train, held_out = slice(0, 1500), slice(1500, None)
@@ -54,7 +54,7 @@ def main(out: Path | None = None) -> dict[str, float]:
     model = UNet(
         in_channels=1,
         out_channels=1,
-        channels=(32, 64),
+        channels=(16, 32),
         depth=1,
         attention_levels=(1,),
         norm={"num_groups": 8},
@@ -94,7 +94,7 @@ def main(out: Path | None = None) -> dict[str, float]:
 
 @torch.no_grad()
 def draw(model: UNet, contexts: Tensor, scheduler: DDIMScheduler, out: Path) -> None:
-    """A digit for each word."""
+    """Sample and draw a digit for each word."""
     scheduler.set_timesteps(25)
     x = torch.randn(10, 1, 8, 8)
     for timestep in scheduler.timesteps:

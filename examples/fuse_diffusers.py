@@ -1,4 +1,4 @@
-"""Somebody else's U-Net, fused in one line, fine-tuned at batch sizes 1 and 2, and saved for plain diffusers.
+"""Fuses somebody else's U-Net in one line, fine-tunes it at batch sizes 1 and 2, and saves it for plain diffusers.
 
 The model is a small `diffusers.UNet2DModel`; for one of your own put `DDPMPipeline.from_pretrained(…).unet` in its
 place. It is fine-tuned on crops of the photographs that scikit-learn ships: group normalization does not look across
@@ -20,11 +20,11 @@ from torch import Tensor
 
 import unetgn
 
-SIZE, STEPS = 32, 40
+SIZE, STEPS = 16, 40
 
 
 def crops(count: int) -> Tensor:
-    """Random crops of the two photographs, (count, 3, SIZE, SIZE) in [-1, 1], at a quarter of their resolution."""
+    """Draw random crops of the two photographs, (count, 3, SIZE, SIZE) in [-1, 1], at a quarter of their resolution."""
     pictures = [torch.from_numpy(picture[::4, ::4].copy()) for picture in load_sample_images().images]
     pieces = []
     for _ in range(count):
@@ -35,14 +35,14 @@ def crops(count: int) -> Tensor:
 
 
 def denoising_loss(model: UNet2DModel, images: Tensor) -> Tensor:
-    """Mean square error of the predicted noise, at random timesteps."""
+    """Compute the mean square error of the predicted noise, at random timesteps."""
     timesteps, noise = torch.randint(1000, (len(images),)), torch.randn_like(images)
     noisy = DDPMScheduler().add_noise(images, noise, timesteps)
     return (model(noisy, timesteps).sample - noise).square().mean()
 
 
 def fine_tune(model: UNet2DModel, batch_size: int) -> None:
-    """Some steps of AdamW."""
+    """Take some steps of AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     for _ in range(STEPS):
         loss = denoising_loss(model, crops(batch_size))
@@ -53,14 +53,14 @@ def fine_tune(model: UNet2DModel, batch_size: int) -> None:
 
 @torch.no_grad()
 def judge(model: UNet2DModel) -> float:
-    """The loss on crops, noise and timesteps that are the same each time."""
+    """Return the loss on crops, noise and timesteps that are the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return denoising_loss(model, crops(32)).item()
 
 
 def main(out: Path | None = None) -> list[float]:
-    """Fuse, fine-tune, save, and load with plain diffusers; the loss before, between and after."""
+    """Fuse, fine-tune, save, and load with plain diffusers; return the loss before, between and after."""
     torch.manual_seed(0)
     model = UNet2DModel(
         sample_size=SIZE,

@@ -1,4 +1,4 @@
-"""A 2-D segmentation U-Net, without any diffusion, on a real photograph: find the flowers in a grey, noisy picture.
+"""Trains a 2-D segmentation U-Net, without any diffusion, to find the flowers in a grey, noisy photograph.
 
 scikit-learn ships the photograph of two dahlias. Which pixels are petals is told by their colour, red far above blue;
 the network sees brightness under noise of twice the picture's contrast. Trained on crops of the upper two thirds, with
@@ -26,9 +26,9 @@ CROP, STEPS, NOISE = 64, 50, 2.0
 
 
 class SegmentationUNet(nn.Module):
-    """(N, 1, H, W) grey -> (N, 1, H, W) logits, for any H and W."""
+    """Maps grey (N, 1, H, W) to logits (N, 1, H, W), for any H and W."""
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64)) -> None:
+    def __init__(self, widths: tuple[int, ...] = (8, 16, 32)) -> None:
         super().__init__()
         norm = NormConfig(group_size=8)
         self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
@@ -55,7 +55,7 @@ class SegmentationUNet(nn.Module):
 
 
 def picture() -> tuple[Tensor, Tensor]:
-    """Grey (1, H, W) with mean 0 and standard deviation 1, and the mask of the petals (1, H, W), at half resolution."""
+    """Load grey (1, H, W), of mean 0 and standard deviation 1, and the petals' mask (1, H, W), at half resolution."""
     pixels = torch.from_numpy(load_sample_image("flower.jpg").copy()).float().permute(2, 0, 1) / 255
     red, green, blue = F.avg_pool2d(pixels[None], 2)[0]
     grey = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -63,12 +63,12 @@ def picture() -> tuple[Tensor, Tensor]:
 
 
 def overlap(got: Tensor, wanted: Tensor) -> float:
-    """Intersection over union of two masks."""
+    """Compute the intersection over union of two masks."""
     return ((got & wanted).sum() / (got | wanted).sum()).item()
 
 
 def crops(grey: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Random crops, half of them mirrored: (count, 1, CROP, CROP) each."""
+    """Draw random crops, half of them mirrored: (count, 1, CROP, CROP) each."""
     both = torch.cat([grey, mask])
     pieces = []
     for _ in range(count):
@@ -80,7 +80,7 @@ def crops(grey: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def main(out: Path | None = None) -> tuple[float, float]:
-    """Train, judge, draw; the overlap of the network's mask and of the best brightness threshold's."""
+    """Train, judge, draw; return the overlap of the network's mask and of the best brightness threshold's."""
     torch.manual_seed(0)
     grey, mask = picture()
     border = 2 * grey.shape[1] // 3

@@ -1,4 +1,4 @@
-"""A 1-D U-Net from unetgn's blocks that takes the noise off real signals.
+"""Trains a 1-D U-Net from unetgn's blocks to take the noise off real signals.
 
 The signals are a recorded membrane voltage that matplotlib ships. The network is trained on the first three quarters of
 the recording and judged on the last.
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from unetgn import Downsample, ResBlock, Upsample
 from unetgn.nn import NormConfig
 
-WINDOW, WIDTHS, STEPS = 256, (16, 32, 64), 150
+WINDOW, WIDTHS, STEPS = 256, (16, 32, 64), 100
 
 
 class SignalUNet(nn.Module):
-    """(N, 1, L) -> (N, 1, L), for any L: what is to be added to the noisy signal."""
+    """Maps a noisy signal (N, 1, L), of any L, to what is to be added to it."""
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
@@ -54,24 +54,24 @@ class SignalUNet(nn.Module):
 
 
 def recording() -> Tensor:
-    """The membrane voltage, 12,000 samples, with mean 0 and standard deviation 1."""
+    """Load the membrane voltage, 12,000 samples, with mean 0 and standard deviation 1."""
     with cbook.get_sample_data("membrane.dat") as file:
         values = torch.from_numpy(np.frombuffer(file.read(), dtype=np.float32).copy())
     return (values - values.mean()) / values.std()
 
 
 def windows(signal: Tensor, starts: Tensor) -> Tensor:
-    """(N, 1, WINDOW): the pieces of the signal that begin at `starts`."""
+    """Cut the pieces of the signal that begin at `starts`: (N, 1, WINDOW)."""
     return torch.stack([signal[start : start + WINDOW] for start in starts.tolist()])[:, None]
 
 
 def decibels(clean: Tensor, got: Tensor) -> float:
-    """10 log10 of the power of the signal over that of the error."""
+    """Compute 10 log10 of the power of the signal over that of the error."""
     return 10 * torch.log10(clean.square().mean() / (got - clean).square().mean()).item()
 
 
 def main(out: Path | None = None) -> float:
-    """Train, judge, draw; the decibels that were won."""
+    """Train, judge, draw; return the decibels that were won."""
     torch.manual_seed(0)
     signal = recording()
     train, held_out = signal[:9000], signal[9000:]
@@ -98,7 +98,7 @@ def main(out: Path | None = None) -> float:
 
 
 def draw(clean: Tensor, noisy: Tensor, denoised: Tensor, out: Path) -> None:
-    """The liveliest window: noisy, denoised and clean."""
+    """Draw the liveliest window: noisy, denoised and clean."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     index = int(clean.var(dim=2).argmax())

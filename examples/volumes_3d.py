@@ -1,4 +1,4 @@
-"""A 3-D U-Net on small volumes: `unetgn.UNet` with three spatial axes marks ellipsoids in noise.
+"""Trains a 3-D U-Net on small volumes: `unetgn.UNet` with three spatial axes marks ellipsoids in noise.
 
 Each volume is made on the spot: one to three ellipsoids of random place, size and brightness, in noise of the same
 strength. The network has no diffusion in it, so its timestep is 0 throughout; the last axis is half as long as the
@@ -23,7 +23,7 @@ SHAPE, STEPS = (16, 16, 8), 60
 
 
 def volumes(count: int) -> tuple[Tensor, Tensor]:
-    """Noisy volumes (count, 1, *SHAPE) and the masks of their ellipsoids."""
+    """Make noisy volumes (count, 1, *SHAPE) and the masks of their ellipsoids."""
     grid = torch.stack(torch.meshgrid(*(torch.arange(length) for length in SHAPE), indexing="ij")).float()
     clean, masks = torch.zeros(count, 1, *SHAPE), torch.zeros(count, 1, *SHAPE)
     for volume, mask in zip(clean, masks, strict=True):
@@ -37,12 +37,12 @@ def volumes(count: int) -> tuple[Tensor, Tensor]:
 
 
 def dice(got: Tensor, wanted: Tensor) -> float:
-    """2 |A and B| / (|A| + |B|) of two masks."""
+    """Compute 2 |A and B| / (|A| + |B|) of two masks."""
     return (2 * (got * wanted).sum() / (got.sum() + wanted.sum())).item()
 
 
 def main(out: Path | None = None) -> float:
-    """Train, judge, draw; the Dice coefficient."""
+    """Train, judge, draw; return the Dice coefficient."""
     torch.manual_seed(0)
     model = UNet(
         spatial_dims=3,
@@ -57,7 +57,7 @@ def main(out: Path | None = None) -> float:
     optimizer = torch.optim.AdamW(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, STEPS)
     for _ in range(STEPS):
-        noisy, wanted = volumes(4)
+        noisy, wanted = volumes(2)
         loss = F.binary_cross_entropy_with_logits(model(noisy, 0).sample, wanted)
         optimizer.zero_grad()
         loss.backward()
@@ -74,7 +74,7 @@ def main(out: Path | None = None) -> float:
 
 
 def draw(noisy: Tensor, wanted: Tensor, found: Tensor, out: Path) -> None:
-    """The middle slices of the first volume: what the network saw, what was there, what it found."""
+    """Draw slices of the first volume: what the network saw, what was there, what it found."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     for row, volume in zip(figure.subplots(3, 4), (noisy, wanted, found), strict=True):
         for axes, depth in zip(row, range(1, SHAPE[2], 2), strict=True):

@@ -1,4 +1,4 @@
-"""The examples run as they stand, and the number that each prints says that it has learned something."""
+"""Runs the examples as they stand: the number that each prints says that it has learned something."""
 
 import runpy
 from collections.abc import Callable
@@ -47,8 +47,3 @@ def test_the_fused_diffusers_model_learns_at_batch_sizes_1_and_2_and_is_saved_fo
     assert after_two < after_one
     assert "17 places fused" in capsys.readouterr().out
     assert (tmp_path / "fused" / "diffusion_pytorch_model.safetensors").exists()
-
-
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_an_example_is_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 120

@@ -1,5 +1,6 @@
-"""What `import unetgn` brings along, and what it leaves for later."""
+"""Checks what `import unetgn` brings along, and what it leaves for later."""
 
+import json
 import subprocess
 import sys
 
@@ -7,23 +8,41 @@ import pytest
 
 import unetgn
 
-
-def modules_after(code):
-    code = f"import sys\n{code}\nprint('\\n'.join(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(result.stdout.split())
-
-
-def test_import_unetgn_imports_neither_diffusers_nor_triton_nor_torch():
-    assert not modules_after("import unetgn") & {"diffusers", "triton", "torch"}
+STAGES = {  # in one process, one after the other
+    "package": "import unetgn, unetgn.unet, unetgn.pipelines",
+    "operator": "import torch; unetgn.GroupNormSiLU(2, 4)(torch.ones(1, 4, 3)).sum().backward()",
+    "attributes": "unetgn.nn, unetgn.ops",
+    "configuration": "unetgn.UNetConfig(), unetgn.ResBlock",
+    "pictures": "import unetgn.pipelines.pictures",
+}
 
 
-def test_calling_the_operator_on_the_cpu_imports_neither_diffusers_nor_triton():
-    code = "import torch, unetgn\nunetgn.GroupNormSiLU(2, 4)(torch.ones(1, 4, 3)).sum().backward()"
-    modules = modules_after(code)
-    assert "unetgn.ops.aten" in modules
-    assert "diffusers" not in modules
-    assert not {name for name in modules if name.startswith("unetgn.ops.triton")}
+@pytest.fixture(scope="module")
+def modules():
+    """Map each stage to the modules that a process holds after it."""
+    code = "import json, sys; found = {}\n"
+    code += "".join(f"{stage}; found[{name!r}] = list(sys.modules)\n" for name, stage in STAGES.items())
+    result = subprocess.run([sys.executable, "-c", f"{code}print(json.dumps(found))"], capture_output=True, check=True)
+    return {name: set(found) for name, found in json.loads(result.stdout).items()}
+
+
+def test_the_packages_import_neither_diffusers_nor_triton_nor_torch(modules):
+    assert not modules["package"] & {"diffusers", "triton", "torch", "PIL"}
+
+
+def test_calling_the_operator_on_the_cpu_imports_neither_diffusers_nor_triton(modules):
+    assert "unetgn.ops.aten" in modules["operator"]
+    assert "diffusers" not in modules["operator"]
+    assert not {name for name in modules["operator"] if name.startswith("unetgn.ops.triton")}
+
+
+def test_the_packages_are_reached_as_attributes(modules):
+    assert modules["attributes"] >= {"unetgn.nn", "unetgn.ops"}
+
+
+@pytest.mark.parametrize("stage", ["configuration", "pictures"])
+def test_the_configuration_and_the_pictures_do_without_diffusers(stage, modules):
+    assert not modules[stage] & {"diffusers", "unetgn.unet.model"}
 
 
 @pytest.mark.parametrize("name", unetgn.__all__)
@@ -42,7 +61,3 @@ def test_type_checkers_are_told_every_exported_name():
 def test_an_unknown_name_is_an_error_that_lists_the_others():
     with pytest.raises(AttributeError, match=r"no attribute 'groupnorm'; it exports .*group_norm_silu"):
         unetgn.groupnorm  # noqa: B018
-
-
-def test_the_packages_are_reached_as_attributes():
-    assert modules_after("import unetgn; unetgn.nn, unetgn.ops") >= {"unetgn.nn", "unetgn.ops"}

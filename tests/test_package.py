@@ -1,4 +1,4 @@
-"""What is shipped, and what it claims."""
+"""Checks what is shipped, and what it claims."""
 
 import subprocess
 import sys

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from training.checkpoint import CheckpointError, find_checkpoint
 from training.config import ConfigError, RunConfig
 from unetgn import UNet
-from unetgn.interop.to_diffusers import facts
-from unetgn.interop.transfer import empty_unet
+from unetgn.unet.facts import facts
+from unetgn.unet.model import empty_unet
 
 FREE = ("sample_size", "dropout")  # in these a network may differ from the one whose weights it takes
 LISTED, SHOWN = 5, 100  # fields in an error message, and letters of a value

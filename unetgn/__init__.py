@@ -1,4 +1,4 @@
-"""Diffusion U-Nets around a fused GroupNorm + SiLU.
+"""Builds diffusion U-Nets around a fused GroupNorm + SiLU.
 
 Names are loaded when they are first asked for: `import unetgn` imports neither diffusers nor Triton. To export one
 more name, add one line to the table below.

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as plain dicts and back, for JSON: strict about names and kinds of values."""
+"""Turns frozen dataclasses into plain dicts and back, for JSON: strict about names and kinds of values."""
 
 import dataclasses
 import types
@@ -11,7 +11,7 @@ Config = TypeVar("Config")
 
 
 def to_plain(config: Any) -> Any:
-    """Nested dataclasses as dicts, tuples as lists: what JSON can hold."""
+    """Turn nested dataclasses into dicts and tuples into lists: what JSON can hold."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, (list, tuple)):
@@ -20,10 +20,10 @@ def to_plain(config: Any) -> Any:
 
 
 def from_plain(kind: type[Config], values: Mapping[str, Any], path: str = "") -> Config:
-    """A dataclass of `kind` from a dict; what is left out has the field's default.
+    """Make a dataclass of `kind` from a dict; what is left out has the field's default.
 
     Raises ValueError where a key is no field (naming it, where it is, and the nearest field), and TypeError where a
-    value is not of the field's type. `path` is the dict's own place in a larger one, for messages.
+    value is not of the field's type. `path` is the place of the dict in a larger one, for messages.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"{path or kind.__name__} must be a mapping of the fields of {kind.__name__}, got {values!r}")
@@ -43,12 +43,24 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], path: str = "") ->
     return kind(**arguments)
 
 
+def check_types(config: Any) -> None:
+    """Raise TypeError, naming the field, where a value of a dataclass is not of its field's type.
+
+    Nested dataclasses must be instances, whose own values are not looked at.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, Mapping):
+            raise TypeError(f"{name}={value!r} is not {_spoken(hint)}; from_dict takes nested dicts")
+        _convert(hint, value, name)
+
+
 def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
-    """`value` as the type `hint`, which is a plain type, a dataclass, a tuple, a Literal or a union of these."""
+    """Convert `value` to the type `hint`: a plain type, a dataclass, a tuple, a Literal or a union of these."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         for option in options:

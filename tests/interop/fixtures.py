@@ -1,4 +1,4 @@
-"""The fixtures of `golden/`: what the authors' networks compute, and how their weights are made from their names.
+"""Reads the fixtures of `golden/`: what the authors' networks compute, and how weights are made from their names.
 
 `golden/README.md` describes the files. Weights are a pure function of name and shape, so none are stored.
 """
@@ -7,7 +7,7 @@ import json
 import math
 import zlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ NAMES = sorted(path.stem for path in (GOLDEN / "visible").glob("*.json"))
 
 @dataclass(frozen=True)
 class Fixture:
-    """One network of its authors: `meta` is the JSON file, `tensors` are inputs and expected outputs."""
+    """Holds one network of its authors: `meta` is the JSON file, `tensors` are inputs and expected outputs."""
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -34,18 +34,28 @@ class Fixture:
     def config(self) -> dict[str, Any]:
         return {**self.meta["constructor_kwargs"], "class": self.meta["peer"]["class"]}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
         tables, buffers = set(self.meta["embedding_keys"]), self.meta["buffers"]
         return {
             key: torch.tensor(buffers[key]) if key in buffers else made_up(key, shape, table=key in tables)
             for key, shape in self.meta["shapes"].items()
         }
 
-    def converted(self) -> UNet:
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights by their original names; the tensors are shared, the dict is not."""
+        return dict(self._weights)
+
+    @cached_property
+    def _unet(self) -> UNet:
         return convert(self.meta["family"], self.config, self.state_dict())
 
+    def converted(self) -> UNet:
+        """Return our network in float32; all callers share it."""
+        return self._unet.float()  # the weights are float32: nothing is lost on the way to float64 and back
+
     def output(self, unet: UNet, dtype: torch.dtype) -> Tensor:
-        """What `unet` gives for the fixture's inputs, all of them in `dtype`."""
+        """Compute what `unet` gives for the fixture's inputs, all of them in `dtype`."""
         given = {
             name: self.tensors[name].to(dtype) if self.tensors[name].is_floating_point() else self.tensors[name]
             for name in self.meta["inputs"]
@@ -71,7 +81,7 @@ def fixture(name: str) -> Fixture:
 
 
 def made_up(key: str, shape: list[int], *, table: bool = False) -> Tensor:
-    """The float32 values of the weight called `key`, by the rule in `golden/README.md`."""
+    """Make the float32 values of the weight called `key`, by the rule in `golden/README.md`."""
     values = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
     if not table:
         if len(shape) >= 2:
@@ -82,5 +92,5 @@ def made_up(key: str, shape: list[int], *, table: bool = False) -> Tensor:
 
 
 def max_relative_error(output: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest expected value."""
+    """Return the largest difference over the largest expected value."""
     return float((output.double() - expected.double()).abs().max() / expected.double().abs().max())

@@ -1,4 +1,4 @@
-"""diffusers' U-Nets from the folders that `save_pretrained` writes, and what is refused there."""
+"""Reads diffusers' U-Nets from the folders that `save_pretrained` writes, and checks what is refused there."""
 
 import pytest
 import torch

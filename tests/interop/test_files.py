@@ -1,4 +1,4 @@
-"""Checkpoints in files: safetensors with the prefixes and copies of published files, never a pickle."""
+"""Checks checkpoints in files: safetensors with the prefixes and copies of published files, never a pickle."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What other projects' networks compute, ours compute: on fixtures of their own outputs."""
+"""Checks that ours compute what other projects' networks compute, on fixtures of their own outputs."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Full-size published architectures, on the meta device: every key has its place, and the sizes are those published."""
+"""Converts full-size published architectures, on the meta device: every key has its place, sizes are as published."""
 
 import json
 
@@ -39,7 +39,7 @@ PARAMETERS = {
 
 
 def table(name):
-    """The entry of the index, and the state dict on the meta device."""
+    """Read the entry of the index, and the state dict on the meta device."""
     shapes = json.loads((GOLDEN / "keys" / name).read_text())
     return INDEX[name], {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 

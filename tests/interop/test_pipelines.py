@@ -1,4 +1,4 @@
-"""Our U-Net in diffusers' pipelines, from their own code: the same images as with their U-Net."""
+"""Runs our U-Net in diffusers' pipelines, in their own code: the images are the same as with their U-Net."""
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from tests.tensors import randomized
 from unetgn import UNet
 
 STABLE = {
@@ -34,15 +35,6 @@ XL = {
 }
 
 
-def randomized(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 1 + 0.1 * noise)
-    return model.eval()
-
-
 @pytest.fixture
 def vae():
     torch.manual_seed(0)
@@ -56,7 +48,7 @@ def vae():
 
 
 def texts(seed=3, **pooled):
-    """Text embeddings in the place of a text encoder's, for the prompt and the negative prompt."""
+    """Draw text embeddings in the place of a text encoder's, for the prompt and the negative prompt."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(1, *shape, generator=generator)
@@ -84,14 +76,14 @@ def stable_diffusion(unet, vae, scheduler=None):
 
 
 def test_stable_diffusion_makes_the_same_latents_with_our_unet(vae):
-    theirs = randomized(UNet2DConditionModel(**STABLE))
+    theirs = randomized(UNet2DConditionModel(**STABLE)).eval()
     expected = images(stable_diffusion(theirs, vae), **texts(), guidance_scale=5.0)
     ours = images(stable_diffusion(UNet.from_diffusers(theirs), vae), **texts(), guidance_scale=5.0)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_stable_diffusion_xl_makes_the_same_latents_with_our_unet(vae):
-    theirs = randomized(UNet2DConditionModel(**XL))
+    theirs = randomized(UNet2DConditionModel(**XL)).eval()
     given = texts(pooled_prompt_embeds=(16,), negative_pooled_prompt_embeds=(16,))
 
     def run(unet):
@@ -112,7 +104,7 @@ def test_stable_diffusion_xl_makes_the_same_latents_with_our_unet(vae):
 
 
 class _Projection:
-    """What the pipeline asks of its second text encoder where the embeddings are given: the pooled width."""
+    """Answers what the pipeline asks of its second text encoder where the embeddings are given: the pooled width."""
 
     class config:
         projection_dim = 16
@@ -121,7 +113,7 @@ class _Projection:
 
 
 def test_a_distilled_network_gets_its_guidance_scale(vae):
-    theirs = randomized(UNet2DConditionModel(**STABLE, time_cond_proj_dim=6))
+    theirs = randomized(UNet2DConditionModel(**STABLE, time_cond_proj_dim=6)).eval()
     given = {"prompt_embeds": texts()["prompt_embeds"], "guidance_scale": 8.0}
     expected = images(stable_diffusion(theirs, vae, LCMScheduler(steps_offset=1)), **given)
     ours = images(stable_diffusion(UNet.from_diffusers(theirs), vae, LCMScheduler(steps_offset=1)), **given)
@@ -129,8 +121,8 @@ def test_a_distilled_network_gets_its_guidance_scale(vae):
 
 
 def test_controlnet_residuals_reach_our_unet(vae):
-    theirs = randomized(UNet2DConditionModel(**STABLE))
-    control = randomized(ControlNetModel.from_unet(theirs, conditioning_embedding_out_channels=(8, 8)), seed=1)
+    theirs = randomized(UNet2DConditionModel(**STABLE)).eval()
+    control = randomized(ControlNetModel.from_unet(theirs, conditioning_embedding_out_channels=(8, 8)), seed=1).eval()
     picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
     def run(unet):
@@ -151,7 +143,7 @@ def test_controlnet_residuals_reach_our_unet(vae):
 
 
 def test_a_pipeline_with_our_unet_is_saved_and_loaded(vae, tmp_path):
-    pipeline = stable_diffusion(UNet.from_diffusers(randomized(UNet2DConditionModel(**STABLE))), vae)
+    pipeline = stable_diffusion(UNet.from_diffusers(randomized(UNet2DConditionModel(**STABLE)).eval()), vae)
     expected = images(pipeline, **texts())
     pipeline.save_pretrained(tmp_path)
     again = StableDiffusionPipeline.from_pretrained(

@@ -1,4 +1,4 @@
-"""The three orders of packed attention rows, each against its definition: row = position of (part, head, width)."""
+"""Checks the three orders of packed attention rows against their definition: row = position of (part, head, width)."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ INDEX = torch.arange(3 * HEADS * WIDTH)
 
 
 def position(order, part, head, channel):
-    """The row of a packed projection that holds `channel` of `head` of the query (0), key (1) or value (2)."""
+    """Return the row of a packed projection that holds `channel` of `head` of the query (0), key (1) or value (2)."""
     return {
         "new": (part * HEADS + head) * WIDTH + channel,
         "legacy": (head * 3 + part) * WIDTH + channel,

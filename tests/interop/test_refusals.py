@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit is refused as a whole, and the message says what is wrong with it."""
+"""Checks that a checkpoint that does not fit is refused as a whole, with a message that says what is wrong."""
 
 import re
 

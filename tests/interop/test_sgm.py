@@ -1,4 +1,4 @@
-"""Stability's options one by one: the shape of the middle, which blocks attend, and to what."""
+"""Checks Stability's options one by one: the shape of the middle, which blocks attend, and to what."""
 
 import json
 
@@ -7,8 +7,8 @@ import torch
 
 from tests.interop.fixtures import GOLDEN, fixture, made_up, max_relative_error
 from unetgn.interop import convert, sgm, to_diffusers
-from unetgn.interop.transfer import empty_unet
 from unetgn.serialize import from_plain
+from unetgn.unet.model import empty_unet
 
 REFINER = {  # of stabilityai/stable-diffusion-xl-refiner-1.0, by generative-models' own configuration file
     "adm_in_channels": 2560,
@@ -29,7 +29,7 @@ REFINER = {  # of stabilityai/stable-diffusion-xl-refiner-1.0, by generative-mod
 
 
 def silenced(state, prefix):
-    """The weights, with the transformer at `prefix` adding nothing to its input."""
+    """Return the weights with the transformer at `prefix` adding nothing to its input."""
     zeros = {key: torch.zeros_like(value) for key, value in state.items() if key.startswith(f"{prefix}.proj_out.")}
     assert len(zeros) == 2
     return {**state, **zeros}

@@ -1,10 +1,11 @@
-"""Which class of diffusers our network becomes, and the fields that are named where none can be it."""
+"""Checks which class of diffusers our network becomes, and the fields that are named where none can be it."""
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from tests.interop.test_diffusers import SIZED, WITHOUT_ATTENTION, assert_round_trip, randomized
+from tests.interop.test_diffusers import SIZED, WITHOUT_ATTENTION, assert_round_trip
+from tests.tensors import randomized
 from unetgn import UNet
 from unetgn.interop import to_diffusers
 
@@ -21,7 +22,9 @@ from unetgn.interop import to_diffusers
     ],
 )
 def test_a_network_without_attention_becomes_whichever_class_of_diffusers_can_say_it(options, kind):
-    model = randomized(UNet2DConditionModel(**{**WITHOUT_ATTENTION, "mid_block_type": None, **options}))
+    model = randomized(
+        UNet2DConditionModel(**{**WITHOUT_ATTENTION, "mid_block_type": None, **options}), dtype=torch.float64
+    )
     assert type(to_diffusers(UNet.from_diffusers(model))) is kind
     assert_round_trip(model)
 
@@ -39,7 +42,7 @@ def test_another_network_is_no_unet_to_write_down():
 
 
 def test_the_null_class_becomes_the_last_class_of_diffusers():
-    ours = randomized(UNet(channels=(32, 64), depth=1, num_classes=10))
+    ours = randomized(UNet(channels=(32, 64), depth=1, num_classes=10), dtype=torch.float64)
     theirs = to_diffusers(ours)
     x, t = (
         torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64),

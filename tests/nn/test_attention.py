@@ -1,4 +1,4 @@
-"""Attention blocks against their definitions, in float64."""
+"""Checks attention blocks against their definitions, in float64."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.tensors import noise, randomized
 from unetgn.nn import (
     GEGLU,
     CrossAttention,
@@ -20,20 +21,8 @@ from unetgn.nn import (
 GROUPS = NormConfig(num_groups=4)
 
 
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def randomized(module, seed=7):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return module.double()
-
-
 def attention(layer, tokens, context):
-    """softmax(q k^T / sqrt(d)) v, one head at a time."""
+    """Compute softmax(q k^T / sqrt(d)) v, one head at a time."""
     query, key, value = layer.to_q(tokens), layer.to_k(context), layer.to_v(context)
     width = query.shape[2] // layer.heads
     heads = []
@@ -55,7 +44,7 @@ def tokens_of(x):
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("context_dim", [None, 6])
 def test_multi_head_attention_is_its_definition(heads, qk_norm, context_dim):
-    layer = randomized(MultiHeadAttention(8, **heads, qk_norm=qk_norm, context_dim=context_dim))
+    layer = randomized(MultiHeadAttention(8, **heads, qk_norm=qk_norm, context_dim=context_dim), dtype=torch.float64)
     assert layer.heads == {"num_heads": 2, "head_dim": 4}.get(next(iter(heads), ""), 1)
     tokens = noise(2, 5, 8)
     context = tokens if context_dim is None else noise(2, 7, 6, seed=1)
@@ -66,7 +55,7 @@ def test_multi_head_attention_is_its_definition(heads, qk_norm, context_dim):
 @pytest.mark.parametrize("size", [(6,), (3, 4), (2, 3, 2)])
 @pytest.mark.parametrize("norm", [GROUPS, None])
 def test_self_attention_is_its_definition_for_any_number_of_axes(size, norm):
-    layer = randomized(SelfAttention(8, num_heads=2, norm=norm, residual_scale=0.5))
+    layer = randomized(SelfAttention(8, num_heads=2, norm=norm, residual_scale=0.5), dtype=torch.float64)
     x = noise(2, 8, *size)
     normed = x if norm is None else F.group_norm(x, 4, layer.group_norm.weight, layer.group_norm.bias)
     mixed = attention(layer, tokens_of(normed), tokens_of(normed))
@@ -76,7 +65,7 @@ def test_self_attention_is_its_definition_for_any_number_of_axes(size, norm):
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_cross_attention_is_its_definition(qk_norm):
-    layer = randomized(CrossAttention(8, 6, num_heads=2, norm=GROUPS, qk_norm=qk_norm))
+    layer = randomized(CrossAttention(8, 6, num_heads=2, norm=GROUPS, qk_norm=qk_norm), dtype=torch.float64)
     assert (layer.norm_q is not None) == qk_norm
     x, context = noise(2, 8, 3, 4), noise(2, 5, 6, seed=1)
     normed = F.group_norm(x, 4, layer.group_norm.weight, layer.group_norm.bias)
@@ -85,7 +74,7 @@ def test_cross_attention_is_its_definition(qk_norm):
 
 
 def test_pixels_may_change_places():
-    layer = randomized(SelfAttention(8, num_heads=2, norm=GROUPS))
+    layer = randomized(SelfAttention(8, num_heads=2, norm=GROUPS), dtype=torch.float64)
     x = noise(2, 8, 12)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(layer(x[..., order]), layer(x)[..., order])
@@ -127,11 +116,12 @@ def test_the_spatial_transformer_is_its_definition(context_dim, cross_only, line
             num_heads=2,
             context_dim=context_dim,
             depth=2,
-            spatial_dims=len(size),
+            spatial_dims=None if linear_projection else len(size),
             linear_projection=linear_projection,
             cross_only=cross_only,
             norm=NormConfig(num_groups=4, eps=1e-6),
-        )
+        ),
+        dtype=torch.float64,
     )
     x = noise(2, 8, *size)
     context = None if context_dim is None else noise(2, 5, 6, seed=1)

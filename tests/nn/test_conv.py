@@ -1,15 +1,12 @@
-"""Convolutions, weight standardization and the choice of normalization."""
+"""Checks convolutions, weight standardization and the choice of normalization."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.tensors import noise
 from unetgn.nn import ConvNormAct, WeightStandardizedConv, convolution, make_norm, standardize_weight
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("dims", "kind"), [(1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)])
@@ -57,14 +54,15 @@ def test_each_normalization_is_its_definition(size, activation):
         "layer": F.layer_norm(x, x.shape[1:]),
         "batch": F.batch_norm(x, None, None, training=True),
     }
+    options = {"group": {"num_groups": 4}, "batch": {"spatial_dims": dims}}
     for kind, value in expected.items():
-        norm = make_norm(kind, 8, spatial_dims=dims, num_groups=4, activation=activation).double()
+        norm = make_norm(kind, 8, activation=activation, **options.get(kind, {})).double()
         torch.testing.assert_close(norm(x), act(value))
 
 
 @pytest.mark.parametrize("kind", ["group", "instance", "layer"])
 def test_all_but_batch_normalization_are_the_same_in_training_and_evaluation(kind):
-    layer = ConvNormAct(3, 8, norm=kind, num_groups=4)
+    layer = ConvNormAct(3, 8, norm=kind, num_groups=4 if kind == "group" else None)
     x = noise(3, 3, 6, 6).float()
     assert torch.equal(layer.train()(x), layer.eval()(x))
     torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=1e-5, atol=1e-5)
@@ -90,9 +88,14 @@ def test_the_block_is_convolution_then_normalization_then_silu(standardize):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_norm("rms", 8), "must be 'group', 'instance', 'layer' or 'batch', got 'rms'"),
+        (lambda: make_norm("rms", 8), r"must be one of \('group', 'instance', 'layer', 'batch'\), got 'rms'"),
         (lambda: make_norm("batch", 8, activation="relu"), "activation must be 'silu' or None, got 'relu'"),
         (lambda: make_norm("group", 8, num_groups=3), "3"),
+        (lambda: make_norm("layer", 8, num_groups=3), "num_groups=3 is for normalization 'group'; 'layer' has no such"),
+        (lambda: make_norm("batch", 8, num_groups=32), "num_groups=32 is for normalization 'group'"),
+        (lambda: make_norm("group", 32, spatial_dims=2), "spatial_dims=2 is for normalization 'batch'; 'group' takes"),
+        (lambda: make_norm("batch", 8, spatial_dims=0), "spatial_dims must be 1, 2 or 3, got 0"),
+        (lambda: ConvNormAct(1, 8, norm="instance", num_groups=4), "num_groups=4 is for normalization 'group'"),
         (lambda: convolution(4, 1, 1), "spatial_dims must be 1, 2 or 3, got 4"),
         (lambda: convolution(2, 1, 1, 4), "kernel_size must be odd, .*, got 4"),
         (lambda: WeightStandardizedConv(1, 1, 2), "kernel_size must be odd, .*, got 2"),

@@ -1,4 +1,4 @@
-"""Embeddings against their formulas, and against diffusers where it has them."""
+"""Checks embeddings against their formulas, and against diffusers where it has them."""
 
 import math
 

@@ -1,28 +1,25 @@
-"""Resampling against its definition, for any size and one to three axes."""
+"""Checks resampling against its definition, for any size and one to three axes."""
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.tensors import noise
 from unetgn.nn import Downsample, InputBranch, Resample, ResampleConfig, Upsample
 
 TAPS = {"taps": (1, 3, 3, 1)}
 
 
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def along_axes(matrices, x):
-    """`x` with a matrix applied along each of its spatial axes."""
+    """Apply a matrix along each of the spatial axes of `x`."""
     for axis, matrix in enumerate(matrices, start=2):
         x = torch.movedim(torch.movedim(x, axis, -1) @ matrix.T, -1, axis)
     return x
 
 
 def filter_down(length):
-    """y[i] = sum_k taps[k] x[2 i + k - 1] / 8, zeros outside: rows for ceil(length / 2)."""
+    """Make the matrix of y[i] = sum_k taps[k] x[2 i + k - 1] / 8, zeros outside, for ceil(length / 2) rows."""
     matrix = torch.zeros(-(-length // 2), length, dtype=torch.float64)
     for i in range(matrix.shape[0]):
         for k, tap in enumerate((1, 3, 3, 1)):
@@ -32,7 +29,7 @@ def filter_down(length):
 
 
 def filter_up(length):
-    """The transpose of filter_down, times two: y[2 i + k - 1] += taps[k] x[i] / 4."""
+    """Make the matrix of y[2 i + k - 1] += taps[k] x[i] / 4: the transpose of filter_down, times two."""
     return 2 * filter_down(2 * length).T
 
 
@@ -125,8 +122,26 @@ def test_the_input_branch_convolves_then_filters_without_a_border_of_its_own(siz
         (lambda: Upsample(2, strides=(2,)), "one factor for each of 2 axes"),
         (lambda: InputBranch(1, 2, taps=(1, 2, 1)), "even number of taps"),
         (lambda: Resample("down")(torch.zeros(1, 1, 2, 2), size=(1, 1)), "is for upsampling"),
+        (lambda: Resample("down")(torch.zeros(1, 1, 2, 2), size=1), "is for upsampling"),
+        (lambda: Resample("up")(torch.zeros(1, 1, 2, 2), size=(4,)), r"size=\(4,\) must name one length for each of 2"),
+        (lambda: Downsample(8, padding="end", strides=(1, 1)), r"strides=\(1, 1\) halve none"),
     ],
 )
 def test_what_cannot_be_is_an_error(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Resample("up", spatial_dims=1)(torch.zeros(1, 1, 50), size=101), "for each of 1 axes, got 101"),
+        (lambda: Upsample(1)(torch.zeros(1, 1, 2, 2), size=4), "size must name one length for each of 2 axes, got 4"),
+        (lambda: Resample("down", strides=2), r"resample\.strides must name one number for each axis, got 2"),
+        (lambda: Downsample(8, strides=2), r"resample\.strides must name one number for each axis, got 2"),
+        (lambda: ResampleConfig(taps=3), r"resample\.taps must name one number for each tap, got 3"),
+    ],
+)
+def test_one_number_where_each_axis_wants_its_own_is_a_type_error(make, message):
+    with pytest.raises(TypeError, match=message):
         make()

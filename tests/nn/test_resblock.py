@@ -1,28 +1,19 @@
-"""The residual block against its definition in plain PyTorch, in float64."""
+"""Checks the residual block against its definition in plain PyTorch, in float64."""
+
+import re
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from unetgn.nn import NormConfig, ResBlock, ResBlockConfig
+from tests.tensors import noise, randomized
+from unetgn.nn import CrossAttention, NormConfig, ResBlock, ResBlockConfig, SelfAttention, SpatialTransformer
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def randomized(module, seed=7):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return module.double()
-
-
 def group_norm(x, norm):
-    """The definition: biased statistics of each sample and group, then weight and bias of each channel."""
+    """Compute the definition: biased statistics of each sample and group, then weight and bias of each channel."""
     grouped = x.unflatten(1, (norm.num_groups, -1)).flatten(2)
     centred = grouped - grouped.mean(2, keepdim=True)
     z = (centred / (centred.square().mean(2, keepdim=True) + norm.eps).sqrt()).view_as(x)
@@ -31,7 +22,7 @@ def group_norm(x, norm):
 
 
 def definition(block, x, emb, *, dims, resample=lambda x: x):
-    """(shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))), emb)))) * residual_scale."""
+    """Compute (shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))), emb)))) * residual_scale."""
     conv, tail = CONVOLUTIONS[dims - 1], (1,) * dims
     hidden = resample(F.silu(group_norm(x, block.norm1)))
     hidden = conv(hidden, block.conv1.weight, block.conv1.bias, padding=1)
@@ -65,14 +56,15 @@ def definition(block, x, emb, *, dims, resample=lambda x: x):
 )
 def test_it_is_its_definition(dims, out_channels, config):
     block = randomized(
-        ResBlock(8, out_channels, emb_channels=5, spatial_dims=dims, norm=NormConfig(num_groups=4), config=config)
+        ResBlock(8, out_channels, emb_channels=5, spatial_dims=dims, norm=NormConfig(num_groups=4), config=config),
+        dtype=torch.float64,
     )
     x, emb = noise(2, 8, *[6] * dims), noise(2, 5, seed=1)
     torch.testing.assert_close(block(x, emb), definition(block, x, emb, dims=dims), rtol=1e-9, atol=1e-9)
 
 
 def test_a_block_without_an_embedding_is_its_definition():
-    block = randomized(ResBlock(8, norm=NormConfig(num_groups=4)))
+    block = randomized(ResBlock(8, norm=NormConfig(num_groups=4)), dtype=torch.float64)
     x = noise(2, 8, 6, 6)
     torch.testing.assert_close(block(x), definition(block, x, None, dims=2), rtol=1e-9, atol=1e-9)
 
@@ -90,7 +82,8 @@ def test_resampling_happens_after_the_activation_and_on_the_shortcut(project):
                 norm=NormConfig(num_groups=4),
                 config=ResBlockConfig(project_resampled=project),
                 resample=direction,
-            )
+            ),
+            dtype=torch.float64,
         )
         assert (block.conv_shortcut is not None) == project
         x, emb = noise(2, 8, 6, 6), noise(2, 5, seed=1)
@@ -100,8 +93,8 @@ def test_resampling_happens_after_the_activation_and_on_the_shortcut(project):
 
 def test_one_group_is_layer_normalization_and_one_a_channel_instance_normalization():
     x = noise(2, 8, 6, 6)
-    layer = randomized(ResBlock(8, norm=NormConfig(num_groups=1)))
-    instance = randomized(ResBlock(8, norm=NormConfig(group_size=1)))
+    layer = randomized(ResBlock(8, norm=NormConfig(num_groups=1)), dtype=torch.float64)
+    instance = randomized(ResBlock(8, norm=NormConfig(group_size=1)), dtype=torch.float64)
     plain = layer.norm1
     expected = F.silu(
         F.layer_norm(x, x.shape[1:], eps=plain.eps) * plain.weight[:, None, None] + plain.bias[:, None, None]
@@ -113,7 +106,7 @@ def test_one_group_is_layer_normalization_and_one_a_channel_instance_normalizati
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    block = randomized(ResBlock(8, emb_channels=5, norm=NormConfig(num_groups=4))).train()
+    block = randomized(ResBlock(8, emb_channels=5, norm=NormConfig(num_groups=4)), dtype=torch.float64).train()
     x, emb = noise(3, 8, 6, 6), noise(3, 5, seed=1)
     alone = torch.cat([block(x[i : i + 1], emb[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(block(x, emb), alone, rtol=1e-9, atol=1e-9)
@@ -125,7 +118,7 @@ def test_a_new_block_is_its_shortcut():
 
 
 def test_dropout_is_between_the_second_activation_and_convolution():
-    block = randomized(ResBlock(8, norm=NormConfig(num_groups=4), dropout=1.0)).train()
+    block = randomized(ResBlock(8, norm=NormConfig(num_groups=4), dropout=1.0), dtype=torch.float64).train()
     x = noise(2, 8, 6, 6)
     torch.testing.assert_close(block(x), x + block.conv2.bias[:, None, None])
 
@@ -137,8 +130,11 @@ def test_the_embedding_and_the_size_are_checked():
         block(x)
     with pytest.raises(ValueError, match="built without emb_channels"):
         plain(x, torch.zeros(1, 5))
-    with pytest.raises(ValueError, match=r"size=\(8, 8\) is for a ResBlock that upsamples"):
-        plain(x, size=(8, 8))
+    for size in ((8, 8), 8):
+        with pytest.raises(ValueError, match=rf"size={re.escape(str(size))} is for a ResBlock that upsamples"):
+            plain(x, size=size)
+    with pytest.raises(TypeError, match="size must name one length for each of 2 axes, got 8"):
+        ResBlock(32, resample="up")(x, size=8)
     with pytest.raises(ValueError, match="are for a ResBlock with resample='down' or 'up'"):
         ResBlock(32, taps=(1, 3, 3, 1))
     with pytest.raises(ValueError, match="are for a ResBlock with resample='down' or 'up'"):
@@ -177,7 +173,24 @@ def test_each_rule_gives_its_number_of_groups(config, channels, groups):
 def test_filter_taps_act_on_branch_and_shortcut():
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)
     kernel = (taps[:, None] * taps / taps.sum() ** 2).expand(8, 1, 4, 4)
-    block = randomized(ResBlock(8, norm=NormConfig(num_groups=4), resample="down", taps=(1, 3, 3, 1)))
+    block = randomized(
+        ResBlock(8, norm=NormConfig(num_groups=4), resample="down", taps=(1, 3, 3, 1)), dtype=torch.float64
+    )
     x = noise(2, 8, 6, 6)
     expected = definition(block, x, None, dims=2, resample=lambda x: F.conv2d(x, kernel, stride=2, padding=1, groups=8))
     torch.testing.assert_close(block(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResBlock(8, norm=8), "norm must be a NormConfig, got 8"),
+        (lambda: ResBlock(32, config="add"), "config must be a ResBlockConfig, got 'add'"),
+        (lambda: SelfAttention(8, norm=8), "norm must be a NormConfig, got 8"),
+        (lambda: CrossAttention(8, 6, norm=8), "norm must be a NormConfig, got 8"),
+        (lambda: SpatialTransformer(8, norm=8), "norm must be a NormConfig, got 8"),
+    ],
+)
+def test_a_configuration_of_another_type_is_an_error_that_names_it(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

@@ -1,4 +1,4 @@
-"""Pixels, grids and files."""
+"""Checks pixels, grids and files."""
 
 from pathlib import Path
 

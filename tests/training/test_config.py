@@ -17,7 +17,7 @@ from training.config import CONFIGS, ConfigError, find_config, load_config, to_y
 from training.train import main
 from unetgn import UNet
 from unetgn.interop import compvis
-from unetgn.interop.to_diffusers import facts
+from unetgn.unet.facts import facts
 
 
 def write(folder: Path, text: str) -> Path:

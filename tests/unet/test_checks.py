@@ -1,4 +1,4 @@
-"""An error that names the field for whatever is wrong with a configuration, or would change nothing."""
+"""Checks that whatever is wrong with a configuration, or would change nothing, is an error that names the field."""
 
 import math
 

@@ -1,19 +1,28 @@
-"""The whole U-Net through torch.compile and torch.export."""
+"""Puts the whole U-Net through torch.compile and torch.export."""
 
 import pytest
 import torch
 import torch._dynamo.testing
 
-from tests.unet.test_model import SMALL, noise, randomized
+from tests.tensors import randomized
+from tests.unet.test_model import noise
 from unetgn import UNet
 
+# Every kind of module once or twice: what takes time here are the blocks, not their widths.
+FEW = {
+    "channels": (32, 64),
+    "depth": (0, 1),
+    "attention_levels": (1,),
+    "mid": {"depth": 1, "attention": False},
+    "decoder": {"attention_blocks": ((), ())},
+}
 LABELS = torch.tensor([1, 10])
 
 
 @pytest.fixture
 def unet():
     torch._dynamo.reset()
-    yield randomized(UNet(**SMALL, num_classes=10))
+    yield randomized(UNet(**FEW, num_classes=10))
     torch._dynamo.reset()
 
 
@@ -46,7 +55,7 @@ def test_it_compiles_to_native_code(unet):
 
 def test_a_transformer_with_a_vector_compiles_too():
     unet = randomized(
-        UNet(**SMALL, transformer={"context_dim": 6}, condition={"vector_dim": 4 + 2 * 8}, addition_time_embed_dim=8)
+        UNet(**FEW, transformer={"context_dim": 6}, condition={"vector_dim": 4 + 2 * 8}, addition_time_embed_dim=8)
     )
     x, t, context = noise(2, 3, 8, 8), torch.tensor([5, 6]), noise(2, 5, 6)
     added = {"text_embeds": noise(2, 4), "time_ids": torch.tensor([[8.0, 8.0], [16.0, 8.0]])}

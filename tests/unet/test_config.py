@@ -1,11 +1,10 @@
-"""The configuration: JSON out and in, its defaults, and what a saved file may hold."""
+"""Checks the configuration: JSON out and in, its defaults, and what a saved file may hold."""
 
 import inspect
 import json
 import math
-import subprocess
-import sys
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from unetgn import UNet, UNetConfig
 from unetgn.nn import TransformerConfig
 from unetgn.unet.config import DecoderConfig, EncoderConfig
+from unetgn.unet.facts import facts
 from unetgn.unet.plan import plan_unet
 
 FULL = {
@@ -69,6 +69,45 @@ def test_the_constructor_has_the_fields_and_defaults_of_the_configuration():
     assert UNet().unet_config == UNetConfig()
 
 
+@pytest.mark.parametrize("channels", [(32,), (32, 64), (32, 32, 64)])
+def test_attention_goes_to_the_coarsest_level_unless_levels_are_named(channels):
+    unet = UNet(channels=channels, depth=1)
+    coarsest = len(channels) - 1
+    assert attending(unet) == {f"down_blocks.{coarsest}", "mid_block", "up_blocks.0"}  # whose first is the coarsest
+    named = UNetConfig(channels=channels, depth=1, attention_levels=(coarsest,))
+    assert facts(unet.unet_config) == facts(named)
+    x = torch.zeros(1, 3, 8, 8)
+    assert unet(x, 0).sample.shape == x.shape
+
+
+def test_levels_that_are_left_open_are_so_in_the_file_and_after_a_change_of_the_channels(tmp_path):
+    unet = UNet(channels=(32, 32), depth=1)
+    unet.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["attention_levels"] is None
+    assert UNet.from_pretrained(tmp_path).unet_config == unet.unet_config
+    assert replace(unet.unet_config, channels=(32,)).attending_levels == (0,)
+
+
+def test_blocks_named_for_the_encoder_alone_are_all_that_attend_there():
+    unet = UNet(channels=(32, 64), depth=1, encoder={"attention_blocks": [[0], []]}, mid={"attention": False})
+    assert attending(unet) == {"down_blocks.0", "up_blocks.1"}
+
+
+def test_a_file_that_names_its_levels_is_the_network_that_it_was():
+    """The file is `UNet().save_pretrained`'s of when attention went to level 1 by default."""
+    saved = json.loads((Path(__file__).parent / "saved_config.json").read_text())
+    unet = UNet.from_config(saved)
+    assert attending(unet) == {"down_blocks.1", "mid_block", "up_blocks.1"}
+    assert unet.unet_config == UNetConfig(attention_levels=(1,))
+    written = json.loads(unet.to_json_string())
+    assert {key: written[key] for key in written if key != "_diffusers_version"} == saved
+
+
+def attending(unet):
+    """List the levels of a network that hold an attention layer."""
+    return {name.split(".attentions.")[0] for name, _ in unet.named_modules() if ".attentions." in name}
+
+
 def test_the_file_is_flat_where_pipelines_read_and_plain_dicts_below():
     config = json.loads(UNet(**{**FULL, "channels": [32, 64]}).to_json_string())
     for name in ("sample_size", "in_channels", "out_channels", "time_cond_proj_dim", "addition_time_embed_dim"):
@@ -77,9 +116,19 @@ def test_the_file_is_flat_where_pipelines_read_and_plain_dicts_below():
     assert isinstance(config["norm"], dict)
 
 
-def test_the_configuration_is_importable_without_diffusers():
-    code = "import sys; from unetgn import UNetConfig, ResBlock; UNetConfig(); assert 'diffusers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": 8}, "norm must be a mapping of the fields of NormConfig, got 8"),
+        ({"channels": 32}, r"channels=32 is not tuple\[int, \.\.\.\]"),
+        ({"channels": ["32"]}, r"channels\[0\]='32' is not int"),
+        ({"attention_levels": 0}, r"attention_levels=0 is not tuple\[int, \.\.\.\] \| None"),
+        ({"norm": {"eps": 1e-6}}, r"norm=\{'eps': 1e-06\} is not NormConfig; from_dict takes nested dicts"),
+    ],
+)
+def test_a_value_of_a_wrong_type_names_its_field(options, message):
+    with pytest.raises(TypeError, match=message):
+        UNetConfig(**options)
 
 
 def test_lists_are_taken_as_tuples():

@@ -1,10 +1,11 @@
-"""What the U-Net takes beside the image, and what it says of inputs that do not fit."""
+"""Checks what the U-Net takes beside the image, and what it says of inputs that do not fit."""
 
 import numpy as np
 import pytest
 import torch
 
-from tests.unet.test_model import SMALL, noise, randomized
+from tests.tensors import randomized
+from tests.unet.test_model import SMALL, noise
 from unetgn import UNet
 
 

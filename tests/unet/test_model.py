@@ -1,8 +1,9 @@
-"""The U-Net as a whole: sizes, modes, files, and recomputation."""
+"""Checks the U-Net as a whole: sizes, modes, files, and recomputation."""
 
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,23 +11,12 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from peft import LoraConfig, get_peft_model
 
+from tests import tensors
+from tests.tensors import randomized
 from unetgn import UNet
 
+noise = partial(tensors.noise, seed=1, dtype=torch.float32)
 SMALL = {"channels": (32, 64), "depth": 1, "attention_levels": (1,)}
-
-
-def randomized(unet, seed=0):
-    """Every parameter drawn anew, so that none is zero by initialisation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise / max(1, parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 1 + 0.1 * noise)
-    return unet
-
-
-def noise(*shape, seed=1, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @pytest.fixture
@@ -271,7 +261,7 @@ def gradients(unet, x):
 
 
 def saved_bytes(unet, x):
-    """Bytes kept for the backward pass, each storage once, parameters not counted."""
+    """Count the bytes kept for the backward pass, each storage once, without the parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
     kept = {}
 

@@ -1,11 +1,11 @@
-"""Other projects' U-Nets as ours, and ours as theirs.
+"""Converts other projects' U-Nets to ours, and ours to theirs.
 
     unet = unetgn.UNet.from_diffusers(pipeline.unet)                       # a model, or a folder
     unet = unetgn.interop.load("compvis", "v1-5.safetensors", ema=True, in_channels=4, model_channels=320, ...)
     unet = unetgn.interop.convert("edm", {"class": "SongUNet", "img_resolution": 32, ...}, state_dict)
     model = unetgn.interop.to_diffusers(unet)
 
-One file a family: its options, their translation into a `UNetConfig`, and its table of names.
+Each family has one file: its options, their translation into a `UNetConfig`, and its table of names.
 """
 
 from unetgn.interop.families import FAMILIES, convert, load

@@ -1,11 +1,11 @@
-"""CompVis latent diffusion, Stable Diffusion 1 and 2: the UNetModel of `openaimodel.py`.
+"""Converts CompVis latent diffusion, Stable Diffusion 1 and 2: the UNetModel of `openaimodel.py`.
 
 Without `use_spatial_transformer` (latent diffusion's unconditional models) attention is guided-diffusion's, in the
 legacy order of rows. Stable Diffusion 2 adds `use_linear_in_transformer` and the options that leave attention out.
 
-Options that the original ignores are refused, but for those that published configurations have: resolutions in
-`attention_resolutions` that no level has, entries of `disable_self_attentions` for levels without attention, and
-`num_heads` beside `num_head_channels`.
+Options that the original ignores are refused. Three are accepted, since published configurations have them:
+resolutions in `attention_resolutions` that no level has, entries of `disable_self_attentions` for levels without
+attention, and `num_heads` beside `num_head_channels`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.openai_names import RESBLOCK_RESAMPLES, openai_sources
-from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -25,6 +25,7 @@ from unetgn.nn.transformer import TransformerConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNetModel",)
 PER_LEVEL = ("num_res_blocks", "transformer_depth", "disable_self_attentions", "num_attention_blocks")
@@ -32,7 +33,7 @@ PER_LEVEL = ("num_res_blocks", "transformer_depth", "disable_self_attentions", "
 
 @dataclass(frozen=True)
 class CompvisOptions:
-    """The constructor's options. `use_checkpoint`, `use_fp16` and `use_bf16` concern how it ran only."""
+    """Holds the constructor's options. `use_checkpoint`, `use_fp16` and `use_bf16` concern how it ran only."""
 
     in_channels: int
     model_channels: int
@@ -67,7 +68,7 @@ class CompvisOptions:
 
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
-    """Our U-Net with the weights of a CompVis network built with `config`."""
+    """Convert a CompVis network that was built with `config`."""
     options = from_plain(CompvisOptions, config)
     refuse(class_name, options, "the predictor of codebook indices is another network", n_embed=(None,))
     unet = empty_unet(translate(options))
@@ -76,7 +77,7 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 
 
 def translate(options: CompvisOptions, *, middle: bool = True, middle_depth: int | None = None) -> UNetConfig:
-    """Our configuration of the same network. Raises ValueError, naming the option, where one is not supported.
+    """Translate the options into our configuration. Raises ValueError, naming the option, where one is not supported.
 
     `middle` says whether the middle attends, `middle_depth` how deep its transformer is where that is said apart.
     """
@@ -148,7 +149,7 @@ def _refuse_ignored(options: CompvisOptions) -> None:
 
 
 def _context_width(options: CompvisOptions) -> int | None:
-    """The context's width; a list has one for each block of a transformer, which all read the same context here."""
+    """Return the context's width; a list has one for each block of a transformer, which all read one context here."""
     widths = options.context_dim
     if not isinstance(widths, tuple):
         return widths
@@ -170,7 +171,7 @@ def _class_count(options: CompvisOptions) -> int | None:
 
 
 def _heads(options: CompvisOptions, attending: set[int], *, middle: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Heads of each encoder and decoder level."""
+    """Count the heads of each encoder and decoder level."""
     if options.num_heads == -1 and options.num_head_channels == -1:
         raise ValueError("UNetModel: either num_heads or num_head_channels has to be set")
     widths = [int(mult * options.model_channels) for mult in options.channel_mult]
@@ -191,7 +192,7 @@ def _heads(options: CompvisOptions, attending: set[int], *, middle: bool) -> tup
 def _attention_blocks(
     options: CompvisOptions, attending: set[int]
 ) -> tuple[tuple[tuple[int, ...], ...] | None, tuple[tuple[int, ...], ...] | None]:
-    """Which blocks of each level attend, in encoder and decoder, where `num_attention_blocks` limits them."""
+    """Name the blocks of each level that attend, in encoder and decoder, where `num_attention_blocks` limits them."""
     limits = options.num_attention_blocks
     if limits is None:
         return None, None

@@ -1,8 +1,10 @@
-"""diffusers' UNet2DConditionModel: Stable Diffusion 1 to XL, inpainting, upscaling, latent consistency.
+"""Converts diffusers' UNet2DConditionModel: Stable Diffusion 1 to XL, inpainting, upscaling, latent consistency.
 
 `attention_head_dim` is the NUMBER of heads here, a slip of names that diffusers keeps for the sake of old files.
-`mid_block_only_cross_attention` is read by the middle of Kandinsky alone: no middle that is supported has a use for it.
-A model without any attention layer never reads its context; ours then takes none.
+Options that diffusers writes and does not read are accepted, as there: `mid_block_only_cross_attention`, which only the
+middle of Kandinsky reads, and, without `addition_embed_type`, `addition_time_embed_dim`,
+`projection_class_embeddings_input_dim` and `addition_embed_type_num_heads`. A model without any attention layer never
+reads its context; ours then takes none.
 Not supported, each with an error that says so: Kandinsky's and DeepFloyd's blocks and embeddings, projections of the
 context, GLIGEN, class embeddings other than a table.
 """
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.diffusers_unet2d import block_kinds, middle_scale, resampling
-from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -25,6 +27,7 @@ from unetgn.nn.transformer import TransformerConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNet2DConditionModel",)
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D")
@@ -43,7 +46,7 @@ PER_LEVEL = (
 
 @dataclass(frozen=True)
 class ConditionOptions:
-    """The constructor's options, as in config.json."""
+    """Holds the constructor's options, as in config.json."""
 
     sample_size: int | tuple[int, ...] | None = None
     in_channels: int = 4
@@ -96,13 +99,13 @@ class ConditionOptions:
 
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
-    """Our U-Net with the weights of a UNet2DConditionModel built with `config`."""
+    """Convert a UNet2DConditionModel that was built with `config`."""
     unet = empty_unet(translate(from_plain(ConditionOptions, config), class_name=class_name))
     return fill(unet, Names(diffusers_sources(unet)), state_dict, copy=copy)
 
 
 def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionModel") -> UNetConfig:
-    """Our configuration of the same network. Raises ValueError, naming the option, for what is not supported."""
+    """Translate the options into our configuration. Raises ValueError, naming the option, for what is not supported."""
     check_lengths(class_name, options, PER_LEVEL, like="block_out_channels")
     down = block_kinds(options.down_block_types, DOWN_BLOCKS, class_name, "down_block_types")
     up = block_kinds(options.up_block_types, UP_BLOCKS, class_name, "up_block_types")[::-1]
@@ -223,6 +226,6 @@ def _translate_mid(options: ConditionOptions, class_name: str) -> MidConfig:
 
 
 def _decoder_depths(options: ConditionOptions) -> tuple[int | tuple[int, ...], ...] | None:
-    """Depths of the decoder's transformers, finest level first, where they are not the encoder's."""
+    """List the depths of the decoder's transformers, finest level first, where they are not the encoder's."""
     reverse = options.reverse_transformer_layers_per_block
     return None if reverse is None else reverse[::-1]

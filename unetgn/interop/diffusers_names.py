@@ -1,4 +1,4 @@
-"""diffusers' names are ours, but for the attention names of 2022."""
+"""Names our tensors as diffusers does: the same, but for the attention names of 2022."""
 
 from unetgn.interop.transfer import Source
 from unetgn.unet import UNet
@@ -7,7 +7,7 @@ OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "p
 
 
 def diffusers_sources(unet: UNet, *, old_attention: bool = False) -> dict[str, Source]:
-    """Our keys to diffusers'; `old_attention` for files of 2022."""
+    """Map our keys to diffusers'; `old_attention` is for files of 2022."""
     sources = {}
     for ours in unet.state_dict():
         theirs = ours

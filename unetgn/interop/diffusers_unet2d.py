@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel: DDPM, latent diffusion, ADM and consistency models from the hub.
+"""Converts diffusers' UNet2DModel: DDPM, latent diffusion, ADM and consistency models from the hub.
 
 Not supported, each with an error that says so: the NCSN++ blocks (Skip*), Fourier and learned time embeddings, class
 embeddings other than a table, activations other than SiLU.
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.diffusers_names import diffusers_sources
-from unetgn.interop.transfer import Names, check_heads, check_lengths, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -21,6 +21,7 @@ from unetgn.nn.resblock import ResBlockConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNet2DModel",)
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D")
@@ -29,7 +30,7 @@ UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D")
 
 @dataclass(frozen=True)
 class UNet2DOptions:
-    """The constructor's options, as in config.json."""
+    """Holds the constructor's options, as in config.json. `num_train_timesteps` is for embeddings that are learned."""
 
     sample_size: int | tuple[int, ...] | None = None
     in_channels: int = 3
@@ -62,14 +63,14 @@ class UNet2DOptions:
 
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
-    """Our U-Net with the weights of a UNet2DModel built with `config`; files with the names of 2022 are recognised."""
+    """Convert a UNet2DModel that was built with `config`; files with the names of 2022 are recognised."""
     unet = empty_unet(translate(from_plain(UNet2DOptions, config), class_name=class_name))
     old = any(key.endswith(".proj_attn.weight") for key in state_dict)
     return fill(unet, Names(diffusers_sources(unet, old_attention=old)), state_dict, copy=copy)
 
 
 def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNetConfig:
-    """Our configuration of the same network. Raises ValueError, naming the option, for what is not supported."""
+    """Translate the options into our configuration. Raises ValueError, naming the option, for what is not supported."""
     check_lengths(class_name, options, ("down_block_types", "up_block_types"), like="block_out_channels")
     down = block_kinds(options.down_block_types, DOWN_BLOCKS, class_name, "down_block_types")
     up = block_kinds(options.up_block_types, UP_BLOCKS, class_name, "up_block_types")[::-1]
@@ -154,14 +155,14 @@ def _check_heads(options: UNet2DOptions, attending: set[int], class_name: str) -
 
 
 def middle_scale(factor: float, class_name: str) -> float | None:
-    """Our mid.residual_scale for diffusers' mid_block_scale_factor, by which it divides."""
+    """Turn diffusers' mid_block_scale_factor, by which it divides, into our mid.residual_scale."""
     if not 0 < factor < math.inf:
         raise ValueError(f"{class_name}: mid_block_scale_factor={factor} must be a finite number above 0")
     return None if factor == 1 else 1 / factor
 
 
 def block_kinds(types: tuple[str, ...], known: tuple[str, ...], class_name: str, option: str) -> tuple[str, ...]:
-    """Block types without their old prefix. Raises ValueError for one that is not known."""
+    """Strip the old prefix off block types. Raises ValueError for one that is not known."""
     kinds = tuple(name.removeprefix("UNetRes") for name in types)
     for kind in kinds:
         if kind not in known:
@@ -170,7 +171,7 @@ def block_kinds(types: tuple[str, ...], known: tuple[str, ...], class_name: str,
 
 
 def resampling(kinds: tuple[str, ...], attention_kind: str) -> tuple[ResampleKind, ...]:
-    """How each level but the last is left: residual blocks where the type says so, or attention levels are told to."""
+    """Name how each level but the last is left: by a residual block where its type or `attention_kind` says so."""
     return tuple(
         "resblock" if kind.startswith("Resnet") or (kind.startswith("Attn") and attention_kind == "resnet") else "conv"
         for kind in kinds[:-1]

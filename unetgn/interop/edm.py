@@ -1,9 +1,10 @@
-"""NVlabs/edm: DhariwalUNet (ADM) and SongUNet (DDPM++ and NCSN++).
+"""Converts NVlabs/edm: DhariwalUNet (ADM) and SongUNet (DDPM++ and NCSN++).
 
-The timestep is the network's own noise label, ln(sigma) / 4 under EDM's preconditioning, which stays outside. Class
-labels may be one-hot rows; without labels the class contributes zeros, as there. The published pickles hold a
-preconditioned network: convert them to safetensors where the original code runs; `load` strips their `model.` prefix.
-Facts of names and arithmetic only: the project's code has a licence that allows no commercial use, and none is here.
+The timestep is the network's own noise label: ln(sigma) / 4 under EDM's preconditioning (Karras et al. 2022, arXiv
+2206.00364, table 1), which stays outside. Class labels may be one-hot rows; without labels the class contributes zeros,
+as there. The published pickles hold a preconditioned network: convert them to safetensors where the original code runs;
+`load` strips their `model.` prefix. This file has facts of names and arithmetic only: the project's code has a licence
+that allows no commercial use, and none of it is here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unetgn.interop.qkv import as_matrix, unpack
-from unetgn.interop.transfer import Names, Source, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, Source, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -24,6 +25,7 @@ from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("DhariwalUNet", "SongUNet")
 HEAD_WIDTH = 64  # DhariwalUNet has width // 64 heads; none, and so no attention, below that
@@ -40,7 +42,7 @@ ATTENTION = {"group_norm": "norm2", "to_out.0": "proj", "to_q": "qkv", "to_k": "
 
 @dataclass(frozen=True)
 class DhariwalOptions:
-    """DhariwalUNet's options. `label_dropout` concerns training only."""
+    """Holds DhariwalUNet's options. `label_dropout` concerns training only."""
 
     img_resolution: int
     in_channels: int
@@ -58,7 +60,7 @@ class DhariwalOptions:
 
 @dataclass(frozen=True)
 class SongOptions:
-    """SongUNet's options. `label_dropout` concerns training only."""
+    """Holds SongUNet's options. `label_dropout` concerns training only."""
 
     img_resolution: int
     in_channels: int
@@ -80,7 +82,7 @@ class SongOptions:
 
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
-    """Our U-Net with the weights of an EDM network of class `class_name` built with `config`."""
+    """Convert an EDM network of class `class_name` that was built with `config`."""
     if class_name == "DhariwalUNet":
         dhariwal = from_plain(DhariwalOptions, config)
         unet, resolution = empty_unet(translate_dhariwal(dhariwal)), dhariwal.img_resolution
@@ -91,7 +93,7 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 
 
 def translate_dhariwal(options: DhariwalOptions) -> UNetConfig:
-    """Our configuration of a DhariwalUNet. Raises ValueError where its levels have no block, and so no width."""
+    """Translate a DhariwalUNet's options. Raises ValueError where its levels have no block, and so no width."""
     if options.num_blocks < 1:
         raise ValueError(f"DhariwalUNet: num_blocks={options.num_blocks} is not supported; numbers from 1 on are")
     channels = tuple(int(mult * options.model_channels) for mult in options.channel_mult)
@@ -127,7 +129,7 @@ def translate_dhariwal(options: DhariwalOptions) -> UNetConfig:
 
 
 def translate_song(options: SongOptions) -> UNetConfig:
-    """Our configuration of a SongUNet. Raises ValueError for its "skip" encoder and decoder."""
+    """Translate a SongUNet's options. Raises ValueError for its "skip" encoder and decoder."""
     refuse("SongUNet", options, "no published network has it", decoder_type=("standard",))
     refuse("SongUNet", options, "no published network has it", encoder_type=("standard", "residual"))
     refuse("SongUNet", options, "unknown there too", embedding_type=("positional", "fourier"))
@@ -182,7 +184,7 @@ def _song_condition(options: SongOptions) -> ConditionConfig:
 
 
 def edm_names(unet: UNet, resolution: int) -> Names:
-    """Our keys to EDM's, whose blocks are named by their resolution; filter taps are constants there."""
+    """Map our keys to EDM's, whose blocks are named by their resolution; filter taps are constants there."""
     kernel = filter_kernel(unet.unet_config.resample.taps, 2)
     places = dict(_places(unet, resolution))
     modules = dict(unet.named_modules())
@@ -223,7 +225,7 @@ def _source(theirs: str, part: str, leaf: str, module: torch.nn.Module, song: bo
 
 
 def _places(unet: UNet, resolution: int) -> Iterator[tuple[str, str]]:
-    """Our modules, and what they are called there."""
+    """Name our modules as they are called there."""
     song = unet.unet_config.resblock.embedding == "add"
     yield from {
         "time_proj": "map_noise",

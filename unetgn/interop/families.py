@@ -1,4 +1,4 @@
-"""The families of checkpoints, by name, and the two ways in: from a state dict and from a file."""
+"""Lists the families of checkpoints by name, and converts from a state dict or a file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from unetgn.unet import UNet
 
 
 class Converter(Protocol):
-    """What each family's module offers: its classes, and a function that converts their weights."""
+    """Describes what each family's module offers: its classes, and a function that converts their weights."""
 
     CLASSES: tuple[str, ...]
 
@@ -34,11 +34,11 @@ FAMILIES: dict[str, Any] = {
 
 
 def convert(family: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> UNet:
-    """Our U-Net with the architecture and weights of another project's network, in evaluation mode.
+    """Build our U-Net with the architecture and weights of another project's network, in evaluation mode.
 
     family: a name in FAMILIES. config: the options of the original constructor, what is left out having its default
     there, and "class", the name of the original class. state_dict: the weights under their original names, without a
-    prefix; they are copied. Works on the meta device too, for shapes alone.
+    prefix; they are copied. On the meta device it works for shapes alone.
     Raises ValueError for an unknown family, class or option, an option that is not supported (naming it), and missing,
     unexpected or misshapen keys (listing them); TypeError for an option of a wrong type. Nothing is loaded halfway.
     """
@@ -46,10 +46,10 @@ def convert(family: str, config: Mapping[str, Any], state_dict: Mapping[str, Ten
 
 
 def load(family: str, path: str | Path, *, class_name: str | None = None, ema: bool = False, **config: Any) -> UNet:
-    """`convert` from a safetensors file; options of the original constructor by name.
+    """Read a safetensors file and `convert` it; options of the original constructor are given by name.
 
-    class_name: the original class, which may be left out where the family has one only. ema: the averaged copies of a
-    CompVis file. Prefixes are stripped and other networks in the file left out, as `read_checkpoint` says.
+    class_name: the original class, which may be left out where the family has one only. ema: take the averaged copies
+    of a CompVis file. Prefixes are stripped and other networks in the file left out, as `read_checkpoint` says.
     Raises what `convert` raises, ValueError for a pickle, with a safe way to convert it, and for a file that is no
     safetensors file; FileNotFoundError where there is none.
     """

@@ -1,4 +1,4 @@
-"""Reading checkpoints: safetensors files only, with the prefixes and copies that published files have."""
+"""Reads checkpoints: safetensors files only, with the prefixes and copies that published files have."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ ADVICE = """A pickle can run any code when it is opened, so none is opened here.
 
 
 def read_checkpoint(path: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
-    """The U-Net's tensors of a safetensors file, without the prefix `model.diffusion_model.` or `model.`.
+    """Read the U-Net's tensors of a safetensors file, without the prefix `model.diffusion_model.` or `model.`.
 
     Where keys have such a prefix, those without it (text encoder, autoencoder) are left out. `ema` reads the averaged
     copies that CompVis keeps under `model_ema.`, in names without dots.

@@ -1,4 +1,4 @@
-"""diffusers' U-Nets as ours: from a model in memory, or from a folder that `save_pretrained` wrote."""
+"""Converts diffusers' U-Nets to ours: a model in memory, or a folder that `save_pretrained` wrote."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ STEM = "diffusion_pytorch_model"
 
 
 def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | None = None) -> UNet:
-    """Our U-Net with the architecture and weights of diffusers' UNet2DModel or UNet2DConditionModel.
+    """Build our U-Net with the architecture and weights of diffusers' UNet2DModel or UNet2DConditionModel.
 
     model_or_folder: the model, whose weights are copied, or the folder of a model or of a whole pipeline. variant:
     "fp16" for the files of that name. Device and dtype are the original's; evaluation mode.
@@ -50,7 +50,7 @@ def _family(class_name: str) -> str:
 
 
 def _read_folder(folder: Path, variant: str | None) -> dict[str, Tensor]:
-    """All tensors of a model folder, from one file or from the shards that its index names."""
+    """Read all tensors of a model folder, from one file or from the shards that its index names."""
     middle = f".{variant}" if variant else ""
     single = folder / f"{STEM}{middle}.safetensors"
     index = folder / f"{STEM}.safetensors.index{middle}.json"

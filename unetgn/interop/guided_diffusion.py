@@ -1,4 +1,4 @@
-"""openai/guided-diffusion and openai/improved-diffusion: UNetModel and SuperResModel.
+"""Converts openai/guided-diffusion and openai/improved-diffusion: UNetModel and SuperResModel.
 
 Released ImageNet-64 weights have the new order of attention rows, those of 128 pixels and more the legacy order; the
 option `use_new_attention_order` says which, as it does there. improved-diffusion has the legacy order.
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.openai_names import RESBLOCK_RESAMPLES, openai_sources
-from unetgn.interop.transfer import Names, check_heads, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, check_heads, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.resample import ResampleConfig
@@ -21,13 +21,14 @@ from unetgn.nn.resblock import ResBlockConfig
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNetModel", "SuperResModel")
 
 
 @dataclass(frozen=True)
 class GuidedOptions:
-    """The constructor's options. `use_checkpoint` and `use_fp16` concern how it ran, not what it computes."""
+    """Holds the constructor's options. `use_checkpoint` and `use_fp16` concern how it ran, not what it computes."""
 
     in_channels: int
     model_channels: int
@@ -51,7 +52,7 @@ class GuidedOptions:
 
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
-    """Our U-Net with the weights of a guided-diffusion network built with `config`."""
+    """Convert a guided-diffusion network that was built with `config`."""
     options = from_plain(GuidedOptions, config)
     unet = empty_unet(translate(options, class_name=class_name))
     order = "new" if options.use_new_attention_order else "legacy"
@@ -59,7 +60,7 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 
 
 def translate(options: GuidedOptions, *, class_name: str) -> UNetConfig:
-    """Our configuration of the same network. Attention is named there by downsampling factors, here by levels."""
+    """Translate the options into our configuration. They name attention by downsampling factors, ours by levels."""
     channels = tuple(int(mult * options.model_channels) for mult in options.channel_mult)
     attending = tuple(level for level in range(len(channels)) if 2**level in options.attention_resolutions)
     widths = options.num_head_channels != -1

@@ -1,4 +1,4 @@
-"""Names of guided-diffusion's U-Net, which latent diffusion and Stable Diffusion inherited.
+"""Names our tensors as guided-diffusion does; latent diffusion and Stable Diffusion inherited its names.
 
 Blocks are numbered through: `input_blocks.k.0` is a residual block, `.1` the attention behind it; so are
 `output_blocks`, where the upsampling stands last. Both count resampling without parameters.
@@ -38,7 +38,7 @@ SKELETON = {
 
 
 def openai_sources(unet: UNet, order: Order) -> dict[str, Source]:
-    """Our keys to guided-diffusion's; `order` is that of the packed rows of its attention."""
+    """Map our keys to guided-diffusion's; `order` is that of the packed rows of its attention."""
     modules = dict(unet.named_modules())
     places = {**SKELETON, **dict(_places(unet))}
     sources = {}
@@ -50,7 +50,7 @@ def openai_sources(unet: UNet, order: Order) -> dict[str, Source]:
 
 
 def _source(theirs: str, rest: str, module: nn.Module, order: Order) -> Source:
-    """The foreign key of parameter `rest` of one of our modules, which they call `theirs`."""
+    """Find the foreign key of parameter `rest` of one of our modules, which they call `theirs`."""
     part, _, leaf = rest.rpartition(".")
     if isinstance(module, ResBlock):
         return Source(f"{theirs}.{RES_BLOCK[part]}.{leaf}")
@@ -65,7 +65,7 @@ def _source(theirs: str, rest: str, module: nn.Module, order: Order) -> Source:
 
 
 def _places(unet: UNet) -> Iterator[tuple[str, str]]:
-    """Our modules inside the levels, and what they are called there."""
+    """Name our modules inside the levels as they are called there."""
     count = 1
     for i, level in enumerate(cast("list[EncoderLevel]", list(unet.down_blocks))):
         for j in range(len(level.resnets)):

@@ -1,4 +1,4 @@
-"""Packed query, key and value rows: three orders in use, none of them written in the file.
+"""Unpacks query, key and value rows: three orders are in use, and no file says which is its own.
 
 A packed projection has 3 * heads * width rows. Their order is (q/k/v, head, width) in guided-diffusion's "new" order,
 (head, q/k/v, width) in its legacy order, which CompVis shares, and (head, width, q/k/v) in EDM.
@@ -13,7 +13,7 @@ Order = Literal["new", "legacy", "edm"]
 
 
 def unpack(order: Order, heads: int, part: Literal[0, 1, 2]) -> Callable[[Tensor], Tensor]:
-    """A function from packed rows to those of the query (0), key (1) or value (2), in the order (head, width).
+    """Return a function from packed rows to those of the query (0), key (1) or value (2), in the order (head, width).
 
     Weights (3C, C, 1, ...) become (C, C); biases (3C,) become (C,).
     """
@@ -31,5 +31,5 @@ def unpack(order: Order, heads: int, part: Literal[0, 1, 2]) -> Callable[[Tensor
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """The weight of a 1x1 convolution, (C_out, C_in, 1, ...), as that of a linear layer; biases as they are."""
+    """Turn the weight of a 1x1 convolution, (C_out, C_in, 1, ...), into that of a linear layer; keep biases."""
     return weight.flatten(1) if weight.ndim > 1 else weight

@@ -1,4 +1,4 @@
-"""Stability-AI/generative-models: the UNetModel of Stable Diffusion XL, base and refiner.
+"""Converts Stability-AI/generative-models: the UNetModel of Stable Diffusion XL, base and refiner.
 
 Attention is always a spatial transformer, of a depth for each level; the conditioning vector (`num_classes:
 "sequential"`) is given as `added_cond_kwargs={"vector": ...}`, joined by the caller.
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from unetgn.interop import compvis
 from unetgn.interop.openai_names import openai_sources
-from unetgn.interop.transfer import Names, empty_unet, fill, refuse
+from unetgn.interop.transfer import Names, fill, refuse
 from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import UNetConfig
+from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNetModel",)
 ATTENTION_KINDS = ("softmax", "softmax-xformers")  # two implementations of one formula
@@ -24,7 +25,7 @@ ATTENTION_KINDS = ("softmax", "softmax-xformers")  # two implementations of one 
 
 @dataclass(frozen=True)
 class SgmOptions:
-    """The constructor's options. `use_checkpoint` and `use_fp16` concern how it ran only.
+    """Holds the constructor's options. `use_checkpoint` and `use_fp16` concern how it ran only.
 
     Earlier versions had `use_spatial_transformer` and `legacy`, which published configuration files still name; with
     transformers the latter changes nothing.
@@ -62,13 +63,13 @@ class SgmOptions:
 
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
-    """Our U-Net with the weights of a generative-models network built with `config`."""
+    """Convert a generative-models network that was built with `config`."""
     unet = empty_unet(translate(from_plain(SgmOptions, config), class_name=class_name))
     return fill(unet, Names(openai_sources(unet, "legacy")), state_dict, copy=copy)
 
 
 def translate(options: SgmOptions, *, class_name: str = "UNetModel") -> UNetConfig:
-    """Our configuration of the same network, which is CompVis' with a middle of its own."""
+    """Translate the options into our configuration; the network is CompVis' with a middle of its own."""
     refuse(class_name, options, "another attention", spatial_transformer_attn_type=ATTENTION_KINDS)
     refuse(class_name, options, "attention is always a transformer", use_spatial_transformer=(True,))
     if options.disable_middle_transformer:

@@ -1,10 +1,9 @@
-"""Our U-Net as diffusers' UNet2DModel or UNet2DConditionModel, where these can say what it is.
+"""Converts our U-Net to diffusers' UNet2DModel or UNet2DConditionModel, where these can say what it is.
 
 The options are written down from our configuration, read back by the same translation that loads diffusers' models,
 and compared: what does not come back is what diffusers cannot express.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +13,15 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
 
 from unetgn.interop import diffusers_condition, diffusers_unet2d
-from unetgn.nn.resample import axis_strides
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet import UNet
 from unetgn.unet.config import UNetConfig
-from unetgn.unet.plan import AttentionPlan, LevelPlan, plan_unet
+from unetgn.unet.facts import facts
+from unetgn.unet.plan import LevelPlan, plan_unet
 
 
 def to_diffusers(unet: UNet) -> ModelMixin:
-    """diffusers' model with the architecture and (copied) weights of `unet`, in its mode, dtype and device.
+    """Build diffusers' model with the architecture and (copied) weights of `unet`, in its mode, dtype and device.
 
     UNet2DConditionModel where `unet` has transformers, else UNet2DModel; without any attention also the former, where
     the latter cannot say it (it then takes a context that it never reads). A null class becomes an ordinary last class,
@@ -41,7 +40,7 @@ def to_diffusers(unet: UNet) -> ModelMixin:
 
 
 def _expressed(config: UNetConfig) -> tuple[type[ModelMixin], dict[str, Any]]:
-    """The class of diffusers that can say what `config` is, and its options."""
+    """Find the class of diffusers that can say what `config` is, and its options."""
     plan = plan_unet(config)
     if config.transformer is not None:
         peers = [CONDITIONAL]
@@ -56,62 +55,6 @@ def _expressed(config: UNetConfig) -> tuple[type[ModelMixin], dict[str, Any]]:
         except ValueError as error:
             reasons.append(f"diffusers' {peer.model_class.__name__} cannot express {error}")
     raise ValueError("; and ".join(reasons))
-
-
-def facts(config: UNetConfig) -> dict[str, Any]:
-    """What a configuration comes to, by the field that says it, whichever way it was written down."""
-    plan, time = plan_unet(config), config.time
-    levels = (*plan.encoder, plan.mid, *plan.decoder)
-    kinds = set(config.encoder_resample + config.decoder_resample)
-    widths = sorted({width for level in levels for b in level.blocks for width in (b.in_channels, b.out_channels)})
-    return {
-        **{name: getattr(config, name) for name in ("in_channels", "out_channels", "spatial_dims", "dropout")},
-        "sample_size": list(config.sample_size) if isinstance(config.sample_size, tuple) else config.sample_size,
-        "num_classes": _table_rows(config),
-        "condition": dataclasses.replace(config.condition, null_class=False, missing_class="error"),
-        "time_cond_proj_dim": config.time_cond_proj_dim,
-        "addition_time_embed_dim": config.addition_time_embed_dim,
-        "time": (time.features, time.order, time.frequency_shift, config.feature_width, config.embedding_width),
-        "norm": (config.norm.eps, {width: config.norm.groups(width) for width in widths}),
-        "resblock.embedding": config.resblock.embedding,
-        "resblock.project_resampled": config.resblock.project_resampled and "resblock" in kinds,
-        "resample.padding": config.resample.padding if "conv" in config.encoder_resample else "both",
-        "resample.taps": config.resample.taps if kinds & {"resblock", "plain"} else (1.0, 1.0),
-        "resample.strides": axis_strides(config.resample.strides, config.spatial_dims),
-        "encoder.resample": config.encoder_resample,
-        "decoder.resample": config.decoder_resample,
-        "encoder.stem_channels": config.stem_channels,
-        "encoder.stem_kernel": config.encoder.stem_kernel,
-        "encoder.residual_input": config.encoder.residual_input,
-        "decoder.out_kernel": config.decoder.out_kernel,
-        "attention.qk_norm": config.attention.qk_norm,
-        "attention.upcast": config.attention.upcast,
-        "transformer.linear_projection": bool(config.transformer and config.transformer.linear_projection),
-        "channels": [[b.out_channels for b in level.blocks] for level in plan.encoder],
-        "mid.depth": len(plan.mid.blocks),
-        "decoder.channels": [[b.out_channels for b in level.blocks] for level in plan.decoder],
-        "resblock.residual_scale": [b.residual_scale for level in plan.encoder + plan.decoder for b in level.blocks],
-        "mid.residual_scale": [b.residual_scale for b in plan.mid.blocks],
-        **_attentions("encoder", plan.encoder),
-        **_attentions("mid", (plan.mid,)),
-        **_attentions("decoder", plan.decoder),
-    }
-
-
-def _attentions(side: str, levels: tuple[LevelPlan, ...]) -> dict[str, list[Any]]:
-    """For each property of attention layers, its value in each block; None where the block has no attention."""
-    blocks = [block for level in levels for block in level.blocks]
-    described: dict[str, list[Any]] = {}
-    for field in dataclasses.fields(AttentionPlan):
-        values: list[Any] = [block.attention and getattr(block.attention, field.name) for block in blocks]
-        if field.name == "norm":  # the group count in the place of the rule that gave it
-            values = [norm and (norm.groups(b.out_channels), norm.eps) for norm, b in zip(values, blocks, strict=True)]
-        described[f"{side} attention's {field.name}"] = values
-    return described
-
-
-def _table_rows(config: UNetConfig) -> int | None:
-    return None if config.num_classes is None else config.num_classes + config.condition.null_class
 
 
 def _same(ours: Any, theirs: Any) -> bool:
@@ -143,7 +86,7 @@ def _shared_options(config: UNetConfig) -> dict[str, Any]:
         "norm_num_groups": config.norm.groups(config.channels[0]),
         "norm_eps": config.norm.eps,
         "resnet_time_scale_shift": "default" if config.resblock.embedding == "add" else "scale_shift",
-        "num_class_embeds": _table_rows(config),
+        "num_class_embeds": config.class_rows,
     }
 
 
@@ -168,7 +111,7 @@ def _unet2d_options(config: UNetConfig) -> dict[str, Any]:
 
 
 def _head_width(config: UNetConfig) -> int | None:
-    """The width of the heads of the first attention; the comparison finds out whether the others agree."""
+    """Return the width of the first attention's heads; the comparison finds out whether the others agree."""
     plan = plan_unet(config)
     for level in (*plan.encoder, plan.mid, *plan.decoder):
         for block in level.blocks:
@@ -221,21 +164,21 @@ def _types(levels: tuple[LevelPlan, ...], attending: str, plain: str, resampling
 
 
 def _attention_resampling(levels: tuple[LevelPlan, ...]) -> str:
-    """How levels with attention are left: what the first of them does, which the comparison checks for the others."""
+    """Name how the first level with attention is left; the comparison finds out whether the others agree."""
     kinds = [level.resample for level in levels if level.resample and any(block.attention for block in level.blocks)]
     return "resnet" if kinds and kinds[0] == "resblock" else "conv"
 
 
 @dataclass(frozen=True)
 class _Peer:
-    """A class of diffusers: how its options are written down from our configuration, and read back."""
+    """Describes a class of diffusers: how its options are written from our configuration, and read back."""
 
     model_class: type[ModelMixin]
     write: Callable[[UNetConfig], dict[str, Any]]
     read: Callable[[dict[str, Any]], UNetConfig]
 
     def options(self, config: UNetConfig) -> dict[str, Any]:
-        """The options that make it `config`. Raises ValueError with the fields of which they make something else."""
+        """Write the options that make it `config`. Raises ValueError with the fields that they cannot express."""
         options = self.write(config)
         try:
             back = self.read(options)

@@ -1,4 +1,4 @@
-"""From a foreign state dict to a U-Net of ours: every key accounted for, or nothing is loaded."""
+"""Fills a U-Net of ours from a foreign state dict: every key is accounted for, or nothing is loaded."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from unetgn.unet import UNet
-from unetgn.unet.config import UNetConfig
 
 LISTED = 12  # keys of each kind that an error message spells out
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of our tensors comes from: a foreign key, and what is done to its tensor."""
+    """Says where one of our tensors comes from: a foreign key, and what is done to its tensor."""
 
     key: str
     transform: Callable[[Tensor], Tensor] | None = None
@@ -26,10 +25,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Names:
-    """A family's names for a U-Net: `sources` for each of our keys.
+    """Holds a family's names for a U-Net: `sources` has one for each of our keys.
 
-    `constants`: foreign keys with the value that the configuration demands, which ours are made from: filter taps.
-    `own`: our keys of that kind, with their values.
+    `constants` are foreign keys whose values follow from the configuration: filter taps. `own` are our keys of that
+    kind, with their values.
     """
 
     sources: Mapping[str, Source]
@@ -37,14 +36,8 @@ class Names:
     own: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def empty_unet(config: UNetConfig) -> UNet:
-    """A U-Net on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return UNet.from_unet_config(config)
-
-
 def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bool) -> UNet:
-    """`unet` (on the meta device) with the tensors of a foreign state dict, in evaluation mode.
+    """Fill `unet` (on the meta device) with the tensors of a foreign state dict, and set evaluation mode.
 
     All floating-point tensors get the widest dtype among them. With `copy` nothing is shared with the state dict.
     Raises ValueError, listing the keys, where keys are missing, left over, of another shape, or constants differ.

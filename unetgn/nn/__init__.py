@@ -1,4 +1,4 @@
-"""Building blocks, one concept a file."""
+"""Exports the building blocks of U-Nets, one concept a file."""
 
 from unetgn.nn.attention import AttentionConfig, CrossAttention, MultiHeadAttention, SelfAttention
 from unetgn.nn.checkpointing import CheckpointGrade

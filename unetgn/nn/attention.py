@@ -1,4 +1,4 @@
-"""Multi-head attention over pixels, and from pixels to a context."""
+"""Attends with several heads: pixels to pixels, and pixels to a context."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from unetgn.nn.conv import zero_parameters
 from unetgn.nn.fields import check_at_least, freeze_lists
-from unetgn.nn.groups import NormConfig
+from unetgn.nn.groups import NormConfig, build_norm
 
 
 def count_heads(channels: int, *, num_heads: int | None = None, head_dim: int | None = None) -> int:
-    """The number of heads for `channels`: num_heads, or channels / head_dim, or one where neither is given.
+    """Count the heads for `channels`: num_heads, or channels / head_dim, or one where neither is given.
 
     Raises ValueError where both are given, or the channels do not divide.
     """
@@ -28,20 +28,20 @@ def count_heads(channels: int, *, num_heads: int | None = None, head_dim: int | 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """What the attention layers have in common within a network."""
+    """Configures all attention layers of a network."""
 
     num_heads: int | tuple[int, ...] | None = None
-    """The same for all levels, or one for each; without it and head_dim there is one head (DDPM)."""
+    """Counts the heads of all levels, or of each; without it and head_dim there is one head (DDPM)."""
     head_dim: int | None = None
-    """Width of a head, instead of num_heads."""
+    """Sets the width of a head, instead of num_heads."""
     norm: NormConfig | None = None
-    """Of the input; None takes the network's. (Stable Diffusion's transformers have another eps.)"""
+    """Normalizes the input; None takes the network's. (Stable Diffusion's transformers have another eps.)"""
     qk_norm: bool = False
-    """Root-mean-square normalization of queries and keys in each head."""
+    """Divides queries and keys by their root mean square in each head."""
     upcast: bool = False
-    """Compute in float32 what arrives in 16 bits."""
+    """Computes in float32 what arrives in 16 bits."""
     zero_init: bool = True
-    """The last layer starts at zero, so that attention starts as the identity (DDPM)."""
+    """Starts the last layer at zero, so that attention starts as the identity (DDPM)."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -61,7 +61,7 @@ def check_context(context: Tensor | None, batch: int, context_dim: int) -> None:
 
 
 class _Attention(nn.Module):
-    """The projections and the attention itself, over tokens; its subclasses say what the tokens are."""
+    """Projects tokens and attends; subclasses say what the tokens are."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class _Attention(nn.Module):
         self.norm_k = nn.RMSNorm(channels // self.heads, eps=1e-6) if qk_norm else None
 
     def attend(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        """(N, L, channels) and an optional (N, M, context_dim) -> (N, L, channels)."""
+        """Map (N, L, channels) and an optional context (N, M, context_dim) to (N, L, channels)."""
         source = tokens if context is None else context
         query, key, value = self.to_q(tokens), self.to_k(source), self.to_v(source)
         query, key, value = (
@@ -101,15 +101,22 @@ class _Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value).to(dtype)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
+    def extra_repr(self) -> str:
+        channels = self.to_q.in_features
+        context = "" if self.context_dim is None else f", context_dim={self.context_dim}"
+        upcast = ", upcast=True" if self.upcast else ""
+        return f"{channels}{context}, heads={self.heads}, head_dim={channels // self.heads}{upcast}"
+
 
 class MultiHeadAttention(_Attention):
-    """softmax(q k^T / sqrt(d)) v over tokens, with heads of width d = channels / heads.
+    """Computes softmax(q k^T / sqrt(d)) v over tokens, with heads of width d = channels / heads.
 
     Shapes: tokens (N, L, channels), context (N, M, context_dim) -> (N, L, channels). Without a context the tokens
     attend to themselves. `qk_norm` divides queries and keys by their root mean square in each head, with a learned
     gain (Dehghani et al. 2023, arXiv 2302.05442, in its RMS form); `upcast` computes in float32 what arrives in 16
     bits. Parameters are named as in diffusers' Attention: to_q, to_k, to_v, to_out.0.
-    Raises ValueError where the heads do not divide the channels. Vaswani et al. 2017 (arXiv 1706.03762).
+    Raises ValueError where the heads do not divide the channels.
+    Vaswani et al. 2017 (arXiv 1706.03762), equation 1; several heads: section 3.2.2.
     """
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
@@ -117,22 +124,23 @@ class MultiHeadAttention(_Attention):
 
 
 def pixels_to_tokens(x: Tensor) -> Tensor:
-    """(N, C, *spatial) -> (N, L, C), L pixels, contiguous: three projections then keep one copy, not three."""
+    """Turn (N, C, *spatial) into contiguous (N, L, C), L pixels: three projections then keep one copy, not three."""
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
 def tokens_to_pixels(tokens: Tensor, like: Tensor) -> Tensor:
-    """(N, L, C) -> (N, C, *spatial of `like`)."""
+    """Turn (N, L, C) into (N, C, *spatial of `like`)."""
     return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
 class SelfAttention(_Attention):
-    """(x + to_out(attention(norm(x)))) * residual_scale, over all pixels.
+    """Computes (x + to_out(attention(norm(x)))) * residual_scale, over all pixels.
 
-    Shapes: (N, channels, *spatial) -> the same, one to three spatial axes. `num_heads` or `head_dim`, one of them;
-    neither is one head. `norm` None leaves the group normalization out. With `zero_init` the block starts as the
-    identity. Raises ValueError where heads or groups do not divide the channels.
-    Ho et al. 2020 (arXiv 2006.11239); several heads after Dhariwal & Nichol 2021 (arXiv 2105.05233).
+    Shapes: (N, channels, *spatial) -> the same, one to three spatial axes. Give `num_heads` or `head_dim`; neither is
+    one head. `norm` None leaves the group normalization out. With `zero_init` the block starts as the identity.
+    Raises ValueError where heads or groups do not divide the channels, TypeError where norm is no NormConfig.
+    Ho et al. 2020 (arXiv 2006.11239), appendix B; several heads after Dhariwal & Nichol 2021 (arXiv 2105.05233),
+    section 3.
     """
 
     def __init__(
@@ -149,7 +157,7 @@ class SelfAttention(_Attention):
     ) -> None:
         super().__init__(channels, num_heads=num_heads, head_dim=head_dim, bias=True, qk_norm=qk_norm, upcast=upcast)
         self.residual_scale = residual_scale
-        self.group_norm = None if norm is None else norm.build(channels, activation=None)
+        self.group_norm = build_norm(norm, channels)
         if zero_init:
             zero_parameters(self.to_out)
 
@@ -158,12 +166,15 @@ class SelfAttention(_Attention):
         total = x + tokens_to_pixels(self.attend(pixels_to_tokens(hidden)), x)
         return total if self.residual_scale == 1.0 else total * self.residual_scale
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, residual_scale={self.residual_scale:.4g}"
+
 
 class CrossAttention(_Attention):
-    """x + to_out(attention(norm(x), context)): pixels attend to the tokens of a context.
+    """Computes x + to_out(attention(norm(x), context)): pixels attend to the tokens of a context.
 
-    Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape. For one layer without the rest of
-    `SpatialTransformer`; heads, `norm`, `qk_norm`, `upcast` and `zero_init` are those of `SelfAttention`.
+    It is one layer without the rest of `SpatialTransformer`; heads, `norm`, `qk_norm`, `upcast` and `zero_init` are
+    those of `SelfAttention`. Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape.
     Raises ValueError where heads or groups do not divide the channels, or the context has another shape.
     Rombach et al. 2022 (arXiv 2112.10752), section 3.3.
     """
@@ -185,7 +196,7 @@ class CrossAttention(_Attention):
         super().__init__(
             channels, num_heads=num_heads, head_dim=head_dim, context_dim=context_dim, qk_norm=qk_norm, upcast=upcast
         )
-        self.group_norm = None if norm is None else norm.build(channels, activation=None)
+        self.group_norm = build_norm(norm, channels)
         if zero_init:
             zero_parameters(self.to_out)
 

@@ -1,7 +1,7 @@
-"""Recomputing in the backward pass instead of keeping, in three grades."""
+"""Computes again in the backward pass what the forward pass did not keep, in three grades."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch.utils.checkpoint import checkpoint
 CheckpointGrade = Literal["none", "activations", "blocks"]
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None, enabled: bool, random: bool = False) -> Tensor:
-    """function(*inputs), keeping only `inputs` for the backward pass where `enabled` and gradients are recorded.
+def recomputed(function: Callable[..., Tensor], *inputs: Any, random: bool = False) -> Tensor:
+    """Return function(*inputs), keeping only `inputs` for the backward pass where gradients are recorded.
 
-    The backward pass runs `function` again up to the last tensor that it needs. A function that ends in a convolution
-    needs that convolution's input but not its output, so the convolution is not computed twice: what is recomputed is
-    what came before it. `random` keeps the random state, for a function with dropout.
-    torch.utils.checkpoint, non-reentrant, with its early stop.
+    The backward pass runs `function` again, up to the last tensor that it needs. A function that ends in a convolution
+    needs the convolution's input, not its output: the convolution is not computed twice. `random` restores the random
+    state, for a function with dropout. It is torch.utils.checkpoint, non-reentrant, with its early stop.
+    Chen et al. 2016 (arXiv 1604.06174).
     """
-    if enabled and torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random)
     return function(*inputs)

@@ -1,4 +1,4 @@
-"""Convolutions over one, two or three spatial axes, and weight standardization."""
+"""Convolves over one, two or three spatial axes, with or without standardized weights."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = 
 
 
 def check_spatial_dims(spatial_dims: int) -> int:
-    """`spatial_dims` itself. Raises ValueError where it is not 1, 2 or 3."""
+    """Return `spatial_dims`. Raises ValueError where it is not 1, 2 or 3."""
     if spatial_dims not in _CONVOLUTIONS:
         raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
     return spatial_dims
@@ -31,7 +31,7 @@ def convolution(
     padding: int | None = None,
     bias: bool = True,
 ) -> nn.Module:
-    """`torch.nn.Conv1d`, `Conv2d` or `Conv3d`; padding None keeps the size at stride 1, for which kernels are odd.
+    """Build `torch.nn.Conv1d`, `Conv2d` or `Conv3d`. Padding None keeps the size at stride 1; kernels are odd for that.
 
     Shapes: (N, in_channels, *spatial) -> (N, out_channels, *spatial at stride 1).
     Raises ValueError where spatial_dims is not 1, 2 or 3, or the kernel is even.
@@ -45,7 +45,7 @@ def convolution(
 
 
 def zero_parameters(module: nn.Module) -> nn.Module:
-    """`module` with all its parameters set to zero: a residual branch that starts as the identity."""
+    """Set all parameters of `module` to zero, and return it: a residual branch that starts as the identity."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()
@@ -53,7 +53,7 @@ def zero_parameters(module: nn.Module) -> nn.Module:
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """W_hat = (W - mean) / sqrt(var + eps) over each output channel's weights, variance biased.
+    """Return W_hat = (W - mean) / sqrt(var + eps) over each output channel's weights, variance biased.
 
     weight: (out_channels, in_channels, *kernel) -> the same shape. Qiao et al. 2019 (arXiv 1903.10520), equation 5.
     """
@@ -63,7 +63,7 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 class WeightStandardizedConv(nn.Module):
-    """A convolution whose weight is standardized in each forward pass, over one, two or three spatial axes.
+    """Convolves with a weight that is standardized in each forward pass, over one, two or three spatial axes.
 
     y = conv(x, W_hat) + bias with W_hat of `standardize_weight`; parameters are named as in `torch.nn.Conv2d`.
     Shapes: (N, in_channels, *spatial) -> (N, out_channels, *spatial / stride).
@@ -90,8 +90,13 @@ class WeightStandardizedConv(nn.Module):
         self.stride = stride
         self.padding = kernel_size // 2
         self.eps = eps
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self._convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[spatial_dims - 1]
 
     def forward(self, x: Tensor) -> Tensor:
         weight = standardize_weight(self.weight, self.eps)
         return self._convolve(x, weight, self.bias, stride=self.stride, padding=self.padding)
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return f"{sizes}, bias={self.bias is not None}, eps={self.eps}"

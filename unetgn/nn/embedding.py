@@ -1,4 +1,4 @@
-"""What a network is told beside the image: noise level, class, augmentation and vectors."""
+"""Embeds what a network is told beside the image: noise level, class, augmentation and vectors."""
 
 import math
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ MAX_PERIOD = 10_000
 
 @dataclass(frozen=True)
 class TimeConfig:
-    """The embedding of the timestep, or of the noise level."""
+    """Configures the embedding of the timestep, or of the noise level."""
 
     features: Literal["sinusoidal", "fourier"] = "sinusoidal"
-    """Either "sinusoidal" or "fourier" (random frequencies, kept in the checkpoint)."""
+    """Chooses "sinusoidal" features, or "fourier" (random frequencies, kept in the checkpoint)."""
     order: Literal["cos_sin", "sin_cos"] = "cos_sin"
-    """Which half comes first."""
+    """Says which half comes first."""
     frequency_shift: float = 0.0
-    """The exponent runs over i / (half - shift): 0, or 1 where the last frequency is to be 1/10000 itself (DDPM)."""
+    """Shifts the exponent, i / (half - shift): 0, or 1 where the last frequency is to be 1/10000 itself (DDPM)."""
     frequencies: Literal["exp", "power"] = "exp"
-    """By "exp" of a multiple, or as a "power" (EDM's code); equal in mathematics, 3e-5 of a radian apart in float32
-    near t = 950.
+    """Computes them by "exp" of a multiple, or as a "power" (EDM's code): equal in mathematics, 3e-5 of a radian apart
+    in float32 near t = 950.
     """
     fourier_scale: float = 16.0
-    """Standard deviation of the random frequencies of "fourier"; above 0."""
+    """Sets the standard deviation of the random frequencies of "fourier"; above 0."""
     width: int | None = None
-    """Width of the features; None is the first level's."""
+    """Sets the width of the features; None is the first level's."""
     embedding_width: int | None = None
-    """Width after the MLP; None is four times `width`."""
+    """Sets the width after the MLP; None is four times `width`."""
 
     def __post_init__(self) -> None:
         check_choice("time.features", self.features, ("sinusoidal", "fourier"))
@@ -47,15 +47,15 @@ class TimeConfig:
 
 
 def feature_dtype(network_dtype: torch.dtype) -> torch.dtype:
-    """The precision of time features: float64 in a float64 network, else float32."""
+    """Return the precision of time features: float64 in a float64 network, else float32."""
     return torch.float64 if network_dtype == torch.float64 else torch.float32
 
 
 class SinusoidalFeatures(nn.Module):
-    """cos and sin of timestep * frequency_i, with frequency_i = 10000 ** (-i / (half - shift)), half = width // 2.
+    """Computes cos and sin of timestep * 10000 ** (-i / (half - shift)), for i = 0 .. half - 1, half = width // 2.
 
     Shapes: timesteps (N,) of any dtype -> (N, width) in `dtype`; an odd width ends in a zero.
-    Ho et al. 2020 (arXiv 2006.11239), appendix B, after Vaswani et al. 2017; section 3.5.
+    Vaswani et al. 2017 (arXiv 1706.03762), section 3.5; for timesteps Ho et al. 2020 (arXiv 2006.11239), appendix B.
     """
 
     def __init__(
@@ -83,11 +83,12 @@ class SinusoidalFeatures(nn.Module):
         return F.pad(features, (0, self.width % 2))
 
     def extra_repr(self) -> str:
-        return f"{self.width}, order={self.order!r}, frequency_shift={self.frequency_shift}"
+        rule = f"frequency_shift={self.frequency_shift}, frequencies={self.frequencies!r}"
+        return f"{self.width}, order={self.order!r}, {rule}"
 
 
 class FourierFeatures(nn.Module):
-    """cos and sin of 2 pi * weight_i * timestep, with fixed random weights: the buffer `weight`, (width / 2,).
+    """Computes cos and sin of 2 pi * weight_i * timestep, with fixed random weights: the buffer `weight`, (width / 2,).
 
     Shapes: timesteps (N,) -> (N, width) in `dtype`. The weights stay in float32 in a 16-bit network: rounded, they
     would turn the phases by whole radians. Tancik et al. 2020 (arXiv 2006.10739); Song et al. 2021 (arXiv 2011.13456).
@@ -100,6 +101,7 @@ class FourierFeatures(nn.Module):
         if width % 2:
             raise ValueError(f"Fourier features come in pairs: time.width must be even, got {width}")
         self.order = order
+        self.width, self.scale = width, scale
         self.register_buffer("weight", torch.randn(width // 2) * scale)
 
     def forward(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -112,6 +114,9 @@ class FourierFeatures(nn.Module):
             self.weight = before.to(self.weight.device)
         return self
 
+    def extra_repr(self) -> str:
+        return f"{self.width}, order={self.order!r}, scale={self.scale}"
+
 
 def _waves(phases: Tensor, order: str) -> Tensor:
     halves = (phases.cos(), phases.sin()) if order == "cos_sin" else (phases.sin(), phases.cos())
@@ -119,7 +124,7 @@ def _waves(phases: Tensor, order: str) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """linear_2(silu(linear_1(features + cond_proj(condition)))).
+    """Computes linear_2(silu(linear_1(features + cond_proj(condition)))).
 
     Shapes: features (N, in_channels), condition (N, cond_channels) -> (N, out_channels). The condition is that of
     guidance distillation (Meng et al. 2023, arXiv 2210.03142); without cond_channels it must be None.
@@ -140,13 +145,14 @@ class TimestepEmbedding(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A row of `weight` for each class, for labels as indices (N,) or as rows (N, classes): (N, channels).
+    """Looks up a row of `weight` for each class: labels as indices (N,) or as rows (N, classes) -> (N, channels).
 
-    Rows are multiplied by `scale` and mixed linearly, so a one-hot row is the index's row; indices are the same.
-    With `null_class` one more last row stands for "no label": for labels None, and for the index `num_classes`.
-    Without it, `missing` says what labels None do: "zeros" (EDM) or "error".
-    Raises ValueError where labels are missing, of another shape or batch, or (on the CPU) not among the classes.
-    Null class: Ho & Salimans 2022 (arXiv 2207.12598).
+    Labels as rows mix the rows of `weight` linearly, so that a one-hot label gives what its index gives. `scale`
+    multiplies the result, before the `bias`. With `null_class` one more last row stands for "no label": for labels
+    None, and for the index `num_classes`. Without it, `missing` says what labels None give: "zeros" (EDM) or "error".
+    Raises ValueError where labels are missing, of another shape or batch, or (on the CPU) not among the classes, and
+    where `missing` is "zeros" beside a null class.
+    The null class is that of Ho & Salimans 2022 (arXiv 2207.12598), algorithm 1.
     """
 
     def __init__(
@@ -161,6 +167,8 @@ class ClassEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("missing", missing, ("zeros", "error"))
+        if null_class and missing != "error":
+            raise ValueError(f"missing={missing!r} is for null_class=False: a null class stands for missing labels")
         self.num_classes, self.null_class, self.missing, self.scale = num_classes, null_class, missing, scale
         self.weight = nn.Parameter(torch.randn(num_classes + null_class, channels))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
@@ -184,8 +192,16 @@ class ClassEmbedding(nn.Module):
             )
         return embedded if self.bias is None else embedded + self.bias
 
+    def extra_repr(self) -> str:
+        missing = "null_class=True" if self.null_class else f"missing={self.missing!r}"
+        channels, scale = self.weight.shape[1], f"scale={self.scale:.4g}"
+        return f"{self.num_classes}, {channels}, {missing}, bias={self.bias is not None}, {scale}"
+
     def _check_range(self, labels: Tensor) -> None:
-        """On the CPU only: a look at a GPU's labels would wait for the GPU, whose kernel checks them itself."""
+        """Raise ValueError where a label is none of the classes; on the CPU alone.
+
+        A look at labels on a GPU would wait for it, and its kernel checks them itself.
+        """
         if torch.compiler.is_compiling() or labels.device.type != "cpu" or not labels.numel():
             return
         low, high = int(labels.min()), int(labels.max())
@@ -209,7 +225,7 @@ def _is_integral(dtype: torch.dtype) -> bool:
 
 
 class AugmentEmbedding(nn.Linear):
-    """EDM's augmentation labels, mapped linearly without bias: (N, label_channels) -> (N, channels).
+    """Maps EDM's augmentation labels linearly, without bias: (N, label_channels) -> (N, channels).
 
     Karras et al. 2022 (arXiv 2206.00364), appendix F.2.
     """

@@ -1,4 +1,4 @@
-"""What configuration dataclasses check about their fields: messages name the field and say what would be right."""
+"""Checks the fields of configurations. Messages name the field and say what would be right."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def freeze_lists(config: Any) -> None:
-    """Lists in the fields of a frozen dataclass become tuples: it is hashable then, and equal to the one from JSON."""
+    """Turn lists in a frozen dataclass into tuples: it is hashable then, and equal to the one read from JSON."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, list):
@@ -18,6 +18,18 @@ def _tuple(value: Any) -> Any:
     return tuple(_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise TypeError where `value` is no `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+
+
+def check_each(name: str, values: Any, what: str) -> None:
+    """Raise TypeError where `values` is one number, but one for each `what` is wanted."""
+    if isinstance(values, (int, float)):
+        raise TypeError(f"{name} must name one number for each {what}, got {values!r}")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise ValueError where `value` is not one of `choices`."""
     if value not in choices:
@@ -26,7 +38,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def check_at_least(least: float, numbers: Mapping[str, Any]) -> None:
-    """Raise ValueError where a number, or one of a tuple of numbers, is below `least` or not finite; None is none."""
+    """Raise ValueError where a number, or one of a tuple of numbers, is below `least` or not finite. None passes."""
     for name, value in numbers.items():
         if not all(least <= number < math.inf for number in _numbers(value)):
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -39,12 +51,12 @@ def _numbers(value: Any) -> list[Any]:
 
 
 def check_positive(name: str, factor: float) -> None:
-    """Raise ValueError where a factor would silence what it multiplies, turn its sign, or is not finite."""
+    """Raise ValueError where a factor is not finite and above 0."""
     if not 0 < factor < math.inf:
         raise ValueError(f"{name} must be a finite number above 0, got {factor}")
 
 
 def check_kernel(name: str, size: int) -> None:
-    """Raise ValueError where a kernel has no middle: an even one would change the size of an image."""
+    """Raise ValueError where a kernel size is even: the kernel has no middle and would change the size of an image."""
     if size < 1 or size % 2 == 0:
         raise ValueError(f"{name} must be odd, so that the kernel keeps the size of an image, got {size}")

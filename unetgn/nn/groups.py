@@ -1,8 +1,8 @@
-"""How many groups a normalization has: the configuration that all blocks share."""
+"""Configures group normalization: the rule by which every block of a network finds its number of groups."""
 
 from dataclasses import dataclass
 
-from unetgn.nn.fields import check_at_least
+from unetgn.nn.fields import check_at_least, check_kind
 from unetgn.nn.norm import GroupNormSiLU
 
 DEFAULT_GROUPS = 32
@@ -10,24 +10,24 @@ DEFAULT_GROUPS = 32
 
 @dataclass(frozen=True)
 class NormConfig:
-    """Group normalization of a block or a network: the number of groups by one of three rules, and eps.
+    """Sets the number of groups, by one of three rules, and eps.
 
-    num_groups = 1 is layer normalization over (C, *spatial), group_size = 1 is instance normalization. A group of a
-    single value (group_size = 1 at 1x1 pixels) comes out as the bias, whatever it was: what is before it gets no
-    gradient.
+    num_groups = 1 is layer normalization over (C, *spatial) (Ba et al. 2016, arXiv 1607.06450, section 3); group_size =
+    1 is instance normalization (Ulyanov et al. 2016, arXiv 1607.08022, section 2). A group of a single value
+    (group_size = 1 at 1x1 pixels) comes out as the bias, whatever the value was: what is before it gets no gradient.
     Raises ValueError where two rules contradict each other, or a number is below 1.
     """
 
     num_groups: int | None = None
-    """The same count for every width; None is 32, as in DDPM, ADM and Stable Diffusion."""
+    """Sets the same count for every width; None is 32, as in DDPM, ADM and Stable Diffusion."""
     group_size: int | None = None
-    """Channels per group instead (Wu & He 2018, section 4.1)."""
+    """Sets the channels of a group instead (Wu & He 2018, section 4.1)."""
     min_group_size: int | None = None
-    """At most `num_groups` groups, of at least that many channels: min(num_groups, C // min_group_size), which is EDM's
+    """Sets the least number of channels of a group: the count is min(num_groups, C // min_group_size), which is EDM's
     rule with 32 and 4.
     """
     eps: float = 1e-5
-    """Added to the variance."""
+    """Is added to the variance."""
 
     def __post_init__(self) -> None:
         for name in ("min_group_size", "num_groups"):
@@ -42,7 +42,7 @@ class NormConfig:
         check_at_least(0, {"norm.eps": self.eps})
 
     def groups(self, channels: int) -> int:
-        """The number of groups for `channels`. Raises ValueError, with counts that would do, where it cannot divide."""
+        """Count the groups of `channels`. Raises ValueError, with counts that do, where the rule cannot divide."""
         most = DEFAULT_GROUPS if self.num_groups is None else self.num_groups
         if self.group_size is not None:
             count, rest, rule = channels // self.group_size, channels % self.group_size, f"group_size={self.group_size}"
@@ -59,5 +59,13 @@ class NormConfig:
         return count
 
     def build(self, channels: int, *, activation: str | None = "silu") -> GroupNormSiLU:
-        """The fused normalization for `channels`; activation None leaves the SiLU out."""
+        """Build the fused normalization for `channels`; activation None leaves the SiLU out."""
         return GroupNormSiLU(self.groups(channels), channels, self.eps, activation=activation)
+
+
+def build_norm(norm: NormConfig | None, channels: int) -> GroupNormSiLU | None:
+    """Build the fused normalization without its SiLU, or nothing for None. Raises TypeError for anything else."""
+    if norm is None:
+        return None
+    check_kind("norm", norm, NormConfig)
+    return norm.build(channels, activation=None)

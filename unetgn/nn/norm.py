@@ -1,4 +1,4 @@
-"""Group normalization with its activation, as a module."""
+"""Normalizes in groups, with the activation that follows, as a module."""
 
 import torch
 from torch import Tensor, nn
@@ -8,19 +8,20 @@ from unetgn.ops.checks import check_activation, check_eps, check_int, check_num_
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """Group normalization followed by SiLU, computed in one pass over the input.
+    """Normalizes in groups and applies SiLU, in one pass over the input.
 
     Parameters and state dict are those of `torch.nn.GroupNorm`, so a checkpoint moves either way. The formula, layouts
     and dtypes are those of `unetgn.group_norm_silu`.
 
     Shapes: x (N, num_channels, *spatial) -> the same; pre_bias, scale and shift (N, num_channels), each optional.
-    `activation=None` leaves the SiLU out.
+    `activation=None` leaves the SiLU out; the module then prints as GroupNorm.
 
     Raises ValueError where num_groups does not divide num_channels, with the nearest counts that would do
     (`largest_group_count` picks one), where eps is negative or not finite, and for another activation; TypeError where
     num_groups or num_channels is no int or eps no float. What `forward` refuses: `unetgn.group_norm_silu`.
 
-    Wu & He 2018 (arXiv 1803.08494); scale and shift after Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3.
+    Wu & He 2018 (arXiv 1803.08494), equation 7; scale and shift (AdaGN): Dhariwal & Nichol 2021 (arXiv 2105.05233),
+    section 3.1.
     """
 
     activation: str | None
@@ -43,7 +44,7 @@ class GroupNormSiLU(nn.GroupNorm):
         self.activation = activation
 
     def forward(
-        self, x: Tensor, *, pre_bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+        self, x: Tensor, pre_bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
         return group_norm_silu(
             x,
@@ -57,15 +58,15 @@ class GroupNormSiLU(nn.GroupNorm):
             shift=shift,
         )
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, activation={self.activation!r}"
+    def _get_name(self) -> str:
+        return type(self).__name__ if self.activation else "GroupNorm"
 
 
 def largest_group_count(num_channels: int, at_most: int = 32) -> int:
-    """The largest number of groups, at most `at_most`, that divides num_channels.
+    """Find the largest number of groups, at most `at_most`, that divides num_channels: 32 for 320 channels, 30 for 150.
 
-    The explicit way to ask for a count that fits, since no layer changes the one that it is given: 32 for 320 channels,
-    30 for 150. Raises TypeError where an argument is no int, ValueError where one is below 1.
+    No layer changes the count that it is given; this is how to ask for one that fits. Raises TypeError where an
+    argument is no int, ValueError where one is below 1.
     """
     check_int("num_channels", num_channels)
     check_int("at_most", at_most)

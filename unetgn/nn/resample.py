@@ -1,4 +1,4 @@
-"""Halving and doubling the resolution: convolution, average or nearest, filter taps; any size of input."""
+"""Halves and doubles the resolution: by convolution, average or nearest, or filter taps; any size of input."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import check_spatial_dims, convolution
-from unetgn.nn.fields import check_choice, freeze_lists
+from unetgn.nn.fields import check_choice, check_each, freeze_lists
 
 ResampleKind = Literal["conv", "resblock", "plain"]
 PaddingKind = Literal["both", "end"]
@@ -23,21 +23,21 @@ _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 @dataclass(frozen=True)
 class ResampleConfig:
-    """How a U-Net changes resolution between levels.
+    """Configures how a U-Net changes resolution between levels.
 
     Raises ValueError where a word is unknown, taps are not an even number of positive sum, or a stride is not 1 or 2.
     """
 
     kind: ResampleKind = "conv"
-    """With "conv", a strided 3x3 convolution down, nearest and a 3x3 convolution up (DDPM, Stable Diffusion); with
-    "resblock", inside a residual block (ADM, EDM); with "plain", mean and nearest without parameters.
+    """Resamples with "conv" by a strided 3x3 convolution down, and by nearest and a 3x3 convolution up (DDPM, Stable
+    Diffusion); with "resblock" inside a residual block (ADM, EDM); with "plain" by mean and nearest, no parameters.
     """
     padding: PaddingKind = "both"
-    """Of the strided convolution: "both" sides by one, or only the "end" (DDPM's original code)."""
+    """Pads the strided convolution by one at "both" sides, or only at the "end" (DDPM's original code)."""
     taps: tuple[float, ...] = BOX
-    """The filter of "resblock" and "plain"; (1, 1) is mean and nearest, (1, 3, 3, 1) NCSN++'s."""
+    """Filters in "resblock" and "plain"; (1, 1) is mean and nearest, (1, 3, 3, 1) NCSN++'s."""
     strides: tuple[int, ...] | None = None
-    """The factor for each spatial axis; None is 2 for all."""
+    """Sets the factor for each spatial axis; None is 2 for all."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -47,7 +47,12 @@ class ResampleConfig:
 
 
 def check_taps(taps: Sequence[float], strides: Sequence[int] | None) -> None:
-    """Raise ValueError where taps are not an even number of positive sum, or do not go with the strides."""
+    """Raise ValueError where taps are not an even number of positive sum, or do not go with the strides.
+
+    Raises TypeError where either is one number instead of several.
+    """
+    check_each("resample.taps", taps, "tap")
+    check_each("resample.strides", strides, "axis")
     if len(taps) < 2 or len(taps) % 2 or not 0 < sum(taps) < math.inf:
         raise ValueError(f"resample.taps must be an even number of taps with a positive sum, got {tuple(taps)}")
     if strides is not None and not set(strides) <= {1, 2}:
@@ -57,7 +62,7 @@ def check_taps(taps: Sequence[float], strides: Sequence[int] | None) -> None:
 
 
 def axis_strides(strides: Sequence[int] | None, spatial_dims: int) -> tuple[int, ...]:
-    """The factor for each axis; None is 2. Raises ValueError where `strides` names another number of axes."""
+    """Return the factor for each axis; None is 2. Raises ValueError where `strides` names another number of axes."""
     strides = (2,) * check_spatial_dims(spatial_dims) if strides is None else tuple(strides)
     if len(strides) != spatial_dims:
         raise ValueError(f"resample.strides={strides} must name one factor for each of {spatial_dims} axes")
@@ -65,7 +70,7 @@ def axis_strides(strides: Sequence[int] | None, spatial_dims: int) -> tuple[int,
 
 
 def filter_kernel(taps: Sequence[float], spatial_dims: int) -> Tensor:
-    """The normalized outer product of `taps` over the axes: (1, 1, *[len(taps)] * spatial_dims), of sum 1."""
+    """Compute the outer product of `taps` over the axes, of sum 1: (1, 1, *[len(taps)] * spatial_dims)."""
     line = torch.tensor(taps, dtype=torch.float64)
     kernel = line
     for _ in range(spatial_dims - 1):
@@ -100,16 +105,17 @@ class Resample(nn.Module):
         self.direction = direction
         self.spatial_dims = spatial_dims
         self.strides = axis_strides(strides, spatial_dims)
+        self.taps = tuple(taps)
         self.margin = (len(taps) - 1) // 2
         self.register_buffer("kernel", None if tuple(taps) == BOX else filter_kernel(taps, spatial_dims))
 
     def forward(self, x: Tensor, *, size: Sequence[int] | None = None) -> Tensor:
         if self.direction == "down":
             if size is not None:
-                raise ValueError(f"size={tuple(size)} is for upsampling; downsampling halves what it is given")
+                raise ValueError(f"size={size} is for upsampling; downsampling halves what it is given")
             return self._mean(x) if self.kernel is None else self._filter_down(x, self.kernel)
         usual = [length * stride for length, stride in zip(x.shape[2:], self.strides, strict=True)]
-        size = usual if size is None else list(size)
+        size = usual if size is None else self._lengths(size)
         spare = 1 if self.kernel is None else 0
         largest = [length + spare * (stride - 1) for length, stride in zip(usual, self.strides, strict=True)]
         if any(length > most for length, most in zip(size, largest, strict=True)):
@@ -117,6 +123,14 @@ class Resample(nn.Module):
         if self.kernel is None:
             return F.interpolate(x, size=size, mode="nearest")
         return self._filter_up(x, self.kernel, size)
+
+    def _lengths(self, size: Sequence[int]) -> list[int]:
+        """Return a given size as a list. Raises TypeError for a number, ValueError for another number of axes."""
+        if isinstance(size, int):
+            raise TypeError(f"size must name one length for each of {self.spatial_dims} axes, got {size}")
+        if len(size) != self.spatial_dims:
+            raise ValueError(f"size={tuple(size)} must name one length for each of {self.spatial_dims} axes")
+        return list(size)
 
     def _mean(self, x: Tensor) -> Tensor:
         return _AVERAGES[self.spatial_dims - 1](x, self.strides, self.strides, ceil_mode=True)
@@ -137,14 +151,14 @@ class Resample(nn.Module):
         return doubled
 
     def extra_repr(self) -> str:
-        return f"{self.direction}, strides={self.strides}"
+        return f"{self.direction!r}, strides={self.strides}, taps={self.taps}"
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution with stride 2: (N, C, *spatial) -> (N, out_channels, *spatial / 2).
+    """Convolves 3x3 with stride 2: (N, C, *spatial) -> (N, out_channels, *spatial / 2).
 
-    Padding "both" rounds an odd size up; "end" (zeros behind only, as in DDPM's original code) rounds it down and needs
-    at least two pixels along each axis, else a ValueError says so. `strides` leaves out axes with 1.
+    Padding "both" rounds an odd size up. "end" (zeros behind only, as in DDPM's original code) rounds it down; it needs
+    two pixels along each axis and an axis that is halved, else a ValueError says so. `strides` leaves out axes with 1.
     Ho et al. 2020 (arXiv 2006.11239), appendix B; padding at the end is that of the authors' code
     (hojonathanho/diffusion, diffusion_tf/models/unet.py).
     """
@@ -163,6 +177,8 @@ class Downsample(nn.Module):
         check_taps(BOX, strides)
         self.pad_end = padding == "end"
         self.strides = axis_strides(strides, spatial_dims)
+        if self.pad_end and 2 not in self.strides:
+            raise ValueError(f"resample.padding='end' is for axes that are halved; strides={self.strides} halve none")
         margin = 0 if self.pad_end else 1
         width = channels if out_channels is None else out_channels
         self.conv = convolution(spatial_dims, channels, width, stride=self.strides, padding=margin)
@@ -177,9 +193,12 @@ class Downsample(nn.Module):
             x = F.pad(x, padding)
         return self.conv(x)
 
+    def extra_repr(self) -> str:
+        return f"strides={self.strides}, padding={'end' if self.pad_end else 'both'!r}"
+
 
 class Upsample(nn.Module):
-    """Nearest neighbour to twice the size, or to a given size, then a 3x3 convolution.
+    """Enlarges to twice the size by nearest neighbour, or to a given size, then convolves 3x3.
 
     Shapes: (N, C, *spatial) -> (N, out_channels, *size), size 2 * spatial unless given, at most one pixel more.
     `strides` leaves out axes with 1. `recompute` enlarges the input again in the backward pass instead of keeping it.
@@ -202,13 +221,15 @@ class Upsample(nn.Module):
         self.conv = convolution(spatial_dims, channels, channels if out_channels is None else out_channels)
 
     def forward(self, x: Tensor, *, size: Sequence[int] | None = None) -> Tensor:
-        return recomputed(lambda small: self.conv(self.enlarge(small, size=size)), x, enabled=self.recompute)
+        if self.recompute:
+            return recomputed(lambda small: self.conv(self.enlarge(small, size=size)), x)
+        return self.conv(self.enlarge(x, size=size))
 
 
 class InputBranch(nn.Module):
-    """NCSN++'s residual input branch: the running image, convolved and halved, joins the main path.
+    """Computes (x + filter(conv(image))) / sqrt(2): the running image joins the main path, as in NCSN++.
 
-    (x + filter(conv(image))) / sqrt(2), a 3x3 convolution padded so that the filter needs no border of its own.
+    The 3x3 convolution is padded so that the filter, which halves the image, needs no border of its own.
     Shapes: x (N, out_channels, *ceil(spatial / 2)), image (N, image_channels, *spatial) -> x's shape.
     Song et al. 2021 (arXiv 2011.13456), appendix H; the order of operations is that of NVlabs/edm.
     """
@@ -223,6 +244,7 @@ class InputBranch(nn.Module):
         self.margin = (len(taps) - 1) // 2
         self.conv = convolution(spatial_dims, image_channels, out_channels, padding=1 + self.margin)
         self.register_buffer("kernel", filter_kernel(taps, spatial_dims))
+        self.taps = tuple(taps)
         self._convolve = _CONVOLUTIONS[spatial_dims - 1]
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
@@ -233,3 +255,6 @@ class InputBranch(nn.Module):
         kernel = self.kernel.to(image.dtype).expand(image.shape[1], *self.kernel.shape[1:])
         image = self._convolve(F.pad(image, padding), kernel, stride=2, groups=image.shape[1])
         return (x + image) * 0.5**0.5
+
+    def extra_repr(self) -> str:
+        return f"taps={self.taps}"

@@ -1,4 +1,4 @@
-"""The residual block of diffusion U-Nets."""
+"""Computes the residual block of diffusion U-Nets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from torch.nn import functional as F
 
 from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import convolution, zero_parameters
-from unetgn.nn.fields import check_choice, check_positive
+from unetgn.nn.fields import check_choice, check_kind, check_positive
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import BOX, Resample
 
 
 @dataclass(frozen=True)
 class ResBlockConfig:
-    """What residual blocks have in common within a network."""
+    """Configures all residual blocks of a network."""
 
     embedding: Literal["add", "scale_shift"] = "add"
-    """With "add", the projected embedding is added before the second normalization (DDPM); with "scale_shift", it
-    modulates after: h * (1 + scale) + shift, scale first (ADM).
+    """Adds the projected embedding before the second normalization with "add" (DDPM), or modulates after it with
+    "scale_shift": h * (1 + scale) + shift, scale first (ADM).
     """
     activate_embedding: bool = True
-    """SiLU on the embedding inside each block; False where the caller has applied it once."""
+    """Applies SiLU to the embedding inside each block; False where the caller has applied it once."""
     residual_scale: float = 1.0
     """Multiplies the sum of branch and shortcut, above 0; sqrt(1/2) in NCSN++ and EDM's DDPM++."""
     project_resampled: bool = False
-    """A 1x1 convolution on the shortcut of every block that resamples (EDM's SongUNet), not only where the width
+    """Puts a 1x1 convolution on the shortcut of every block that resamples (EDM's SongUNet), not only where the width
     changes.
     """
     zero_init: bool = True
-    """The last convolution starts at zero, so that the block starts as its shortcut (DDPM)."""
+    """Starts the last convolution at zero, so that the block starts as its shortcut (DDPM)."""
 
     def __post_init__(self) -> None:
         check_choice("resblock.embedding", self.embedding, ("add", "scale_shift"))
@@ -40,7 +40,7 @@ class ResBlockConfig:
 
 
 class ResBlock(nn.Module):
-    """(shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))), emb))))) * residual_scale.
+    """Computes (shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))), emb))))) * residual_scale.
 
     Both norm-and-activation pairs are the fused core, and the embedding goes into the second one: as its pre_bias
     ("add") or as its scale and shift. With `resample`, "down" or "up", the resolution changes after the first
@@ -50,9 +50,11 @@ class ResBlock(nn.Module):
     axes; `size` fixes the result's size when upsampling. emb_channels None is a block without an embedding.
     Parameters are named as in diffusers' ResnetBlock2D. `recompute` computes the norms and activations again in the
     backward pass instead of keeping them.
-    Raises ValueError where the groups do not divide the channels, an embedding is missing or not expected, or strides
-    or taps are given to a block that does not resample.
-    He et al. 2016 (arXiv 1603.05027), Ho et al. 2020 (arXiv 2006.11239), Dhariwal & Nichol 2021 (arXiv 2105.05233).
+    Raises ValueError where the groups do not divide the channels, an embedding is missing or not expected, strides or
+    taps are given to a block that does not resample, or config says how an embedding enters a block without one;
+    TypeError where norm or config is of another class.
+    He et al. 2016 (arXiv 1603.05027), figure 4 (e); Ho et al. 2020 (arXiv 2006.11239), appendix B; "scale_shift" and
+    resampling inside: Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3.
     """
 
     recompute = False
@@ -72,11 +74,19 @@ class ResBlock(nn.Module):
         taps: Sequence[float] = BOX,
     ) -> None:
         super().__init__()
-        norm, config = norm or NormConfig(), config or ResBlockConfig()
+        norm = NormConfig() if norm is None else norm
+        config = ResBlockConfig() if config is None else config
+        check_kind("norm", norm, NormConfig)
+        check_kind("config", config, ResBlockConfig)
         out_channels = in_channels if out_channels is None else out_channels
         if resample is None and (strides is not None or tuple(taps) != BOX):
             raise ValueError(
                 f"strides={strides} and taps={tuple(taps)} are for a ResBlock with resample='down' or 'up'"
+            )
+        if emb_channels is None and (config.embedding != "add" or not config.activate_embedding):
+            raise ValueError(
+                f"embedding={config.embedding!r} with activate_embedding={config.activate_embedding} says how an "
+                "embedding enters, but this ResBlock has none: give it emb_channels"
             )
         self.config = config
         self.norm1 = norm.build(in_channels)
@@ -99,11 +109,14 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None = None, *, size: Sequence[int] | None = None) -> Tensor:
         if size is not None and self.resample is None:
-            raise ValueError(f"size={tuple(size)} is for a ResBlock that upsamples: build it with resample='up'")
-        pre_bias, scale, shift = self._modulation(emb)
-        hidden = recomputed(lambda x: self._first_half(x, size), x, enabled=self.recompute)
-        random = self.training and self.dropout.p > 0
-        hidden = recomputed(self._second_half, hidden, pre_bias, scale, shift, enabled=self.recompute, random=random)
+            raise ValueError(f"size={size} is for a ResBlock that upsamples: build it with resample='up'")
+        modulation = self._modulation(emb)
+        if self.recompute:
+            hidden = recomputed(self._first_half, x, size)
+            random = self.training and self.dropout.p > 0
+            hidden = recomputed(self._second_half, hidden, *modulation, random=random)
+        else:
+            hidden = self._second_half(self._first_half(x, size), *modulation)
         if self.resample is not None:
             x = self.resample(x, size=size)
         if self.conv_shortcut is not None:
@@ -120,10 +133,10 @@ class ResBlock(nn.Module):
     def _second_half(
         self, hidden: Tensor, pre_bias: Tensor | None, scale: Tensor | None, shift: Tensor | None
     ) -> Tensor:
-        return self.conv2(self.dropout(self.norm2(hidden, pre_bias=pre_bias, scale=scale, shift=shift)))
+        return self.conv2(self.dropout(self.norm2(hidden, pre_bias, scale, shift)))
 
     def _modulation(self, emb: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """pre_bias, scale and shift of the second normalization, each (N, out_channels) or None."""
+        """Compute pre_bias, scale and shift of the second normalization, each (N, out_channels) or None."""
         if self.time_emb_proj is None:
             if emb is not None:
                 raise ValueError("this ResBlock was built without emb_channels and takes no embedding")
@@ -135,3 +148,8 @@ class ResBlock(nn.Module):
             return projected, None, None
         scale, shift = torch.chunk(projected, 2, dim=1)
         return None, scale, shift
+
+    def extra_repr(self) -> str:
+        widths = f"{self.conv1.in_channels}, {self.conv1.out_channels}"
+        embedding = "None" if self.time_emb_proj is None else repr(self.config.embedding)
+        return f"{widths}, embedding={embedding}, residual_scale={self.config.residual_scale:.4g}"

@@ -1,4 +1,4 @@
-"""The spatial transformer of latent diffusion: self-attention, cross-attention and a gated feed-forward layer."""
+"""Computes latent diffusion's spatial transformer: self-attention, cross-attention, a gated feed-forward layer."""
 
 from dataclasses import dataclass
 
@@ -8,26 +8,26 @@ from torch.nn import functional as F
 from unetgn.nn.attention import MultiHeadAttention, check_context, count_heads, pixels_to_tokens, tokens_to_pixels
 from unetgn.nn.conv import convolution, zero_parameters
 from unetgn.nn.fields import check_at_least, freeze_lists
-from unetgn.nn.groups import NormConfig
+from unetgn.nn.groups import NormConfig, build_norm
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Spatial transformers in the place of plain self-attention."""
+    """Configures spatial transformers in the place of plain self-attention."""
 
     context_dim: int | tuple[int, ...] | None = None
-    """Width of encoder_hidden_states, the same for all levels or one for each; None is a second self-attention in the
-    place of cross-attention.
+    """Sets the width of encoder_hidden_states, the same for all levels or one for each; None is a second self-attention
+    in the place of cross-attention.
     """
     depth: int | tuple[int | tuple[int, ...], ...] = 1
-    """Transformer blocks in one spatial transformer; one number, or one for each level, each of which may be one number
-    for each block of the level. Levels without attention have an entry that is not read. At least one transformer of a
-    network has a block: without any, the context would never be read.
+    """Counts the transformer blocks in one spatial transformer: one number for all levels, or an entry for each level,
+    which is one number or one for each block of the level. Levels without attention have an entry that is not read. At
+    least one transformer of a network has a block: without any, the context would never be read.
     """
     linear_projection: bool = False
-    """Linear layers around the blocks (Stable Diffusion 2, XL) where others have 1x1 convolutions."""
+    """Puts linear layers around the blocks (Stable Diffusion 2, XL) where others have 1x1 convolutions."""
     cross_only: tuple[int, ...] = ()
-    """The levels whose first attention reads the context too (the x4 upscaler)."""
+    """Names the levels whose first attention reads the context too (the x4 upscaler)."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -36,7 +36,7 @@ class TransformerConfig:
 
 
 class GEGLU(nn.Module):
-    """value * gelu(gate), the halves of one linear layer: (N, L, channels) -> (N, L, hidden).
+    """Computes value * gelu(gate), the halves of one linear layer: (N, L, channels) -> (N, L, hidden).
 
     Shazeer 2020 (arXiv 2002.05202), with the exact GELU.
     """
@@ -51,7 +51,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back: (N, L, channels) -> the same. Named net.0.proj and net.2 (diffusers).
+    """Widens four times by GEGLU, and back: (N, L, channels) -> the same. Named net.0.proj and net.2 (diffusers).
 
     Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1; the gated layer is Shazeer's (arXiv 2002.05202).
     """
@@ -65,11 +65,12 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward; each after a layer normalization and with a shortcut.
+    """Applies self-attention, cross-attention and feed-forward, each after a layer normalization, with a shortcut.
 
     Shapes: tokens (N, L, channels), context (N, M, context_dim) -> (N, L, channels).
-    `cross_only`: the first attention reads the context as well. Parameters are named as in diffusers'
-    BasicTransformerBlock. Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
+    With `cross_only` the first attention reads the context as well. Parameters are named as in diffusers'
+    BasicTransformerBlock. Raises ValueError where the heads do not divide the channels, or `cross_only` has no context.
+    Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class TransformerBlock(nn.Module):
         upcast: bool = False,
     ) -> None:
         super().__init__()
+        check_cross_only(cross_only, context_dim)
         self.cross_only = cross_only
         first_context = context_dim if cross_only else None
         self.norm1 = nn.LayerNorm(channels)
@@ -101,15 +103,28 @@ class TransformerBlock(nn.Module):
         tokens = tokens + self.attn2(self.norm2(tokens), context)
         return tokens + self.ff(self.norm3(tokens))
 
+    def extra_repr(self) -> str:
+        return f"cross_only={self.cross_only}"
+
+
+def check_cross_only(cross_only: bool, context_dim: int | None, depth: int = 1) -> None:
+    """Raise ValueError where `cross_only` has no context to attend to, or no block that would."""
+    if cross_only and context_dim is None:
+        raise ValueError("transformer.cross_only needs transformer.context_dim: there is no context to attend to")
+    if cross_only and depth == 0:
+        raise ValueError("transformer.cross_only needs a transformer block, but depth is 0")
+
 
 class SpatialTransformer(nn.Module):
-    """x + proj_out(blocks(proj_in(norm(x)), context)): transformer blocks over the pixels of x.
+    """Computes x + proj_out(blocks(proj_in(norm(x)), context)): `depth` transformer blocks over the pixels of x.
 
     Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape; one to three spatial axes.
-    `num_heads` or `head_dim`, one of them; neither is one head. `depth` blocks; projections are 1x1 convolutions, or
-    linear layers (`linear_projection`). context_dim None takes no context. With `zero_init` the block starts as the
-    identity. Raises ValueError where heads or groups do not divide the channels, or a context is missing, of another
-    shape, or not expected. Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
+    Give `num_heads` or `head_dim`; neither is one head. Projections are 1x1 convolutions over `spatial_dims` axes, 2
+    unless given, or linear layers (`linear_projection`), for any number of axes. context_dim None takes no context.
+    With `zero_init` the block starts as the identity.
+    Raises ValueError where heads or groups do not divide the channels, a context is missing, of another shape, or not
+    expected, or spatial_dims is given beside linear layers; TypeError where norm is no NormConfig.
+    Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
     """
 
     def __init__(
@@ -120,7 +135,7 @@ class SpatialTransformer(nn.Module):
         head_dim: int | None = None,
         context_dim: int | None = None,
         depth: int = 1,
-        spatial_dims: int = 2,
+        spatial_dims: int | None = None,
         linear_projection: bool = False,
         cross_only: bool = False,
         norm: NormConfig | None = NormConfig(eps=1e-6),  # noqa: B008 - frozen
@@ -129,12 +144,13 @@ class SpatialTransformer(nn.Module):
         zero_init: bool = True,
     ) -> None:
         super().__init__()
-        if cross_only and context_dim is None:
-            raise ValueError("transformer.cross_only needs transformer.context_dim: there is no context to attend to")
+        check_cross_only(cross_only, context_dim, depth)
+        if linear_projection and spatial_dims is not None:
+            raise ValueError(f"spatial_dims={spatial_dims} is for convolutions, but linear_projection is True")
         heads = count_heads(channels, num_heads=num_heads, head_dim=head_dim)
         self.context_dim = context_dim
         self.linear_projection = linear_projection
-        self.norm = None if norm is None else norm.build(channels, activation=None)
+        self.norm = build_norm(norm, channels)
         self.proj_in = _projection(channels, spatial_dims, linear_projection)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(
@@ -167,6 +183,11 @@ class SpatialTransformer(nn.Module):
             return x + tokens_to_pixels(self.proj_out(tokens), x)
         return x + self.proj_out(tokens_to_pixels(tokens, x))
 
+    def extra_repr(self) -> str:
+        return f"linear_projection={self.linear_projection}"
 
-def _projection(channels: int, spatial_dims: int, linear: bool) -> nn.Module:
-    return nn.Linear(channels, channels) if linear else convolution(spatial_dims, channels, channels, 1)
+
+def _projection(channels: int, spatial_dims: int | None, linear: bool) -> nn.Module:
+    if linear:
+        return nn.Linear(channels, channels)
+    return convolution(2 if spatial_dims is None else spatial_dims, channels, channels, 1)

@@ -1,4 +1,4 @@
-"""Tensors as pictures: PNG files, grids, strips."""
+"""Turns tensors into pictures: grids and PNG files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ READABLE = 64  # pixels: an image in a grid is enlarged by a whole factor to abo
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """(N, C, H, W) in [-1, 1] -> (N, H, W, C) uint8, rounded to the nearest of 256 shades."""
+    """Turn (N, C, H, W) in [-1, 1] into (N, H, W, C) uint8, rounded to the nearest of 256 shades."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """(H, W, C) uint8 with C = 1 or 3 -> a grey or RGB picture. Raises ValueError for other C."""
+    """Turn (H, W, C) uint8 with C = 1 or 3 into a grey or RGB picture. Raises ValueError for other C."""
     if pixels.shape[-1] not in (1, 3):
         raise ValueError(f"an image of {pixels.shape[-1]} channels is no picture; 1 (grey) and 3 (RGB) are")
     array = pixels.cpu().numpy()
@@ -28,7 +28,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """(N, C, H, W) in [-1, 1] -> one picture, `columns` a row (default: about square), small images enlarged."""
+    """Lay (N, C, H, W) in [-1, 1] out as one picture, `columns` a row (None: about square); enlarge small images."""
     count = len(images)
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -41,7 +41,7 @@ def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write whole or not at all: a file that exists is a file that can be read."""
+    """Write a PNG file whole or not at all: where it exists, it can be read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     picture.save(unfinished, format="PNG")

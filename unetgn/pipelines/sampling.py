@@ -1,4 +1,4 @@
-"""From noise to images with any of diffusers' schedulers. Image n is a function of the network and of seed n alone."""
+"""Samples images from noise with any of diffusers' schedulers. Image n depends on the network and seed n alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_FROM_SAMPLE = ("pndm", "euler_ancestral")  # diffusers has no way from a pre
 
 
 def make_sampling_scheduler(name: str, training_scheduler: Any, steps: int) -> Any:
-    """The scheduler called `name` for a network trained with `training_scheduler`, set to `steps` steps.
+    """Make the scheduler called `name` for a network trained with `training_scheduler`, set to `steps` steps.
 
     Raises ValueError for an unknown name, for one that cannot use what the network predicts or cannot follow its noise
     schedule, and for steps outside 1 .. the schedule's noise levels or (ddim, pndm) far from dividing them.
@@ -71,15 +71,15 @@ def sample(
     clip: bool = True,
     on_step: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """One image of `shape` (C, H, W) for each seed -> (len(seeds), C, H, W) float32, on the CPU.
+    """Sample one image of `shape` (C, H, W) for each seed: (len(seeds), C, H, W) float32, on the CPU.
 
-    With `clip`, which is for pixels, not for latents, it is in [-1, 1].
+    With `clip`, which is for pixels and not for latents, values end in [-1, 1].
 
-    All noise of image n, at the start and between steps, comes from a CPU generator seeded with seeds[n], so that it
-    depends neither on the device nor on the other images. Guidance: uncond + w·(cond - uncond) (Ho & Salimans 2022);
-    w = 1 is off and costs nothing. `texts` (len(seeds), tokens, width) is for networks that read text, `empty_text`
-    (tokens, width) is what they read for uncond. `on_step` is shown the noisy images before every step, and the final
-    ones.
+    All noise of image n, at the start and between steps, comes from a CPU generator seeded with seeds[n]. The image
+    depends neither on the device nor on the other images. Guidance is uncond + w·(cond - uncond); w = 1 is off and
+    costs nothing (Ho & Salimans 2022, arXiv 2207.12598, equation 6, whose w is one less). `texts` (len(seeds), tokens,
+    width) is for networks that read text, `empty_text` (tokens, width) is what they read for uncond. `on_step` is shown
+    the noisy images before every step, and the final ones.
     """
     device, dtype = unet.device, unet.dtype
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]

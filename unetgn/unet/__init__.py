@@ -1,4 +1,4 @@
-"""The U-Net. `unetgn.unet.UNet` is its permanent name: saved pipelines say it.
+"""Exports the U-Net under its permanent name, `unetgn.unet.UNet`: saved pipelines say it.
 
 A pipeline of diffusers that loads a `unetgn.unet.UNet` looks for `ModelMixin` beside it, to learn how to load it.
 """
@@ -16,7 +16,7 @@ _HOME = {"UNet": "model", "UNetOutput": "model", "ModelMixin": "model", "UNetCon
 
 
 def __getattr__(name: str) -> Any:
-    """Load the network when it is first asked for: it imports diffusers, which its configuration does without."""
+    """Load the network when it is first asked for: it imports diffusers, which the configuration does without."""
     if name not in _HOME:
         raise AttributeError(f"module 'unetgn.unet' has no attribute {name!r}")
     return getattr(import_module(f"unetgn.unet.{_HOME[name]}"), name)

@@ -1,27 +1,25 @@
-"""What the fields of a `UNetConfig` demand of each other: contradictions, and options that would change nothing.
+"""Checks the fields of a `UNetConfig` against each other: for contradictions, and options that would change nothing.
 
-An option that names a place (a level, the middle, the table of classes) or a variant of one kind of layer is an error
-where the network has no such thing. Fields that only say how attention is made wherever it is (`attention.*`,
-`decoder.num_heads`, the depths of transformers) or how levels are joined (`resample.kind`, `resample.strides`) may
-stand where there is nothing to make or join: a file that sets `attention_levels` to [] needs no second change. A
-transformer without any place is an error all the same: the network would take a context and never read it.
+An option that names a place (a level, the middle, the table of classes) is an error where the network has no such
+place; so is a variant of a kind of layer that the network does not have.
+
+Some fields only say how attention is made, wherever there is attention (`attention.*`, `decoder.num_heads`, the depths
+of transformers), or how levels are joined (`resample.kind`, `resample.strides`). They may stand where there is nothing
+to make or join: a file that sets `attention_levels` to [] needs no second change. A transformer without any place is an
+error all the same, since the network would take a context and never read it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from unetgn.nn.conv import check_spatial_dims
 from unetgn.nn.fields import check_at_least, check_choice
 from unetgn.nn.resample import BOX, ResampleKind, axis_strides
+from unetgn.unet.description import UNetDescription
 from unetgn.unet.plan import UNetPlan, plan_unet
 
-if TYPE_CHECKING:
-    from unetgn.unet.config import UNetConfig
 
-
-def check_unet_config(config: UNetConfig) -> None:
+def check_unet(config: UNetDescription) -> None:
     """Raise ValueError, naming the field, for the first contradiction in `config`."""
     check_spatial_dims(config.spatial_dims)
     if not config.channels:
@@ -49,7 +47,7 @@ def check_unet_config(config: UNetConfig) -> None:
     _check_conditions(config)
 
 
-def _check_lengths(config: UNetConfig) -> None:
+def _check_lengths(config: UNetDescription) -> None:
     levels, transformer = len(config.channels), config.transformer
     expected: dict[str, tuple[Any, int]] = {
         "sample_size": (config.sample_size, config.spatial_dims),
@@ -74,21 +72,22 @@ def _check_lengths(config: UNetConfig) -> None:
             raise ValueError(f"{name}={value} has {len(value)} entries; {reason}")
 
 
-def _check_attention(config: UNetConfig) -> None:
+def _check_attention(config: UNetDescription) -> None:
     levels, blocks = len(config.channels), config.encoder.attention_blocks
-    _check_distinct("attention_levels", config.attention_levels)
-    for level in config.attention_levels:
+    named = config.attention_levels or ()
+    _check_distinct("attention_levels", named)
+    for level in named:
         if not 0 <= level < levels:
             raise ValueError(
-                f"attention_levels={config.attention_levels} names level {level}, but channels={config.channels} has "
+                f"attention_levels={named} names level {level}, but channels={config.channels} has "
                 f"levels 0 to {levels - 1}"
             )
         if config.depths[level] == 0 and config.decoder.attention_blocks is not None:
             raise ValueError(
-                f"attention_levels={config.attention_levels} names level {level}, but depth={config.depth} gives the "
+                f"attention_levels={named} names level {level}, but depth={config.depth} gives the "
                 "encoder no block there, and decoder.attention_blocks says where the decoder attends: leave it out"
             )
-    if config.attention_levels and blocks is not None:
+    if named and blocks is not None:
         raise ValueError("attention_levels and encoder.attention_blocks contradict each other: give one of them")
     for name, per_level, depths in (
         ("encoder.attention_blocks", blocks, config.depths),
@@ -106,7 +105,7 @@ def _check_distinct(name: str, chosen: Sequence[int]) -> None:
         raise ValueError(f"{name} names {', '.join(map(str, twice))} more than once, in {chosen}: once is enough")
 
 
-def _check_transformer(config: UNetConfig, plan: UNetPlan) -> None:
+def _check_transformer(config: UNetDescription, plan: UNetPlan) -> None:
     transformer, mid = config.transformer, config.mid
     if transformer is None:
         if mid.cross_only or mid.transformer_depth is not None:
@@ -142,7 +141,7 @@ def _check_transformer(config: UNetConfig, plan: UNetPlan) -> None:
         )
 
 
-def _check_middle(config: UNetConfig) -> None:
+def _check_middle(config: UNetDescription) -> None:
     mid, plain = config.mid, type(config.mid)()
     if mid.depth == 0 and mid.residual_scale is not None:
         raise ValueError(f"mid.residual_scale={mid.residual_scale} needs blocks in the middle, but mid.depth is 0")
@@ -155,7 +154,7 @@ def _check_middle(config: UNetConfig) -> None:
         raise ValueError("mid.attention_num_groups and mid.attention_norm=False contradict each other")
 
 
-def _check_resampling(config: UNetConfig) -> None:
+def _check_resampling(config: UNetDescription) -> None:
     resample, down, up = config.resample, config.encoder_resample, config.decoder_resample
     for name, kinds in (("encoder.resample", config.encoder.resample), ("decoder.resample", config.decoder.resample)):
         for kind in kinds or ():
@@ -184,7 +183,7 @@ def _check_resampling(config: UNetConfig) -> None:
             )
 
 
-def _check_conditions(config: UNetConfig) -> None:
+def _check_conditions(config: UNetDescription) -> None:
     condition, time, plain = config.condition, config.time, type(config.condition)()
     if config.addition_time_embed_dim is not None and condition.vector_dim is None:
         raise ValueError(f"addition_time_embed_dim={config.addition_time_embed_dim} needs condition.vector_dim")

@@ -1,6 +1,6 @@
-"""What the U-Net is given, checked before torch complains in words of its own or broadcasts without a word.
+"""Checks the inputs of the U-Net, before torch complains in its own words or broadcasts without one.
 
-All checks look at shapes and dtypes alone, which costs nothing on a GPU and leaves no trace in a compiled graph.
+All checks look at shapes and dtypes alone: they cost nothing on a GPU and leave no trace in a compiled graph.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def check_tensors(**given: Any) -> None:
 
 
 def as_timesteps(timestep: Tensor | float | int, batch: int, sample: Tensor) -> Tensor:
-    """(N,) timesteps on the sample's device, from a number, one element or N. Raises TypeError for anything else."""
+    """Return (N,) timesteps on the sample's device, from a number, one element or N. Raises TypeError for else."""
     if not isinstance(timestep, Tensor):
         if not isinstance(timestep, Real):
             raise TypeError(f"timestep must be a number or a tensor, got {timestep!r}")
@@ -43,19 +43,19 @@ def check_sample(sample: Tensor, config: UNetConfig) -> None:
 
 
 def is_other_dtype(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `tensor` cannot meet weights of `dtype`; under autocast the layers convert it."""
+    """Return True where `tensor` cannot meet weights of `dtype`; under autocast the layers convert it."""
     return tensor.dtype != dtype and not torch.is_autocast_enabled(tensor.device.type)
 
 
 def check_rows(name: str, rows: Tensor, batch: int, width: int | None, field: str) -> Tensor:
-    """`rows` themselves. Raises ValueError where they are not (batch, width), `field` being what sets the width."""
+    """Return `rows`. Raises ValueError where they are not (batch, width); `field` names what sets the width."""
     if rows.ndim != 2 or rows.shape[0] != batch or rows.shape[1] != width:
         raise ValueError(f"{name} must be ({batch}, {width}), its width being {field}, got {tuple(rows.shape)}")
     return rows
 
 
 def add_residuals(skips: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[Tensor]:
-    """The skip connections with ControlNet's residuals. Raises ValueError where their number or a shape differs."""
+    """Add ControlNet's residuals to the skip connections. Raises ValueError where their number or a shape differs."""
     name = "down_block_additional_residuals"
     if len(residuals) != len(skips):
         raise ValueError(f"{name} must be one for each of {len(skips)} skip connections, got {len(residuals)}")
@@ -64,7 +64,7 @@ def add_residuals(skips: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[
 
 
 def add_residual(hidden: Tensor, residual: Tensor, name: str) -> Tensor:
-    """hidden + residual, which is the argument `name`. Raises ValueError where its shape is another."""
+    """Return hidden + residual. Raises ValueError, naming the argument `name`, where its shape is another."""
     check_tensors(**{name: residual})
     if residual.shape != hidden.shape:
         raise ValueError(f"{name} must be {tuple(hidden.shape)}, got {tuple(residual.shape)}")

@@ -1,4 +1,4 @@
-"""The levels of the U-Net as modules, built from their plans."""
+"""Builds the levels of the U-Net as modules, from their plans."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from unetgn.unet.plan import AttentionPlan, BlockPlan, LevelPlan
 
 
 class Level(nn.Module):
-    """Residual blocks, some with attention behind them: `resnets.j` and, where block j attends, `attentions.j`.
+    """Holds residual blocks, `resnets.j`, and the attention behind them, `attentions.j` where block j attends.
 
     `recompute_blocks` keeps only each block's input for the backward pass.
     """
@@ -32,10 +32,10 @@ class Level(nn.Module):
         )
 
     def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        """Residual block `index` and its attention."""
-        return recomputed(
-            lambda *inputs: self._block(index, *inputs), x, emb, context, enabled=self.recompute_blocks, random=True
-        )
+        """Apply residual block `index` and its attention."""
+        if self.recompute_blocks:
+            return recomputed(lambda *inputs: self._block(index, *inputs), x, emb, context, random=True)
+        return self._block(index, x, emb, context)
 
     def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         x = self.resnets[index](x, emb)
@@ -46,7 +46,7 @@ class Level(nn.Module):
 
 
 class EncoderLevel(Level):
-    """Blocks, then halving: returns what goes on, and each of its results as a skip connection."""
+    """Applies its blocks and halves the resolution; each result starts a skip connection."""
 
     def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
         super().__init__(config, plan)
@@ -62,7 +62,7 @@ class EncoderLevel(Level):
     def forward(
         self, x: Tensor, image: Tensor, emb: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """x, the running image, and the skip connections (N, C, *spatial) that begin here."""
+        """Return x, the running image, and the skip connections (N, C, *spatial) that start here."""
         skips = []
         for index in range(len(self.resnets)):
             x = self.block(index, x, emb, context)
@@ -76,7 +76,7 @@ class EncoderLevel(Level):
 
 
 class MidLevel(Level):
-    """The blocks between encoder and decoder."""
+    """Applies the blocks between encoder and decoder."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         for index in range(len(self.resnets)):
@@ -85,7 +85,7 @@ class MidLevel(Level):
 
 
 class DecoderLevel(Level):
-    """Blocks, each of which takes the last skip connection of the list, then doubling to the next one's size."""
+    """Applies its blocks, each to x and the last skip connection of the list, and doubles to the next one's size."""
 
     def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
         super().__init__(config, plan)
@@ -143,13 +143,14 @@ def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) ->
             residual_scale=plan.residual_scale,
             zero_init=shared.zero_init,
         )
+    linear = config.transformer is not None and config.transformer.linear_projection
     return SpatialTransformer(
         channels,
         num_heads=plan.num_heads,
         context_dim=plan.context_dim,
         depth=plan.depth,
-        spatial_dims=config.spatial_dims,
-        linear_projection=bool(config.transformer and config.transformer.linear_projection),
+        spatial_dims=None if linear else config.spatial_dims,
+        linear_projection=linear,
         cross_only=plan.cross_only,
         norm=plan.norm,
         qk_norm=shared.qk_norm,

@@ -1,4 +1,4 @@
-"""The configurable U-Net, as a diffusers model."""
+"""Defines the configurable U-Net, as a diffusers model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -46,20 +46,22 @@ _DEFAULT = UNetConfig()
 
 @dataclass
 class UNetOutput(BaseOutput):
-    """The network's output: `sample`, (N, out_channels, *spatial)."""
+    """Holds the network's output: `sample`, (N, out_channels, *spatial)."""
 
     sample: Tensor
 
 
 class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """The U-Net of diffusion models over one, two or three spatial axes, as its configuration describes it.
+    """Predicts noise, image or velocity from a noisy sample over one, two or three spatial axes.
 
-    The arguments are the fields of `UNetConfig`; nested ones are dataclasses or plain dicts. `from_unet_config` takes
-    a whole configuration, `unet_config` holds it. As a diffusers model it saves and loads itself (`save_pretrained`,
-    `from_pretrained`, safetensors) and works in diffusers' pipelines. A saved pipeline names it `unetgn.unet.UNet`;
-    diffusers loads classes of imported modules only: `import unetgn.unet` before `DiffusionPipeline.from_pretrained`.
+    The arguments are the fields of `UNetConfig`; nested ones are dataclasses or plain dicts. Attention goes to the
+    coarsest level unless `attention_levels` names others. `from_unet_config` takes a whole configuration, `unet_config`
+    holds it. As a diffusers model it saves and loads itself (`save_pretrained`, `from_pretrained`, safetensors) and
+    works in diffusers' pipelines. A saved pipeline names it `unetgn.unet.UNet`; diffusers loads classes of imported
+    modules only: `import unetgn.unet` before `DiffusionPipeline.from_pretrained`.
     Raises ValueError or TypeError, naming the field, where the configuration is wrong.
-    Ho et al. 2020 (arXiv 2006.11239); Dhariwal & Nichol 2021 (arXiv 2105.05233); Karras et al. 2022 (arXiv 2206.00364).
+    Ho et al. 2020 (arXiv 2006.11239), appendix B; Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3; Karras et al.
+    2022 (arXiv 2206.00364), appendix F.
     """
 
     __module__ = "unetgn.unet"  # its permanent name
@@ -76,7 +78,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         spatial_dims: int = _DEFAULT.spatial_dims,
         channels: Sequence[int] = _DEFAULT.channels,
         depth: int | Sequence[int] = _DEFAULT.depth,
-        attention_levels: Sequence[int] = _DEFAULT.attention_levels,
+        attention_levels: Sequence[int] | None = _DEFAULT.attention_levels,
         num_classes: int | None = _DEFAULT.num_classes,
         dropout: float = _DEFAULT.dropout,
         time_cond_proj_dim: int | None = _DEFAULT.time_cond_proj_dim,
@@ -155,7 +157,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         mid_block_additional_residual: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNetOutput | tuple[Tensor]:
-        """What the network predicts for a noisy `sample` at `timestep`.
+        """Predict from a noisy `sample` at `timestep`.
 
         Shapes: sample (N, in_channels, *spatial), any size; timestep a number or (N,); encoder_hidden_states
         (N, M, context_dim); class_labels (N,) integers or (N, classes) rows; augment_labels (N, augment_dim);
@@ -187,9 +189,12 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         # Decoder.
         for level in self.up_blocks:
             x = level(x, skips, emb, encoder_hidden_states)
-        x = recomputed(lambda x: self.conv_out(self.conv_norm_out(x)), x, enabled=self.checkpointing == "activations")
+        x = recomputed(self._output, x) if self.checkpointing == "activations" else self._output(x)
 
         return UNetOutput(sample=x) if return_dict else (x,)
+
+    def _output(self, x: Tensor) -> Tensor:
+        return self.conv_out(self.conv_norm_out(x))
 
     def embed(
         self,
@@ -200,7 +205,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         timestep_cond: Tensor | None = None,
     ) -> Tensor:
-        """The embedding (N, embedding_width) that the blocks receive; arguments as in `forward`."""
+        """Compute the embedding (N, embedding_width) that the blocks receive; arguments are those of `forward`."""
         config, batch, dtype = self.unet_config, sample.shape[0], sample.dtype
         check_tensors(class_labels=class_labels, augment_labels=augment_labels, timestep_cond=timestep_cond)
         check_tensors(**(added_cond_kwargs or {}))
@@ -231,7 +236,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return emb if config.resblock.activate_embedding else F.silu(emb)
 
     def _vector(self, added: Mapping[str, Tensor], batch: int, dtype: torch.dtype) -> Tensor:
-        """The conditioning vector (N, vector_dim), as given or joined from pooled text and size numbers."""
+        """Return the conditioning vector (N, vector_dim), as given or joined from pooled text and size numbers."""
         if set(added) == {"vector"}:
             vector = added["vector"]
         elif set(added) == {"text_embeds", "time_ids"} and self.add_time_proj is not None:
@@ -263,7 +268,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"cross_attention_kwargs are not supported, got {sorted(attention_kwargs)}")
 
     def set_checkpointing(self, grade: CheckpointGrade) -> None:
-        """What the backward pass computes again: "none", norms and "activations" only, or whole "blocks"."""
+        """Set what the backward pass computes again: "none", norms and "activations" only, or whole "blocks"."""
         if grade not in ("none", "activations", "blocks"):
             raise ValueError(f"checkpointing must be 'none', 'activations' or 'blocks', got {grade!r}")
         self.checkpointing = grade
@@ -274,37 +279,44 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 module.recompute = grade == "activations"
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
-        """diffusers' name for `set_checkpointing("blocks")`; takes no function of the caller's."""
+        """Call `set_checkpointing("blocks")`, whose name in diffusers this is; takes no function of the caller's."""
         if gradient_checkpointing_func is not None:
             raise ValueError("gradient_checkpointing_func is not supported; see UNet.set_checkpointing")
         self.set_checkpointing("blocks")
 
     def disable_gradient_checkpointing(self) -> None:
-        """diffusers' name for `set_checkpointing("none")`."""
+        """Call `set_checkpointing("none")`, whose name in diffusers this is."""
         self.set_checkpointing("none")
 
     @property
     def is_gradient_checkpointing(self) -> bool:
+        """Return True where the backward pass computes anything again; diffusers asks by this name."""
         return self.checkpointing != "none"
 
     @classmethod
     def from_unet_config(cls, config: UNetConfig) -> "UNet":
-        """A new network, randomly initialised, of this configuration."""
+        """Build a network of this configuration, randomly initialised."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(UNetConfig)})
 
     @classmethod
     def from_diffusers(cls, model_or_folder: nn.Module | str | Path, *, variant: str | None = None) -> "UNet":
-        """The network of a diffusers model, or of a folder that one was saved to: `unetgn.interop.from_diffusers`."""
+        """Convert a diffusers model, or a folder that one was saved to: `unetgn.interop.from_diffusers`."""
         from unetgn.interop import from_diffusers  # interop stands above this file
 
         return from_diffusers(model_or_folder, variant=variant)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """As in ConfigMixin, but a key of config.json that is no field is an error instead of a warning."""
+        """Read config.json as ConfigMixin does; a key that is no field is an error here, not a warning."""
         public = {key: value for key, value in config_dict.items() if not key.startswith("_")}
         UNetConfig.from_dict(public)
         return super().extract_init_dict(config_dict, **kwargs)
+
+
+def empty_unet(config: UNetConfig) -> UNet:
+    """Build a U-Net on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return UNet.from_unet_config(config)
 
 
 def _sinusoid(width: int, time: TimeConfig) -> SinusoidalFeatures:

@@ -1,22 +1,17 @@
-"""From a configuration to a list of blocks: which widths, skips and attentions each one has."""
-
-from __future__ import annotations
+"""Plans the blocks of a U-Net from its description: which width, skip connection and attention each one has."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from unetgn.nn.attention import count_heads
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleKind
-
-if TYPE_CHECKING:
-    from unetgn.unet.config import UNetConfig
+from unetgn.unet.description import UNetDescription
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """One attention layer; `depth` None is plain self-attention, else a spatial transformer of that many blocks."""
+    """Describes an attention layer; `depth` None is plain self-attention, else a transformer of that many blocks."""
 
     num_heads: int
     norm: NormConfig | None
@@ -28,7 +23,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One residual block and the attention behind it. `in_channels` counts those of the skip connection."""
+    """Describes a residual block and the attention behind it. `in_channels` counts those of the skip connection."""
 
     in_channels: int
     out_channels: int
@@ -39,9 +34,9 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """The blocks of one level and the resampling that leaves it; None at the last level of its side.
+    """Describes the blocks of a level and the resampling that leaves it, None at the last level of its side.
 
-    `image_channels`: width of the running image where the level ends in an input branch.
+    `image_channels` is the width of the running image where the level ends in an input branch.
     """
 
     blocks: tuple[BlockPlan, ...]
@@ -51,29 +46,29 @@ class LevelPlan:
 
     @property
     def attentions(self) -> list[AttentionPlan]:
-        """The attention layers behind its blocks."""
+        """List the attention layers behind its blocks."""
         return [block.attention for block in self.blocks if block.attention is not None]
 
 
 @dataclass(frozen=True)
 class UNetPlan:
-    """The levels in the order in which an image meets them; the decoder's first is the coarsest."""
+    """Holds the levels in the order in which an image meets them; the decoder's first is the coarsest."""
 
     encoder: tuple[LevelPlan, ...]
     mid: LevelPlan
     decoder: tuple[LevelPlan, ...]
 
     def attentions_at(self, level: int) -> list[AttentionPlan]:
-        """The attention layers of a level, counted from 0, the finest, in the encoder and the decoder."""
+        """List the attention layers of a level, counted from 0, the finest, in the encoder and the decoder."""
         return self.encoder[level].attentions + self.decoder[-1 - level].attentions
 
 
-def plan_unet(config: UNetConfig) -> UNetPlan:
-    """The blocks that `config` describes. Raises ValueError where widths, heads and depths do not fit together."""
+def plan_unet(config: UNetDescription) -> UNetPlan:
+    """Plan the blocks that `config` describes. Raises ValueError where widths, heads and depths do not fit together."""
     return UNetPlan(_plan_encoder(config), _plan_mid(config), _plan_decoder(config))
 
 
-def _plan_encoder(config: UNetConfig) -> tuple[LevelPlan, ...]:
+def _plan_encoder(config: UNetDescription) -> tuple[LevelPlan, ...]:
     levels, width, image = [], config.stem_channels, config.in_channels
     for level, channels in enumerate(config.channels):
         blocks = []
@@ -90,7 +85,7 @@ def _plan_encoder(config: UNetConfig) -> tuple[LevelPlan, ...]:
     return tuple(levels)
 
 
-def _plan_mid(config: UNetConfig) -> LevelPlan:
+def _plan_mid(config: UNetDescription) -> LevelPlan:
     mid, level, channels = config.mid, len(config.channels) - 1, _encoder_width(config, len(config.channels) - 1)
     scale = config.resblock.residual_scale if mid.residual_scale is None else mid.residual_scale
     attention = None
@@ -105,7 +100,7 @@ def _plan_mid(config: UNetConfig) -> LevelPlan:
     return LevelPlan(tuple(blocks), channels)
 
 
-def _plan_decoder(config: UNetConfig) -> tuple[LevelPlan, ...]:
+def _plan_decoder(config: UNetDescription) -> tuple[LevelPlan, ...]:
     widths = config.decoder.channels or config.channels
     levels, width = [], _encoder_width(config, len(config.channels) - 1)
     for level in reversed(range(len(config.channels))):
@@ -131,28 +126,28 @@ def _plan_decoder(config: UNetConfig) -> tuple[LevelPlan, ...]:
     return tuple(levels)
 
 
-def _encoder_width(config: UNetConfig, level: int) -> int:
-    """Width in which encoder level `level` ends: its own, or that of the level before where it has no block."""
+def _encoder_width(config: UNetDescription, level: int) -> int:
+    """Return the width in which an encoder level ends: its own, or the level before's where it has no block."""
     while level >= 0 and config.depths[level] == 0:
         level -= 1
     return config.channels[level] if level >= 0 else config.stem_channels
 
 
-def _skip_widths(config: UNetConfig, level: int) -> list[int]:
-    """Widths of the skip connections that start at an encoder level, in the order in which they arise."""
+def _skip_widths(config: UNetDescription, level: int) -> list[int]:
+    """List the widths of the skip connections that start at an encoder level, in the order in which they arise."""
     first = config.stem_channels if level == 0 else _encoder_width(config, level - 1)
     return [first] + [config.channels[level]] * config.depths[level]
 
 
-def _attending(config: UNetConfig, level: int) -> tuple[int, ...]:
+def _attending(config: UNetDescription, level: int) -> tuple[int, ...]:
     if config.encoder.attention_blocks is not None:
         return config.encoder.attention_blocks[level]
-    return tuple(range(config.depths[level])) if level in config.attention_levels else ()
+    return tuple(range(config.depths[level])) if level in config.attending_levels else ()
 
 
-def _decoder_attending(config: UNetConfig, level: int, depth: int) -> tuple[int, ...]:
+def _decoder_attending(config: UNetDescription, level: int, depth: int) -> tuple[int, ...]:
     if config.decoder.attention_blocks is None:
-        everywhere = level in config.attention_levels or _attending(config, level)
+        everywhere = level in config.attending_levels or _attending(config, level)
         return tuple(range(depth)) if everywhere else ()
     chosen = config.decoder.attention_blocks[level]
     if any(not 0 <= index < depth for index in chosen):
@@ -161,9 +156,9 @@ def _decoder_attending(config: UNetConfig, level: int, depth: int) -> tuple[int,
 
 
 def _plan_attention(
-    config: UNetConfig, channels: int, *, level: int, index: int, depth: int, decoder: bool = False
+    config: UNetDescription, channels: int, *, level: int, index: int, depth: int, decoder: bool = False
 ) -> AttentionPlan:
-    """The attention behind block `index` of the `depth` blocks of a level, at one side of the network."""
+    """Plan the attention behind block `index` of the `depth` blocks of a level, at one side of the network."""
     heads, shared = config.attention.num_heads, config.attention
     if decoder and config.decoder.num_heads is not None:
         heads = config.decoder.num_heads
@@ -189,9 +184,10 @@ def _plan_attention(
             f"transformer depths {at_level} of level {level} must be one number for each of its blocks, which are "
             f"{depth} in the {side}"
         )
+    blocks = at_level[index] if isinstance(at_level, tuple) else at_level
     return dataclasses.replace(
         plan,
-        depth=at_level[index] if isinstance(at_level, tuple) else at_level,
+        depth=blocks,
         context_dim=context[level] if isinstance(context, tuple) else context,
-        cross_only=level in transformer.cross_only,
+        cross_only=level in transformer.cross_only and blocks > 0,
     )

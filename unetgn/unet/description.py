@@ -1,0 +1,209 @@
+"""Describes a U-Net: the fields of its configuration, and what follows from them.
+
+`unetgn.unet.plan` and `unetgn.unet.checks` read a description; `unetgn.unet.config.UNetConfig` is one that is checked.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unetgn.nn.attention import AttentionConfig
+from unetgn.nn.embedding import TimeConfig
+from unetgn.nn.fields import check_at_least, check_choice, check_kernel, check_positive, freeze_lists
+from unetgn.nn.groups import NormConfig
+from unetgn.nn.resample import ResampleConfig, ResampleKind
+from unetgn.nn.resblock import ResBlockConfig
+from unetgn.nn.transformer import TransformerConfig
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """Says what enters the network beside the image and the timestep; the class count itself is `num_classes`."""
+
+    null_class: bool = True
+    """Adds a last row to the class table, for missing and dropped labels."""
+    missing_class: Literal["error", "zeros"] = "error"
+    """Says what missing labels are without a null class: an "error", or "zeros" as in EDM."""
+    class_entry: Literal["before_mlp", "after_mlp"] = "after_mlp"
+    """Adds the class to the time features "before_mlp" (SongUNet) or to the embedding "after_mlp"."""
+    class_bias: bool = False
+    """Adds a bias to the row of the class table (SongUNet)."""
+    class_scale: float = 1.0
+    """Multiplies the labels; above 0, sqrt(classes) in SongUNet."""
+    augment_dim: int | None = None
+    """Sets the width of augmentation labels, which are added to the time features (EDM); None takes none."""
+    vector_dim: int | None = None
+    """Sets the width of a vector that is added to the embedding through its own MLP (Stable Diffusion XL); None takes
+    none.
+    """
+
+    def __post_init__(self) -> None:
+        check_choice("condition.missing_class", self.missing_class, ("error", "zeros"))
+        check_choice("condition.class_entry", self.class_entry, ("before_mlp", "after_mlp"))
+        check_positive("condition.class_scale", self.class_scale)
+        check_at_least(1, {"condition.augment_dim": self.augment_dim, "condition.vector_dim": self.vector_dim})
+        if self.null_class and self.missing_class != "error":
+            raise ValueError("condition.missing_class='zeros' and condition.null_class=True contradict each other")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Says what the encoder has of its own. None follows the U-Net's other fields."""
+
+    stem_channels: int | None = None
+    """Sets the width after the first convolution; None is the first level's (SongUNet has another)."""
+    stem_kernel: int = 3
+    """Sets the kernel size of the first convolution; odd."""
+    attention_blocks: tuple[tuple[int, ...], ...] | None = None
+    """Names the blocks that attend, for each level, instead of `attention_levels`."""
+    resample: tuple[ResampleKind, ...] | None = None
+    """Sets the kind of resampling of each level but the last; None is `resample.kind` for all."""
+    residual_input: bool = False
+    """Adds the convolved and filtered image at each lower level: the input branch of NCSN++."""
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_at_least(1, {"encoder.stem_channels": self.stem_channels})
+        check_kernel("encoder.stem_kernel", self.stem_kernel)
+
+
+@dataclass(frozen=True)
+class MidConfig:
+    """Describes the blocks between encoder and decoder, at the last level's resolution."""
+
+    depth: int = 2
+    """Counts the residual blocks; 0 leaves the middle out."""
+    attention: bool = True
+    """Puts attention after the first block."""
+    attention_norm: bool = True
+    """Gives that attention a norm."""
+    attention_num_groups: int | None = None
+    """Sets the groups of that norm; None is the attention's."""
+    residual_scale: float | None = None
+    """Multiplies each block's sum, as in ResBlockConfig; None is `resblock.residual_scale`."""
+    transformer_depth: int | None = None
+    """Counts the transformer blocks, as in TransformerConfig; None is the last level's."""
+    cross_only: bool = False
+    """Makes the transformer's first attention read the context too."""
+
+    def __post_init__(self) -> None:
+        check_at_least(0, {"mid.depth": self.depth, "mid.transformer_depth": self.transformer_depth})
+        check_at_least(1, {"mid.attention_num_groups": self.attention_num_groups})
+        if self.residual_scale is not None:
+            check_positive("mid.residual_scale", self.residual_scale)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Says what the decoder has of its own. None is as in the encoder; levels are counted as there, finest first."""
+
+    channels: tuple[int, ...] | None = None
+    """Sets the width of each level; None is the encoder's."""
+    depth: tuple[int, ...] | None = None
+    """Counts the blocks of each level. None is one for each skip connection, which is also the least; further blocks
+    take no skip connection.
+    """
+    attention_blocks: tuple[tuple[int, ...], ...] | None = None
+    """Names the blocks that attend, for each level; None is all of them where the encoder attends."""
+    num_heads: int | tuple[int, ...] | None = None
+    """Counts the heads, as in AttentionConfig; None is the encoder's."""
+    transformer_depth: tuple[int | tuple[int, ...], ...] | None = None
+    """Counts the transformer blocks, as `depth` in TransformerConfig; None is the encoder's."""
+    resample: tuple[ResampleKind, ...] | None = None
+    """Sets the kind of resampling that leaves each level but the first; None is `resample.kind` for all."""
+    out_kernel: int = 3
+    """Sets the kernel size of the last convolution; odd."""
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
+        check_at_least(1, {"decoder.channels": self.channels, "decoder.num_heads": self.num_heads})
+        check_at_least(0, {"decoder.depth": self.depth, "decoder.transformer_depth": self.transformer_depth})
+        check_kernel("decoder.out_kernel", self.out_kernel)
+
+
+@dataclass(frozen=True)
+class UNetDescription:
+    """Holds the fields of a U-Net's configuration and derives from them what is left open.
+
+    Its fields may contradict each other: build a `UNetConfig`, which refuses that. Levels are counted from 0, the
+    finest.
+    """
+
+    sample_size: int | tuple[int, ...] | None = None
+    """Sets the resolution that pipelines ask for; the network takes any size."""
+    in_channels: int = 3
+    """Counts the channels of the input."""
+    out_channels: int = 3
+    """Counts the channels of the output."""
+    spatial_dims: int = 2
+    """Counts the spatial axes: 1, 2 or 3."""
+    channels: tuple[int, ...] = (64, 128, 128)
+    """Sets the width of each level."""
+    depth: int | tuple[int, ...] = 2
+    """Counts the residual blocks of each level: one number for all, or one for each."""
+    attention_levels: tuple[int, ...] | None = None
+    """Names the levels whose blocks attend, in the encoder and the decoder. None is the coarsest alone, or none where
+    `encoder.attention_blocks` names blocks; () is no level.
+    """
+    num_classes: int | None = None
+    """Counts the classes that condition the network; None is unconditional."""
+    dropout: float = 0.0
+    """Sets the probability of dropout in residual blocks."""
+    time_cond_proj_dim: int | None = None
+    """Sets the width of the guidance-scale embedding of distilled models; None takes none."""
+    addition_time_embed_dim: int | None = None
+    """Sets the width of the features of each of Stable Diffusion XL's size numbers; None takes none."""
+    time: TimeConfig = field(default_factory=TimeConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    resblock: ResBlockConfig = field(default_factory=ResBlockConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    transformer: TransformerConfig | None = None
+    """Puts spatial transformers in the place of self-attention; None has none."""
+    resample: ResampleConfig = field(default_factory=ResampleConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    mid: MidConfig = field(default_factory=MidConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Count the residual blocks of each encoder level."""
+        return (self.depth,) * len(self.channels) if isinstance(self.depth, int) else self.depth
+
+    @property
+    def attending_levels(self) -> tuple[int, ...]:
+        """Name the levels that attend as a whole: `attention_levels`, or what None stands for there."""
+        if self.attention_levels is not None:
+            return self.attention_levels
+        return (len(self.channels) - 1,) if self.encoder.attention_blocks is None else ()
+
+    @property
+    def encoder_resample(self) -> tuple[ResampleKind, ...]:
+        """Name the kind of resampling that leaves each encoder level but the last."""
+        own = self.encoder.resample
+        return (self.resample.kind,) * (len(self.channels) - 1) if own is None else own
+
+    @property
+    def decoder_resample(self) -> tuple[ResampleKind, ...]:
+        """Name the kind of resampling that leaves each decoder level but the first, in the order of levels."""
+        own = self.decoder.resample
+        return (self.resample.kind,) * (len(self.channels) - 1) if own is None else own
+
+    @property
+    def stem_channels(self) -> int:
+        """Give the width after the first convolution."""
+        return self.channels[0] if self.encoder.stem_channels is None else self.encoder.stem_channels
+
+    @property
+    def feature_width(self) -> int:
+        """Give the width of the time features."""
+        return self.channels[0] if self.time.width is None else self.time.width
+
+    @property
+    def embedding_width(self) -> int:
+        """Give the width of the embedding that the blocks receive."""
+        return 4 * self.feature_width if self.time.embedding_width is None else self.time.embedding_width
+
+    @property
+    def class_rows(self) -> int | None:
+        """Count the rows of the class table, the null class among them; None where there is no table."""
+        return None if self.num_classes is None else self.num_classes + self.condition.null_class
