@@ -77,9 +77,9 @@ def wrong_numbers(block: Block, x: Tensor) -> Tensor:
 @pytest.fixture
 def forgetting() -> Iterator[None]:
     """Rules that a test teaches are forgotten after it."""
-    rules = list(unetgn.fusion.rules._blocks)
+    rules = list(unetgn.fusion.rules._rules)
     yield
-    unetgn.fusion.rules._blocks[:] = rules
+    unetgn.fusion.rules._rules[:] = rules
 
 
 def row_of_block():

@@ -20,7 +20,8 @@ from tests.fusion.forwards import (
     ScaleShift,
     TwoSteps,
 )
-from unetgn.fusion.reading import CannotReadError, find_pairs, read
+from unetgn.fusion.rewriting import find_pairs, rewrite_forward
+from unetgn.fusion.source import CannotRewriteError
 
 NORMS, ACTIVATIONS = frozenset({"norm1", "norm2"}), frozenset({"act"})
 
@@ -32,12 +33,12 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("block", FOUND)
 def test_the_pairs_of_a_forward_are_found(block):
-    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == FOUND[block]
+    assert find_pairs(block.forward, NORMS, ACTIVATIONS).norms == FOUND[block]
 
 
 @pytest.mark.parametrize("block", NOTHING)
 def test_what_is_no_pair_is_left(block):
-    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == ()
+    assert find_pairs(block.forward, NORMS, ACTIVATIONS).norms == ()
 
 
 @pytest.mark.parametrize("block", [*FOUND, *NOTHING])
@@ -46,14 +47,14 @@ def test_the_rewritten_forward_computes_the_same(block, sign):
     torch.manual_seed(1)
     module = block().double()
     x, emb = inputs()
-    rewritten = read(block.forward, NORMS, ACTIVATIONS)
+    rewritten = rewrite_forward(block.forward, NORMS, ACTIVATIONS)
     torch.testing.assert_close(rewritten(module, x, sign * emb), module(x, sign * emb), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("block", FOUND)
 def test_each_pair_that_runs_is_one_call_of_the_operator(block, calls):
     module = block().double()
-    read(block.forward, NORMS, ACTIVATIONS)(module, *inputs())
+    rewrite_forward(block.forward, NORMS, ACTIVATIONS)(module, *inputs())
     ran = 1 if block is InABranchOfALoop else len(FOUND[block])
     if block is not ActivationAfterTheBranches:  # which branch runs depends on the numbers
         assert len(calls) == ran
@@ -64,7 +65,7 @@ def test_each_pair_that_runs_is_one_call_of_the_operator(block, calls):
     [(AdditionBefore, {"pre_bias"}), (AdditionUnderACondition, {"pre_bias"}), (ScaleShift, {"scale", "shift"})],
 )
 def test_what_is_constant_over_space_goes_into_the_operator(block, inside, calls):
-    read(block.forward, NORMS, ACTIVATIONS)(block().double(), *inputs())
+    rewrite_forward(block.forward, NORMS, ACTIVATIONS)(block().double(), *inputs())
     assert {name for name, value in calls[0].items() if value is not None} == inside
 
 
@@ -116,10 +117,10 @@ def test_an_addition_is_taken_in_only_where_nothing_else_sees_its_sum(block):
     torch.manual_seed(1)
     module = block().double()
     results = []
-    for forward in (block.forward, read(block.forward, NORMS, ACTIVATIONS)):
+    for forward in (block.forward, rewrite_forward(block.forward, NORMS, ACTIVATIONS)):
         torch.manual_seed(2)
         results.append(forward(module, *inputs()))
-    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == ("norm1",)
+    assert find_pairs(block.forward, NORMS, ACTIVATIONS).norms == ("norm1",)
     assert torch.equal(*results)
 
 
@@ -146,7 +147,7 @@ def test_what_would_widen_the_dtype_stays_outside_of_the_operator(calls):
     x, emb = (tensor.float() for tensor in inputs())
     half = module.conv.half()(x.half())
     expected = F.silu(module.norm1(half + module.proj(emb)[:, :4, None, None])) + x.half()
-    got = read(AdditionBefore.forward, NORMS, ACTIVATIONS)(module, x.half(), emb)
+    got = rewrite_forward(AdditionBefore.forward, NORMS, ACTIVATIONS)(module, x.half(), emb)
     torch.testing.assert_close(got, expected)
     assert calls[0]["pre_bias"] is None
 
@@ -157,7 +158,7 @@ def test_whole_numbers_and_truth_values_stay_outside_of_the_operator(block, name
     x = inputs()[0]
     numbers = torch.arange(8).view(2, 4, 1, 1).to(dtype)
     module = block().double()
-    got = read(block.forward, NORMS, ACTIVATIONS)(module, x, numbers)
+    got = rewrite_forward(block.forward, NORMS, ACTIVATIONS)(module, x, numbers)
     torch.testing.assert_close(got, module(x, numbers), rtol=1e-12, atol=1e-12)
     assert not names & {name for name, value in calls[0].items() if value is not None}
 
@@ -167,15 +168,15 @@ def test_a_forward_bound_to_its_class_cannot_be_read():
         def forward(self, x, emb):
             return super().forward(x)
 
-    with pytest.raises(CannotReadError, match="closes over"):
-        read(Outer.forward, NORMS, ACTIVATIONS)
+    with pytest.raises(CannotRewriteError, match="closes over"):
+        rewrite_forward(Outer.forward, NORMS, ACTIVATIONS)
 
 
 def test_a_forward_without_source_cannot_be_read():
     made: dict = {}
     exec("def forward(self, x):\n    x = self.norm1(x)\n    x = self.act(x)\n    return x", made)
-    with pytest.raises(CannotReadError, match="source"):
-        read(made["forward"], NORMS, ACTIVATIONS)
+    with pytest.raises(CannotRewriteError, match="source"):
+        rewrite_forward(made["forward"], NORMS, ACTIVATIONS)
 
 
 def test_errors_in_a_rewritten_forward_point_at_the_line_of_its_author():
