@@ -11,6 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unetgn.fusion.classes import forward_of
 from unetgn.fusion.recognition import is_bare, is_silu_forward, uses_only
 
 
@@ -26,7 +27,7 @@ _known_silus: dict[str, tuple[frozenset[str], Callable[[Any], bool]]] = {}
 
 def is_silu_module(module: nn.Module) -> bool:
     """Return True where the forward of the module's class computes SiLU, whatever hooks the module carries."""
-    condition = _silu_forwards.get(type(module).forward)
+    condition = _silu_forwards.get(forward_of(module))
     return condition is not None and condition(module)
 
 

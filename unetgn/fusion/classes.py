@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 ClassPredicate = Callable[[type], bool]
+
+
+def forward_of(module: object) -> Any:
+    """Return the forward of a module's class; None for a scripted module, whose class has none to give."""
+    return getattr(type(module), "forward", None)
 
 
 def owner_of(cls: type, method: str) -> type:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from unetgn.fusion.classes import ClassPredicate, matcher, owner_of, path_of
+from unetgn.fusion.classes import ClassPredicate, forward_of, matcher, owner_of, path_of
 from unetgn.fusion.recognition import is_casting_group_norm, unknown_names
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -49,7 +49,7 @@ def is_norm(module: nn.Module) -> bool:
 
 def is_plain_group_norm(norm: nn.Module) -> bool:
     """Return True where the forward of the norm's class computes nn.GroupNorm and nothing else."""
-    return type(norm).forward in _group_norm_forwards
+    return forward_of(norm) in _group_norm_forwards
 
 
 def is_fusable(norm: nn.Module) -> bool:
@@ -59,7 +59,7 @@ def is_fusable(norm: nn.Module) -> bool:
 
 def fused_forward(norm: nn.Module) -> Callable[..., Tensor] | None:
     """Return the function that computes SiLU(norm(x, …)), where the norm's class has a rule that holds."""
-    return _fused_forwards.get(type(norm).forward)
+    return _fused_forwards.get(forward_of(norm))
 
 
 def why_not_fused(norm: nn.Module) -> str | None:
