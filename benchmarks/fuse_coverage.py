@@ -1,4 +1,4 @@
-"""How much of diffusers does `unetgn.fuse` take? `python -m benchmarks.fuse_coverage`
+"""Counts how much of diffusers `unetgn.fuse` takes: `python -m benchmarks.fuse_coverage`.
 
 For every model class of the installed diffusers in which a group norm is at work: builds a small instance with random
 weights, runs it, and watches which results of a group norm reach a SiLU, directly or by way of additions and products
@@ -15,6 +15,7 @@ import importlib
 import importlib.metadata
 import inspect
 import json
+import re
 import sys
 import warnings
 from collections import Counter
@@ -40,7 +41,7 @@ RESULTS = Path(__file__).parent / "results" / "fuse_coverage.json"
 
 @dataclass(frozen=True)
 class Row:
-    """One model: the places seen, those fused, why the others are left, and what is wrong (empty where nothing is)."""
+    """Holds what is counted of one model; `wrong` is empty where nothing is wrong, `left` says why places are left."""
 
     model: str
     variant: str
@@ -50,19 +51,22 @@ class Row:
     wrong: str
 
 
-def model_classes() -> list[type[nn.Module]]:
-    """Every model class that the installed diffusers defines."""
+def model_classes(only: str = "") -> list[type[nn.Module]]:
+    """Return the model classes that the installed diffusers defines, those with `only` in their path."""
     root = Path(inspect.getfile(diffusers)).parent
     for file in sorted(root.rglob("*.py")):
-        if "ModelMixin" in file.read_text(encoding="utf-8"):
-            parts = file.relative_to(root).with_suffix("").parts
-            importlib.import_module(".".join(["diffusers", *(part for part in parts if part != "__init__")]))
+        text = file.read_text(encoding="utf-8")
+        parts = file.relative_to(root).with_suffix("").parts
+        module = ".".join(["diffusers", *(part for part in parts if part != "__init__")])
+        defined = re.findall(r"^class (\w+)", text, re.MULTILINE)
+        if "ModelMixin" in text and any(only in f"{module}.{name}" for name in defined):
+            importlib.import_module(module)
     found = {cls for cls in _subclasses(diffusers.ModelMixin) if cls.__module__.startswith("diffusers.")}
-    return sorted(found, key=_path)
+    return sorted((cls for cls in found if only in _path(cls)), key=_path)
 
 
 def has_group_norm(cls: type[nn.Module]) -> bool:
-    """Whether an instance, by default, has a group norm; where none can be made, whether its file speaks of one."""
+    """Return True where an instance, by default, has a group norm; where none can be made, where its file names one."""
     try:
         with torch.device("meta"):
             return any(isinstance(module, nn.GroupNorm) for module in cls().modules())
@@ -96,11 +100,9 @@ def _row(recipe: Recipe, places: list[str], reached: list[str], report: unetgn.f
 
 
 def coverage(only: str = "") -> Iterator[Row]:
-    """A row for each recipe, and for each class with a group norm that has none."""
-    for cls in model_classes():
+    """Yield a row for each recipe, and for each class with a group norm that has none."""
+    for cls in model_classes(only):
         recipes = [recipe for recipe in RECIPES if recipe.path == _path(cls)]
-        if only not in _path(cls):
-            continue
         for recipe in recipes:
             yield measure(recipe, cls)
         if not recipes and cls.__name__ not in BUILDING_PARTS and has_group_norm(cls):
@@ -119,7 +121,7 @@ BUILDING_PARTS = {
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown, with a sum."""
+    """Write the rows in Markdown, with a sum."""
     lines = ["| model | variant | GroupNorm → SiLU | fused | left, and why |", "|---|---|---|---|---|"]
     for row in rows:
         lines.append(f"| {row.model} | {row.variant} | {row.places} | {row.fused} | {row.left or row.wrong} |")
@@ -128,7 +130,7 @@ def table(rows: list[Row]) -> str:
 
 
 def readme_table(rows: list[Row]) -> str:
-    """The rows for README: a line for each kind of model and reason, with the sum of each model's variants."""
+    """Write the rows for README: a line for each kind of model and reason, with the sum of each model's variants."""
     lines = ["| of diffusers | fused / places | left, and why |", "|---|---|---|"]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -152,7 +154,7 @@ def _fraction(rows: list[Row]) -> str:
 
 
 def recorded() -> list[Row]:
-    """The rows of the last whole run."""
+    """Read the rows of the last whole run."""
     return [Row(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
 
 

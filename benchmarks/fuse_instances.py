@@ -1,4 +1,4 @@
-"""A small instance of each diffusers model that has group norms, and inputs to run it with: for `fuse_coverage`.
+"""Builds a small instance of a diffusers model, and inputs to run it with, for `fuse_coverage`.
 
 A recipe is keyed by the path of its class, so that the installed diffusers decides which recipes are used; several
 recipes for one class are its variants. The inputs are seeded by the caller.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Recipe:
-    """`cls(**config)` and what to run it with: `run(model, inputs())`, by default the inputs as keyword arguments."""
+    """Says how to make a model, `cls(**config)`, and how to run it: `run(model, inputs())`, by default by keyword."""
 
     path: str
     inputs: Callable[[], dict[str, Any]]
@@ -30,17 +30,20 @@ class Recipe:
 
 
 def image(channels: int = 3, size: int = 16, **more: Any) -> Callable[[], dict[str, Any]]:
-    """sample (2, channels, size, size)."""
+    """Return the function that draws sample (2, channels, size, size)."""
     return lambda: {"sample": torch.randn(2, channels, size, size), **more}
 
 
 def video(channels: int = 3, frames: int = 9, size: int = 16) -> Callable[[], dict[str, Any]]:
-    """sample (1, channels, frames, size, size)."""
+    """Return the function that draws sample (1, channels, frames, size, size)."""
     return lambda: {"sample": torch.randn(1, channels, frames, size, size)}
 
 
 def denoise(channels: int = 4, size: int = 8, context: int | None = 16, **more: Any) -> Callable[[], dict[str, Any]]:
-    """sample, timestep and, with `context`, encoder_hidden_states (2, 5, context); callables in `more` are called."""
+    """Return the function that draws sample, timestep and, with `context`, encoder_hidden_states (2, 5, context).
+
+    Callables in `more` are called for other inputs.
+    """
 
     def inputs() -> dict[str, Any]:
         given: dict[str, Any] = {"sample": torch.randn(2, channels, size, size), "timestep": torch.tensor(7)}
@@ -52,7 +55,7 @@ def denoise(channels: int = 4, size: int = 8, context: int | None = 16, **more: 
 
 
 def denoise_video(context: int = 16, frames: int = 3, contexts: int = 1) -> Callable[[], dict[str, Any]]:
-    """sample (1, 4, frames, 8, 8), timestep, encoder_hidden_states (contexts, 5, context)."""
+    """Return what draws sample (1, 4, frames, 8, 8), timestep and encoder_hidden_states (contexts, 5, context)."""
     return lambda: {
         "sample": torch.randn(1, 4, frames, 8, 8),
         "timestep": torch.tensor(7),
@@ -65,17 +68,17 @@ def randn(*shape: int) -> Callable[[], Tensor]:
 
 
 def encoder_and_decoder(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """For an autoencoder that works on large tiles only: its two halves."""
+    """Run the two halves of an autoencoder that as a whole works on large tiles only."""
     return model.decoder(model.encoder(inputs["sample"])[:, : model.config.latent_channels])
 
 
 def encoder_alone(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """For an autoencoder whose decoder is a transformer."""
+    """Run the encoder of an autoencoder whose decoder is a transformer."""
     return model.encoder(inputs["sample"])
 
 
 def build(recipe: Recipe, cls: type[nn.Module]) -> nn.Module:
-    """The small instance, with random weights everywhere (what is initialised to zero would hide differences)."""
+    """Build the small instance, with random weights everywhere (what starts at zero would hide differences)."""
     model = cls(**recipe.config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

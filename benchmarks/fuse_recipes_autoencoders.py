@@ -1,4 +1,4 @@
-"""Recipes of `fuse_coverage` for autoencoders and upsamplers, by the path of the class."""
+"""Lists the recipes of `fuse_coverage` for autoencoders and upsamplers, by the path of the class."""
 
 from __future__ import annotations
 

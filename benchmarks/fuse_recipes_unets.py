@@ -1,4 +1,4 @@
-"""Recipes of `fuse_coverage` for U-Nets and ControlNets, by the path of the class."""
+"""Lists the recipes of `fuse_coverage` for U-Nets and ControlNets, by the path of the class."""
 
 from __future__ import annotations
 

@@ -1,21 +1,24 @@
-"""Watches a run of a model: where does a group norm's result reach SiLU, and which norms does the fused operator take?
+"""Watches a run of a model: the places where a group norm's result reaches SiLU, and the norms that are fused.
 
-Two watchers, because the first hooks every module, and a hook on a norm makes a fused block run as it was written.
+There are two watchers, because the first hooks every module, and a hook on a norm makes a fused block run as it was
+written.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import unetgn.fusion.joined as core
-from unetgn.fusion.recognition import FOLDS
+from unetgn import ops
 
-OPERATOR = "group_norm_silu"  # as the fused blocks call it, in unetgn.fusion.joined
+norm_silu = importlib.import_module("unetgn.fusion.norm_silu")  # the module: the package has a function of that name
 ATEN = torch.ops.aten
 CARRIES = {ATEN.mul.Tensor, ATEN.add.Tensor, ATEN.cat.default, ATEN.clone.default, ATEN._unsafe_view.default}
 
@@ -59,7 +62,7 @@ class PlaceWatcher(TorchDispatchMode):
 class OperatorWatcher:
     """Notes the paths of the norms that reach the fused operator, SiLU included, while it is entered.
 
-    A norm is known by its weight; one without a weight by the norm that holds it, which is being folded then.
+    A norm is known by its weight; one without a weight by the norm that holds it, which is being fused then.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -70,30 +73,34 @@ class OperatorWatcher:
             for path, module in model.named_modules()
             if isinstance(module, nn.GroupNorm) and module.weight is not None
         }
-        self._folding: list[str] = []
-        self._operator, self._folds = core.group_norm_silu, dict(FOLDS)
+        self._fusing: list[str] = []
+        self._patches = ExitStack()
+        self._operator, self._fused_forward = ops.group_norm_silu, vars(norm_silu)["fused_forward"]
 
     def __enter__(self) -> OperatorWatcher:
-        setattr(core, OPERATOR, self._note)
-        FOLDS.update({forward: self._within_fold(fold) for forward, fold in self._folds.items()})
+        self._patches.enter_context(mock.patch.object(ops, "group_norm_silu", self._note))
+        self._patches.enter_context(mock.patch.object(norm_silu, "fused_forward", self._noting_forward))
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        setattr(core, OPERATOR, self._operator)
-        FOLDS.update(self._folds)
+        self._patches.close()
 
     def _note(self, x: Tensor, num_groups: int, weight: Any, *args: Any, **kwargs: Any) -> Tensor:
-        path = self._weights.get(id(weight)) or (self._folding[-1] if self._folding else None)
+        path = self._weights.get(id(weight)) or (self._fusing[-1] if self._fusing else None)
         if path is not None and kwargs.get("activation", "silu") == "silu":
             self.reached[path] = None
         return self._operator(x, num_groups, weight, *args, **kwargs)
 
-    def _within_fold(self, fold: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _noting_forward(self, norm: nn.Module) -> Callable[..., Tensor] | None:
+        fused: Callable[..., Tensor] | None = self._fused_forward(norm)
+        if fused is None:
+            return None
+
         def noting(norm: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-            self._folding.append(self._paths[id(norm)])
+            self._fusing.append(self._paths[id(norm)])
             try:
-                return fold(norm, *args, **kwargs)
+                return fused(norm, *args, **kwargs)
             finally:
-                self._folding.pop()
+                self._fusing.pop()
 
         return noting

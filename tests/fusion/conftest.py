@@ -1,24 +1,24 @@
-"""What the tests of `fuse` share."""
+"""Holds what the tests of `fuse` share."""
 
 import pytest
+
+from unetgn import ops
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The keyword arguments of every call of the fused operator from a fused block, while the test runs."""
-    import unetgn.fusion.joined as home
-
+    """Note the keyword arguments of every call of the fused operator from a fused block, while the test runs."""
     noted = []
-    operator = home.group_norm_silu
+    operator = ops.group_norm_silu
 
     def noting(*args, **kwargs):
         noted.append(kwargs)
         return operator(*args, **kwargs)
 
-    monkeypatch.setattr(home, "group_norm_silu", noting)
+    monkeypatch.setattr(ops, "group_norm_silu", noting)
     return noted
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread):
-    """For every test of this folder."""
+    """Run every test of this folder on one thread."""

@@ -1,8 +1,10 @@
-"""Forwards to read: in FOUND a norm is followed by SiLU, with what may be between; in NOTHING it only looks so."""
+"""Holds forwards to rewrite: in FOUND a norm is followed by SiLU, in NOTHING it only looks so."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tests.fusion.noise import noise
 
 
 def swish(x: Tensor) -> Tensor:
@@ -19,7 +21,14 @@ class switched:
         return x if inplace else x * torch.sigmoid(x)
 
 
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Return an image and an embedding for the forwards below."""
+    return noise(2, 4, 3, 3, dtype=dtype), noise(2, 3, seed=1, dtype=dtype)
+
+
 class Base(nn.Module):
+    """Has the parts that the forwards call."""
+
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2, self.act = nn.GroupNorm(2, 4), nn.GroupNorm(4, 4), nn.SiLU()
@@ -118,7 +127,7 @@ class ScaleShiftOverSpace(Base):
 
 
 class LayoutBetween(Base):
-    """As video models do where each frame is normalized by itself."""
+    """Lays out as video models do, where each frame is normalized by itself."""
 
     def forward(self, x, emb):
         samples = x.size(0)
@@ -219,7 +228,7 @@ class AnotherTensor(Base):
 
 
 class ScaleOfTheNormedTensor(Base):
-    """As squeeze-and-excitation does: what scales is made of what is scaled."""
+    """Scales as squeeze-and-excitation does: what scales is made of what is scaled."""
 
     def forward(self, x, emb):
         x = self.norm1(x)

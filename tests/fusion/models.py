@@ -1,5 +1,7 @@
-"""The models that the tests of `fuse` share: other people's shapes, small, with random weights, and how to run them."""
+"""Builds and runs the models that the tests of `fuse` share: other people's shapes, small, with random weights."""
 
+import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,22 +14,19 @@ from tests.fusion.guided import GuidedUNet
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its inputs, and the number of places where SiLU follows a group norm, counted from its architecture."""
+    """Holds a model, its inputs, and the number of places where SiLU follows a group norm, by its architecture."""
 
     make: Callable[[], nn.Module]
     inputs: Callable[[], dict[str, Any]]
     places: int
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Return a copy of the model, which is built once; every call leaves the same state of the random numbers."""
         torch.manual_seed(0)
-        model = self.make()
-        with torch.no_grad():
-            for parameter in model.parameters():  # what starts at zero or one would hide differences
-                parameter.add_(torch.randn_like(parameter), alpha=0.02)
-        return model.to(dtype)
+        return copy.deepcopy(_prototype(self)).to(dtype)
 
     def run(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Output and concatenated gradient, of parameters and first input, under a fixed random cotangent."""
+        """Return output and concatenated gradient, of parameters and first input, under a fixed random cotangent."""
         torch.manual_seed(1)
         dtype = next(model.parameters()).dtype
         inputs = {name: cast(value, dtype) for name, value in self.inputs().items()}
@@ -41,14 +40,32 @@ class Case:
         return output.detach(), torch.cat([grad.flatten() for grad in grads])
 
 
+@functools.cache
+def _prototype(case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    model = case.make()
+    with torch.no_grad():
+        for parameter in model.parameters():  # what starts at zero or one would hide differences
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    torch.manual_seed(0)
+    return model
+
+
+@functools.cache
+def exact(case: Case) -> tuple[Tensor, Tensor]:
+    """Return output and gradient of the original model in float64."""
+    return case.run(case.model(torch.float64))
+
+
 def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Convert the floating-point tensors in a value, however nested in dicts."""
     if isinstance(value, dict):
         return {name: cast(item, dtype) for name, item in value.items()}
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of an output, however nested."""
+    """Return the floating-point tensors of an output, however nested."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     items = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
@@ -56,6 +73,8 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def diffusers_model(name: str, **config: Any) -> Callable[[], nn.Module]:
+    """Return the function that makes a model of diffusers."""
+
     def make() -> nn.Module:
         import diffusers
 
@@ -65,6 +84,8 @@ def diffusers_model(name: str, **config: Any) -> Callable[[], nn.Module]:
 
 
 def monai_model(name: str, **config: Any) -> Callable[[], nn.Module]:
+    """Return the function that makes a network of MONAI."""
+
     def make() -> nn.Module:
         from monai.networks import nets
 
@@ -87,8 +108,10 @@ def denoise(**more: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
 
 
 def unet_places(levels: int, depth: int, resampling: int = 0, mid: int = 2, tail: int = 1) -> int:
-    """Two places a residual block: `depth` of them a level going down, one more a level going up, those in the middle,
-    those that resample; and the output norm."""
+    """Count two places a residual block, and those of the output norm.
+
+    Residual blocks are: `depth` a level going down, one more going up, those in the middle, and those that resample.
+    """
     return 2 * (levels * depth + levels * (depth + 1) + mid + resampling) + tail
 
 
@@ -101,7 +124,11 @@ CIFAR10 = {
     **{"sample_size": 32, "layers_per_block": 2, "attention_head_dim": None, "downsample_padding": 0},
     **{"flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6},
 }
-T2I = {"block_out_channels": (32, 64), "cross_attention_dim": 16, "attention_head_dim": 8, "layers_per_block": 2}
+NARROW = {"norm_num_groups": 8}  # for 16 channels
+T2I = {
+    **NARROW,
+    **{"block_out_channels": (16, 32), "cross_attention_dim": 16, "attention_head_dim": 4, "layers_per_block": 2},
+}
 SDXL = {
     **T2I,
     **{
@@ -111,7 +138,7 @@ SDXL = {
     **{"use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 8},
     **{"projection_class_embeddings_input_dim": 64, "transformer_layers_per_block": (1, 2)},
 }
-VAE = {"block_out_channels": (32, 64), "layers_per_block": 2, "latent_channels": 4}
+VAE = {**NARROW, "block_out_channels": (16, 32), "layers_per_block": 2, "latent_channels": 4}
 
 UNET_1D = {
     **{"in_channels": 4, "out_channels": 4, "block_out_channels": (32, 64), "time_embedding_type": "positional"},
@@ -122,7 +149,7 @@ UNET_1D = {
 
 
 def unet_1d_with_silu() -> nn.Module:
-    """UNet1DModel has Mish in its residual blocks, whatever it is asked for; here SiLU is put in its place."""
+    """Make a UNet1DModel with SiLU in its residual blocks, which have Mish, whatever the constructor is asked for."""
     from diffusers import UNet1DModel
     from diffusers.models.resnet import Conv1dBlock
 
@@ -135,14 +162,15 @@ def unet_1d_with_silu() -> nn.Module:
 
 CASES = {
     "DDPM cifar10": Case(
-        diffusers_model("UNet2DModel", **CIFAR10, block_out_channels=(32, 64, 64, 64)),
+        diffusers_model("UNet2DModel", **CIFAR10, **NARROW, block_out_channels=(16, 32, 32, 32)),
         image(3, 16, timestep=torch.tensor(7)),
         unet_places(4, 2),
     ),
     "butterflies": Case(
         diffusers_model(
             "UNet2DModel",
-            block_out_channels=(32, 32, 64, 64, 64, 64),
+            **NARROW,
+            block_out_channels=(16, 16, 32, 32, 32, 32),
             down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
         ),
@@ -152,11 +180,12 @@ CASES = {
     "consistency ImageNet-64": Case(
         diffusers_model(
             "UNet2DModel",
-            block_out_channels=(32, 64, 64),
+            **NARROW,
+            block_out_channels=(16, 32, 32),
             down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
             **{"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet"},
-            **{"num_class_embeds": 10, "attention_head_dim": 32, "layers_per_block": 2},
+            **{"num_class_embeds": 10, "attention_head_dim": 16, "layers_per_block": 2},
         ),
         image(3, 16, timestep=torch.tensor(7), class_labels=torch.tensor([1, 2])),
         unet_places(3, 2, resampling=4),

@@ -10,6 +10,7 @@ from torch import nn
 
 import unetgn
 from tests.fusion.models import SMALL
+from tests.fusion.noise import noise
 
 
 def pair() -> nn.Sequential:
@@ -34,7 +35,7 @@ def pickled(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("copied", [shallow, replica, copy.deepcopy, pickled])
 def test_a_copy_runs_its_own_layers(copied: Callable[[nn.Module], nn.Module], calls):
-    model, x = pair(), torch.randn(2, 4, 3, 3)
+    model, x = pair(), noise(2, 4, 3, 3)
     unetgn.fuse(model)
     original = model(x)
     twin = copied(model)
@@ -62,7 +63,7 @@ def test_a_copy_of_an_unfused_module_is_unfused():
 def test_a_deep_copy_below_a_hook_of_accelerate_is_independent(order, calls):
     from accelerate import cpu_offload_with_hook
 
-    model, x = nn.ModuleList([pair()]), torch.randn(2, 4, 3, 3)
+    model, x = nn.ModuleList([pair()]), noise(2, 4, 3, 3)
     if order == "fuse first":
         unetgn.fuse(model)
     cpu_offload_with_hook(model[0], execution_device=torch.device("cpu"))
@@ -75,7 +76,7 @@ def test_a_deep_copy_below_a_hook_of_accelerate_is_independent(order, calls):
 
 
 def test_a_fused_root_exports_with_the_operator_in_its_graph():
-    model, x = pair().eval(), torch.randn(2, 4, 3, 3)
+    model, x = pair().eval(), noise(2, 4, 3, 3)
     unetgn.fuse(model)
     exported = torch.export.export(model, (x,))
     assert any("group_norm_silu" in str(node.target) for node in exported.graph.nodes)
@@ -93,14 +94,14 @@ def test_a_fused_u_net_exports():
 def test_a_trace_of_a_fused_module_holds_for_other_shapes_too():
     model = pair().eval()
     unetgn.fuse(model)
-    traced = torch.jit.trace(model, torch.randn(2, 4, 3, 3))
-    x = torch.randn(3, 4, 6, 6)
+    traced = torch.jit.trace(model, noise(2, 4, 3, 3))
+    x = noise(3, 4, 6, 6)
     torch.testing.assert_close(traced(x), model(x))
 
 
 def test_a_model_is_unfused_before_it_is_scripted():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.SiLU())
-    x = torch.randn(2, 4, 3, 3)
+    x = noise(2, 4, 3, 3)
     expected = model(x)
     unetgn.fuse(model)
     with pytest.raises(torch.jit.frontend.NotSupportedError, match="variable number of arguments"):

@@ -1,9 +1,9 @@
-"""The coverage count: what it sees in a run, that its record is of today's code, and that README shows the record."""
+"""Tests the coverage count: what it sees in a run, that its record is of today's code, and that README shows it."""
 
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unetgn
-import unetgn.fusion.rules
-from benchmarks.fuse_coverage import RECIPES, measure, readme_table, recorded
+from benchmarks.fuse_coverage import RECIPES, Row, main, measure, readme_table, recorded
 from benchmarks.fuse_instances import Recipe
 from unetgn.fusion import norm_silu
 
@@ -44,78 +43,71 @@ def test_readme_shows_the_record():
     assert readme_table(recorded()) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_in_readme_prints_the_report_that_follows_it():
+def test_the_example_in_readme_prints_the_report_that_follows_it(capsys):
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Plug it in")[2]
     code, report = section.split("```python\n", 1)[1].split("```\n\n```\n", 1)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == report.partition("\n```")[0]
+    exec(code, {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip() == report.partition("\n```")[0]
 
 
-class Block(nn.Module):
-    """Two places, one with a norm whose result goes through a sum."""
+def block_class() -> type[nn.Module]:
+    """Return a new class, so that rules for it hold in one test alone. Two places, one of them the norm of a sum."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(2, 4), nn.GroupNorm(2, 4)
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.GroupNorm(2, 4), nn.GroupNorm(2, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.silu(self.norm1(x))
-        y = self.norm2(x)
-        return F.silu(y + x)
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.silu(self.norm1(x))
+            y = self.norm2(x)
+            return F.silu(y + x)
+
+    return Block
 
 
-def lying(block: Block, x: Tensor) -> Tensor:
-    """Lists both norms as fused, and fuses the first."""
+def lying(block: Any, x: Tensor) -> Tensor:
+    """List both norms as fused, and fuse the first."""
     x = norm_silu(block.norm1, F.silu, x)
     return F.silu(block.norm2(x) + x)
 
 
-def wrong_numbers(block: Block, x: Tensor) -> Tensor:
+def wrong_numbers(block: Any, x: Tensor) -> Tensor:
     return norm_silu(block.norm2, F.silu, norm_silu(block.norm1, F.silu, x))
 
 
-@pytest.fixture
-def forgetting() -> Iterator[None]:
-    """Rules that a test teaches are forgotten after it."""
-    rules = list(unetgn.fusion.rules._blocks)
-    yield
-    unetgn.fusion.rules._blocks[:] = rules
+def row_of_block(rule: Callable[..., Tensor]) -> Row:
+    """Measure the block, with a rule for it."""
+    block = block_class()
+    unetgn.fuse.rule(block)(rule)
+    return measure(Recipe("tests.Block", lambda: {"x": torch.randn(2, 4, 3, 3)}), block)
 
 
-def row_of_block():
-    recipe = Recipe("tests.Block", lambda: {"x": torch.randn(2, 4, 3, 3)})
-    return measure(recipe, Block)
-
-
-def test_a_place_that_the_report_claims_and_the_run_does_not_show_is_wrong(forgetting):
-    unetgn.fuse.rule(Block)(lying)
-    row = row_of_block()
+def test_a_place_that_the_report_claims_and_the_run_does_not_show_is_wrong():
+    row = row_of_block(lying)
     assert (row.places, row.fused) == (2, 1)
     assert row.wrong == "reported as fused, runs as written: norm2"
 
 
-def test_outputs_that_differ_are_wrong(forgetting):
-    unetgn.fuse.rule(Block)(wrong_numbers)
-    row = row_of_block()
+def test_outputs_that_differ_are_wrong():
+    row = row_of_block(wrong_numbers)
     assert (row.places, row.fused) == (2, 2)
     assert "outputs differ" in row.wrong
 
 
-def test_the_count_of_one_family_runs_as_a_command():
-    command = [sys.executable, "-m", "benchmarks.fuse_coverage", "--only", "unets.unet_2d."]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    rows = [line.split("|")[1:6] for line in result.stdout.splitlines() if line.startswith("| UNet2DModel")]
+def count(monkeypatch: pytest.MonkeyPatch, only: str) -> int:
+    """Run the command, as `python -m benchmarks.fuse_coverage --only …` does, and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["fuse_coverage", "--only", only])
+    return main()
+
+
+def test_the_count_of_one_family_runs_as_a_command(monkeypatch, capsys):
+    assert count(monkeypatch, "unets.unet_2d.") == 0
+    rows = [line.split("|")[1:6] for line in capsys.readouterr().out.splitlines() if line.startswith("| UNet2DModel")]
     assert len(rows) == 3
     assert all(int(seen) == int(fused) > 0 and not why.strip() for _, _, seen, fused, why in rows)
 
 
 @pytest.mark.slow
-def test_the_count_of_the_installed_diffusers_has_nothing_wrong():
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fuse_coverage", "--only", "diffusers."],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+def test_the_count_of_the_installed_diffusers_has_nothing_wrong(monkeypatch):
+    assert count(monkeypatch, "diffusers.") == 0

@@ -1,82 +1,100 @@
 """Fused and original models compute the same, hold the same, and go back to the same."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import unetgn
-from tests.fusion.models import CASES
+from tests.fusion.models import CASES, Case, exact
 
-EVERY_CASE = pytest.mark.parametrize("name", CASES)
+Measured = tuple[torch.Tensor, torch.Tensor]  # what Case.run returns
 
 
-@EVERY_CASE
-def test_in_float64_outputs_and_gradients_agree_to_1e_10(name):
-    case = CASES[name]
-    model = case.model(torch.float64)
-    before = case.run(model)
+@dataclass
+class Life:
+    """Records a model in float32 as it is made, fused, fused again and unfused: what it holds, and what it computes.
+
+    `runs` are outputs and gradients, `states` what the model consists of, `reports` those of both calls of `fuse`.
+    """
+
+    case: Case
+    model: nn.Module
+    norms: set[str]
+    runs: list[Measured]
+    states: list[dict[str, Any]]
+    reports: list[unetgn.fusion.Report]
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """Return what a model consists of: the parameters themselves, a copy of the state dict, classes, attributes."""
+    return {
+        "parameters": dict(model.named_parameters()),
+        "state dict": {key: value.clone() for key, value in model.state_dict().items()},
+        "classes": [type(module) for module in model.modules()],
+        "attributes": [set(vars(module)) for module in model.modules()],
+    }
+
+
+@pytest.fixture(scope="module", params=CASES)
+def life(request) -> Life:
+    """Lead the life of one model, once for all tests of this file."""
+    case = CASES[request.param]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = case.model()
+    norms = {path for path, module in model.named_modules() if isinstance(module, nn.GroupNorm)}
+    recorded = Life(case, model, norms, [case.run(model)], [state_of(model)], [])
+    for change in (unetgn.fuse, unetgn.fuse, unetgn.unfuse):
+        report = change(model)
+        recorded.reports += [report] if report is not None else []
+        recorded.states.append(state_of(model))
+        recorded.runs.append(case.run(model))
+    torch.set_num_threads(threads)
+    return recorded
+
+
+def test_in_float64_outputs_and_gradients_agree_to_1e_10(life):
+    model = life.case.model(torch.float64)
     assert unetgn.fuse(model).fused
-    for got, expected in zip(case.run(model), before, strict=True):
+    for got, expected in zip(life.case.run(model), exact(life.case), strict=True):
         assert (got - expected).norm() <= 1e-10 * expected.norm()
 
 
-@EVERY_CASE
-def test_in_float32_the_fused_model_is_no_further_from_float64_than_one_and_a_half_times_the_original(name):
-    case = CASES[name]
-    exact = case.run(case.model(torch.float64))
-    model = case.model()
-    original = case.run(model)
-    unetgn.fuse(model)
-    for fused, plain, reference in zip(case.run(model), original, exact, strict=True):
-        assert (fused - reference).norm() <= 1.5 * (plain - reference).norm()
+def test_in_float32_the_fused_model_is_no_further_from_float64_than_one_and_a_half_times_the_original(life):
+    original, fused, _, _ = life.runs
+    for got, plain, reference in zip(fused, original, exact(life.case), strict=True):
+        assert (got - reference).norm() <= 1.5 * (plain - reference).norm()
 
 
-@EVERY_CASE
-def test_the_fused_places_are_those_of_the_architecture(name):
-    report = unetgn.fuse(CASES[name].model())
-    assert len(report.fused) == CASES[name].places
-    assert len({place.path for place in report.fused}) == len(report.fused)
+def test_the_fused_places_are_those_of_the_architecture(life):
+    fused = life.reports[0].fused
+    assert len(fused) == len({place.path for place in fused}) == life.case.places
 
 
-@EVERY_CASE
-def test_every_group_norm_of_the_model_is_in_the_report(name):
-    model = CASES[name].model()
-    report = unetgn.fuse(model)
-    norms = {path for path, module in model.named_modules() if isinstance(module, nn.GroupNorm)}
-    assert norms == {place.path for place in (*report.fused, *report.left)}
+def test_every_group_norm_of_the_model_is_in_the_report(life):
+    report = life.reports[0]
+    assert life.norms == {place.path for place in (*report.fused, *report.left)}
 
 
-@EVERY_CASE
-def test_parameters_and_state_dict_stay_before_during_and_after(name):
-    model = CASES[name].model()
-    parameters = dict(model.named_parameters())
-    modules = [type(module) for module in model.modules()]
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    for change in (lambda _: None, unetgn.fuse, unetgn.unfuse):
-        change(model)
-        assert list(model.state_dict()) == list(state)
-        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-        assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
-        assert [type(module) for module in model.modules()] == modules
+def test_parameters_and_state_dict_stay_before_during_and_after(life):
+    before, *later = life.states
+    for state in later:
+        assert list(state["state dict"]) == list(before["state dict"])
+        assert all(torch.equal(value, before["state dict"][key]) for key, value in state["state dict"].items())
+        assert all(parameter is before["parameters"][key] for key, parameter in state["parameters"].items())
+        assert state["parameters"].keys() == before["parameters"].keys()
+        assert state["classes"] == before["classes"]
 
 
-@EVERY_CASE
-def test_unfuse_gives_the_original_outputs_bit_for_bit_and_leaves_no_trace(name):
-    case = CASES[name]
-    model = case.model()
-    attributes = [set(vars(module)) for module in model.modules()]
-    before = case.run(model)
-    unetgn.fuse(model)
-    unetgn.unfuse(model)
-    assert [set(vars(module)) for module in model.modules()] == attributes
-    assert all(torch.equal(got, expected) for got, expected in zip(case.run(model), before, strict=True))
+def test_unfuse_gives_the_original_outputs_bit_for_bit_and_leaves_no_trace(life):
+    assert life.states[3]["attributes"] == life.states[0]["attributes"] != life.states[1]["attributes"]
+    assert all(torch.equal(got, expected) for got, expected in zip(life.runs[3], life.runs[0], strict=True))
 
 
-@EVERY_CASE
-def test_fusing_twice_changes_nothing(name):
-    case = CASES[name]
-    model = case.model()
-    report = unetgn.fuse(model)
-    once = case.run(model)
-    assert unetgn.fuse(model) == report
-    assert all(torch.equal(got, expected) for got, expected in zip(case.run(model), once, strict=True))
+def test_fusing_twice_changes_nothing(life):
+    assert life.reports[1] == life.reports[0]
+    assert life.states[2]["attributes"] == life.states[1]["attributes"]
+    assert all(torch.equal(got, expected) for got, expected in zip(life.runs[2], life.runs[1], strict=True))

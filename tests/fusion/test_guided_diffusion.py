@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 import unetgn
 from tests.fusion.guided import GuidedUNet, ResBlock
+from tests.fusion.noise import noise
 
 
 class ShiftFirst(ResBlock):
-    """The same names, but shift is the first half of the embedding."""
+    """Uses the same names, but shift is the first half of the embedding."""
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x)
@@ -39,8 +40,8 @@ class OtherNames(ResBlock):
 
 
 def inputs() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(1)
-    return torch.randn(2, 16, 4, 4), torch.randn(2, 16)
+    """Return an image and an embedding for one block."""
+    return noise(2, 16, 4, 4), noise(2, 16)
 
 
 def block(kind: type[nn.Module] = ResBlock, scale_shift: bool = False) -> nn.Module:
@@ -120,7 +121,7 @@ def test_a_decorator_around_the_blocks_forward_goes_on_running(calls, monkeypatc
 
 def test_a_part_that_was_fused_first_is_one_place_of_the_whole(calls):
     model = GuidedUNet(scale_shift=True).eval()
-    x, emb = torch.randn(2, 3, 8, 8), torch.randn(2, 16)
+    x, emb = noise(2, 3, 8, 8), noise(2, 16)
     expected = model(x, emb)
     assert len(unetgn.fuse(model.down.in_layers).fused) == 1
     report = unetgn.fuse(model)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unetgn
+from tests.fusion.noise import noise
 
 
 class WithParameter(nn.Module):
@@ -64,7 +65,7 @@ def test_a_subclass_of_a_silu_with_another_constant_keeps_its_numbers():
     first = type("Swish", (WithClassAttribute,), {})
     second = type("Swish", (first,), {"beta": 3.0})
     model = nn.Sequential(nn.GroupNorm(2, 4), first(), nn.GroupNorm(2, 4), second())
-    x = torch.randn(2, 4, 3, 3)
+    x = noise(2, 4, 3, 3)
     expected = model(x)
     unetgn.fuse(model)
     assert torch.equal(model(x), expected)
@@ -74,7 +75,7 @@ def test_the_gradient_of_an_activations_own_parameter_is_kept():
     torch.manual_seed(0)
     model = nn.Sequential(nn.GroupNorm(2, 4), type("SiLU", (WithParameter,), {})())
     unetgn.fuse(model)
-    model(torch.randn(2, 4, 3, 3)).sum().backward()
+    model(noise(2, 4, 3, 3)).sum().backward()
     assert model[1].beta.grad is not None
 
 
@@ -87,7 +88,7 @@ def test_monais_swish_is_a_silu_where_its_constant_is_one(act, places, calls):
     torch.manual_seed(0)
     settings = {"spatial_dims": 2, "init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)}
     model = SegResNet(**settings, norm=("GROUP", {"num_groups": 4}), act=act).double()
-    x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    x = noise(2, 1, 8, 8, dtype=torch.float64)
     expected = model(x)
     # Two places in each of three residual blocks, and the output's.
     assert len(unetgn.fuse(model).fused) == places
@@ -107,13 +108,13 @@ def test_monais_swish_is_none_where_its_constant_is_trained_or_becomes_another()
     model = nn.Sequential(nn.GroupNorm(2, 4), Swish())
     assert unetgn.fuse(model).fused
     model[1].alpha = 2.0
-    x = torch.randn(2, 4, 3, 3)
+    x = noise(2, 4, 3, 3)
     torch.testing.assert_close(model(x), model[1](model[0](x)))
 
 
 def test_a_group_norm_that_gives_float32_for_sixteen_bits_still_does():
     model = nn.Sequential(Float32GroupNorm(2, 4), nn.SiLU())
-    x = torch.randn(2, 4, 3, 3).bfloat16()
+    x = noise(2, 4, 3, 3, dtype=torch.bfloat16)
     expected = model(x)
     assert not unetgn.fuse(model).fused
     assert model(x).dtype == expected.dtype == torch.float32
@@ -123,4 +124,4 @@ def test_a_single_value_a_group_is_refused_as_before():
     model = nn.Sequential(nn.GroupNorm(4, 4), nn.SiLU())
     unetgn.fuse(model)
     with pytest.raises(ValueError, match="Expected more than 1 value"):
-        model(torch.randn(1, 4, 1, 1))
+        model(noise(1, 4, 1, 1))

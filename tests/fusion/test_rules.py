@@ -1,6 +1,6 @@
-"""What `fuse` takes and leaves by rule: blocks of one's own, subclasses, Sequentials, norms of other names."""
+"""Tests what `fuse` takes and leaves by rule: blocks of one's own, subclasses, Sequentials, norms of other names."""
 
-import subprocess
+import importlib
 import sys
 
 import pytest
@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unetgn
+from tests.fusion.forwards import inputs
+from tests.fusion.noise import noise
 from unetgn.fusion import norm_silu
 
 
 class Taught(nn.Module):
-    """A block that fuse does not know until a test teaches it: SiLU does not directly follow the norm."""
+    """Is unknown to fuse until a test teaches it: SiLU does not directly follow the norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +27,7 @@ class Taught(nn.Module):
 
 
 class Read(nn.Module):
-    """A block whose forward may be read, once a test says so."""
+    """Has a forward that may be read, once a test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class Read(nn.Module):
 
 
 class GroupNorm32(nn.GroupNorm):
-    """As guided-diffusion and CompVis have it: computed in float32, whatever comes in."""
+    """Computes in float32, whatever comes in, as guided-diffusion's and CompVis's does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float()).type(x.dtype)
@@ -48,7 +50,7 @@ class DoubledGroupNorm(nn.GroupNorm):
 
 
 class SiLU(nn.Module):
-    """From before PyTorch had one."""
+    """Computes SiLU as it was written before PyTorch had one."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x)
@@ -62,14 +64,9 @@ class Swish(nn.Module):
 DROPOUT, SHARED_SILU = nn.Dropout(0.5), nn.SiLU()
 
 
-def inputs() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(2, 4, 3, 3), torch.randn(2, 3)
-
-
 def test_a_user_teaches_a_block_of_their_own(calls):
     block = nn.ModuleDict({"first": Taught(), "second": Taught()})
-    x, emb = inputs()
+    x, emb = inputs(torch.float32)
     expected = block["first"](x, emb)
     before = unetgn.fuse(block)
     assert not before.fused
@@ -88,7 +85,7 @@ def test_a_user_teaches_a_block_of_their_own(calls):
 
 def test_a_user_lets_fuse_read_a_forward_of_theirs(calls):
     block = Read()
-    x, _ = inputs()
+    x, _ = inputs(torch.float32)
     before = unetgn.fuse(block)
     assert "unetgn.fuse.read(Read)" in before.left[0].reason
     assert unetgn.fuse.read(Read) is Read
@@ -109,7 +106,7 @@ def test_a_subclass_with_a_forward_of_its_own_is_left_and_the_report_says_so(cal
 
     settings = {"in_channels": 8, "groups": 2, "temb_channels": 3}
     mine, inheriting = Mine(**settings), Inheriting(**settings)
-    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 3)
+    x, emb = noise(2, 8, 4, 4), noise(2, 3)
     expected = mine(x, emb)
     report = unetgn.fuse(mine)
     assert not report.fused
@@ -168,7 +165,7 @@ def test_unfusing_what_is_not_fused_changes_nothing():
 )
 def test_a_sequential_is_fused_where_silu_is_the_norms_neighbour(layers, places, calls):
     model = nn.Sequential(*layers).eval()
-    x, _ = inputs()
+    x, _ = inputs(torch.float32)
     expected = model(x)
     assert len(unetgn.fuse(model).fused) == places
     torch.testing.assert_close(model(x), expected)
@@ -186,7 +183,7 @@ def test_a_sequential_that_its_owner_takes_apart_gives_its_parts():
             return act(norm(x) * 2)
 
     model = Owner()
-    x, _ = inputs()
+    x, _ = inputs(torch.float32)
     expected = model(x)
     unetgn.fuse(model)
     assert torch.equal(model(x), expected)
@@ -195,7 +192,7 @@ def test_a_sequential_that_its_owner_takes_apart_gives_its_parts():
 def test_a_float32_group_norm_is_fused_in_sixteen_bits_with_no_more_error():
     torch.manual_seed(0)
     model = nn.Sequential(GroupNorm32(2, 4), nn.SiLU())
-    x = torch.randn(2, 4, 9, 9).bfloat16()
+    x = noise(2, 4, 9, 9, dtype=torch.bfloat16)
     exact = F.silu(F.group_norm(x.double(), 2))
     original = model(x)
     unetgn.fuse(model)
@@ -227,7 +224,7 @@ def test_a_norm_shared_by_two_blocks_is_two_places(calls):
     norm = nn.GroupNorm(2, 4)
     model = nn.Sequential(nn.Sequential(norm, nn.SiLU()), nn.Sequential(norm, nn.SiLU()))
     assert [place.path for place in unetgn.fuse(model).fused] == ["0.0", "1.0"]
-    model(inputs()[0])
+    model(inputs(torch.float32)[0])
     assert len(calls) == 2
 
 
@@ -236,7 +233,7 @@ def test_the_norm_before_attention_projections_keeps_its_values_bit_for_bit():
 
     torch.manual_seed(0)
     attention = Attention(8, heads=2, dim_head=4, norm_num_groups=2, residual_connection=True, bias=True)
-    x = torch.randn(2, 8, 3, 5)
+    x = noise(2, 8, 3, 5)
     normed = attention.group_norm(x.flatten(2))
     expected = attention(x)
     report = unetgn.fuse(attention)
@@ -294,7 +291,20 @@ def test_the_report_says_what_comes_after_a_norm_in_the_place_of_silu(model, rea
     assert [place.reason for place in unetgn.fuse(model).left] == [reason]
 
 
-def test_importing_fuse_imports_no_library_that_it_has_rules_for():
-    code = "import sys, unetgn; unetgn.fuse; print([n for n in ('diffusers', 'monai') if n in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+def test_importing_fuse_imports_no_library_that_it_has_rules_for(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("diffusers", "monai")]:
+        monkeypatch.setitem(sys.modules, name, None)  # to import it is an error
+    for name in [name for name in sys.modules if name.startswith("unetgn.fusion")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(unetgn, "fusion", None)
+    again = importlib.import_module("unetgn.fusion")
+    assert again.fuse is not unetgn.fuse
+
+
+def test_a_model_is_fused_around_a_part_that_is_scripted():
+    scripted = [torch.jit.script(layer) for layer in (nn.Conv2d(4, 4, 1), nn.SiLU())]
+    model = nn.Sequential(scripted[0], nn.GroupNorm(2, 4), nn.SiLU(), nn.GroupNorm(2, 4), scripted[1])
+    x, _ = inputs(torch.float32)
+    expected = model(x)
+    assert [place.path for place in unetgn.fuse(model).fused] == ["1"]
+    torch.testing.assert_close(model(x), expected)

@@ -1,15 +1,16 @@
-"""`fuse.rule` and `fuse.read`: what they hold for, when they take effect, and what they refuse."""
+"""Tests `fuse.rule` and `fuse.read`: what they hold for, when they take effect, and what they refuse."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import unetgn
+from tests.fusion.noise import noise
 from unetgn.fusion import norm_silu
 
 
 class Half(nn.Module):
-    """Reading finds one of its two places; a rule knows both."""
+    """Has two places: rewriting finds one, a rule knows both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,15 +22,13 @@ class Half(nn.Module):
         return self.act(y)
 
 
-def x() -> Tensor:
-    torch.manual_seed(0)
-    return torch.randn(2, 4, 3, 3)
+X = noise(2, 4, 3, 3)
 
 
 def test_a_rule_that_is_taught_after_a_first_fuse_takes_effect_at_the_next(calls):
     unetgn.fuse.read(Half)
     model = nn.ModuleList([Half()])
-    expected = model[0](x())
+    expected = model[0](X)
     first = unetgn.fuse(model)
     assert ([place.norm for place in first.fused], [place.norm for place in first.left]) == (["norm1"], ["norm2"])
     assert unetgn.fuse(model) == first
@@ -40,10 +39,10 @@ def test_a_rule_that_is_taught_after_a_first_fuse_takes_effect_at_the_next(calls
 
     second = unetgn.fuse(model)
     assert ([place.norm for place in second.fused], second.left) == (["norm1", "norm2"], ())
-    torch.testing.assert_close(model[0](x()), expected)
+    torch.testing.assert_close(model[0](X), expected)
     assert len(calls) == 2
     unetgn.unfuse(model)
-    assert torch.equal(model[0](x()), expected)
+    assert torch.equal(model[0](X), expected)
 
 
 def test_a_rule_for_a_class_without_a_forward_of_its_own_does_not_hold_for_its_parent():
@@ -55,11 +54,11 @@ def test_a_rule_for_a_class_without_a_forward_of_its_own_does_not_hold_for_its_p
         return 7 * norm_silu(block[0], block[1], x)
 
     plain, taught = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU()), Chain(nn.GroupNorm(2, 4), nn.SiLU())
-    expected = plain(x())
+    expected = plain(X)
     unetgn.fuse(plain)
     unetgn.fuse(taught)
-    torch.testing.assert_close(plain(x()), expected)
-    torch.testing.assert_close(taught(x()), 7 * expected)
+    torch.testing.assert_close(plain(X), expected)
+    torch.testing.assert_close(taught(X), 7 * expected)
 
 
 def test_a_class_that_inherits_its_forward_may_be_read():

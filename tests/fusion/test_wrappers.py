@@ -4,16 +4,10 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import unetgn
-from tests.fusion.forwards import Base, TwoSteps
+from tests.fusion.forwards import Base, TwoSteps, inputs
 from tests.fusion.models import CASES
-
-
-def inputs() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
 
 
 def counted(forward):
@@ -35,7 +29,7 @@ class Decorated(Base):
 def test_decorators_of_a_forward_go_on_running(calls):
     unetgn.fuse.read(Decorated)
     module = Decorated()
-    x, emb = (tensor.float() for tensor in inputs())
+    x, emb = inputs(torch.float32)
     expected = module(x, emb)
     assert len(unetgn.fuse(module).fused) == 1
     got = module(x, emb)
@@ -71,7 +65,7 @@ def test_a_wrapper_that_hides_what_it_wraps_is_left_and_the_report_says_so():
 
     unetgn.fuse.read(Hidden)
     module = Hidden()
-    x, emb = (tensor.float() for tensor in inputs())
+    x, emb = inputs(torch.float32)
     expected = module(x, emb)
     report = unetgn.fuse(module)
     assert not report.fused

@@ -1,4 +1,4 @@
-"""The group norm before an attention's projections: no SiLU follows it, but three copies of its result do.
+"""Lays out the result of the group norm before an attention's projections: no SiLU follows it, but three copies do.
 
 diffusers' attention normalizes (N, C, H·W) and hands the transpose, (N, H·W, C), to the projections for queries, keys
 and values. Each of the three makes a contiguous copy of its own and keeps it for the backward pass. Laid out the other
@@ -10,24 +10,24 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetgn.fusion.rules import owner_of, path_of
+from unetgn.fusion.classes import owner_of, path_of
 
-_norms: dict[str, str] = {}
+_norms: dict[str, str] = {}  # from the path of an attention class to the name of its norm
 
 
-def before_projections(target: str, norm: str) -> None:
-    """Say which norm of an attention class, given by path, feeds several projections with its transposed result."""
+def register_norm_before_projections(target: str, norm: str) -> None:
+    """Name the norm of an attention class, given by path, that feeds several projections with its transposed result."""
     _norms[target] = norm
 
 
 def norm_before_projections(module: nn.Module) -> str | None:
-    """The name of the module's norm that feeds several projections, where it is a plain group norm."""
+    """Return the name of the module's norm that feeds several projections, where it is a plain group norm."""
     name = _norms.get(path_of(owner_of(type(module), "forward")))
     norm = getattr(module, name, None) if name is not None else None
     return name if norm is not None and type(norm).forward is nn.GroupNorm.forward else None
 
 
 def transposed_group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """nn.GroupNorm of x (N, C, L), with the result in the memory of a contiguous (N, L, C)."""
+    """Compute nn.GroupNorm of x (N, C, L), with the result in the memory of a contiguous (N, L, C)."""
     y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     return y.transpose(1, 2).contiguous().transpose(1, 2) if x.dim() == 3 else y

@@ -1,4 +1,4 @@
-"""What `fuse` did, as data and as a table."""
+"""Says what `fuse` did, as data and as a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class FusedPlace:
-    """A norm that takes in the SiLU after it: `path` within the model, `norm` within its block of class `block`.
+    """Names a norm that takes in the SiLU after it: by `path` in the model, by `norm` in its block of class `block`.
 
-    `only` says so where the block calls the norm in other places of its forward, too, with something else after it.
+    `only` is a sentence where the block calls the norm in other places of its forward, too, with something else after
+    it, and is empty otherwise.
     """
 
     path: str
@@ -21,7 +22,7 @@ class FusedPlace:
 
 @dataclass(frozen=True)
 class LeftPlace:
-    """A group norm that stays as it was, and why."""
+    """Names a group norm that stays as it was, and says why."""
 
     path: str
     block: str
@@ -31,7 +32,7 @@ class LeftPlace:
 
 @dataclass(frozen=True)
 class Report:
-    """What is fused in a model now, and which group norms are not and why. `print` it for a table."""
+    """Says what is fused in a model now, and which group norms are not and why. `print` it for a table."""
 
     model: str
     fused: tuple[FusedPlace, ...]
@@ -50,7 +51,7 @@ class Report:
 
 
 def _grouped(what: str, places: Iterable[tuple[str, str, str, str]]) -> list[list[str]]:
-    """One row for places that are alike in block, norm and reason, with their number and the first path."""
+    """Make one row of places that are alike in block, norm and reason, with their number and the first path."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for block, norm, reason, path in places:
         groups.setdefault((block, norm, reason), []).append(path)

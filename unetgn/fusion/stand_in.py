@@ -1,8 +1,8 @@
-"""What takes the place of one method of one module, and how it gets there and back below other libraries' hooks.
+"""Puts a stand-in in the place of one method of one module, and takes it out again, below other libraries' hooks.
 
-Attributes of the instance: the method itself, bound to the module; the StandIn, which says what it is; and two
-methods through which a copy of the module gets a stand-in that is bound to the copy. (Left to itself, a copy of an
-instance takes over its attributes as they are, and so a forward that runs the module it was copied from.)
+A fused module has these attributes on the instance: the method itself, bound to the module; the StandIn, which says
+what it is; and two methods through which a copy of the module gets a stand-in that is bound to the copy. (A plain copy
+takes over the attributes of the instance as they are, and so would run the forward of the module it was copied from.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from unetgn.fusion.reading import read
+from unetgn.fusion.rewriting import rewrite_forward
 from unetgn.fusion.wrappers import rewrap
 
 RECORD = "_unetgn_stand_in"
@@ -24,10 +24,11 @@ RECORD = "_unetgn_stand_in"
 
 @dataclass(frozen=True)
 class StandIn:
-    """What runs in the place of `method`: a function of the module, or what reading the method makes of it.
+    """Says what runs in the place of `method`: `function`, or without one what rewriting makes of the method.
 
-    `norms` are the paths of the norms that it fuses; `only` says of some of them that not every call is fused. Read are
-    the calls of those norms and of the block's `activations`. The same for every module of a class that it fits.
+    `norms` are the paths of the norms that it fuses; `only` says of some of them that not every call is fused.
+    `activations` are the block's children whose calls rewriting may take for SiLU. Modules that are fused alike have
+    equal stand-ins.
     """
 
     method: str
@@ -37,17 +38,17 @@ class StandIn:
     only: tuple[tuple[str, str], ...] = ()
 
     def function_for(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """The function of the module, within the decorators of the class's method. Raises CannotWrapError."""
-        return rewrap(method, self.function or read(method, frozenset(self.norms), self.activations))
+        """Return the function of the module, within the decorators of the class's method. Raises CannotWrapError."""
+        return rewrap(method, self.function or rewrite_forward(method, frozenset(self.norms), self.activations))
 
 
 def stand_in_of(module: nn.Module) -> StandIn | None:
-    """The stand-in at work in a module, if there is one."""
+    """Return the stand-in at work in a module, if there is one."""
     return vars(module).get(RECORD)
 
 
 def install(module: nn.Module, stand_in: StandIn) -> bool:
-    """Put a stand-in where the original method is called from; False where somebody's wrapper hides that place.
+    """Put a stand-in where the original method is called from; return False where a wrapper hides that place.
 
     The class, its name and `isinstance` stay what they were, and so do parameters, buffers and children.
     Raises CannotWrapError where the class's own method is wrapped so that nothing can be put inside.
@@ -70,7 +71,7 @@ def install(module: nn.Module, stand_in: StandIn) -> bool:
 
 
 def remove(module: nn.Module) -> None:
-    """Take the module's stand-in out of every place; what wraps it in a way that we cannot see runs the original."""
+    """Take a module's stand-in out of every place; a wrapper that holds it out of our sight runs the original then."""
     stand_in = vars(module)[RECORD]
     for name in (RECORD, *COPYING):
         vars(module).pop(name, None)
@@ -84,8 +85,10 @@ def remove(module: nn.Module) -> None:
 
 @functools.cache
 def _runner(original: Callable[..., Any], stand_in: StandIn) -> Callable[..., Any]:
-    """The function that is bound to modules. Without a record it runs the original: some wrapper of somebody else's may
-    hold it for longer than the module does."""
+    """Return the function that is bound to modules. It runs the original where the module has no record (any more).
+
+    A wrapper of somebody else's may hold it for longer than the module does.
+    """
     function = stand_in.function_for(original)
 
     @functools.wraps(original)
@@ -99,7 +102,7 @@ def _runner(original: Callable[..., Any], stand_in: StandIn) -> Callable[..., An
 
 
 def _places(module: nn.Module, method: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Where a module's method may be held: the instance, accelerate's `_old_forward`, the hooks of diffusers."""
+    """Yield where a module's method may be held: the instance, accelerate's `_old_forward`, the hooks of diffusers."""
     for name in (method, "_old_forward"):
         if name in vars(module):
             yield vars(module), name
@@ -117,7 +120,7 @@ def _is_known(held: Any, original: Any) -> bool:
 
 
 def _detached(attributes: dict[str, Any], cls: type) -> dict[str, Any]:
-    """The attributes of a fused module as they were before it was fused, and the StandIn."""
+    """Return the attributes of a fused module as they were before it was fused, and the StandIn."""
     before = {name: value for name, value in attributes.items() if name not in COPYING}
     method = before[RECORD].method
     if _is_ours(before.get(method)):
@@ -128,7 +131,7 @@ def _detached(attributes: dict[str, Any], cls: type) -> dict[str, Any]:
 
 
 def _replicate(module: nn.Module) -> nn.Module:
-    """`_replicate_for_data_parallel` of a fused module."""
+    """Replace `_replicate_for_data_parallel` of a fused module."""
     replica = type(module)._replicate_for_data_parallel(module)
     replica.__dict__ = _detached(vars(replica), type(module))
     install(replica, vars(replica).pop(RECORD))
@@ -136,7 +139,7 @@ def _replicate(module: nn.Module) -> nn.Module:
 
 
 def _reduce(module: nn.Module, protocol: Any) -> Any:
-    """`__reduce_ex__` of a fused module, which `copy`, `deepcopy` and `pickle` ask for."""
+    """Replace `__reduce_ex__` of a fused module, which `copy`, `deepcopy` and `pickle` ask for."""
     reduced: Any = type(module).__reduce_ex__(module, protocol)
     if len(reduced) < 3 or not isinstance(reduced[2], dict) or RECORD not in reduced[2]:
         return reduced  # its class has a way of its own
@@ -148,7 +151,7 @@ COPYING: dict[str, Callable[..., Any]] = {"__reduce_ex__": _reduce, "_replicate_
 
 
 def _blank(make: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
-    """A module without its state, which it will be given through `__setstate__`."""
+    """Make a module without its state, which it will be given through `__setstate__`."""
     module = make(*arguments)
     vars(module)["__setstate__"] = MethodType(_fuse_from_state, module)
     return module

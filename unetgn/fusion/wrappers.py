@@ -1,4 +1,4 @@
-"""Decorators around a forward: kept, with another function inside.
+"""Puts another function inside the decorators that are around a forward, and keeps the decorators.
 
 diffusers scales LoRA layers in a decorator around `UNet2DConditionModel.forward`, projects write `@torch.no_grad()`,
 tools patch a class with a counting wrapper. Each is a closure that holds the function it wraps. The same closure over
@@ -13,11 +13,11 @@ from typing import Any
 
 
 class CannotWrapError(Exception):
-    """A wrapper keeps the function that it wraps elsewhere than in a variable of its closure."""
+    """Says that a wrapper keeps the function that it wraps elsewhere than in a variable of its closure."""
 
 
 def rewrap(method: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with the wrappers that are around the innermost function of `method`; itself where there is none.
+    """Wrap `function` as the innermost function of `method` is wrapped; return itself where nothing is around that.
 
     Raises CannotWrapError where a wrapper is no function, or does not close over what it wraps.
     """

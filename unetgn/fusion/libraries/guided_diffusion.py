@@ -1,9 +1,9 @@
-"""guided-diffusion's residual block, and CompVis's, which is a copy of it: found by structure in whoever's repository.
+"""Registers guided-diffusion's residual block, and CompVis's copy of it, wherever a repository has one.
 
-Its class is no library's, so it is known by what its code uses: `in_layers`, `emb_layers`, `out_layers` and
-`skip_connection`. The work is in `_forward` where the block checkpoints itself, in `forward` otherwise. Names do not
-say what is computed (a copy may scale the sum, or take shift before scale), so the code is run on a block in miniature,
-in float64, and compared with the rule.
+The class belongs to no library. It is found by the names that its code uses: `in_layers`, `emb_layers`, `out_layers`
+and `skip_connection`. The work is in `_forward` where the block checkpoints itself, in `forward` otherwise. Names do
+not say what is computed: a copy may scale the sum, or take shift before scale. So the code is run on a block in
+miniature, in float64, and compared with the rule.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetgn.fusion.joined import norm_silu
-from unetgn.fusion.recognition import is_bare, learn_silu, used_names
-from unetgn.fusion.rules import is_norm, rule
+from unetgn.fusion.activations import is_silu_module
+from unetgn.fusion.norm_silu import norm_silu
+from unetgn.fusion.norms import is_norm
+from unetgn.fusion.recognition import is_bare, used_names
+from unetgn.fusion.rules import rule
 
 PARTS = frozenset({"in_layers", "emb_layers", "out_layers", "skip_connection"})
 USES = PARTS | {
@@ -33,13 +35,13 @@ def _chains(block: Any) -> dict[str, Any]:
 
 
 def _norms(block: Any) -> tuple[str, ...]:
-    """The first layers of both chains, where these start with a norm and SiLU."""
+    """Return the paths of the first layers of both chains, where these start with a norm and SiLU."""
     starts = ((name, layers[0], layers[1]) for name, layers in _chains(block).items())
-    return tuple(f"{name}.0" for name, norm, act in starts if is_norm(norm) and learn_silu(act))
+    return tuple(f"{name}.0" for name, norm, act in starts if is_norm(norm) and is_silu_module(act))
 
 
 def _has_known_chains(block: Any) -> bool:
-    """Whether both are Sequentials that end in something else, and have no other norm behind the first layer."""
+    """Return True where both are Sequentials that end in something else, with no other norm behind the first layer."""
     chains = _chains(block).values()
     is_plain = all(type(layers).forward is nn.Sequential.forward for layers in chains)
     return len(chains) == 2 and is_plain and len(block.in_layers) > 2 and not any(map(_has_late_norm, chains))
@@ -68,7 +70,7 @@ def _refuses(method: str) -> Callable[[nn.Module], str | None]:
 
 @rule(_has_parts("forward"), norms=_norms, uses=USES, refuses=_refuses("forward"))
 def in_forward(block: Any, x: Tensor, emb: Tensor) -> Tensor:
-    """The block without checkpointing of its own."""
+    """Run a block without checkpointing of its own."""
     if not (is_bare(block.in_layers) and is_bare(block.out_layers)):
         return type(block).forward(block, x, emb)
     return residual_block(block, x, emb)
@@ -76,14 +78,14 @@ def in_forward(block: Any, x: Tensor, emb: Tensor) -> Tensor:
 
 @rule(_has_parts("_forward"), method="_forward", norms=_norms, uses=USES, refuses=_refuses("_forward"))
 def in_checkpoint(block: Any, x: Tensor, emb: Tensor) -> Tensor:
-    """What the block's forward calls, under a checkpoint or not."""
+    """Run what the forward of a block with checkpointing calls."""
     if not (is_bare(block.in_layers) and is_bare(block.out_layers)):
         return type(block)._forward(block, x, emb)
     return residual_block(block, x, emb)
 
 
 def residual_block(block: Any, x: Tensor, emb: Tensor) -> Tensor:
-    """Norm, SiLU, resampling, convolution; embedding as addition or scale-shift; norm, SiLU, dropout, convolution."""
+    """Compute both chains, with the embedding as addition or scale-shift between them, and add the skip connection."""
     in_norm, in_act, *in_rest, in_conv = block.in_layers
     h = _run(in_rest, norm_silu(in_norm, in_act, x))
     if getattr(block, "updown", False):
@@ -108,7 +110,7 @@ def _run(layers: Iterable[nn.Module], h: Tensor) -> Tensor:
 
 @functools.cache
 def _agrees(cls: Any, method: Callable[..., Any], *, updown: bool, use_scale_shift_norm: bool) -> bool:
-    """Whether the method and the rule give the same numbers for a random block of the class, dropout included."""
+    """Return True where method and rule give the same numbers for a random block of the class, dropout included."""
     if list(inspect.signature(method).parameters)[1:] != ["x", "emb"]:
         return False
     with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -120,12 +122,12 @@ def _agrees(cls: Any, method: Callable[..., Any], *, updown: bool, use_scale_shi
             expected = method(block, x.clone(), emb.clone())
             torch.default_generator.manual_seed(1)
             return torch.allclose(residual_block(block, x, emb), expected, rtol=1e-10, atol=1e-10)
-        except Exception:  # whatever somebody else's code may raise where something is not as in the known block
+        except Exception:  # somebody else's code may raise anything where something is not as in the known block
             return False
 
 
 def _miniature(cls: Any, updown: bool, use_scale_shift_norm: bool) -> nn.Module:
-    """A block of the class with the known parts, four channels wide, and nothing that its constructor would make."""
+    """Make a block of the class with the known parts, four channels wide, without running its constructor."""
     block: Any = cls.__new__(cls)
     nn.Module.__init__(block)
     block.updown, block.use_scale_shift_norm = updown, use_scale_shift_norm

@@ -1,16 +1,16 @@
-"""One call for a norm and the SiLU after it, between modules that we did not write.
+"""Computes a norm and the SiLU after it in one call, between modules that we did not write.
 
-**Why the modules themselves are never patched.** A norm that returned an activated tensor, beside an activation that
-passed it through, would be shorter to write, but any other caller (a block that indexes into its Sequential, one
-activation shared with the time embedding) would then get wrong numbers, and a hook on either would see tensors that it
-was not written for. So the block that calls both makes one call instead of two, and decides anew at each call:
+The modules themselves are never patched. It would be shorter to make the norm return an activated tensor and the
+activation pass it through. But then any other caller of one of them (a block that indexes into its Sequential, a time
+embedding that shares the activation) would get wrong numbers, and a hook on either would see tensors that it was not
+written for. So the block that calls both makes one call instead of two, and decides anew at each call:
 
-- nothing sits on norm or activation: the fused operator reads the norm's parameters, and neither module is called;
-- a hook of any kind sits on one of them (torch's, accelerate's, diffusers', a sharding library's), or one of them has
+- Nothing sits on norm or activation: the fused operator reads the norm's parameters, and neither module is called.
+- A hook of any kind sits on one of them (torch's, accelerate's, diffusers', a sharding library's), or one of them has
   been replaced: both modules are called as before. Hooks run, see what they would have seen, and may move, cast or
-  gather parameters. That place is then as fast and as large as it was, for as long as the hook is there.
+  gather parameters. For as long as the hook is there, that place is as fast and as large as it was.
 
-`torch.jit.trace` records both modules, too: the operator looks at its numbers, which a trace cannot.
+`torch.jit.trace` records both modules, too, since a trace cannot follow an operator that looks at its numbers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetgn.fusion.recognition import FOLDS, GROUP_NORM_FORWARDS, is_bare, is_silu
-from unetgn.ops import group_norm_silu
+from unetgn import ops
+from unetgn.fusion.activations import is_bare_silu
+from unetgn.fusion.norms import fused_forward, is_plain_group_norm
+from unetgn.fusion.recognition import is_bare
 from unetgn.ops.layout import CHANNELS_LAST, memory_format_of
 
 
@@ -38,24 +40,25 @@ def norm_silu(
     shift: Tensor | None = None,
     **norm_kwargs: Any,
 ) -> Tensor:
-    """act(norm(x + pre_bias, *norm_args, **norm_kwargs) * (1 + scale) + shift), in one pass over x where that can be.
+    """Compute act(norm(x + pre_bias, *norm_args, **norm_kwargs) * (1 + scale) + shift), in one pass over x if possible.
 
     `norm` is a module, x is (N, C, *spatial), `act` is an nn.SiLU or `torch.nn.functional.silu`. pre_bias, scale and
     shift broadcast with x or are None; those that are constant over space, (N, C, 1, …), go into the fused operator.
-    Anything else about norm or act (another class, a hook, a forward of its own) means that both are called as written.
+    Where norm or act is anything else (of another class, with a hook or a forward of its own), both are called as
+    written.
     """
     extras = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
-    if torch.jit.is_tracing() or not (is_bare(norm) and is_silu(act)):
+    if torch.jit.is_tracing() or not (is_bare(norm) and is_bare_silu(act)):
         return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
-    if type(norm).forward in GROUP_NORM_FORWARDS and not norm_args and not norm_kwargs:
-        return fold_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **extras)
-    fold = FOLDS.get(type(norm).forward)
-    if fold is None or scale is not None or shift is not None:
+    if is_plain_group_norm(norm) and not norm_args and not norm_kwargs:
+        return fused_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **extras)
+    fused = fused_forward(norm)
+    if fused is None or scale is not None or shift is not None:
         return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
-    return fold(norm, x if pre_bias is None else x + pre_bias, *norm_args, **norm_kwargs)
+    return fused(norm, x if pre_bias is None else x + pre_bias, *norm_args, **norm_kwargs)
 
 
-def fold_group_norm(
+def fused_group_norm(
     x: Tensor,
     num_groups: int,
     weight: Tensor | None,
@@ -66,8 +69,11 @@ def fold_group_norm(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """The fused operator, with the layout of F.group_norm's result on the CPU, which the noise that is drawn like it or
-    what flattens it depends on. Extras that vary over space, or that would change x's dtype, are applied outside."""
+    """Compute SiLU(group_norm(x + pre_bias) * (1 + scale) + shift), laid out as F.group_norm's result is on the CPU.
+
+    Noise that is drawn like the result, and code that flattens it, depend on the layout. What varies over space, or
+    would change x's dtype, is applied outside of the fused operator.
+    """
     if x.numel() == num_groups:
         F.group_norm(x, num_groups)  # raises: PyTorch has no norm of a single value a group, the operator has
     channel_bias = _per_channel(pre_bias, x)
@@ -78,10 +84,10 @@ def fold_group_norm(
     channel_scale, channel_shift = _per_channel(scale, x), _per_channel(shift, x)
     inside = (scale is None or channel_scale is not None) and (shift is None or channel_shift is not None)
     if inside:
-        return group_norm_silu(
+        return ops.group_norm_silu(
             x, num_groups, weight, bias, eps, pre_bias=channel_bias, scale=channel_scale, shift=channel_shift
         )
-    y = group_norm_silu(x, num_groups, weight, bias, eps, activation=None, pre_bias=channel_bias)
+    y = ops.group_norm_silu(x, num_groups, weight, bias, eps, activation=None, pre_bias=channel_bias)
     return F.silu(_modulate(y, scale, shift))
 
 
@@ -107,11 +113,11 @@ def _modulate(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
 
 
 def _layout_by_strides(x: Tensor) -> torch.memory_format:
-    """The layout that PyTorch's kernels for the CPU read from the strides of x, and so that of F.group_norm's result.
+    """Return the layout that PyTorch's kernels for the CPU read from the strides of x; F.group_norm's result has it.
 
-    Channels_last are strides that grow from C over the spatial axes, backwards, to N. The stride of a batch of one
-    counts too, although it says nothing: it is too small where attention has transposed (1, H·W, C), which the operator
-    by itself would return as channels_last.
+    Strides that grow from C over the spatial axes, backwards, to N are channels_last. The stride of a batch of one
+    counts, although no element depends on it. It is too small where attention has transposed (1, H·W, C); the operator
+    by itself would return that as channels_last.
     """
     if x.is_contiguous() or x.dim() not in CHANNELS_LAST:
         return torch.contiguous_format
@@ -125,7 +131,7 @@ def _layout_by_strides(x: Tensor) -> torch.memory_format:
 
 
 def _per_channel(extra: Tensor | None, x: Tensor) -> Tensor | None:
-    """`extra` as (N, C), where it is (N or 1, C, 1, …) and adding it would not change x's dtype; else None."""
+    """Return `extra` as (N, C), where it is (N or 1, C, 1, …) and adding it would not change x's dtype; else None."""
     if not isinstance(extra, Tensor) or extra.dim() != x.dim() or extra.shape[1] != x.shape[1]:
         return None
     if not extra.is_floating_point():

@@ -1,4 +1,4 @@
-"""`fuse` and `unfuse`: one walk over a model, one stand-in for each block in which a norm meets SiLU."""
+"""Walks over a model, and gives a stand-in to each block in which a norm meets SiLU: `fuse` and `unfuse`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from unetgn.fusion import rules
+from unetgn.fusion.activations import is_silu_module, register_activation
+from unetgn.fusion.norms import child_norms, children, register_norm, why_not_fused
 from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
-from unetgn.fusion.reading import CannotReadError, find_pairs
-from unetgn.fusion.recognition import learn_silu
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
+from unetgn.fusion.rewriting import find_pairs
+from unetgn.fusion.source import CannotRewriteError
 from unetgn.fusion.stand_in import StandIn, install, remove, stand_in_of
 from unetgn.fusion.wrappers import CannotWrapError
 
@@ -45,6 +47,9 @@ class Fuse:
 
     def __call__(self, model: nn.Module) -> Report:
         _check_is_module(model, "fuse")
+        for cls in {type(module) for module in model.modules()}:
+            register_activation(cls)
+            register_norm(cls)
         fused: list[FusedPlace] = []
         left: list[LeftPlace] = []
         settled: set[str] = set()  # the paths of norms that are in the report: what is within them is no place
@@ -52,7 +57,7 @@ class Fuse:
             if _is_within(path, settled):
                 continue
             name = type(module).__name__
-            done = _fuse_module(module, {norm for norm in _norms(module) if _join(path, norm) in settled})
+            done = _fuse_module(module, {norm for norm in child_norms(module) if _join(path, norm) in settled})
             fused += [FusedPlace(_join(path, norm), name, norm, only) for norm, only in done.fused.items()]
             left += [LeftPlace(_join(path, norm), name, norm, reason) for norm, reason in done.left.items()]
             settled.update(_join(path, norm) for norm in (*done.fused, *done.left))
@@ -75,53 +80,53 @@ def unfuse(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class _Done:
-    """The norms of one block by their paths in it: fused, with what limits it, and left, with the reason."""
+    """Holds the norms of one block by their paths in it: fused, with what limits it, and left, with the reason."""
 
     fused: dict[str, str]
     left: dict[str, str]
 
 
 def _fuse_module(module: nn.Module, settled: set[str]) -> _Done:
-    """Fuse what can be in this one module; `settled` are norms of it that a block around it has dealt with."""
-    norms = {name: norm for name, norm in _norms(module).items() if name not in settled}
+    """Fuse what can be fused in this one module; `settled` are norms of it that a block around it has dealt with."""
+    norms = {name: norm for name, norm in child_norms(module).items() if name not in settled}
     name = norm_before_projections(module)
     if name in norms:
         return _Done({}, {name: _lay_out(module, name)})
     rule = rules.block_rule(type(module))
     if rule is not None:
         return _fuse_by_rule(module, rule, norms, settled)
-    return _fuse_by_reading(module, norms)
+    return _fuse_by_rewriting(module, norms)
 
 
 def _fuse_by_rule(module: nn.Module, rule: rules.BlockRule, norms: dict[str, nn.Module], settled: set[str]) -> _Done:
     named = {name: _named_norm(module, name) for name in rule.norms(module) if name not in settled}
-    reasons = {name: rules.why_not_folded(norm) for name, norm in named.items()}
+    reasons = {name: why_not_fused(norm) for name, norm in named.items()}
     left = {name: reason for name, reason in reasons.items() if reason is not None}
     left |= {name: _no_silu_after(module, name) for name in norms if name not in named}
-    foldable = tuple(name for name, reason in reasons.items() if reason is None)
-    refusal = rule.why_not(module) if foldable else None
+    fusable = tuple(name for name, reason in reasons.items() if reason is None)
+    refusal = rule.why_not(module) if fusable else None
     if refusal is not None:
-        return _settle(module, None, left | dict.fromkeys(foldable, refusal))
-    return _settle(module, StandIn(rule.method, foldable, function=rule.function), left)
+        return _settle(module, None, left | dict.fromkeys(fusable, refusal))
+    return _settle(module, StandIn(rule.method, fusable, function=rule.function), left)
 
 
-def _fuse_by_reading(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:
-    reasons = {name: rules.why_not_folded(norm) for name, norm in norms.items()}
+def _fuse_by_rewriting(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:
+    reasons = {name: why_not_fused(norm) for name, norm in norms.items()}
     left = {name: reason for name, reason in reasons.items() if reason is not None}
-    foldable = frozenset(name for name in norms if name not in left)
-    if not foldable:
+    fusable = frozenset(name for name in norms if name not in left)
+    if not fusable:
         return _settle(module, None, left)
     if not rules.is_readable(type(module)):
-        return _settle(module, None, left | _why_unread(module, foldable))
+        return _settle(module, None, left | _why_unread(module, fusable))
     activations = _activations(module)
     try:
-        pairs = find_pairs(type(module).forward, foldable, activations)
-    except CannotReadError as error:
-        return _settle(module, None, left | dict.fromkeys(sorted(foldable), str(error)))
+        pairs = find_pairs(type(module).forward, fusable, activations)
+    except CannotRewriteError as error:
+        return _settle(module, None, left | dict.fromkeys(sorted(fusable), str(error)))
     instead = dict(pairs.instead)
-    rest = (name for name in norms if name in foldable and name not in pairs.joined)
+    rest = (name for name in norms if name in fusable and name not in pairs.norms)
     left |= {name: instead.get(name) or _no_silu_after(module, name) for name in rest}
-    return _settle(module, StandIn("forward", pairs.joined, activations=activations, only=pairs.only), left)
+    return _settle(module, StandIn("forward", pairs.norms, activations=activations, only=pairs.only), left)
 
 
 def _settle(module: nn.Module, wanted: StandIn | None, left: dict[str, str]) -> _Done:
@@ -145,7 +150,7 @@ def _settle(module: nn.Module, wanted: StandIn | None, left: dict[str, str]) -> 
 
 
 def _install(module: nn.Module, stand_in: StandIn) -> str | None:
-    """Put the stand-in in its place, or say why that cannot be."""
+    """Put the stand-in in its place, or return why that cannot be."""
     try:
         if install(module, stand_in):
             return None
@@ -155,7 +160,7 @@ def _install(module: nn.Module, stand_in: StandIn) -> str | None:
 
 
 def _lay_out(attention: nn.Module, name: str) -> str:
-    """Put the stand-in for a norm that feeds projections on the norm itself; what the report says of the norm."""
+    """Put the stand-in for a norm that feeds projections on the norm itself; return what the report says of it."""
     norm = attention.get_submodule(name)
     if stand_in_of(norm) is None and not install(norm, StandIn("forward", (), function=transposed_group_norm)):
         return _no_silu_after(attention, name)
@@ -163,13 +168,13 @@ def _lay_out(attention: nn.Module, name: str) -> str:
 
 
 def _no_silu_after(module: nn.Module, norm: str) -> str:
-    """Why a norm is left that could be folded: what comes after it, where `fuse` looks for SiLU."""
+    """Return why a norm is left that could be fused: what comes after it, where `fuse` looks for SiLU."""
     cls: Any = type(module)
     if cls.forward is nn.Module.forward:
         return f"{cls.__name__} has no forward, and SiLU is looked for in that of the module that holds the norm"
     if cls.forward is not nn.Sequential.forward:
         return f"no SiLU comes right after it in the forward of {cls.__name__}"
-    layers = rules.children(module)
+    layers = children(module)
     after = [type(layer).__name__ for _, layer in layers[1 + [name for name, _ in layers].index(norm) :]]
     if not after:
         return f"it is the last layer of its {cls.__name__}, and what comes after that is not looked at"
@@ -177,22 +182,21 @@ def _no_silu_after(module: nn.Module, norm: str) -> str:
 
 
 def _why_unread(module: nn.Module, norms: frozenset[str]) -> dict[str, str]:
-    """Why the norms of a block without a rule are left: it stands in for a block with one, or may only need reading."""
+    """Return why the norms of a block without a rule are left, by name.
+
+    Its forward may replace that of a class with a rule, or `fuse.read` may be all that it takes.
+    """
     cls = type(module)
     known = (base for base in cls.__mro__[1:] if issubclass(base, nn.Module) and base is not nn.Module)
     base = next((base for base in known if rules.block_rule(base) or rules.is_readable(base)), None)
     if base is not None:
         return dict.fromkeys(sorted(norms), f"{cls.__name__} has a forward of its own in place of {base.__name__}'s")
     try:
-        joined = find_pairs(cls.forward, norms, _activations(module)).joined
-    except CannotReadError:
-        joined = ()
+        found = find_pairs(cls.forward, norms, _activations(module)).norms
+    except CannotRewriteError:
+        found = ()
     advice = f"no rule for {cls.__name__}: unetgn.fuse.read({cls.__name__}) lets fuse read its forward"
-    return {name: advice if name in joined else _no_silu_after(module, name) for name in sorted(norms)}
-
-
-def _norms(module: nn.Module) -> dict[str, nn.Module]:
-    return {name: child for name, child in rules.children(module) if rules.is_norm(child)}
+    return {name: advice if name in found else _no_silu_after(module, name) for name in sorted(norms)}
 
 
 def _named_norm(module: nn.Module, path: str) -> nn.Module:
@@ -204,7 +208,7 @@ def _named_norm(module: nn.Module, path: str) -> nn.Module:
 
 
 def _activations(module: nn.Module) -> frozenset[str]:
-    return frozenset(name for name, child in rules.children(module) if learn_silu(child))
+    return frozenset(name for name, child in children(module) if is_silu_module(child))
 
 
 def _check_is_module(model: Any, function: str) -> None:
@@ -213,7 +217,7 @@ def _check_is_module(model: Any, function: str) -> None:
 
 
 def _is_within(path: str, paths: set[str]) -> bool:
-    """Whether a path is one of these or leads further from one of them."""
+    """Return True where a path is one of these or leads further from one of them."""
     parts = path.split(".")
     return any(".".join(parts[:length]) in paths for length in range(1, len(parts) + 1))
 

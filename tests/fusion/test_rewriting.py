@@ -1,13 +1,17 @@
-"""What reading a forward finds and what it leaves, and that the rewritten forward computes the same."""
+"""The rewriting of a forward: what is found and what is left, what becomes of it, and that it computes the same."""
 
+import ast
 import inspect
+import re
+import textwrap
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import unetgn
+import unetgn.fusion.rewriting
 from tests.fusion.forwards import (
     FOUND,
     NOTHING,
@@ -19,25 +23,73 @@ from tests.fusion.forwards import (
     ResidualBetween,
     ScaleShift,
     TwoSteps,
+    inputs,
 )
-from unetgn.fusion.reading import CannotReadError, find_pairs, read
+from unetgn.fusion.norms import norm_rule
+from unetgn.fusion.patterns import Names
+from unetgn.fusion.rewriting import Rewriter
 
-NORMS, ACTIVATIONS = frozenset({"norm1", "norm2"}), frozenset({"act"})
+EXAMPLE = re.compile(r"Before::\n\n(?P<before>.*?)\n\nAfter::\n\n(?P<after>.*?)(?=\n\n\S|\Z)", re.DOTALL)
 
 
-def inputs() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+def fused(module: nn.Module) -> tuple[str, ...]:
+    """Let `fuse` read the module's forward, fuse it, and return the norms that the report says are fused."""
+    unetgn.fuse.read(type(module))
+    return tuple(place.norm for place in unetgn.fuse(module).fused)
+
+
+def reasons(module: nn.Module) -> dict[str, str]:
+    """Return why norms of the module are left, once `fuse` may read its forward."""
+    unetgn.fuse.read(type(module))
+    return {place.norm: place.reason for place in unetgn.fuse(module).left}
+
+
+def examples() -> list[tuple[str, str, str]]:
+    """Return every example in the docstrings of the rewritings: the name, the source before, the source after."""
+    methods = [(name, inspect.getdoc(method)) for name, method in vars(Rewriter).items() if inspect.isfunction(method)]
+    return [
+        (name, textwrap.dedent(example["before"]), textwrap.dedent(example["after"]))
+        for name, doc in methods
+        for example in EXAMPLE.finditer(doc or "")
+    ]
+
+
+def as_definition(source: str) -> ast.FunctionDef:
+    """Parse statements as the body of a forward."""
+    definition = ast.parse(f"def forward(self, x, h, emb, scale):\n{textwrap.indent(source, '    ')}").body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    return definition
+
+
+@pytest.mark.parametrize(("name", "before", "after"), examples(), ids=[name for name, _, _ in examples()])
+def test_the_examples_in_the_docstrings_are_what_is_rewritten(name, before, after):
+    definition = as_definition(before)
+    names = Names(frozenset({"norm"}), frozenset({"act"}), {"F": F, "torch": torch}, frozenset())
+    Rewriter(names).rewrite(definition)
+    rewritten = ast.unparse(ast.fix_missing_locations(definition)).replace("unetgn_", "")
+    assert rewritten == ast.unparse(as_definition(after)) != ast.unparse(as_definition(before))
+
+
+def test_every_rewriting_has_an_example():
+    named = [name for name, _, _ in examples()]
+    assert {name: named.count(name) for name in named} == {
+        "_pass_by_position": 1,
+        "visit_Call": 1,
+        "_fuse_with_norm_before": 4,
+        "_sink_activations": 1,
+        "_take_in_additions": 2,
+    }
+    assert len(named) == inspect.getsource(unetgn.fusion.rewriting).count("Before::")
 
 
 @pytest.mark.parametrize("block", FOUND)
 def test_the_pairs_of_a_forward_are_found(block):
-    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == FOUND[block]
+    assert fused(block()) == FOUND[block]
 
 
 @pytest.mark.parametrize("block", NOTHING)
 def test_what_is_no_pair_is_left(block):
-    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == ()
+    assert fused(block()) == ()
 
 
 @pytest.mark.parametrize("block", [*FOUND, *NOTHING])
@@ -46,14 +98,16 @@ def test_the_rewritten_forward_computes_the_same(block, sign):
     torch.manual_seed(1)
     module = block().double()
     x, emb = inputs()
-    rewritten = read(block.forward, NORMS, ACTIVATIONS)
-    torch.testing.assert_close(rewritten(module, x, sign * emb), module(x, sign * emb), rtol=1e-12, atol=1e-12)
+    expected = module(x.clone(), sign * emb)
+    fused(module)
+    torch.testing.assert_close(module(x, sign * emb), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("block", FOUND)
 def test_each_pair_that_runs_is_one_call_of_the_operator(block, calls):
     module = block().double()
-    read(block.forward, NORMS, ACTIVATIONS)(module, *inputs())
+    fused(module)
+    module(*inputs())
     ran = 1 if block is InABranchOfALoop else len(FOUND[block])
     if block is not ActivationAfterTheBranches:  # which branch runs depends on the numbers
         assert len(calls) == ran
@@ -64,7 +118,9 @@ def test_each_pair_that_runs_is_one_call_of_the_operator(block, calls):
     [(AdditionBefore, {"pre_bias"}), (AdditionUnderACondition, {"pre_bias"}), (ScaleShift, {"scale", "shift"})],
 )
 def test_what_is_constant_over_space_goes_into_the_operator(block, inside, calls):
-    read(block.forward, NORMS, ACTIVATIONS)(block().double(), *inputs())
+    module = block().double()
+    fused(module)
+    module(*inputs())
     assert {name for name, value in calls[0].items() if value is not None} == inside
 
 
@@ -85,10 +141,15 @@ class ScaledTensor(Base):
 
 
 class Gated(nn.GroupNorm):
-    """A norm that takes something beside its input."""
+    """Takes something beside its input."""
 
     def forward(self, x, gate):
         return super().forward(x) * gate
+
+
+@norm_rule(lambda cls: cls is Gated, uses=("super", "forward"))
+def gated(norm, x, gate):
+    return F.silu(norm(x, gate))
 
 
 class AdditionThatTheNormsArgumentSees(Base):
@@ -116,14 +177,15 @@ def test_an_addition_is_taken_in_only_where_nothing_else_sees_its_sum(block):
     torch.manual_seed(1)
     module = block().double()
     results = []
-    for forward in (block.forward, read(block.forward, NORMS, ACTIVATIONS)):
+    for change in (lambda _: (), fused):
+        norms = change(module)
         torch.manual_seed(2)
-        results.append(forward(module, *inputs()))
-    assert find_pairs(block.forward, NORMS, ACTIVATIONS).joined == ("norm1",)
+        results.append(module(*inputs()))
+    assert norms == ("norm1",)
     assert torch.equal(*results)
 
 
-def test_a_norm_of_which_some_calls_are_not_joined_is_reported_so():
+def test_a_norm_of_which_some_calls_are_not_fused_is_reported_so():
     class Twice(Base):
         def forward(self, x, emb):
             x = self.act(self.norm1(x))
@@ -136,52 +198,48 @@ def test_a_norm_of_which_some_calls_are_not_joined_is_reported_so():
 
 
 def test_a_norm_whose_sum_with_something_is_activated_is_reported_so():
-    unetgn.fuse.read(ResidualBetween)
-    reasons = {place.norm: place.reason for place in unetgn.fuse(ResidualBetween()).left}
-    assert reasons["norm1"] == "SiLU is taken of `h + x`, not of its result alone"
+    assert reasons(ResidualBetween())["norm1"] == "SiLU is taken of `h + x`, not of its result alone"
 
 
 def test_what_would_widen_the_dtype_stays_outside_of_the_operator(calls):
     module = AdditionBefore()
-    x, emb = (tensor.float() for tensor in inputs())
+    x, emb = inputs(torch.float32)
     half = module.conv.half()(x.half())
     expected = F.silu(module.norm1(half + module.proj(emb)[:, :4, None, None])) + x.half()
-    got = read(AdditionBefore.forward, NORMS, ACTIVATIONS)(module, x.half(), emb)
-    torch.testing.assert_close(got, expected)
+    fused(module)
+    torch.testing.assert_close(module(x.half(), emb), expected)
     assert calls[0]["pre_bias"] is None
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool], ids=str)
 @pytest.mark.parametrize(("block", "names"), [(AddedTensor, {"pre_bias"}), (ScaledTensor, {"scale", "shift"})])
 def test_whole_numbers_and_truth_values_stay_outside_of_the_operator(block, names, dtype, calls):
-    x = inputs()[0]
+    x, _ = inputs()
     numbers = torch.arange(8).view(2, 4, 1, 1).to(dtype)
     module = block().double()
-    got = read(block.forward, NORMS, ACTIVATIONS)(module, x, numbers)
-    torch.testing.assert_close(got, module(x, numbers), rtol=1e-12, atol=1e-12)
+    expected = module(x, numbers)
+    fused(module)
+    torch.testing.assert_close(module(x, numbers), expected, rtol=1e-12, atol=1e-12)
     assert not names & {name for name, value in calls[0].items() if value is not None}
 
 
-def test_a_forward_bound_to_its_class_cannot_be_read():
+def test_a_forward_bound_to_its_class_is_left_and_the_report_says_so():
     class Outer(Base):
         def forward(self, x, emb):
             return super().forward(x)
 
-    with pytest.raises(CannotReadError, match="closes over"):
-        read(Outer.forward, NORMS, ACTIVATIONS)
+    assert "closes over" in reasons(Outer())["norm1"]
 
 
-def test_a_forward_without_source_cannot_be_read():
+def test_a_forward_without_source_is_left_and_the_report_says_so():
     made: dict = {}
     exec("def forward(self, x):\n    x = self.norm1(x)\n    x = self.act(x)\n    return x", made)
-    with pytest.raises(CannotReadError, match="source"):
-        read(made["forward"], NORMS, ACTIVATIONS)
+    assert "source" in reasons(type("Made", (Base,), made)())["norm1"]
 
 
 def test_errors_in_a_rewritten_forward_point_at_the_line_of_its_author():
     module = TwoSteps()
-    unetgn.fuse.read(TwoSteps)
-    unetgn.fuse(module)
+    fused(module)
     lines, first = inspect.getsourcelines(TwoSteps.forward)
     with pytest.raises(RuntimeError) as caught:
         module(torch.randn(1, 4, 2), None)  # an image without its width: the convolution refuses it

@@ -1,0 +1,119 @@
+"""Knows the group norms of other people's models, and which of them can take in the SiLU after them.
+
+The predicates `is_*` only read what the functions `register_*` and the decorator `norm_rule` have written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from unetgn.fusion.classes import ClassPredicate, forward_of, matcher, owner_of, path_of
+from unetgn.fusion.recognition import is_casting_group_norm, unknown_names
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class NormRule:
+    """Computes SiLU(norm(x, …)) by `function(norm, x, …)`, for a class that wraps or extends nn.GroupNorm.
+
+    It holds for a forward that uses the names `uses` and no others.
+    """
+
+    matches: ClassPredicate
+    function: Callable[..., Tensor]
+    uses: frozenset[str]
+
+    def why_not(self, cls: type[nn.Module]) -> str | None:
+        """Return why this rule is not for the forward of a class that it matches; None where it is."""
+        if hasattr(cls.forward, "__wrapped__"):
+            return f"{owner_of(cls, 'forward').__name__}'s forward is wrapped"
+        return unknown_names(cls.forward, self.uses)
+
+
+_group_norm_forwards: set[Callable[..., Any]] = {nn.GroupNorm.forward}
+# From the forward of another norm to the function that computes it and SiLU.
+_fused_forwards: dict[Callable[..., Any], Callable[..., Tensor]] = {}
+_rules: list[NormRule] = []
+_reasons: dict[str, str] = {}  # of norms into which SiLU cannot be taken, by path
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return True for somebody else's group norm: nn.GroupNorm, a subclass, or a class with a rule or a refusal."""
+    return _is_norm_class(type(module))
+
+
+def is_plain_group_norm(norm: nn.Module) -> bool:
+    """Return True where the forward of the norm's class computes nn.GroupNorm and nothing else."""
+    return forward_of(norm) in _group_norm_forwards
+
+
+def is_fusable(norm: nn.Module) -> bool:
+    """Return True where SiLU can be taken into this class of norm."""
+    return is_plain_group_norm(norm) or fused_forward(norm) is not None
+
+
+def fused_forward(norm: nn.Module) -> Callable[..., Tensor] | None:
+    """Return the function that computes SiLU(norm(x, …)), where the norm's class has a rule that holds."""
+    return _fused_forwards.get(forward_of(norm))
+
+
+def why_not_fused(norm: nn.Module) -> str | None:
+    """Return why SiLU cannot be taken into this norm; None where it can."""
+    if is_fusable(norm):
+        return None
+    owner = owner_of(type(norm), "forward")
+    rule = _rule_for(type(norm))
+    if path_of(owner) in _reasons or rule is None:
+        return _reasons.get(path_of(owner), f"{owner.__name__} has a forward of its own in place of GroupNorm's")
+    return rule.why_not(type(norm))
+
+
+def norm_rule(target: str | ClassPredicate, *, uses: Iterable[str]) -> Callable[[Function], Function]:
+    """Register the decorated function: it computes SiLU of what the forward of `target`'s norms computes."""
+
+    def register(function: Function) -> Function:
+        _rules.append(NormRule(matcher(target, "forward"), function, frozenset(uses)))
+        return function
+
+    return register
+
+
+def register_unfusable(target: str, reason: str) -> None:
+    """Name a class of norm, by path, into which SiLU cannot be taken, and say why, for the report."""
+    _reasons[target] = reason
+
+
+def register_norm(cls: type[nn.Module]) -> None:
+    """Register a class if it is a norm that can take in SiLU: by trial, or by the newest rule for it."""
+    if not _is_norm_class(cls) or cls.forward in _group_norm_forwards or cls.forward in _fused_forwards:
+        return
+    rule = _rule_for(cls)
+    if is_casting_group_norm(cls):
+        _group_norm_forwards.add(cls.forward)
+    elif rule is not None and path_of(owner_of(cls, "forward")) not in _reasons and rule.why_not(cls) is None:
+        _fused_forwards[cls.forward] = rule.function
+
+
+def children(block: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the direct children with their names, a child with two names twice (`named_children` gives it once)."""
+    return [(name, child) for name, child in block._modules.items() if child is not None]
+
+
+def child_norms(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the direct children that are norms; under all of its names where one module has several."""
+    return {name: child for name, child in children(block) if is_norm(child)}
+
+
+def _is_norm_class(cls: type[nn.Module]) -> bool:
+    if cls.__module__.partition(".")[0] == "unetgn":
+        return False
+    return issubclass(cls, nn.GroupNorm) or path_of(owner_of(cls, "forward")) in _reasons or _rule_for(cls) is not None
+
+
+def _rule_for(cls: type[nn.Module]) -> NormRule | None:
+    return next((rule for rule in reversed(_rules) if rule.matches(cls)), None)

@@ -1,0 +1,175 @@
+"""Recognizes, in the parsed source of a forward, the norms, the SiLUs and the steps between them.
+
+Nothing here changes the source; `rewriting.py` does.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from unetgn.fusion.recognition import codes, is_silu_function
+
+SILU = "unetgn_silu"  # stands for torch.nn.functional.silu in a rewritten forward
+SILU_NAMES = frozenset({"silu", "swish", "nonlinearity"})
+AMBIGUOUS = frozenset({"pre_bias", "scale", "shift", None})  # keywords of norm_silu itself; None: **keywords
+LAYOUTS = frozenset(
+    {"permute", "transpose", "movedim", "flatten", "unflatten", "view", "reshape", "contiguous", "squeeze", "unsqueeze"}
+)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Says what the names in a forward stand for.
+
+    norms and activations are attributes of self: the norms that may be fused, and the modules that compute SiLU.
+    outer are the values of the names that are not local. shared are the local names that inner functions see, too.
+    """
+
+    norms: frozenset[str]
+    activations: frozenset[str]
+    outer: Mapping[str, Any]
+    shared: frozenset[str]
+
+    @classmethod
+    def of(cls, function: FunctionType, norms: frozenset[str], activations: frozenset[str]) -> Names:
+        """Return the names of a forward whose norms and activations are known."""
+        shared = {name for code in codes(function.__code__) for name in code.co_cellvars}
+        local = shared.union(*(code.co_varnames for code in codes(function.__code__)))
+        outer = {name: value for name, value in function.__globals__.items() if name not in local}
+        return cls(norms, activations, outer, frozenset(shared))
+
+    def norm(self, node: Any) -> str | None:
+        """Return `norm` where the node is `self.norm(x, …)` with one of the norms that may be fused."""
+        if not isinstance(node, ast.Call) or not node.args or AMBIGUOUS & {keyword.arg for keyword in node.keywords}:
+            return None
+        attribute = self_attribute(node.func)
+        return attribute if attribute in self.norms else None
+
+    def activation(self, node: Any) -> ast.expr | None:
+        """Return `act` where the node is `act(x)`: an attribute of self, or a function that computes SiLU.
+
+        `F.silu(x, inplace=…)` is one, too: x is the norm's result and nobody else's.
+        """
+        if not isinstance(node, ast.Call) or len(node.args) != 1:
+            return None
+        if self_attribute(node.func) in self.activations:
+            return None if node.keywords else node.func
+        function = self._silu_function(node.func)
+        is_plain = not node.keywords or (function is F.silu and _is_only_inplace(node.keywords))
+        return ast.Name(SILU, ast.Load()) if function is not None and is_plain else None
+
+    def activation_step(self, statement: ast.stmt) -> tuple[str, ast.expr] | None:
+        """Return `a` and `act` where the statement is `a = act(a)`, `a = a * torch.sigmoid(a)` or that with `*=`."""
+        target, made = assignment(statement)
+        if isinstance(statement, ast.AugAssign):
+            target, made = name_of(statement.target), ast.BinOp(statement.target, statement.op, statement.value)
+        if target is None:
+            return None
+        activation = self.activation(made)
+        if activation is not None:
+            return (target, activation) if name_of(made.args[0]) == target else None
+        return (target, ast.Name(SILU, ast.Load())) if self._is_written_out(made, target) else None
+
+    def is_called_by_keyword(self, call: ast.Call) -> bool:
+        """Return True for `norm(input=x)`, `act(input=x)` and `F.silu(input=x, inplace=…)`."""
+        is_known = self_attribute(call.func) in self.norms | self.activations or self._silu_function(call.func)
+        names = {keyword.arg for keyword in call.keywords}
+        return bool(is_known) and not call.args and {"input"} <= names <= {"input", "inplace"}
+
+    def _is_written_out(self, node: Any, target: str) -> bool:
+        """Return True for `target * torch.sigmoid(target)`."""
+        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and name_of(node.left) == target):
+            return False
+        gate = node.right
+        is_gate = isinstance(gate, ast.Call) and [name_of(argument) for argument in gate.args] == [target]
+        return is_gate and not gate.keywords and self._value(gate.func) is torch.sigmoid  # type: ignore[attr-defined]
+
+    def _silu_function(self, node: ast.expr) -> FunctionType | None:
+        """Return the function with SiLU's values that `F.silu` or `nonlinearity` stands for, if it does."""
+        is_named = ast.unparse(node).rpartition(".")[2] in SILU_NAMES
+        function = self._value(node) if is_named else None
+        return function if isinstance(function, FunctionType) and is_silu_function(function) else None
+
+    def _value(self, node: ast.expr) -> Any:
+        """Return what a name such as `F.silu` stands for; None where it is no name, or a local one."""
+        path = ast.unparse(node).split(".") if isinstance(node, (ast.Name, ast.Attribute)) else [""]
+        if path[0] not in self.outer:
+            return None
+        return functools.reduce(lambda owner, name: getattr(owner, name, None), path[1:], self.outer[path[0]])
+
+
+def addend(statement: ast.stmt, target: str | None) -> ast.expr | None:
+    """Return `e` where the statement is `target = target + e`."""
+    assigned, made = assignment(statement)
+    is_step = target is not None and assigned == target
+    is_sum = isinstance(made, ast.BinOp) and isinstance(made.op, ast.Add) and name_of(made.left) == target
+    return made.right if is_step and is_sum else None
+
+
+def scale_shift(node: Any, target: str | None) -> dict[str, ast.expr] | None:
+    """Return `s` and `t` where the node is `target * (1 + s) + t`, or with `s + 1`, and neither mentions the target."""
+    product = node.left if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) else None
+    is_product = isinstance(product, ast.BinOp) and isinstance(product.op, ast.Mult) and name_of(product.left) == target
+    factor: Any = product.right if is_product else None  # type: ignore[union-attr]
+    if isinstance(factor, ast.BinOp) and isinstance(factor.op, ast.Add):
+        for one, scale in ((factor.left, factor.right), (factor.right, factor.left)):
+            is_one = isinstance(one, ast.Constant) and one.value == 1
+            if is_one and not mentions(scale, target) and not mentions(node.right, target):
+                return {"scale": scale, "shift": node.right}
+    return None
+
+
+def is_layout(statement: ast.stmt, target: str | None) -> bool:
+    """Return True for `target = target.permute(…)`, or several such methods in a row, of the target alone."""
+    assigned, made = assignment(statement)
+    if assigned is None or assigned != target or not isinstance(made, ast.Call):
+        return False
+    while isinstance(made, ast.Call) and isinstance(made.func, ast.Attribute) and made.func.attr in LAYOUTS:
+        if any(mentions(part, target) for part in (*made.args, *made.keywords)):
+            return False
+        made = made.func.value
+    return name_of(made) == target
+
+
+def before_layouts(statements: list[ast.stmt], target: str | None) -> int:
+    """Return the index of the last statement that is no step of layout of the target; of the first where all are."""
+    at = len(statements) - 1
+    while at > 0 and is_layout(statements[at], target):
+        at -= 1
+    return at
+
+
+def mentions(node: ast.AST, name: str | None) -> bool:
+    """Return True where a name occurs in the node."""
+    return any(name_of(part) == name for part in ast.walk(node))
+
+
+def assignment(statement: ast.stmt | None) -> tuple[str | None, Any]:
+    """Return name and value, where a statement assigns to one plain name."""
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        return name_of(statement.targets[0]), statement.value
+    return None, None
+
+
+def name_of(node: ast.AST) -> str | None:
+    """Return `name` where the node is that name."""
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def self_attribute(node: ast.AST) -> str | None:
+    """Return `name` where the node is `self.name`."""
+    return node.attr if isinstance(node, ast.Attribute) and name_of(node.value) == "self" else None
+
+
+def _is_only_inplace(keywords: list[ast.keyword]) -> bool:
+    """Return True where there is only `inplace=True` or `inplace=self.inplace`, which nothing is lost with."""
+    is_value = all(isinstance(keyword.value, (ast.Constant, ast.Name, ast.Attribute)) for keyword in keywords)
+    return is_value and [keyword.arg for keyword in keywords] == ["inplace"]

@@ -1,0 +1,330 @@
+"""Rewrites a class's own forward so that a norm and the SiLU after it are one call.
+
+Each rewriting keeps the meaning whatever the names stand for. `norm_silu(norm, act, x, …)` is defined as
+`act(norm(x + pre_bias, …) * (1 + scale) + shift)`, its arguments are evaluated before it normalizes, and SiLU works on
+each element by itself. A forward that does anything else between norm and activation is left as it is.
+
+The docstrings of `Rewriter` show a forward before and after each rewriting. Names that the rewriting adds begin with
+`unetgn_`, so that they meet no name of the forward; the examples leave that away.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+
+from unetgn.fusion.norm_silu import norm_silu
+from unetgn.fusion.patterns import (
+    SILU,
+    Names,
+    addend,
+    assignment,
+    before_layouts,
+    mentions,
+    name_of,
+    scale_shift,
+    self_attribute,
+)
+from unetgn.fusion.source import compile_forward, parse_forward
+
+NORM_SILU, PRE_BIAS = "unetgn_norm_silu", "unetgn_pre_bias"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Lists the norms of a forward that meet SiLU: those that can be fused, and what there is to say of some norms.
+
+    norms: in source order. only: those of them that have other calls, too. instead: norms that cannot be fused,
+    although a SiLU is near. Both as (norm, sentence).
+    """
+
+    norms: tuple[str, ...]
+    only: tuple[tuple[str, str], ...]
+    instead: tuple[tuple[str, str], ...]
+
+
+@functools.cache
+def rewrite_forward(
+    forward: Callable[..., Any], norms: frozenset[str], activations: frozenset[str]
+) -> Callable[..., Any]:
+    """Return the rewritten `forward` of a class: a function of the module and what the forward takes, undecorated.
+
+    `norms` and `activations` are the attributes of `self` that may be fused; functions that serve as activations
+    (`F.silu`, a module's `nonlinearity`) are found through the forward's globals. Raises CannotRewriteError.
+    """
+    definition, original = parse_forward(forward)
+    Rewriter(Names.of(original, norms, activations)).rewrite(definition)
+    return compile_forward(definition, original, {NORM_SILU: norm_silu, SILU: F.silu})
+
+
+@functools.cache
+def find_pairs(forward: Callable[..., Any], norms: frozenset[str], activations: frozenset[str]) -> Pairs:
+    """Find those of `norms` that `rewrite_forward` would fuse; nothing of the forward is run.
+
+    Raises CannotRewriteError.
+    """
+    definition, original = parse_forward(forward)
+    rewriter = Rewriter(Names.of(original, norms, activations))
+    rewriter.rewrite(definition)
+    fused, left = rewriter.fused, list(_calls(definition, norms))
+    only = tuple(
+        (norm, f"only where SiLU comes right after it: {fused.count(norm)} of its {fused.count(norm) + calls} calls")
+        for norm in dict.fromkeys(fused)
+        if (calls := left.count(norm))
+    )
+    instead = tuple((norm, sentence) for norm, sentence in rewriter.instead.items() if norm not in fused)
+    return Pairs(tuple(dict.fromkeys(fused)), only, instead)
+
+
+class Rewriter(ast.NodeTransformer):
+    """Applies the rewritings to lists of statements, from the outermost inwards.
+
+    `fused` notes the norm of every call that is made one with SiLU; `instead` says of norms what SiLU is taken of.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.fused: list[str] = []
+        self.instead: dict[str, str] = {}
+
+    def rewrite(self, definition: ast.FunctionDef) -> None:
+        """Rewrite a function's body, in place."""
+        for node in ast.walk(definition):
+            if isinstance(node, ast.Call) and self.names.is_called_by_keyword(node):
+                self._pass_by_position(node)
+        definition.body = self._block(definition.body)
+
+    def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """Return the statements with every pair fused, in nested blocks too."""
+        done: list[ast.stmt] = []
+        for statement in self._sink_activations(statements):
+            statement = self.visit(self._visit_blocks(statement))
+            if not self._fuse_with_norm_before(done, statement):
+                self._note_sum(done, statement)
+                done.append(statement)
+        return self._take_in_additions(done)
+
+    def _visit_blocks(self, statement: ast.stmt) -> ast.stmt:
+        for field in ("body", "orelse", "finalbody"):
+            nested = getattr(statement, field, None)
+            if nested:
+                setattr(statement, field, self._block(nested))
+        for handler in getattr(statement, "handlers", ()):
+            handler.body = self._block(handler.body)
+        return statement
+
+    def _pass_by_position(self, call: ast.Call) -> None:
+        """Pass the input of a norm or an activation by position, so that the rewritings below know the call.
+
+        Before::
+
+            h = self.norm(input=x)
+            y = self.act(input=x)
+
+        After::
+
+            h = self.norm(x)
+            y = self.act(x)
+        """
+        call.args = [keyword.value for keyword in call.keywords if keyword.arg == "input"]
+        call.keywords = [keyword for keyword in call.keywords if keyword.arg != "input"]
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Make one call of an activation of a norm, within an expression.
+
+        Before::
+
+            h = self.conv(self.act(self.norm(x)))
+            y = x + F.silu(self.norm(h), inplace=True)
+
+        After::
+
+            h = self.conv(norm_silu(self.norm, self.act, x))
+            y = x + norm_silu(self.norm, silu, h)
+        """
+        self.generic_visit(node)
+        activation = self.names.activation(node)
+        if activation is not None and self.names.norm(node.args[0]) is not None:
+            return self._fuse(node.args[0], activation)
+        return node
+
+    def _fuse_with_norm_before(self, done: list[ast.stmt], statement: ast.stmt) -> bool:
+        """Make one call of a step `h = act(h)` and the norm that made `h`, last in `done`; return True where it is one.
+
+        Before::
+
+            h = self.norm(x)
+            h = self.act(h)
+
+        After::
+
+            h = norm_silu(self.norm, self.act, x)
+
+        SiLU may be written out. Before::
+
+            h = self.norm(x)
+            h *= torch.sigmoid(h)
+
+        After::
+
+            h = norm_silu(self.norm, silu, x)
+
+        A scale-shift between the two goes in, where scale and shift are not made of what the norm has made. Before::
+
+            h = self.norm(x)
+            h = h * (1 + scale) + emb
+            h = self.act(h)
+
+        After::
+
+            h = norm_silu(self.norm, self.act, x, scale=scale, shift=emb)
+
+        Steps between the two that only lay out the tensor come after. Before::
+
+            h = self.norm(x)
+            h = h.unflatten(0, (2, -1)).permute(0, 2, 1, 3, 4)
+            h = self.act(h)
+
+        After::
+
+            h = norm_silu(self.norm, self.act, x)
+            h = h.unflatten(0, (2, -1)).permute(0, 2, 1, 3, 4)
+        """
+        step = self.names.activation_step(statement)
+        if step is None:
+            return False
+        target, activation = step
+        at = before_layouts(done, target)
+        before, normed = assignment(done[at]) if at >= 0 else (None, None)
+        extras = scale_shift(normed, target) if before == target else None
+        if extras is not None:
+            before, normed = assignment(done[at - 1]) if at > 0 and target not in self.names.shared else (None, None)
+        if before != target or self.names.norm(normed) is None:
+            return False
+        fused = _assign(target, self._fuse(normed, activation, **(extras or {})), statement)
+        done[at - 1 if extras else at : at + 1] = [fused]
+        return True
+
+    def _note_sum(self, done: list[ast.stmt], statement: ast.stmt) -> None:
+        """Note a SiLU of something that is made of the result of the norm right before it."""
+        target, made = assignment(done[-1]) if done else (None, None)
+        norm = self.names.norm(made)
+        for node in ast.walk(statement) if norm is not None else ():
+            is_silu = self.names.activation(node) is not None
+            if is_silu and isinstance(node.args[0], ast.BinOp) and mentions(node.args[0], target):  # type: ignore[attr-defined]
+                argument = ast.unparse(node.args[0])  # type: ignore[attr-defined]
+                self.instead[str(norm)] = f"SiLU is taken of `{argument}`, not of its result alone"
+
+    def _sink_activations(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """Move an activation after an `if` into its branches, where one of them ends in a norm.
+
+        Before::
+
+            if emb is None:
+                h = self.norm(x)
+            else:
+                h = self.conv(x)
+            h = self.act(h)
+
+        After::
+
+            if emb is None:
+                h = norm_silu(self.norm, self.act, x)
+            else:
+                h = self.conv(x)
+                h = self.act(h)
+        """
+        sunk: list[ast.stmt] = []
+        for statement in statements:
+            step, last = self.names.activation_step(statement), sunk[-1] if sunk else None
+            if step is not None and isinstance(last, ast.If) and self._ends_in_norm([last], step[0]):
+                for branch in (last.body, last.orelse):
+                    branch.append(copy.deepcopy(statement))
+            else:
+                sunk.append(statement)
+        return sunk
+
+    def _ends_in_norm(self, statements: list[ast.stmt], target: str | None) -> bool:
+        """Return True where a norm, with what may follow it, or an `if` with such a branch, comes last."""
+        last = statements[before_layouts(statements, target)] if statements else None
+        if isinstance(last, ast.If):
+            return any(self._ends_in_norm(branch, target) for branch in (last.body, last.orelse))
+        assigned, made = assignment(last)
+        is_end = self.names.norm(made) is not None or scale_shift(made, target) is not None
+        return assigned == target and is_end
+
+    def _take_in_additions(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """Take what is added right before the norm into the call, as its pre_bias, the first to be evaluated.
+
+        It has to be added to what the norm gets, and nothing else in the call may mention that. Before::
+
+            h = h + emb
+            h = self.norm(h)
+            h = self.act(h)
+
+        After::
+
+            h = norm_silu(self.norm, self.act, h, pre_bias=emb)
+
+        The addition may be the last line of an `if`. Before::
+
+            if emb is not None:
+                h = h + self.proj(emb)
+            h = self.act(self.norm(h))
+
+        After::
+
+            pre_bias = None
+            if emb is not None:
+                pre_bias = self.proj(emb)
+            h = norm_silu(self.norm, self.act, h, pre_bias=pre_bias)
+        """
+        done: list[ast.stmt] = []
+        for statement in statements:
+            target, call = assignment(statement)
+            if done and _is_fused_alone(call, target) and target not in self.names.shared:
+                before = done[-1]
+                added = addend(before, target)
+                if added is not None:
+                    done.pop()
+                    call.keywords.insert(0, ast.keyword("pre_bias", added))
+                elif isinstance(before, ast.If) and not before.orelse:
+                    added = addend(before.body[-1], target)
+                    if added is not None:
+                        before.body[-1] = _assign(PRE_BIAS, added, before.body[-1])
+                        done.insert(-1, _assign(PRE_BIAS, ast.Constant(None), before))
+                        call.keywords.insert(0, ast.keyword("pre_bias", ast.Name(PRE_BIAS, ast.Load())))
+            done.append(statement)
+        return done
+
+    def _fuse(self, normed: Any, activation: ast.expr, **extras: ast.expr) -> ast.Call:
+        """Return the one call of a norm and its activation, and note the norm."""
+        self.fused.append(normed.func.attr)
+        keywords = [*normed.keywords, *(ast.keyword(name, value) for name, value in extras.items())]
+        call = ast.Call(ast.Name(NORM_SILU, ast.Load()), [normed.func, activation, *normed.args], keywords)
+        return ast.copy_location(call, normed)
+
+
+def _is_fused_alone(node: Any, target: str | None) -> bool:
+    """Return True for `norm_silu(norm, act, target)`, with scale and shift at most, that do not mention the target."""
+    if not isinstance(node, ast.Call) or name_of(node.func) != NORM_SILU or len(node.args) != 3:
+        return False
+    is_known = all(keyword.arg in ("scale", "shift") for keyword in node.keywords)
+    return is_known and name_of(node.args[2]) == target and not any(mentions(k.value, target) for k in node.keywords)
+
+
+def _calls(definition: ast.FunctionDef, norms: frozenset[str]) -> Iterator[str]:
+    """Yield the norm of every call of a norm, or that is handed one, besides the calls that fuse it."""
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Call) and name_of(node.func) != NORM_SILU:
+            yield from (name for part in (node.func, *node.args) if (name := self_attribute(part)) in norms)
+
+
+def _assign(target: str, value: ast.expr, where: ast.stmt) -> ast.stmt:
+    return ast.copy_location(ast.Assign([ast.Name(target, ast.Store())], value), where)
