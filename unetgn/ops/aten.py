@@ -125,17 +125,18 @@ def _native(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute z, mean and rstd of a contiguous h by PyTorch's group norm."""
-    n, channels = h.shape[0], h.shape[1]
+    shape = h.shape  # asked once: PyTorch makes a new one each time
+    n, channels = shape[0], shape[1]
     elements = h.numel() // (n * channels)
     if a is not None and b is not None and a.dim() == 2:
         rows, groups = n * channels, n * num_groups
         flat = h.view(1, rows, elements)
         z, mean, rstd = torch.native_group_norm(flat, a.flatten(), b.flatten(), 1, rows, elements, groups, eps)
-        return z.view(h.shape), mean.view(n, num_groups), rstd.view(n, num_groups)
-    if h.dim() > 3 and (channels == 1 or elements == 1):  # with four axes PyTorch may read it as channels_last
+        return z.view(shape), mean.view(n, num_groups), rstd.view(n, num_groups)
+    if len(shape) > 3 and (channels == 1 or elements == 1):  # with four axes PyTorch may read it as channels_last
         flat = h.view(n, channels, elements)
         z, mean, rstd = torch.native_group_norm(flat, a, b, n, channels, elements, num_groups, eps)
-        return z.view(h.shape), mean, rstd
+        return z.view(shape), mean, rstd
     return torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
 
 
@@ -155,9 +156,10 @@ def _native_channels_last(
 
     PyTorch reads the layout from all strides, and those of an axis of one element may be any: they are set first.
     """
-    if 1 in h.shape and h.stride() != _channels_last_strides(h.shape):
-        h = h.as_strided(h.shape, _channels_last_strides(h.shape))
-    n, channels = h.shape[0], h.shape[1]
+    shape = h.shape
+    if 1 in shape and h.stride() != _channels_last_strides(shape):
+        h = h.as_strided(shape, _channels_last_strides(shape))
+    n, channels = shape[0], shape[1]
     elements = h.numel() // (n * channels)
     if a is None or a.dim() == 1:
         return torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)

@@ -26,7 +26,7 @@ class GroupNormSiLUFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *values: Any) -> Tensor:
-        y, mean, rstd = dispatch.forward(Arguments._make(values))
+        y, mean, rstd = dispatch.forward(tuple.__new__(Arguments, values))  # a third of the time of Arguments._make
         save_for_backward(ctx, values, mean, rstd)
         return y
 

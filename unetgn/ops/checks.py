@@ -30,16 +30,16 @@ def check_arguments(arguments: Arguments) -> None:
         )
     check_num_groups(arguments.num_groups, shape[1])
     check_eps(arguments.eps)
-    if arguments.weight is not None:
-        _check_parameter("weight", arguments.weight, x, "(C,)", shape[1:2])
-    if arguments.bias is not None:
-        _check_parameter("bias", arguments.bias, x, "(C,)", shape[1:2])
-    if arguments.pre_bias is not None:
-        _check_parameter("pre_bias", arguments.pre_bias, x, "(N, C)", shape[:2])
-    if arguments.scale is not None:
-        _check_parameter("scale", arguments.scale, x, "(N, C)", shape[:2])
-    if arguments.shift is not None:
-        _check_parameter("shift", arguments.shift, x, "(N, C)", shape[:2])
+    if (weight := arguments.weight) is not None:
+        _check_parameter("weight", weight, x, "(C,)", shape[1:2])
+    if (bias := arguments.bias) is not None:
+        _check_parameter("bias", bias, x, "(C,)", shape[1:2])
+    if (pre_bias := arguments.pre_bias) is not None:
+        _check_parameter("pre_bias", pre_bias, x, "(N, C)", shape[:2])
+    if (scale := arguments.scale) is not None:
+        _check_parameter("scale", scale, x, "(N, C)", shape[:2])
+    if (shift := arguments.shift) is not None:
+        _check_parameter("shift", shift, x, "(N, C)", shape[:2])
 
 
 def check_num_groups(num_groups: int, num_channels: int) -> None:

@@ -57,9 +57,8 @@ def group_norm_silu(
     """
     check_activation(activation)
     implementation = dispatch.chosen()
-    arguments = Arguments(
-        x, num_groups, weight, bias, eps, activation is not None, pre_bias, scale, shift, implementation
-    )
+    silu = activation is not None
+    arguments = Arguments(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
     check_arguments(arguments)
     if dispatch.is_transformed():
         return reference.define(arguments)[0]
