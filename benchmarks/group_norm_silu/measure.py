@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.group_norm_silu.cases import EXTRAS, NUM_GROUPS, PASSES, Case
+from benchmarks.group_norm_silu.cases import DTYPES, EXTRAS, NUM_GROUPS, PASSES, Case
 from benchmarks.group_norm_silu.contenders import Function, Maker, contenders, eager, ours
 from benchmarks.group_norm_silu.timing import Machine, rotations
 from unetgn.ops import implementation
@@ -66,11 +65,11 @@ def clusters_change_the_plan(case: Case, device: torch.device) -> bool:
     """True where a cluster would hold groups that are otherwise split or held by one block."""
     from unetgn.ops.triton.device import device_of  # needs Triton
     from unetgn.ops.triton.forward import plan_forward
-    from unetgn.ops.triton.problem import Problem
+    from unetgn.ops.triton.problem import problem_of
 
     if "pre_bias" in EXTRAS[case.extras]:
         return False
-    problem = Problem(case.shape[0], case.shape[1], NUM_GROUPS, prod(case.shape[2:]), case.itemsize)
+    problem = problem_of(torch.Size(case.shape), NUM_GROUPS, DTYPES[case.dtype])
     channels_last = case.layout == "channels_last"
     plain, clusters = (plan_forward(problem, channels_last, device_of(device), use) for use in (False, True))
     return plain != clusters

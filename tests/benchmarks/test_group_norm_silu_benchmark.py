@@ -154,9 +154,9 @@ def test_the_checks_find_results_that_are_wrong(monkeypatch: pytest.MonkeyPatch)
 
     right = reference.forward
 
-    def wrong(x: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
-        y, mean, rstd = right(x, *rest)
-        return (y if x.dtype == torch.float64 else y * 1.001), mean, rstd
+    def wrong(arguments: Any) -> tuple[torch.Tensor, ...]:
+        y, mean, rstd = right(arguments)
+        return (y if y.dtype == torch.float64 else y * 1.001), mean, rstd
 
     monkeypatch.setattr(reference, "forward", wrong)
     problems = faults(Check((2, 12, 5, 4), 3, torch.float32, False, ("weight", "bias")), "reference", "cpu")

@@ -102,7 +102,7 @@ def test_results_that_are_wrong_are_found_by_the_check_of_the_case(
     from unetgn.ops import aten
 
     right = aten.forward
-    monkeypatch.setattr(aten, "forward", lambda x, *rest: (right(x, *rest)[0] * 1.1, *right(x, *rest)[1:]))
+    monkeypatch.setattr(aten, "forward", lambda arguments: (right(arguments)[0] * 1.1, *right(arguments)[1:]))
     monkeypatch.setattr(program, "cases", lambda **_: CASES[2:3])
     assert program.main([]) == run.WRONG_RESULTS
     assert results(tmp_path)["rows"] == []

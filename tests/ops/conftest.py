@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unetgn.ops.arguments import Arguments
+
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")]
 INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="see tests/ops/interpreted")
 
@@ -34,6 +36,12 @@ class Inputs:
 
     def leaves(self) -> list[Tensor]:
         return [value for value in (self.x, *self.keywords().values()) if value is not None]
+
+    def arguments(self, num_groups: int, implementation: str = "aten", *, activation: bool = True) -> Arguments:
+        """The operator's arguments, as the registered operator takes them one by one."""
+        return Arguments(
+            self.x, num_groups, eps=1e-5, activation=activation, implementation=implementation, **self.keywords()
+        )
 
     def requires_grad(self) -> "Inputs":
         for leaf in self.leaves():

@@ -8,8 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 import unetgn
 from unetgn.ops import implementation, reference
+from unetgn.ops.arguments import DIFFERENTIABLE, Needs
 
-NAMES = ("weight", "bias", "pre_bias", "scale", "shift")
+NAMES = DIFFERENTIABLE[1:]
 LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 
 
@@ -42,12 +43,11 @@ def test_gradients_of_gradients_agree_with_differences(draw, place, channels_las
 
 def test_the_closed_form_is_the_gradient_of_the_definition(draw):
     inputs = draw(2, (2, 6, 3, 3), dtype=torch.float64).requires_grad()
-    y, mean, rstd = reference.forward(inputs.x, 3, inputs.weight, inputs.bias, 1e-5, True, *inputs.leaves()[3:])
+    arguments = inputs.arguments(3)
+    y, mean, rstd = reference.forward(arguments)
     expected = torch.autograd.grad(y, inputs.leaves(), inputs.dy)
     with torch.no_grad():
-        closed = reference.backward(
-            inputs.dy, inputs.x, mean, rstd, 3, inputs.weight, inputs.bias, True, *inputs.leaves()[3:], (True,) * 6
-        )
+        closed = reference.backward(inputs.dy, arguments, mean, rstd, Needs(*[True] * 6))
     for got, want in zip(closed, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
@@ -161,18 +161,18 @@ def test_forward_mode_passes_through_the_module(draw, place):
 
 
 def test_forward_mode_through_the_registered_operator_is_an_error_and_not_zero(draw):
-    x = draw(9, (2, 6, 3, 3)).x
-    arguments = (3, None, None, 1e-5, True, None, None, None, "auto")
+    x, *arguments = draw(9, (2, 6, 3, 3), parameters="").arguments(3)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(lambda x: torch.ops.unetgn.group_norm_silu(x, *arguments)[0], (x,), (x,))
 
 
 def test_the_registered_backward_operator_has_no_derivative_and_says_so(draw):
     inputs = draw(13, (2, 6, 3, 3), parameters="")
-    forward = (inputs.x, 3, None, None, 1e-5, True, None, None, None, "auto")
-    _, mean, rstd = torch.ops.unetgn.group_norm_silu(*forward)
-    arguments = (inputs.x, mean, rstd, 3, None, None, True, None, None, None, (True, *[False] * 5), "auto")
-    dx, *_ = torch.ops.unetgn.group_norm_silu_backward(inputs.dy.requires_grad_(), *arguments)
+    arguments = inputs.arguments(3)
+    _, mean, rstd = torch.ops.unetgn.group_norm_silu(*arguments)
+    named = {"mean": mean, "rstd": rstd, "needs": (True, *[False] * 5), **arguments._asdict()}
+    del named["eps"]
+    dx, *_ = torch.ops.unetgn.group_norm_silu_backward(dy=inputs.dy.requires_grad_(), **named)
     with pytest.raises(NotImplementedError, match=r"backward has no derivative.*create_graph=True"):
         dx.sum().backward()
 

@@ -83,15 +83,15 @@ def test_an_exported_module_gives_the_same_values_and_gradients(draw, strict):
 @pytest.mark.parametrize("parameters", ["", "weight", "weight bias pre_bias scale shift"])
 def test_opcheck_passes_for_the_registered_operators(draw, parameters, dtype, channels_last):
     inputs = draw(0, (2, 6, 3, 4), dtype=dtype, parameters=parameters, channels_last=channels_last)
-    weight, bias, *extras = inputs.keywords().values()
-    arguments = (inputs.x, 3, weight, bias, 1e-5, True, *extras, "aten")
-    torch.library.opcheck(torch.ops.unetgn.group_norm_silu.default, arguments)
+    arguments = inputs.arguments(3)
+    torch.library.opcheck(torch.ops.unetgn.group_norm_silu.default, tuple(arguments))
 
     _, mean, rstd = torch.ops.unetgn.group_norm_silu(*arguments)
     present = [value is not None for value in inputs.keywords().values()]
     for needs in ([True, *present], [True, *[False] * 5], [False, *present]):
-        backward = (inputs.dy, inputs.x, mean, rstd, 3, weight, bias, True, *extras, needs, "aten")
-        torch.library.opcheck(torch.ops.unetgn.group_norm_silu_backward.default, backward)
+        named = {"dy": inputs.dy, "mean": mean, "rstd": rstd, "needs": needs, **arguments._asdict()}
+        del named["eps"]
+        torch.library.opcheck(torch.ops.unetgn.group_norm_silu_backward.default, (), named)
 
 
 @pytest.mark.parametrize(

@@ -188,8 +188,9 @@ def test_a_small_eps_is_not_flushed_in_float16(draw, relative_error, place):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_statistics_are_kept_in_float32_for_16_bit_inputs(draw, place, dtype):
     name, device = place
-    x = draw(6, (2, 8, 16), dtype=dtype, mean=3.0, device=device).x
-    _, mean, rstd = torch.ops.unetgn.group_norm_silu(x, 2, None, None, 1e-5, True, None, None, None, name)
+    inputs = draw(6, (2, 8, 16), dtype=dtype, mean=3.0, parameters="", device=device)
+    x = inputs.x
+    _, mean, rstd = torch.ops.unetgn.group_norm_silu(*inputs.arguments(2, name))
     grouped = x.double().reshape(2, 2, -1)
     torch.testing.assert_close(mean.double(), grouped.mean(2), rtol=1e-6, atol=0)
     torch.testing.assert_close(rstd.double(), (grouped.var(2, correction=0) + 1e-5).rsqrt(), rtol=1e-6, atol=0)

@@ -22,9 +22,8 @@ if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
 import triton
 
 from tests.ops.triton_cases import Case
-from tests.ops.triton_offline import DEVICES, TARGETS, compile_launch, key, launches_of, specialization
+from tests.ops.triton_offline import DEVICES, TARGETS, Launch, compile_launch, key, launches_of, specialization
 from tests.ops.unet_shapes import UNETS
-from unetgn.ops.triton.launch import Launch
 
 EXTRAS = (("weight", "bias"), ("weight", "bias", "pre_bias"), ("weight", "bias", "scale", "shift"))
 SHAPES = sorted({shape for shapes in UNETS.values() for shape in shapes})
@@ -65,7 +64,10 @@ def distinct_launches(target: str, *, clusters: bool = False, dtypes: str = "bf1
 
 def held(launch: Launch) -> int:
     """Elements that a thread holds at a time, more or less."""
-    sizes = [launch.arguments.get(name, 1) for name in ("TILES", "TILE", "ROWS", "WIDTH", "COLUMNS", "STEPS", "VECTOR")]
+    sizes = [
+        launch.arguments.get(name, 1)
+        for name in ("TILES", "TILE", "ROWS", "SEGMENTS", "SAMPLES", "WIDTH", "COLUMNS", "STEPS", "VECTOR")
+    ]
     if "TILE" in launch.arguments:
         sizes = [launch.arguments.get("TILES", 1), launch.arguments["TILE"]]
     return math.prod(sizes) // launch.num_warps

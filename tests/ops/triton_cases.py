@@ -6,16 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unetgn.ops.triton import backward, forward
+from unetgn.ops.arguments import DIFFERENTIABLE, Arguments, Needs
+from unetgn.ops.triton import backward, entry, forward
 from unetgn.ops.triton import plan_channels_last as channels_last
 from unetgn.ops.triton import plan_contiguous as contiguous
-from unetgn.ops.triton.backward import Gradients, Inputs, backward_launches, plan_backward
-from unetgn.ops.triton.device import INTERPRETER, Device, device_of
-from unetgn.ops.triton.forward import Plan, forward_launches, plan_forward
-from unetgn.ops.triton.launch import Call, call_of, empty_statistics, run
-from unetgn.ops.triton.problem import ceil_div, power_of_two_at_least, power_of_two_divisor
+from unetgn.ops.triton.device import INTERPRETER
+from unetgn.ops.triton.forward import Plan
+from unetgn.ops.triton.problem import Problem, ceil_div, power_of_two_at_least, power_of_two_divisor, problem_of
 
-NAMES = ("x", "weight", "bias", "pre_bias", "scale", "shift")
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 # Rounding of the result's own type, a few units of it: of the output's (or the gradient's) root mean square.
@@ -67,7 +65,16 @@ class Case:
         weight = torch.empty(c, dtype=small, device="meta")
         made = {"x": x, "dy": x, "weight": weight, "bias": weight, "scale": scale, "shift": shift}
         made["pre_bias"] = torch.empty(n, c, dtype=small, device="meta")
-        return {name: made[name] if name in ("x", "dy", *self.extras) else None for name in ("dy", *NAMES)}
+        return {name: made[name] if name in ("x", "dy", *self.extras) else None for name in ("dy", *DIFFERENTIABLE)}
+
+    @property
+    def problem(self) -> Problem:
+        return problem_of(torch.Size(self.shape), self.groups, self.dtype)
+
+    @property
+    def is_channels_last(self) -> bool:
+        """True where the kernels read it so: not where both layouts fit."""
+        return not self.layout(torch.empty(self.shape, device="meta")).is_contiguous()
 
     def layout(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=MEMORY_FORMATS[x.dim()]) if self.channels_last else x.contiguous()
@@ -99,40 +106,28 @@ def definition(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, d
     return y.detach(), dict(zip(t, gradients, strict=True))
 
 
-def small_tensors(tensors: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
-    return tuple(tensors[name] for name in NAMES[1:])
-
-
-def call_for(case: Case, tensors: dict[str, Tensor | None], device: Device | None = None) -> Call:
-    x = tensors["x"]
-    assert x is not None
-    return call_of(x, case.groups, case.activation, device or device_of(x.device), *small_tensors(tensors))
+def arguments_of(case: Case, tensors: dict[str, Tensor | None]) -> Arguments:
+    """Return the operator's arguments for those tensors."""
+    given = {name: tensors[name] for name in DIFFERENTIABLE}
+    return Arguments(num_groups=case.groups, eps=case.eps, activation=case.activation, implementation="triton", **given)
 
 
 def run_forward(plan: Plan, case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
-    """y, mean, rstd by an explicit plan."""
-    x = tensors["x"]
-    assert x is not None
-    call = call_for(case, tensors)
-    y, mean, rstd = (torch.full_like(t, math.nan) for t in (x, *[empty_statistics(x, case.groups) for _ in range(2)]))
-    recipe = forward.recipe_of(plan, call.problem, call.device, case.activation, case.eps)
-    run(forward_launches(recipe, call, x, y, mean, rstd), x)
-    return y, mean, rstd
+    """Compute y, mean and rstd by an explicit plan."""
+    recipe = forward.recipe_of(plan, case.problem, INTERPRETER, case.eps, case.activation)
+    return entry.follow_forward(recipe, arguments_of(case, tensors))
 
 
 def run_backward(
     plan: Plan, case: Case, tensors: dict[str, Tensor | None], mean: Tensor, rstd: Tensor
 ) -> dict[str, Tensor]:
-    """All gradients by an explicit plan."""
-    x, dy = tensors["x"], tensors["dy"]
-    assert x is not None
+    """Compute all gradients by an explicit plan."""
+    dy = tensors["dy"]
     assert dy is not None
-    gradients = {name: torch.full_like(t, math.nan) for name in NAMES if (t := tensors[name]) is not None}
-    into = Gradients(*(gradients.get(name) for name in NAMES))
-    call = call_for(case, tensors)
-    recipe = backward.recipe_of(plan, call.problem, case.activation, into.dpre_bias is not None)
-    run(backward_launches(recipe, call, Inputs(dy, x, mean, rstd), into), x)
-    return gradients
+    needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
+    recipe = backward.recipe_of(plan, case.problem, case.activation, needs)
+    gradients = entry.follow_backward(recipe, dy, arguments_of(case, tensors), mean, rstd, needs)
+    return {name: g for name, g in zip(DIFFERENTIABLE, gradients, strict=True) if g is not None}
 
 
 def relative_error(result: Tensor, exact: Tensor, floor: float = 0.0) -> float:
@@ -149,9 +144,8 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
     Tiles of the split path are small, so that a group has several chunks, but few (the interpreter takes a millisecond
     a program and more); the cluster path, which the forward pass has, needs shapes that two blocks can share.
     """
-    call = call_for(case, case.shapes(), INTERPRETER)
-    problem = call.problem
-    if call.channels_last:
+    problem = case.problem
+    if case.is_channels_last:
         many = 1 << 20
         split = channels_last.split(problem, INTERPRETER, largest=1024, largest_apply=1024)
         split = replace(split, rows=quarter(problem.spatial), apply_rows=2 * quarter(problem.spatial))
@@ -204,6 +198,5 @@ def errors(case: Case, plans: tuple[Plan, Plan]) -> dict[str, float]:
 
 def heuristic(case: Case, *, clusters: bool = False) -> tuple[Plan, Plan]:
     """The plans that a call on an H100 would take."""
-    call = call_for(case, case.shapes(), INTERPRETER)
-    operands = call.problem, call.channels_last, call.device
-    return plan_forward(*operands, clusters), plan_backward(*operands)
+    operands = case.problem, case.is_channels_last, INTERPRETER
+    return forward.plan_forward(*operands, clusters), backward.plan_backward(*operands)

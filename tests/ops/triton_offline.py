@@ -8,6 +8,8 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tests.ops.triton_cases import NAMES, Case, call_for
-from unetgn.ops.triton.backward import Gradients, Inputs, backward_launches, backward_recipe
+from tests.ops.triton_cases import Case, arguments_of
+from unetgn.ops.arguments import DIFFERENTIABLE, Needs
+from unetgn.ops.triton import backward, entry, forward
 from unetgn.ops.triton.device import Device
-from unetgn.ops.triton.forward import forward_launches, forward_recipe
-from unetgn.ops.triton.launch import Launch, empty_statistics
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -56,21 +57,48 @@ class Build:
     text: dict[str, Any]  # the stages: ttgir, ptx, amdgcn
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A launch that a call would make: the kernel, its grid and options, and its arguments by name."""
+
+    kernel: Any
+    programs: int
+    num_warps: int
+    num_ctas: int
+    arguments: dict[str, Any]
+
+
 def launches_of(case: Case, target: str, *, clusters: bool = False) -> tuple[list[Launch], list[Launch]]:
-    """The launches of the forward and of the backward pass, for tensors that have shapes but no storage."""
-    tensors = case.shapes()
-    x, dy = tensors["x"], tensors["dy"]
-    assert x is not None
-    assert dy is not None
-    call = call_for(case, tensors, DEVICES[target])
-    mean, rstd = empty_statistics(x, case.groups), empty_statistics(x, case.groups)
-    operands = call.problem, call.channels_last, call.device
-    recipe = forward_recipe(*operands, clusters and call.pre_bias is None, case.activation, case.eps)
-    forward = forward_launches(recipe, call, x, torch.empty_like(x), mean, rstd)
-    gradients = Gradients(*(None if (t := tensors[name]) is None else torch.empty_like(t) for name in NAMES))
-    recipe_back = backward_recipe(*operands, case.activation, gradients.dpre_bias is not None)
-    backward = backward_launches(recipe_back, call, Inputs(dy, x, mean, rstd), gradients)
-    return forward, backward
+    """List the launches of the forward and of the backward pass, for tensors that have shapes but no storage."""
+    tensors, device = case.shapes(), DEVICES[target]
+    arguments, layout = arguments_of(case, tensors), case.is_channels_last
+    plan = forward.plan_forward(case.problem, layout, device, clusters and arguments.pre_bias is None)
+    with recorded() as first:
+        recipe = forward.recipe_of(plan, case.problem, device, case.eps, case.activation)
+        _, mean, rstd = entry.follow_forward(recipe, arguments)
+    needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
+    plan = backward.plan_backward(case.problem, layout, device)
+    with recorded() as second:
+        recipe_back = backward.recipe_of(plan, case.problem, case.activation, needs)
+        entry.follow_backward(recipe_back, tensors["dy"], arguments, mean, rstd, needs)
+    return first, second
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Note the launches of the block instead of running them."""
+    found: list[Launch] = []
+
+    def note(launches: Any, operands: tuple[Any, ...], x: torch.Tensor) -> None:
+        for launch in launches:
+            named = dict(zip(launch.kernel.arg_names, launch.values(operands), strict=True))
+            found.append(Launch(launch.kernel, launch.programs, arguments=named, **{"num_ctas": 1, **launch.options}))
+
+    run, entry.run = entry.run, note
+    try:
+        yield found
+    finally:
+        entry.run = run
 
 
 def specialization(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:

@@ -1,25 +1,21 @@
-"""What the operator accepts, and what it says where an argument is wrong."""
+"""Refuses wrong arguments of the operator, with what was given and what would be right."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from unetgn.ops.arguments import Arguments
+
 _DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
-def check_arguments(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    pre_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> None:
-    """Raise ValueError or TypeError where group_norm_silu cannot be computed from these arguments."""
+def check_arguments(arguments: Arguments) -> None:
+    """Raise ValueError or TypeError where group_norm_silu cannot be computed from these arguments.
+
+    The activation, which has its name no more here, is checked alone: `check_activation`.
+    """
+    x = arguments.x
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor (N, C, *spatial), got {type(x).__name__}")
     if x.dtype not in _DTYPES:
@@ -32,24 +28,25 @@ def check_arguments(
             f"x must be (N, C, *spatial) with none to three spatial axes, got shape {tuple(shape)}; "
             f"flatten the spatial axes or add those that are missing"
         )
-    check_num_groups(num_groups, shape[1])
-    check_eps(eps)
-    check_activation(activation)
-    if weight is not None:
+    check_num_groups(arguments.num_groups, shape[1])
+    check_eps(arguments.eps)
+    if (weight := arguments.weight) is not None:
         _check_parameter("weight", weight, x, "(C,)", shape[1:2])
-    if bias is not None:
+    if (bias := arguments.bias) is not None:
         _check_parameter("bias", bias, x, "(C,)", shape[1:2])
-    if pre_bias is not None:
+    if (pre_bias := arguments.pre_bias) is not None:
         _check_parameter("pre_bias", pre_bias, x, "(N, C)", shape[:2])
-    if scale is not None:
+    if (scale := arguments.scale) is not None:
         _check_parameter("scale", scale, x, "(N, C)", shape[:2])
-    if shift is not None:
+    if (shift := arguments.shift) is not None:
         _check_parameter("shift", shift, x, "(N, C)", shape[:2])
 
 
 def check_num_groups(num_groups: int, num_channels: int) -> None:
-    """Raise TypeError unless both are ints; ValueError unless num_groups divides num_channels, with the nearest counts
-    that would do."""
+    """Raise TypeError unless both are ints, ValueError unless num_groups divides num_channels.
+
+    The latter names the nearest counts that would do.
+    """
     check_int("num_groups", num_groups)
     check_int("num_channels", num_channels)
     if num_channels < 1:
@@ -86,7 +83,7 @@ def check_activation(activation: str | None) -> None:
 
 
 def _shown(value: object) -> str:
-    """The value and its type; of arrays and tensors, which a compiler cannot print, the type alone."""
+    """Name the value and its type; of arrays and tensors, which a compiler cannot print, the type alone."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return f"{value!r} of type {type(value).__name__}"
     return f"one of type {type(value).__name__}"

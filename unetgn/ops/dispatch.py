@@ -1,4 +1,4 @@
-"""Which implementation computes the operator: chosen from the device, or by name to find a fault.
+"""Chooses the implementation that computes the operator, from the device or by name, and calls it.
 
     auto        triton for tensors on NVIDIA and AMD GPUs where Triton is installed, else aten
     triton      the fused kernels (with TRITON_INTERPRET=1 on CPU tensors too, slowly)
@@ -17,10 +17,11 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from unetgn.ops import aten, reference
-from unetgn.ops.layout import accumulation_dtype, memory_format_of
-from unetgn.ops.reference import Gradients, Needs
+from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
+from unetgn.ops.layout import ACCUMULATION_DTYPE, memory_format_of
 
 IMPLEMENTATIONS = ("auto", "triton", "aten", "reference")
 _VARIABLE = "UNETGN_IMPLEMENTATION"
@@ -53,12 +54,12 @@ def implementation(name: str) -> Iterator[None]:
 
 
 def chosen() -> str:
-    """The name in force."""
+    """Return the name in force."""
     return _chosen
 
 
 def resolve(name: str, x: Tensor) -> ModuleType:
-    """The module whose `forward` and `backward` compute the operator on x."""
+    """Return the module whose `forward` and `backward` compute the operator on x."""
     if name == "reference":
         return reference
     if name == "triton" or (name == "auto" and x.is_cuda and _HAS_TRITON):
@@ -90,54 +91,66 @@ def _triton(x: Tensor) -> ModuleType:
     return _triton_module
 
 
-def forward(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: bool,
-    pre_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    implementation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y in the dtype and layout of x (see `layout`); mean and rstd (N, G) in the dtype of the arithmetic."""
+def is_plain(x: Tensor) -> bool:
+    """Return True where x may go straight to an implementation.
+
+    It is an ordinary tensor then, and no compiler, dispatch mode (FLOP counter, fake tensors, selective checkpointing)
+    or tensor subclass looks at it.
+    """
+    return type(x) in _ORDINARY and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+
+
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def is_transformed() -> bool:
+    """Return True where a `torch.func` transform or forward-mode differentiation is under way.
+
+    The operator is evaluated by its definition then, which PyTorch can differentiate and map to any depth.
+    """
+    return _torch_func_is_active() or forward_ad._current_level >= 0
+
+
+@torch.compiler.assume_constant_result  # a compiler guards on the transforms that it compiles under
+def _torch_func_is_active() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
+def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y in the dtype and layout of x (see `layout`), and mean and rstd (N, G) in the dtype of the arithmetic.
+
+    Implementations meet an x with elements, dense in one of the two layouts.
+    """
+    x = arguments.x
     if x.numel() == 0:
-        return allocate(x, num_groups)
+        return allocate(x, arguments.num_groups)
+    if not x.is_contiguous():
+        arguments = _dense(arguments)
+    return resolve(arguments.implementation, x).forward(arguments)
+
+
+def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
+    """Compute the gradients that `needs` asks for; dx in the dtype and layout of x."""
+    x = arguments.x
+    if x.numel() == 0:
+        given = zip(tensors_of(arguments), needs, strict=True)
+        return Gradients._make(None if t is None or not need else torch.zeros_like(t) for t, need in given)
+    if x.is_contiguous():
+        dy = dy.contiguous()
+    else:
+        arguments, dy = _dense(arguments), dy.contiguous(memory_format=memory_format_of(x))
+    return resolve(arguments.implementation, x).backward(dy, arguments, mean, rstd, needs)
+
+
+def _dense(arguments: Arguments) -> Arguments:
+    """Return the arguments with x copied where it is dense in neither layout."""
+    x = arguments.x
     dense = x.contiguous(memory_format=memory_format_of(x))
-    compute = resolve(implementation, x).forward
-    return compute(dense, num_groups, weight, bias, eps, activation, pre_bias, scale, shift)
-
-
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: bool,
-    pre_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    needs: Needs,
-    implementation: str,
-) -> Gradients:
-    """Gradients of (x, weight, bias, pre_bias, scale, shift), None where not needed; dx in dtype and layout as x."""
-    if x.numel() == 0:
-        inputs = (x, weight, bias, pre_bias, scale, shift)
-        zeros = (torch.zeros_like(t) if t is not None and need else None for t, need in zip(inputs, needs, strict=True))
-        return tuple(zeros)  # type: ignore[return-value]
-    layout = memory_format_of(x)
-    dense, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
-    compute = resolve(implementation, x).backward
-    return compute(dy, dense, mean, rstd, num_groups, weight, bias, activation, pre_bias, scale, shift, needs)
+    return arguments if dense is x else arguments._replace(x=dense)
 
 
 def allocate(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """y, mean and rstd as the operator returns them, their values not computed: zero statistics, y as it comes."""
+    """Return y, mean and rstd as the operator returns them, not computed: zero statistics, y as it comes."""
     y = torch.empty_like(x, memory_format=memory_format_of(x))
-    mean = x.new_zeros((x.shape[0], num_groups), dtype=accumulation_dtype(x))
+    mean = x.new_zeros((x.shape[0], num_groups), dtype=ACCUMULATION_DTYPE[x.dtype])
     return y, mean, torch.zeros_like(mean)

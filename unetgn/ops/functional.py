@@ -1,12 +1,11 @@
-"""The public function: its definition, its arguments, and the way that a call takes."""
+"""Defines the public function: what it computes, its arguments, and the way that a call takes."""
 
 import torch
 from torch import Tensor
 
 from unetgn.ops import autograd, dispatch, library, reference  # noqa: F401  # library: registers torch.ops.unetgn
-from unetgn.ops.autograd import is_plain, is_transformed
-from unetgn.ops.checks import check_arguments
-from unetgn.ops.dispatch import chosen
+from unetgn.ops.arguments import Arguments, tensors_of
+from unetgn.ops.checks import check_activation, check_arguments
 
 
 def group_norm_silu(
@@ -21,7 +20,7 @@ def group_norm_silu(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """Group normalization followed by SiLU, in one pass over x.
+    """Normalize x in groups of channels and apply SiLU, in one pass over x.
 
         h     = x + pre_bias
         xhat  = (h - mean) / sqrt(var + eps)       mean and biased variance over (C / num_groups, *spatial) of h
@@ -50,28 +49,30 @@ def group_norm_silu(
         ValueError    x has other axes or no channels; num_groups does not divide C; eps is negative or not finite; the
                       activation is unknown; a parameter has another shape or lies on another device than x
         RuntimeError  the implementation that was named cannot run on x
-    Which implementation computes it: `unetgn.ops.implementation`. G = 1 is layer normalization over (C, *spatial),
-    G = C is instance normalization.
+    `unetgn.ops.implementation` says which implementation computes it, and chooses another. G = 1 is layer normalization
+    over (C, *spatial), G = C is instance normalization.
 
-    Wu & He 2018 (arXiv 1803.08494); scale and shift after Dhariwal & Nichol 2021 (arXiv 2105.05233), section 3.
+    Wu & He 2018 (arXiv 1803.08494), equations 1, 2 and 6; scale and shift after Dhariwal & Nichol 2021
+    (arXiv 2105.05233), section 3.
     """
-    check_arguments(x, num_groups, weight, bias, eps, activation, pre_bias, scale, shift)
+    check_activation(activation)
+    implementation = dispatch.chosen()
     silu = activation is not None
-    implementation = chosen()
-    if is_transformed():
-        return reference.define(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift)[0]
-    arguments = (x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
-    if not is_plain(x):
+    arguments = Arguments(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
+    check_arguments(arguments)
+    if dispatch.is_transformed():
+        return reference.define(arguments)[0]
+    if not dispatch.is_plain(x):
         if implementation == "reference":  # for a compiler, plain PyTorch
-            return reference.forward(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift)[0]
+            return reference.forward(arguments)[0]
         return torch.ops.unetgn.group_norm_silu(*arguments)[0]
-    if torch.is_grad_enabled() and _requires_grad(x, weight, bias, pre_bias, scale, shift):
+    if torch.is_grad_enabled() and _requires_grad(arguments):
         return autograd.apply(*arguments)
-    return dispatch.forward(*arguments)[0]
+    return dispatch.forward(arguments)[0]
 
 
-def _requires_grad(*tensors: Tensor | None) -> bool:
-    for tensor in tensors:  # noqa: SIM110  # a generator would take as long as the rest of the call's Python
+def _requires_grad(arguments: Arguments) -> bool:
+    for tensor in tensors_of(arguments):  # noqa: SIM110  # a generator would take as long as the rest of the call
         if tensor is not None and tensor.requires_grad:
             return True
     return False

@@ -1,16 +1,18 @@
-"""The operator as PyTorch's compilers and dispatch modes see it: `unetgn::group_norm_silu` and its backward.
+"""Registers `unetgn::group_norm_silu` and its backward, for PyTorch's compilers and dispatch modes.
 
-They carry shapes and layouts (for `torch.compile`, `torch.export`, fake tensors) and a derivative. Eager calls do not
-come through here, since the dispatcher's detour through Python costs more than a small normalization.
+The registered operators carry shapes and layouts (for `torch.compile`, `torch.export`, fake tensors) and a derivative.
+Eager calls do not come through here: the dispatcher's detour through Python costs more than a small normalization.
 Gradients that were not asked for come back as empty tensors, because an operator cannot return None.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unetgn.ops import autograd, dispatch
+from unetgn.ops.arguments import SCHEMA, Arguments, Gradients, Needs, tensors_of
 from unetgn.ops.layout import memory_format_of
 
 _library = torch.library.Library("unetgn", "DEF")
@@ -18,36 +20,49 @@ _FORWARD = "unetgn::group_norm_silu"
 _BACKWARD = "unetgn::group_norm_silu_backward"
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
+# PyTorch keeps compiled graphs on disk, which call these operators by position: keep the order where nothing is added.
+_library.define(f"group_norm_silu({', '.join(SCHEMA.values())}) -> (Tensor y, Tensor mean, Tensor rstd)", tags=_TAGS)
+_BACKWARD_SCHEMA = {
+    "dy": "Tensor dy",
+    "x": SCHEMA["x"],
+    "mean": "Tensor mean",
+    "rstd": "Tensor rstd",
+    **{name: kind for name, kind in SCHEMA.items() if name not in ("x", "eps", "implementation")},
+    "needs": f"bool[{len(Needs._fields)}] needs",
+    "implementation": SCHEMA["implementation"],
+}
 _library.define(
-    "group_norm_silu(Tensor x, SymInt num_groups, Tensor? weight, Tensor? bias, float eps, bool activation, "
-    "Tensor? pre_bias, Tensor? scale, Tensor? shift, str implementation) -> (Tensor y, Tensor mean, Tensor rstd)",
+    f"group_norm_silu_backward({', '.join(_BACKWARD_SCHEMA.values())}) -> "
+    f"({', '.join(f'Tensor {name}' for name in Gradients._fields)})",
     tags=_TAGS,
 )
-_library.define(
-    "group_norm_silu_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, SymInt num_groups, Tensor? weight, "
-    "Tensor? bias, bool activation, Tensor? pre_bias, Tensor? scale, Tensor? shift, bool[6] needs, "
-    "str implementation) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dpre_bias, Tensor dscale, Tensor dshift)",
-    tags=_TAGS,
-)
+
+
+def _by_name(values: tuple[Any, ...]) -> tuple[Tensor, Arguments, Tensor, Tensor, Needs]:
+    """Return dy, the arguments, mean, rstd and needs from what the registered backward is given; eps is not needed."""
+    named = dict(zip(_BACKWARD_SCHEMA, values, strict=True))
+    dy, mean, rstd, needs = (named.pop(name) for name in ("dy", "mean", "rstd", "needs"))
+    return dy, Arguments(eps=math.nan, **named), mean, rstd, Needs._make(needs)
 
 
 @torch.library.impl(_library, "group_norm_silu", "CompositeExplicitAutograd")
 @torch._disable_dynamo  # a compiler has no business inside, even where it runs the operator while it traces
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
     _refuse_forward_mode()
-    return dispatch.forward(*arguments)
+    return dispatch.forward(Arguments._make(values))
 
 
 @torch.library.impl(_library, "group_norm_silu_backward", "CompositeExplicitAutograd")
 @torch._disable_dynamo  # a compiler has no business inside, even where it runs the operator while it traces
-def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _backward(*values: Any) -> tuple[Tensor, ...]:
     _refuse_forward_mode()
-    x = arguments[1]
-    return tuple(x.new_empty(0) if g is None else g for g in dispatch.backward(*arguments))
+    dy, arguments, mean, rstd, needs = _by_name(values)
+    gradients = dispatch.backward(dy, arguments, mean, rstd, needs)
+    return tuple(arguments.x.new_empty(0) if g is None else g for g in gradients)
 
 
 def _refuse_forward_mode() -> None:
-    """A registered operator has no derivative in forward mode, and PyTorch would take it for zero."""
+    """Raise where forward-mode differentiation is under way: PyTorch would take the derivative for zero."""
     if torch.autograd.forward_ad._current_level >= 0:
         raise NotImplementedError(
             "forward-mode differentiation through a compiled or exported group_norm_silu is not supported; "
@@ -56,32 +71,20 @@ def _refuse_forward_mode() -> None:
 
 
 @torch.library.register_fake(_FORWARD, lib=_library)
-def _forward_fake(x: Tensor, num_groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return dispatch.allocate(x, num_groups)
+def _forward_fake(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = Arguments._make(values)
+    return dispatch.allocate(arguments.x, arguments.num_groups)
 
 
 @torch.library.register_fake(_BACKWARD, lib=_library)
-def _backward_fake(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: bool,
-    pre_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    needs: list[bool],
-    implementation: str,
-) -> tuple[Tensor, ...]:
-    parameters = (
+def _backward_fake(*values: Any) -> tuple[Tensor, ...]:
+    _, arguments, _, _, needs = _by_name(values)
+    x, *parameters = tensors_of(arguments)
+    dx = torch.empty_like(x, memory_format=memory_format_of(x)) if needs.x else x.new_empty(0)
+    return dx, *(
         t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
-        for t, need in zip((weight, bias, pre_bias, scale, shift), needs[1:], strict=True)
+        for t, need in zip(parameters, needs[1:], strict=True)
     )
-    dx = torch.empty_like(x, memory_format=memory_format_of(x)) if needs[0] else x.new_empty(0)
-    return dx, *parameters
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -95,7 +98,7 @@ def _derivative(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
 
 
 def _no_derivative(*_: Any) -> None:
-    """Gradients of gradients are the closed form's (`unetgn.ops.autograd`), which does not come through here."""
+    """Raise: gradients of gradients are the closed form's (`unetgn.ops.autograd`), which does not come through here."""
     raise NotImplementedError(
         f"{_BACKWARD} has no derivative; for gradients of gradients differentiate unetgn.group_norm_silu itself, with "
         "create_graph=True"

@@ -5,5 +5,18 @@ Triton decides at import whether it interprets, and the compile tests need it no
 """
 
 import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def nan_where_nothing_is_written() -> Iterator[None]:
+    """Fill new tensors with NaN, so that an element that a kernel leaves out is noticed."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]

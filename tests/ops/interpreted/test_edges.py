@@ -10,23 +10,29 @@ from torch import Tensor
 import unetgn
 from benchmarks.group_norm_silu.checks import Check, faults
 from tests.ops.triton_cases import (
-    NAMES,
     TOLERANCE,
     Case,
+    arguments_of,
     definition,
     errors,
     paths,
     relative_error,
     run_backward,
     run_forward,
-    small_tensors,
 )
 from unetgn.ops import implementation
-from unetgn.ops.triton import entry
+from unetgn.ops.arguments import DIFFERENTIABLE
 
 ALL = ("weight", "bias", "pre_bias", "scale", "shift")
 LAYOUTS_AND_PATHS = [(layout, path) for layout in (False, True) for path in ("resident", "split", "cluster")]
 every_path = pytest.mark.parametrize(("channels_last", "path"), LAYOUTS_AND_PATHS)
+
+
+def public(case: Case, tensors: dict[str, Tensor | None]) -> Tensor:
+    """Call the public function on the tensors of a case."""
+    named = {name: tensors[name] for name in DIFFERENTIABLE}
+    activation = "silu" if case.activation else None
+    return unetgn.group_norm_silu(num_groups=case.groups, eps=case.eps, activation=activation, **named)
 
 
 @every_path
@@ -120,48 +126,31 @@ def test_a_padded_row_longer_than_the_longest_is_several_rows() -> None:
     assert max(errors(case, paths(case)["resident"]).values()) < TOLERANCE[torch.float32]
 
 
-def test_no_samples_give_empty_results_and_zero_gradients_of_parameters() -> None:
-    x = torch.empty(0, 4, 3, 3)
-    weight, bias = torch.ones(4), torch.zeros(4)
-    y, mean, rstd = entry.forward(x, 2, weight, bias, 1e-5, True, None, None, None)
-    assert y.shape == x.shape
-    assert mean.shape == rstd.shape == (0, 2)
-    needs = (True, True, True, False, False, False)
-    gradients = entry.backward(x, x, mean, rstd, 2, weight, bias, True, None, None, None, needs)
-    assert gradients[0] is not None
-    assert gradients[0].shape == x.shape
-    torch.testing.assert_close(gradients[1:3], (torch.zeros(4), torch.zeros(4)))
-
-
-@pytest.mark.parametrize("wanted", range(6))
+@pytest.mark.parametrize("wanted", DIFFERENTIABLE)
 @pytest.mark.parametrize("path", ["resident", "split"])
-def test_gradients_that_are_not_needed_are_none_and_the_others_are_unchanged(wanted: int, path: str) -> None:
+def test_each_gradient_is_right_where_no_other_is_needed(wanted: str, path: str) -> None:
     shape = (1, 4, 4, 4) if path == "resident" else (1, 2, 128, 88)  # too long a group for one block
     case = Case(shape, 2 if path == "resident" else 1, torch.float32, False, ALL, seed=19)
     tensors = case.tensors()
-    x, dy = tensors["x"], tensors["dy"]
-    assert x is not None
-    assert dy is not None
-    weight, bias, *rest = small_tensors(tensors)
-    _, mean, rstd = entry.forward(x, case.groups, weight, bias, case.eps, True, *rest)
-    needs = tuple(index == wanted for index in range(6))
-    found = entry.backward(dy, x, mean, rstd, case.groups, weight, bias, True, *rest, needs)
-    assert [gradient is not None for gradient in found] == list(needs)
-    exact = definition(case, tensors)[1][NAMES[wanted]]
-    assert found[wanted] is not None
-    assert relative_error(found[wanted], exact, floor=1e-2) < 20 * TOLERANCE[torch.float32]
+    exact = definition(case, tensors)[1][wanted]
+    leaf = tensors[wanted]
+    assert leaf is not None
+    leaf.requires_grad_()
+    with implementation("triton"):
+        y = public(case, tensors)
+        (found,) = torch.autograd.grad(y, leaf, tensors["dy"])
+    assert relative_error(found, exact, floor=1e-2) < 20 * TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_each_gradient_has_the_dtype_of_its_parameter(dtype: torch.dtype) -> None:
     case = Case((1, 4, 4, 4), 2, dtype, False, ALL, parameter_dtype=torch.float32, seed=20)
     tensors = case.tensors()
-    _, mean, rstd = run_forward(paths(case)["resident"][0], case, tensors)
-    assert mean.dtype == rstd.dtype == torch.float32
-    call = entry.backward
-    weight, bias, *rest = small_tensors(tensors)
-    found = call(tensors["dy"], tensors["x"], mean, rstd, 2, weight, bias, True, *rest, (True,) * 6)  # type: ignore[arg-type]
-    assert [g.dtype for g in found if g is not None] == [dtype] + [torch.float32] * 5
+    for forward, backward in paths(case).values():
+        _, mean, rstd = run_forward(forward, case, tensors)
+        assert mean.dtype == rstd.dtype == torch.float32
+        found = run_backward(backward, case, tensors, mean, rstd)
+        assert [gradient.dtype for gradient in found.values()] == [dtype] + [torch.float32] * 5
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -201,13 +190,13 @@ def test_the_public_function_takes_a_gradient_with_stride_zero_and_small_tensors
 def test_opcheck_passes_for_the_registered_operators_on_the_kernels(channels_last: bool) -> None:
     case = Case((2, 6, 3, 4), 3, torch.float32, channels_last, ALL, seed=24)
     tensors = case.tensors()
-    weight, bias, *extras = small_tensors(tensors)
-    arguments = (tensors["x"], 3, weight, bias, 1e-5, True, *extras, "triton")
-    torch.library.opcheck(torch.ops.unetgn.group_norm_silu.default, arguments)
+    arguments = arguments_of(case, tensors)
+    torch.library.opcheck(torch.ops.unetgn.group_norm_silu.default, tuple(arguments))
     _, mean, rstd = torch.ops.unetgn.group_norm_silu(*arguments)
     for needs in ([True] * 6, [True, *[False] * 5]):
-        backward = (tensors["dy"], tensors["x"], mean, rstd, 3, weight, bias, True, *extras, needs, "triton")
-        torch.library.opcheck(torch.ops.unetgn.group_norm_silu_backward.default, backward)
+        named = {"dy": tensors["dy"], "mean": mean, "rstd": rstd, "needs": needs, **arguments._asdict()}
+        del named["eps"]
+        torch.library.opcheck(torch.ops.unetgn.group_norm_silu_backward.default, (), named)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

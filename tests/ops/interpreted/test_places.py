@@ -7,7 +7,7 @@ import triton.language as tl
 
 from tests.ops.triton_cases import Case, heuristic
 from unetgn.ops.triton.kernels.elements import pair_of, plane_of
-from unetgn.ops.triton.kernels.forward_channels_last import locate_tile, rows_of_block
+from unetgn.ops.triton.kernels.forward_channels_last import locate_tile, rows_of_chunk
 from unetgn.ops.triton.kernels.forward_contiguous import locate_chunk
 from unetgn.ops.triton.plan_channels_last import Split
 from unetgn.ops.triton.problem import INT32_POSITIONS
@@ -38,7 +38,7 @@ def tile_places(out, program, row_blocks, column_blocks, channel_vectors, spatia
 
 @triton.jit
 def rows_of_two_blocks(out, row_block, spatial, ROWS: tl.constexpr):
-    first, count = rows_of_block(row_block + tl.arange(0, 2), spatial, ROWS)
+    first, count = rows_of_chunk(row_block + tl.arange(0, 2), spatial, ROWS)
     tl.store(out + tl.arange(0, 2), first)
     tl.store(out + 2 + tl.arange(0, 2), count)
 

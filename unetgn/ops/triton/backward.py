@@ -1,29 +1,51 @@
-"""Backward: from a call to the launches that compute it. Recipes as in `forward`."""
+"""Turns the plan of a backward pass into its recipe: the launches that fill the gradients. As in `forward`.
+
+The kernels write sums of each channel into slots: `sums` (2 or 3, N, slots, C), one plane for S0, one for S1 and, where
+pre_bias needs a gradient, one for S2 (`kernels.backward_contiguous` has the formulas). `fold` adds up the slots, and
+`parameters` makes all gradients but dx.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from unetgn.ops.arguments import Needs
 from unetgn.ops.triton import plan_channels_last, plan_contiguous
-from unetgn.ops.triton.device import Device
+from unetgn.ops.triton.device import Device, device_of
 from unetgn.ops.triton.forward import Plan
 from unetgn.ops.triton.kernels import backward_channels_last as channels_last
 from unetgn.ops.triton.kernels import backward_contiguous as contiguous
 from unetgn.ops.triton.kernels.parameters import fold_slots, parameter_gradients
-from unetgn.ops.triton.launch import RECIPES, Call, Launch, Stage
-from unetgn.ops.triton.problem import Problem, ceil_div, power_of_two_at_least
+from unetgn.ops.triton.launch import RECIPES, Launch, launch_of
+from unetgn.ops.triton.problem import Problem, ceil_div, power_of_two_at_least, problem_of
 
 FOLDED_ELEMENTS = 1024  # that a folding program holds at a time
 FOLDED_ELEMENTS_64 = 512  # of 64 bits each
 PARAMETER_COLUMNS = 32  # channels of a program of the parameter gradients
-PARAMETER_ROWS = 64  # samples that it adds at a time, at most
+PARAMETER_SAMPLES = 64  # that it adds at a time, at most
 
 
-class Gradients(NamedTuple):
-    """The gradients to fill; None where one is not asked for."""
+class BackwardOperands(NamedTuple):
+    """Holds the tensors of one backward pass, under the names that the kernels give them."""
 
+    x: Tensor
+    dy: Tensor
+    mean_of_group: Tensor  # (N, G)
+    rstd_of_group: Tensor
+    sums: Tensor | None  # (2 or 3, N, slots, C)
+    folded: Tensor | None  # (2 or 3, N, 1, C); `sums` themselves where they have one slot
+    m1_m2: Tensor  # (N * G, 2)
+    weight: Tensor | None
+    bias: Tensor | None
+    pre_bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    pre_bias_stride: int  # from sample to sample
+    scale_stride: int
+    shift_stride: int
     dx: Tensor | None
     dweight: Tensor | None
     dbias: Tensor | None
@@ -32,95 +54,72 @@ class Gradients(NamedTuple):
     dshift: Tensor | None
 
 
-class Inputs(NamedTuple):
-    """What the forward pass kept, and the gradient that comes in."""
-
-    dy: Tensor
-    x: Tensor
-    mean: Tensor
-    rstd: Tensor
-
-
 @dataclass(frozen=True)
 class BackwardRecipe:
-    """The stages of a backward pass.
+    """Holds the launches of a backward pass, in order, and the shapes of the tensors between them.
 
-    Resident (no `apply`): `first` writes dx and the sums of each channel. Split: `first` writes the sums, `fold` makes
-    group means of them, `apply` writes dx. `parameters` makes all other gradients.
+    Resident: dx and the sums, a fold where there are several slots, parameters. Split: the sums, a fold, dx,
+    parameters. Launches whose results nobody asks for are left out.
     """
 
-    first: Stage
-    fold: Stage | None  # None where the sums have one slot
-    apply: Stage | None
-    parameters: Stage
-    sums: tuple[int, int, int, int]  # shape: planes, samples, slots, channels
-    folded: tuple[int, int, int, int]
-
-
-def plan_backward(problem: Problem, layout: bool, device: Device) -> Plan:
-    """The heuristic's plan; `layout` is True for channels_last."""
-    plans = plan_channels_last if layout else plan_contiguous
-    return plans.plan_backward(problem, device)
+    launches: tuple[Launch, ...]
+    sums: tuple[int, int, int, int] | None
+    folded: tuple[int, int, int, int] | None  # None where the sums have one slot
 
 
 @lru_cache(RECIPES)
 def backward_recipe(
-    problem: Problem, layout: bool, device: Device, activation: bool, with_xhat: bool
+    shape: torch.Size,
+    dtype: torch.dtype,
+    channels_last: bool,
+    device: torch.device,
+    num_groups: int,
+    activation: bool,
+    needs: Needs,
 ) -> BackwardRecipe:
-    """The recipe of the heuristic's plan."""
-    return recipe_of(plan_backward(problem, layout, device), problem, activation, with_xhat)
+    """Return the recipe of the plan that the heuristic makes for x of that shape, dtype, layout and device."""
+    problem = problem_of(shape, num_groups, dtype)
+    return recipe_of(plan_backward(problem, channels_last, device_of(device)), problem, activation, needs)
 
 
-def recipe_of(plan: Plan, problem: Problem, activation: bool, with_xhat: bool) -> BackwardRecipe:
-    """The recipe of that plan; `with_xhat`: the sums have a third plane, for the gradient of pre_bias."""
-    resident = isinstance(plan, plan_contiguous.Resident | plan_channels_last.Resident)
-    slots = _slots(plan, problem)
+def plan_backward(problem: Problem, channels_last: bool, device: Device) -> Plan:
+    """Make the heuristic's plan."""
+    plans = plan_channels_last if channels_last else plan_contiguous
+    return plans.plan_backward(problem, device)
+
+
+def recipe_of(plan: Plan, problem: Problem, activation: bool, needs: Needs) -> BackwardRecipe:
+    """Turn a plan into its recipe."""
+    with_xhat, parameters = needs.pre_bias, any(needs[1:])
+    slots, planes = _slots(plan, problem), 3 if with_xhat else 2
     if isinstance(plan, plan_contiguous.Resident):
-        first = _contiguous_resident(plan, problem, activation, with_xhat)
+        launches = [_contiguous_resident(plan, problem, activation, with_xhat)]
     elif isinstance(plan, plan_channels_last.Resident):
-        first = _channels_last_resident(plan, problem, activation, with_xhat)
+        launches = [_channels_last_resident(plan, problem, activation, with_xhat)]
+    elif isinstance(plan, plan_contiguous.Split):
+        launches = [_contiguous_sums(plan, problem, activation, with_xhat)]
     else:
-        first = _split(plan, problem, activation, with_xhat, last=False)
-    planes = 3 if with_xhat else 2
+        launches = [_channels_last_sums(plan, problem, activation, with_xhat)]
+    split = isinstance(plan, plan_contiguous.Split | plan_channels_last.Split)
+    summed = split or parameters  # a resident kernel needs no sums for dx
+    folded = split or (parameters and slots > 1)
+    if folded:
+        launches.append(_fold(problem, slots, with_xhat))
+    if needs.x and isinstance(plan, plan_contiguous.Split):
+        launches.append(_contiguous_apply(plan, problem, activation))
+    elif needs.x and isinstance(plan, plan_channels_last.Split):
+        launches.append(_channels_last_apply(plan, problem, activation))
+    if parameters:
+        launches.append(_parameters(problem))
     return BackwardRecipe(
-        first=first,
-        fold=None if resident and slots == 1 else _fold(problem, slots, with_xhat),
-        apply=None if resident else _split(plan, problem, activation, with_xhat, last=True),
-        parameters=_parameters(problem),
-        sums=(planes, problem.samples, slots, problem.channels),
-        folded=(planes, problem.samples, 1, problem.channels),
+        tuple(launches),
+        (planes, problem.samples, slots, problem.channels) if summed else None,
+        (planes, problem.samples, 1, problem.channels) if folded else None,
     )
 
 
-def backward_launches(recipe: BackwardRecipe, call: Call, inputs: Inputs, gradients: Gradients) -> list[Launch]:
-    """The launches that fill the gradients; those of parameters only where one is asked for."""
-    dy, x, mean, rstd = inputs
-    dx, dweight, dbias, dpre_bias, dscale, dshift = gradients
-    weight, bias, _pre_bias, scale, shift = call.affine
-    _, scale_stride, shift_stride = call.strides
-    affine = (*call.affine, *call.strides)
-    parameters = any(gradient is not None for gradient in gradients[1:])
-    means = mean.new_empty((mean.numel(), 2))
-    sums = folded = mean.new_empty(recipe.sums) if parameters or recipe.apply is not None else None
-
-    if recipe.apply is None:
-        launches = [recipe.first.launch(x, dy, dx, mean, rstd, sums, means, *affine)]
-    else:
-        launches = [recipe.first.launch(x, dy, mean, rstd, sums, *affine)]
-    if recipe.fold is not None and sums is not None:
-        folded = mean.new_empty(recipe.folded)
-        small = weight, bias, scale, shift, scale_stride, shift_stride
-        launches.append(recipe.fold.launch(sums, folded, means, *small))
-    if recipe.apply is not None and dx is not None:
-        launches.append(recipe.apply.launch(x, dy, dx, mean, rstd, means, *affine))
-    if parameters:
-        into = dweight, dbias, dpre_bias, dscale, dshift
-        launches.append(recipe.parameters.launch(folded, rstd, means, weight, bias, scale, *into, scale_stride))
-    return launches
-
-
 def _slots(plan: Plan, problem: Problem) -> int:
-    """How many partial sums a channel has."""
+    """Return how many partial sums a channel has."""
     if isinstance(plan, plan_channels_last.Resident):
         return 1
     if isinstance(plan, plan_channels_last.Split):
@@ -128,63 +127,156 @@ def _slots(plan: Plan, problem: Problem) -> int:
     return ceil_div(problem.spatial, plan.width)
 
 
-def _contiguous_resident(plan: plan_contiguous.Resident, problem: Problem, activation: bool, with_xhat: bool) -> Stage:
+def _contiguous_resident(plan: plan_contiguous.Resident, problem: Problem, activation: bool, with_xhat: bool) -> Launch:
     segments = ceil_div(problem.spatial, plan.width)
-    plane = problem.samples * segments * problem.channels
-    sizes = (
-        *(plane, problem.groups, problem.group_channels, problem.spatial, segments, activation, with_xhat),
-        *(plan.tiles, plan.tile // plan.width, plan.width, plan.masked, plan.exact),
+    return launch_of(
+        contiguous.resident_backward,
+        BackwardOperands,
+        problem.programs,
+        plan.num_warps,
+        plane_size=problem.samples * segments * problem.channels,
+        num_groups=problem.groups,
+        group_channels=problem.group_channels,
+        spatial=problem.spatial,
+        channel_segments=segments,
+        SILU=activation,
+        WITH_XHAT=with_xhat,
+        TILES=plan.tiles,
+        SEGMENTS=plan.tile // plan.width,
+        WIDTH=plan.width,
+        MASKED=plan.masked,
+        EXACT=plan.exact,
     )
-    return Stage(contiguous.resident_backward, problem.programs, sizes, plan.num_warps)
 
 
 def _channels_last_resident(
     plan: plan_channels_last.Resident, problem: Problem, activation: bool, with_xhat: bool
-) -> Stage:
-    sizes = (
-        *(problem.samples * problem.channels, problem.groups // plan.groups, problem.spatial, activation, with_xhat),
-        *(plan.tiles, plan.rows, plan.groups, plan.steps, plan.vector, plan.masked),
+) -> Launch:
+    return launch_of(
+        channels_last.resident_backward,
+        BackwardOperands,
+        problem.programs // plan.groups,
+        plan.num_warps,
+        plane_size=problem.samples * problem.channels,
+        bundles=problem.groups // plan.groups,
+        spatial=problem.spatial,
+        SILU=activation,
+        WITH_XHAT=with_xhat,
+        TILES=plan.tiles,
+        ROWS=plan.rows,
+        GROUPS=plan.groups,
+        STEPS=plan.steps,
+        VECTOR=plan.vector,
+        MASKED=plan.masked,
     )
-    return Stage(channels_last.resident_backward, problem.programs // plan.groups, sizes, plan.num_warps)
 
 
-def _split(plan: Plan, problem: Problem, activation: bool, with_xhat: bool, *, last: bool) -> Stage:
-    """The pass for the sums, or the last one, for dx."""
-    plane = () if last else (problem.samples * _slots(plan, problem) * problem.channels,)
-    flags = (activation,) if last else (activation, with_xhat)
-    groups = problem.groups, problem.group_channels, problem.spatial
-    if isinstance(plan, plan_channels_last.Split):
-        rows = plan.apply_rows if last else plan.rows
-        row_blocks = ceil_div(problem.spatial, rows)
-        column_blocks = ceil_div(problem.channels, plan.columns)
-        masked = row_blocks * rows != problem.spatial or column_blocks * plan.columns != problem.channels
-        blocks = problem.channels // plan.vector, row_blocks, column_blocks
-        sizes = (*plane, *groups, *blocks, *flags, rows, plan.columns, plan.vector, masked)
-        kernel = channels_last.split_apply if last else channels_last.split_sums
-        programs = problem.samples * row_blocks * column_blocks
-    else:
-        assert isinstance(plan, plan_contiguous.Split)
-        segments = ceil_div(problem.spatial, plan.width)
-        rows = (plan.apply_tile if last else plan.tile) // plan.width
-        row_blocks = ceil_div(problem.channels * segments, rows)
-        masked = not plan.exact or row_blocks * rows != problem.channels * segments
-        sizes = (*plane, *groups, segments, row_blocks, *flags, rows, plan.width, masked, plan.exact)
-        kernel = contiguous.split_apply if last else contiguous.split_sums
-        programs = problem.samples * row_blocks
-    return Stage(kernel, programs, sizes, plan.apply_warps if last else plan.num_warps)
+def _contiguous_sums(plan: plan_contiguous.Split, problem: Problem, activation: bool, with_xhat: bool) -> Launch:
+    sizes = _contiguous_sizes(plan, problem, plan.tile)
+    return launch_of(
+        contiguous.split_sums,
+        BackwardOperands,
+        problem.samples * sizes["sample_tiles"],
+        plan.num_warps,
+        plane_size=problem.samples * sizes["channel_segments"] * problem.channels,
+        SILU=activation,
+        WITH_XHAT=with_xhat,
+        **sizes,
+    )
 
 
-def _fold(problem: Problem, slots: int, with_xhat: bool) -> Stage:
+def _contiguous_apply(plan: plan_contiguous.Split, problem: Problem, activation: bool) -> Launch:
+    sizes = _contiguous_sizes(plan, problem, plan.apply_tile)
+    programs = problem.samples * sizes["sample_tiles"]
+    return launch_of(contiguous.split_apply, BackwardOperands, programs, plan.apply_warps, SILU=activation, **sizes)
+
+
+def _contiguous_sizes(plan: plan_contiguous.Split, problem: Problem, tile: int) -> dict[str, int]:
+    """Return what both passes over tiles of that many elements take."""
+    channel_segments, segments = ceil_div(problem.spatial, plan.width), tile // plan.width
+    sample_tiles = ceil_div(problem.channels * channel_segments, segments)
+    return {
+        "num_groups": problem.groups,
+        "group_channels": problem.group_channels,
+        "spatial": problem.spatial,
+        "channel_segments": channel_segments,
+        "sample_tiles": sample_tiles,
+        "SEGMENTS": segments,
+        "WIDTH": plan.width,
+        "MASKED": not plan.exact or sample_tiles * segments != problem.channels * channel_segments,
+        "EXACT": plan.exact,
+    }
+
+
+def _channels_last_sums(plan: plan_channels_last.Split, problem: Problem, activation: bool, with_xhat: bool) -> Launch:
+    sizes = _channels_last_sizes(plan, problem, plan.rows)
+    return launch_of(
+        channels_last.split_sums,
+        BackwardOperands,
+        problem.samples * sizes["row_tiles"] * sizes["column_tiles"],
+        plan.num_warps,
+        plane_size=problem.samples * sizes["row_tiles"] * problem.channels,
+        SILU=activation,
+        WITH_XHAT=with_xhat,
+        **sizes,
+    )
+
+
+def _channels_last_apply(plan: plan_channels_last.Split, problem: Problem, activation: bool) -> Launch:
+    sizes = _channels_last_sizes(plan, problem, plan.apply_rows)
+    programs = problem.samples * sizes["row_tiles"] * sizes["column_tiles"]
+    return launch_of(channels_last.split_apply, BackwardOperands, programs, plan.apply_warps, SILU=activation, **sizes)
+
+
+def _channels_last_sizes(plan: plan_channels_last.Split, problem: Problem, rows: int) -> dict[str, int]:
+    """Return what both passes over tiles of that many rows take."""
+    row_tiles, column_tiles = ceil_div(problem.spatial, rows), ceil_div(problem.channels, plan.columns)
+    return {
+        "num_groups": problem.groups,
+        "group_channels": problem.group_channels,
+        "spatial": problem.spatial,
+        "row_vectors": problem.channels // plan.vector,
+        "row_tiles": row_tiles,
+        "column_tiles": column_tiles,
+        "ROWS": rows,
+        "COLUMNS": plan.columns,
+        "VECTOR": plan.vector,
+        "MASKED": row_tiles * rows != problem.spatial or column_tiles * plan.columns != problem.channels,
+    }
+
+
+def _fold(problem: Problem, slots: int, with_xhat: bool) -> Launch:
     elements = FOLDED_ELEMENTS if problem.itemsize < 8 else FOLDED_ELEMENTS_64
     columns = min(power_of_two_at_least(problem.group_channels), elements)
-    planes = problem.samples * slots * problem.channels, problem.samples * problem.channels
-    groups = problem.groups, problem.group_channels, problem.spatial
-    tile = min(power_of_two_at_least(slots), elements // columns), columns, ceil_div(problem.group_channels, columns)
-    return Stage(fold_slots, problem.programs, (*planes, *groups, slots, with_xhat, *tile), 4)
+    return launch_of(
+        fold_slots,
+        BackwardOperands,
+        problem.programs,
+        4,
+        plane_size=problem.samples * slots * problem.channels,
+        folded_plane_size=problem.samples * problem.channels,
+        num_groups=problem.groups,
+        group_channels=problem.group_channels,
+        spatial=problem.spatial,
+        slots=slots,
+        WITH_XHAT=with_xhat,
+        SLOTS=min(power_of_two_at_least(slots), elements // columns),
+        COLUMNS=columns,
+        COLUMN_TILES=ceil_div(problem.group_channels, columns),
+    )
 
 
-def _parameters(problem: Problem) -> Stage:
-    rows = min(power_of_two_at_least(problem.samples), PARAMETER_ROWS)
-    groups = problem.groups, problem.group_channels, problem.spatial
-    sizes = (problem.samples * problem.channels, problem.samples, *groups, rows, PARAMETER_COLUMNS)
-    return Stage(parameter_gradients, ceil_div(problem.channels, PARAMETER_COLUMNS), sizes, 4)
+def _parameters(problem: Problem) -> Launch:
+    return launch_of(
+        parameter_gradients,
+        BackwardOperands,
+        ceil_div(problem.channels, PARAMETER_COLUMNS),
+        4,
+        folded_plane_size=problem.samples * problem.channels,
+        samples=problem.samples,
+        num_groups=problem.groups,
+        group_channels=problem.group_channels,
+        spatial=problem.spatial,
+        SAMPLES=min(power_of_two_at_least(problem.samples), PARAMETER_SAMPLES),
+        COLUMNS=PARAMETER_COLUMNS,
+    )

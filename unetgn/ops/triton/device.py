@@ -1,4 +1,4 @@
-"""What the launch choices must know of a device, and the switch for clusters of blocks."""
+"""Holds what the plans must know of a device, and the switch for clusters of blocks."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _VARIABLE = "UNETGN_TRITON_CLUSTERS"
 
 @dataclass(frozen=True)
 class Device:
-    """The properties that the heuristic reads."""
+    """Holds the properties that the heuristic reads."""
 
     multiprocessors: int
     warp_size: int = 32
@@ -24,7 +24,7 @@ class Device:
 
     @property
     def cluster_sizes(self) -> list[int]:
-        """Numbers of blocks that a cluster may have, smallest first."""
+        """List the numbers of blocks that a cluster may have, smallest first."""
         return [blocks for blocks in (2, 4, 8) if blocks <= self.largest_cluster]
 
 
@@ -33,7 +33,7 @@ INTERPRETER = Device(multiprocessors=132, nvidia=False, largest_cluster=8, inter
 
 
 def device_of(device: torch.device) -> Device:
-    """The properties of a torch device: asked once for each device, not once for all."""
+    """Return the properties of a torch device; asked once for each device."""
     if device.type != "cuda":
         return INTERPRETER
     return _cuda_device(torch.cuda.current_device() if device.index is None else device.index)
@@ -62,12 +62,7 @@ def _from_environment() -> bool:
     return value == "1"
 
 
-_clusters = _from_environment()
-
-
-def clusters_chosen() -> bool:
-    """True where groups too large for one block may be held on chip by a cluster of blocks."""
-    return _clusters
+clusters_chosen = _from_environment()  # True where groups too large for one block may be held on chip by a cluster
 
 
 @contextmanager
@@ -78,9 +73,9 @@ def clusters(use: bool) -> Iterator[None]:
     sm_100 and proven under the interpreter, but no GPU has run them with more than one block yet. Devices without
     clusters take the split path either way.
     """
-    global _clusters
-    before, _clusters = _clusters, use
+    global clusters_chosen
+    before, clusters_chosen = clusters_chosen, use
     try:
         yield
     finally:
-        _clusters = before
+        clusters_chosen = before

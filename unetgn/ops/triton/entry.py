@@ -1,80 +1,87 @@
-"""The operator on Triton, for NVIDIA and AMD GPUs: the two entry functions of the implementation.
+"""Computes the operator on Triton, for NVIDIA and AMD GPUs: the two functions of this implementation.
 
-Where to look: `plan_*` choose a path and tile sizes, `forward` and `backward` turn a plan into
-kernel launches, `kernels/` holds the kernels by layout. Results are deterministic: every
-slot of every intermediate has one writer, and sums run in a fixed order.
+`plan_contiguous` and `plan_channels_last` choose a path and tile sizes; `forward` and `backward` turn a plan into a
+recipe, which is kept for the next call of the same sizes: the kernels, their grids and sizes; `launch` runs them;
+`kernels/` holds the kernels, by pass and layout. docs/kernels.md tells the story of one launch.
+Results are deterministic: every slot of every intermediate has one writer, and sums run in a fixed order.
 """
 
 import torch
 from torch import Tensor
 
-from unetgn.ops.triton.backward import Gradients, Inputs, backward_launches, backward_recipe
-from unetgn.ops.triton.device import clusters_chosen, device_of
-from unetgn.ops.triton.forward import forward_launches, forward_recipe
-from unetgn.ops.triton.launch import call_of, empty_statistics, run
+from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
+from unetgn.ops.layout import ACCUMULATION_DTYPE
+from unetgn.ops.triton import device
+from unetgn.ops.triton.backward import BackwardOperands, BackwardRecipe, backward_recipe
+from unetgn.ops.triton.forward import ForwardOperands, ForwardRecipe, forward_recipe
+from unetgn.ops.triton.launch import affine_operands, run
 
 
-def forward(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: bool,
-    pre_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y like x, mean (N, G), rstd (N, G)); x is dense, contiguous or channels_last.
+def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y like x, and mean and rstd (N, G), float32, or float64 for a float64 x.
 
-    Statistics come in float32, float64 for a float64 x. The definition: `unetgn.ops.reference`.
+    x has elements and is dense, contiguous or channels_last. The definition: `unetgn.ops.reference`.
     """
-    call = call_of(x, num_groups, activation, device_of(x.device), weight, bias, pre_bias, scale, shift)
+    x = arguments.x
+    # Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1).
+    clusters = device.clusters_chosen and arguments.pre_bias is None
+    recipe = forward_recipe(
+        x.shape,
+        x.dtype,
+        not x.is_contiguous(),  # then channels_last
+        x.device,
+        arguments.num_groups,
+        arguments.eps,
+        arguments.activation,
+        clusters,
+    )
+    return follow_forward(recipe, arguments)
+
+
+def follow_forward(recipe: ForwardRecipe, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute y, mean and rstd by that recipe."""
+    x = arguments.x
     y = torch.empty_like(x)
-    mean, rstd = empty_statistics(x, num_groups), empty_statistics(x, num_groups)
-    if x.numel():
-        # Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1).
-        clusters = clusters_chosen() and pre_bias is None
-        recipe = forward_recipe(call.problem, call.channels_last, call.device, clusters, activation, eps)
-        run(forward_launches(recipe, call, x, y, mean, rstd), x)
+    mean = x.new_empty((x.shape[0], arguments.num_groups), dtype=ACCUMULATION_DTYPE[x.dtype])
+    rstd = torch.empty_like(mean)
+    partials = None if recipe.partials is None else mean.new_empty(recipe.partials)
+    run(recipe.launches, ForwardOperands(x, y, mean, rstd, partials, *affine_operands(arguments)), x)
     return y, mean, rstd
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: bool,
-    pre_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    needs: tuple[bool, bool, bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of (x, weight, bias, pre_bias, scale, shift), each in its tensor's dtype; None where `needs` is False.
+def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
+    """Compute the gradients that `needs` asks for, from the statistics of `forward`.
 
-    dy and x are dense in the same layout; mean and rstd are those of `forward`.
+    dy and x are dense in the same layout.
     """
-    call = call_of(x, num_groups, activation, device_of(x.device), weight, bias, pre_bias, scale, shift)
-    results = [
-        None if tensor is None or not needed else torch.empty_like(tensor, memory_format=memory_format)
-        for tensor, needed, memory_format in zip(
-            (x, weight, bias, pre_bias, scale, shift),
-            needs,
-            (torch.preserve_format, *[torch.contiguous_format] * 5),
-            strict=True,
-        )
-    ]
-    gradients = Gradients(*results)
-    if x.numel():
-        with_xhat = gradients.dpre_bias is not None
-        recipe = backward_recipe(call.problem, call.channels_last, call.device, activation, with_xhat)
-        run(backward_launches(recipe, call, Inputs(dy, x, mean, rstd), gradients), x)
-    else:
-        for tensor in results:
-            if tensor is not None:
-                tensor.zero_()
-    return tuple(results)  # type: ignore[return-value]
+    x = arguments.x
+    recipe = backward_recipe(
+        x.shape,
+        x.dtype,
+        not x.is_contiguous(),  # then channels_last
+        x.device,
+        arguments.num_groups,
+        arguments.activation,
+        needs,
+    )
+    return follow_backward(recipe, dy, arguments, mean, rstd, needs)
+
+
+def follow_backward(
+    recipe: BackwardRecipe, dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs
+) -> Gradients:
+    """Compute the gradients by that recipe."""
+    x, *parameters = tensors_of(arguments)
+    gradients = Gradients(
+        torch.empty_like(x) if needs.x else None,
+        *(
+            None if tensor is None or not needed else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            for tensor, needed in zip(parameters, needs[1:], strict=True)
+        ),
+    )
+    sums = None if recipe.sums is None else mean.new_empty(recipe.sums)
+    folded = sums if recipe.folded is None else mean.new_empty(recipe.folded)
+    m1_m2 = mean.new_empty((mean.numel(), 2))
+    affine = affine_operands(arguments)
+    run(recipe.launches, BackwardOperands(x, dy, mean, rstd, sums, folded, m1_m2, *affine, *gradients), x)
+    return gradients

@@ -1,119 +1,91 @@
-"""A kernel launch as data, and what the launches of one call have in common."""
+"""Describes a kernel launch as data, and runs it.
 
-import math
-from collections.abc import Callable, Sequence
+A `Launch` is made once for all calls of the same sizes. It holds everything but the tensors. Which of the call's
+tensors its kernel takes, and where its sizes stand, is worked out from the names of the kernel's arguments when it is
+made; a call then costs two tuples and no look-up by name.
+"""
+
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from unetgn.ops.layout import accumulation_dtype, is_channels_last
-from unetgn.ops.triton.device import Device
-from unetgn.ops.triton.problem import Problem
+from unetgn.ops.arguments import Arguments
 
 RECIPES = 4096  # kinds of calls whose recipe is kept
 
+OptionalTensor = Tensor | None
+Affine = tuple[
+    OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, int, int, int
+]  # weight, bias, pre_bias, scale, shift; from sample to sample of the last three
 
-# Named tuples, not dataclasses: several of these are made in each call, and a tuple takes a fifth of the time.
+
 class Launch(NamedTuple):
-    """`kernel` on a grid of `programs` (below 2**31), with its arguments in order. The offline compile tests read the
-    same objects that a GPU is given."""
+    """Holds a kernel, its grid of `programs` (below 2**31) and its sizes. `launch_of` makes one."""
 
     kernel: Callable[..., Any]
     programs: int
-    values: tuple[Any, ...]
-    num_warps: int
-    num_ctas: int = 1
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments by name."""
-        return dict(zip(self.kernel.arg_names, self.values, strict=True))  # type: ignore[attr-defined]
-
-    def run(self) -> None:
-        options = {"num_warps": self.num_warps}
-        if self.num_ctas > 1:
-            options["num_ctas"] = self.num_ctas
-        self.kernel[(self.programs,)](*self.values, **options)  # type: ignore[index]
-
-
-class Stage(NamedTuple):
-    """A launch without its tensors. Every kernel takes tensors and their strides first, then `sizes`, which follow from
-    the sizes of the call alone."""
-
-    kernel: Callable[..., Any]
-    programs: int
+    select: Callable[[tuple[Any, ...]], tuple[Any, ...]]  # from the operands of a call, those that the kernel takes
     sizes: tuple[Any, ...]
-    num_warps: int
-    num_ctas: int = 1
+    options: dict[str, int]  # num_warps and, in a cluster, num_ctas
 
-    def launch(self, *tensors: Tensor | int | None) -> Launch:
-        """With its tensors (or None for those that are absent) and strides, in the order of the kernel's arguments."""
-        return Launch(self.kernel, self.programs, (*tensors, *self.sizes), self.num_warps, self.num_ctas)
+    def values(self, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the kernel's arguments in order."""
+        return self.select(operands) + self.sizes
 
 
-def run(launches: Sequence[Launch], x: Tensor) -> None:
+def launch_of(
+    kernel: Callable[..., Any],
+    operands: type[tuple[Any, ...]],
+    programs: int,
+    num_warps: int,
+    num_ctas: int = 1,
+    **sizes: Any,
+) -> Launch:
+    """Make a launch of `kernel`: its first arguments are named as fields of `operands`, the others as `sizes`.
+
+    Raises TypeError where the names do not fit: an argument that is neither, a size that the kernel does not take, or a
+    tensor behind a size.
+    """
+    names = kernel.arg_names  # type: ignore[attr-defined]
+    known = operands._fields  # type: ignore[attr-defined]
+    tensors = [name for name in names if name in known]
+    if names != [*tensors, *(name for name in names if name in sizes)] or len(names) != len(tensors) + len(sizes):
+        raise TypeError(
+            f"{kernel.__name__} takes {', '.join(names)}; given are the sizes {', '.join(sizes)}, and from "
+            f"{operands.__name__} {', '.join(tensors)}"
+        )
+    return Launch(
+        kernel,
+        programs,
+        itemgetter(*map(known.index, tensors)),
+        tuple(sizes[name] for name in names[len(tensors) :]),
+        {"num_warps": num_warps} if num_ctas == 1 else {"num_warps": num_warps, "num_ctas": num_ctas},
+    )
+
+
+def run(launches: Iterable[Launch], operands: tuple[Any, ...], x: Tensor) -> None:
     """Run launches in order, on the device of x, which need not be the current one."""
     elsewhere = x.is_cuda and x.device.index != torch.cuda.current_device()
     with torch.cuda.device(x.device) if elsewhere else nullcontext():
         for launch in launches:
-            launch.run()
+            launch.kernel[(launch.programs,)](*launch.values(operands), **launch.options)  # type: ignore[index]
 
 
-class Call(NamedTuple):
-    """The sizes of a call, the device it runs on, and its small tensors as the kernels read them."""
-
-    problem: Problem
-    channels_last: bool
-    device: Device
-    activation: bool
-    affine: tuple[Tensor | None, ...]  # weight, bias, pre_bias, scale, shift
-    strides: tuple[int, int, int]  # from sample to sample of pre_bias, scale, shift
-
-    @property
-    def pre_bias(self) -> Tensor | None:
-        return self.affine[2]
-
-
-def call_of(
-    x: Tensor,
-    num_groups: int,
-    activation: bool,
-    device: Device,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    pre_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-) -> Call:
-    """Sizes and operands of a call on x, (N, C, *spatial), dense in one of the two layouts."""
+def affine_operands(arguments: Arguments) -> Affine:
+    """Return weight, bias, pre_bias, scale and shift as kernels read them, and the last three's strides."""
+    weight, bias = arguments.weight, arguments.bias
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    pre_bias, scale, shift = _dense_rows(pre_bias), _dense_rows(scale), _dense_rows(shift)
-    return Call(
-        _problem(x.shape, num_groups, x.element_size()),
-        is_channels_last(x),
-        device,
-        activation,
-        (weight, bias, pre_bias, scale, shift),
-        (_row_stride(pre_bias), _row_stride(scale), _row_stride(shift)),
-    )
-
-
-def empty_statistics(x: Tensor, num_groups: int) -> Tensor:
-    """An (N, G) tensor in the type of the arithmetic."""
-    return x.new_empty((x.shape[0], num_groups), dtype=accumulation_dtype(x))
-
-
-@lru_cache(RECIPES)
-def _problem(shape: torch.Size, num_groups: int, itemsize: int) -> Problem:
-    return Problem(shape[0], shape[1], num_groups, math.prod(shape[2:]), itemsize)
+    pre_bias, scale, shift = map(_dense_rows, (arguments.pre_bias, arguments.scale, arguments.shift))
+    return weight, bias, pre_bias, scale, shift, _row_stride(pre_bias), _row_stride(scale), _row_stride(shift)
 
 
 def _dense_rows(values: Tensor | None) -> Tensor | None:
-    """An (N, C) tensor, copied where neighbours in a row are not neighbours in memory: it is small."""
+    """Copy an (N, C) tensor whose neighbours in a row are not neighbours in memory: it is small."""
     if values is None or values.stride(1) == 1 or values.size(1) == 1:
         return values
     return values.contiguous()

@@ -1,16 +1,21 @@
-"""Launch choices: from shapes and device properties to the path that a call takes and to its tile sizes.
+"""Holds the sizes of a call, and what the plans of both layouts share.
+
+A plan is the path that a call takes, and its tile sizes. `plan_contiguous` and `plan_channels_last` make it, from the
+sizes and the properties of the device. There are three paths:
 
     resident   a group, or a bundle of neighbouring ones, stays in the registers of one block: x is read once
     cluster    the same forward kernel with blocks > 1: the blocks of a cluster share the group
-    split      partial sums of chunks, then a second pass over x
+    split      partial statistics of chunks, then a second pass over x
 
-The figures are from an offline study (registers and spills of the compiled kernels for sm_90, and a time model that no
-GPU has confirmed). Several equal tiles, only the last of them masked, beat one wide masked tile: it would be held,
-masked or not, in twice the registers. This file has what both layouts share; `plan_contiguous` and
-`plan_channels_last` make the plans.
+The figures are from an offline study: registers and spills of the compiled kernels for sm_90, and a time model that no
+GPU has confirmed. Several equal tiles of which only the last is masked beat one wide masked tile, which is held in
+twice the registers, masked or not.
 """
 
+import math
 from dataclasses import dataclass
+
+import torch
 
 from unetgn.ops.triton.device import Device
 
@@ -23,7 +28,7 @@ INT32_POSITIONS = 2**31 - 2**17  # from here on positions are counted in 64 bits
 
 @dataclass(frozen=True)
 class Problem:
-    """The sizes of one call: x is (samples, channels, spatial) in either layout; `itemsize` in bytes."""
+    """Holds the sizes of one call: x is (samples, channels, spatial) in either layout; `itemsize` in bytes."""
 
     samples: int
     channels: int
@@ -55,8 +60,13 @@ class Problem:
         return VECTOR_BYTES // self.itemsize
 
     def resident_elements(self, at_16_bits: int) -> int:
-        """What fits a block's registers, from what fits at 16 bits an element."""
+        """Scale what fits a block's registers at 16 bits an element to this element size."""
         return at_16_bits * 2 // self.itemsize
+
+
+def problem_of(shape: torch.Size, num_groups: int, dtype: torch.dtype) -> Problem:
+    """Return the sizes of a call on x of that shape and dtype."""
+    return Problem(shape[0], shape[1], num_groups, math.prod(shape[2:]), dtype.itemsize)
 
 
 def power_of_two_at_least(value: int) -> int:
@@ -64,7 +74,7 @@ def power_of_two_at_least(value: int) -> int:
 
 
 def power_of_two_divisor(value: int) -> int:
-    """The largest power of two that divides value."""
+    """Return the largest power of two that divides value."""
     return value & -value
 
 
@@ -73,14 +83,15 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def warps(tile: int, problem: Problem, device: Device) -> int:
-    """One full-width load of each thread a tile, and at most MOST_THREADS threads."""
+    """Return the warps of a block that loads a tile with one full-width load a thread; at most MOST_THREADS threads."""
     wanted = tile // (device.warp_size * problem.vector)
     return max(1, min(wanted, MOST_THREADS // device.warp_size))
 
 
 def two_waves(problem: Problem, device: Device, smallest: int, largest: int) -> int:
-    """Elements of a split chunk (a power of two): small enough for two programs a multiprocessor, where there is the
-    work.
+    """Return the elements of a split tile, a power of two between the limits.
+
+    It is small enough for two programs a multiprocessor, where there is the work.
     """
     wanted = problem.elements // (2 * device.multiprocessors)
     return max(smallest, min(largest, power_of_two_at_least(wanted + 1) // 2))

@@ -1,4 +1,4 @@
-"""What every kernel shares: SiLU and its derivative, the affine of a channel, and three small tricks of the machine."""
+"""Computes what every kernel shares: SiLU and its derivative, the affine of a channel, optional loads, barriers."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def activate(z, SILU: tl.constexpr):
-    """z * sigmoid(z) in about ten instructions (`tl.sigmoid` takes fifteen), or z."""
+    """Return z * sigmoid(z) in about ten instructions (`tl.sigmoid` takes fifteen), or z."""
     if SILU:
         result = z / (1.0 + tl.exp2(z * -LOG2E))
     else:
@@ -18,7 +18,7 @@ def activate(z, SILU: tl.constexpr):
 
 @triton.jit
 def activation_gradient(dy, z, SILU: tl.constexpr):
-    """dz = dy * d silu(z) / dz, where silu' = s * (1 + z * (1 - s)) and s = sigmoid(z)."""
+    """Return dz = dy * d silu(z) / dz, where silu' = s * (1 + z * (1 - s)) and s = sigmoid(z)."""
     if SILU:
         s = 1.0 / (1.0 + tl.exp2(z * -LOG2E))
         result = dy * (s * (1.0 + z * (1.0 - s)))
@@ -29,8 +29,10 @@ def activation_gradient(dy, z, SILU: tl.constexpr):
 
 @triton.jit
 def within(index, limit, MASKED: tl.constexpr):
-    """The mask index < limit. Where the plan knows that no index is beyond, it is a constant that the compiler drops:
-    one that it has to compute costs predicates, and registers.
+    """Return the mask index < limit.
+
+    Where the plan knows that no index is beyond, it is a constant, which the compiler drops. A mask that has to be
+    computed costs predicates and registers.
     """
     if MASKED:
         result = index < limit
@@ -41,7 +43,7 @@ def within(index, limit, MASKED: tl.constexpr):
 
 @triton.jit
 def load_or(pointer, index, mask, default: tl.constexpr, compute: tl.constexpr):
-    """pointer[index] in the type of the arithmetic, or the default where the optional tensor is absent (None)."""
+    """Load pointer[index] in the type of the arithmetic, or the default where the optional tensor is absent (None)."""
     if pointer is None:
         result = tl.full(index.shape, default, compute)
     else:
@@ -51,8 +53,10 @@ def load_or(pointer, index, mask, default: tl.constexpr, compute: tl.constexpr):
 
 @triton.jit
 def advance(pointer, offset):
-    """pointer + offset, or None where the optional tensor is absent: once for a program, so that the channels counted
-    from there stay in 32 bits."""
+    """Return pointer + offset, or None where the optional tensor is absent.
+
+    Done once a program: the channels counted from there stay in 32 bits.
+    """
     if pointer is None:
         result = None
     else:
@@ -62,7 +66,7 @@ def advance(pointer, offset):
 
 @triton.jit
 def channel_affine(weight, bias, scale, shift, channel, mask, compute: tl.constexpr):
-    """(gamma', beta') with z = xhat * gamma' + beta': weight * (1 + scale) and bias * (1 + scale) + shift.
+    """Return (gamma', beta') with z = xhat * gamma' + beta': weight * (1 + scale) and bias * (1 + scale) + shift.
 
     `channel` counts from where the pointers have been advanced to: `scale` and `shift` at least to their sample's row.
     """
@@ -79,25 +83,25 @@ def channel_affine(weight, bias, scale, shift, channel, mask, compute: tl.conste
 
 @triton.jit
 def number(value, dtype: tl.constexpr):
-    """A scalar of that type, also from an argument that is 1 and that Triton has therefore made a constant."""
+    """Return a scalar of that type, also from an argument that is 1, which Triton makes a constant."""
     return tl.zeros([], dtype) + value
 
 
 @triton.jit
-def plane_of(sums, which: tl.constexpr, plane):
-    """Where plane `which` of `sums` begins, each of `plane` elements: two planes may be more than 32 bits count."""
-    return sums + number(plane, tl.int64) * which
+def plane_of(sums, which: tl.constexpr, plane_size):
+    """Return where plane `which` of `sums` begins. Two planes may have more elements than 32 bits count."""
+    return sums + number(plane_size, tl.int64) * which
 
 
 @triton.jit
-def pair_of(group_means, group):
-    """Where the pair of a group lies in `group_means` (N*G, 2), which may have more elements than 32 bits count."""
-    return group_means + group.to(tl.int64) * 2
+def pair_of(m1_m2, group):
+    """Return where the pair of a group lies in `m1_m2` (N*G, 2), which may have more elements than 32 bits count."""
+    return m1_m2 + group.to(tl.int64) * 2
 
 
 @triton.jit
 def divide(a, b):
-    """The correctly rounded quotient of scalars or short vectors, so that the mean of a constant is that constant."""
+    """Return the correctly rounded quotient, so that the mean of a constant is that constant."""
     if a.dtype == tl.float32:
         result = tl.div_rn(a, b)
     else:
@@ -107,7 +111,7 @@ def divide(a, b):
 
 @triton.jit
 def reciprocal_deviation(variance, eps: tl.constexpr):
-    """1 / sqrt(var + eps), correctly rounded in float32, in float64 too (`tl.rsqrt` approximates)."""
+    """Return 1 / sqrt(var + eps), correctly rounded in float32, in float64 too (`tl.rsqrt` approximates)."""
     if variance.dtype == tl.float32:
         result = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
     else:
@@ -117,7 +121,7 @@ def reciprocal_deviation(variance, eps: tl.constexpr):
 
 @triton.jit
 def hold(tile, HOLD: tl.constexpr):
-    """An identity that the compiler cannot see through, for 16-bit tiles on NVIDIA.
+    """Return the tile through an identity that the compiler cannot see through, for 16-bit tiles on NVIDIA.
 
     Without it the widening to float32 before a reduction and the one after it are merged, and the float32 copy is what
     stays in registers across the reduction: twice the registers.
@@ -131,7 +135,7 @@ def hold(tile, HOLD: tl.constexpr):
 
 @triton.jit
 def cluster_barrier(value, CLUSTER_SYNC: tl.constexpr):
-    """Returns `value` (int32) once every block of the cluster has arrived and its stores are visible to the others.
+    """Return `value` (int32) once every block of the cluster has arrived and its stores are visible to the others.
 
     Under the interpreter all blocks of a cluster are one program, and there is nothing to wait for.
     """

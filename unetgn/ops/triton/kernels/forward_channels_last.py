@@ -1,4 +1,4 @@
-"""Forward kernels for the channels_last layout, where x is (N, spatial, C) in memory.
+"""Computes the forward pass in the channels_last layout, where x is (N, spatial, C) in memory.
 
 A group that fits the registers of a block (or of a cluster) is read once, as tiles [BLOCKS, ROWS, GROUPS, VECTOR]:
 STEPS vectors side by side are the channels of a group, so that no sum has to be sorted into groups. Larger groups are
@@ -26,10 +26,11 @@ from unetgn.ops.triton.kernels.elements import (
 def group_channels_of_step(
     first_group, step: tl.constexpr, STEPS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr
 ):
-    """[GROUPS, VECTOR]: the channels that step `step` holds of GROUPS neighbouring groups of STEPS * VECTOR channels.
+    """Return the channels that step `step` holds of a bundle, [GROUPS, VECTOR].
 
-    The ranges do not begin at zero because the compiler makes equal ranges one value, which cannot be split over the
-    blocks of a cluster in one place and not in another.
+    A bundle is GROUPS neighbouring groups of STEPS * VECTOR channels. The ranges do not begin at zero because the
+    compiler makes equal ranges one value, which cannot be split over the blocks of a cluster in one place and not in
+    another.
     """
     groups = first_group + (tl.arange(GROUPS, 2 * GROUPS) - GROUPS)
     return groups[:, None] * (STEPS * VECTOR) + step * VECTOR + (tl.arange(VECTOR, 2 * VECTOR) - VECTOR)[None, :]
@@ -41,7 +42,7 @@ def centred_moments(
     GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
     compute: tl.constexpr,
 ):  # fmt: skip
-    """(tiles, mean, M2 [BLOCKS, GROUPS]); squares are summed about the mean, in a second pass over registers."""
+    """Return (tiles, mean, M2 [BLOCKS, GROUPS]); M2 is summed about the mean, in a second pass over registers."""
     local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
     every = tl.full([GROUPS, VECTOR], True, tl.int1)
     count = number(share * (STEPS * VECTOR), compute)
@@ -76,20 +77,20 @@ def centred_moments(
 
 @triton.jit
 def merge_blocks(
-    exchange, program, means, m2s, count, BLOCKS: tl.constexpr, GROUPS: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    partials, program, means, m2s, count, BLOCKS: tl.constexpr, GROUPS: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
     compute: tl.constexpr,
 ):  # fmt: skip
-    """(mean, M2 [GROUPS]) of all blocks, each of which has `count` elements a group, in a fixed order."""
+    """Merge the (mean, M2 [GROUPS]) of all blocks, each with `count` elements a group, in a fixed order."""
     if BLOCKS == 1:
         mean = tl.sum(means, 0)
         m2 = tl.sum(m2s, 0)
     else:
         group = tl.arange(0, GROUPS)
-        slots = exchange + program * (2 * BLOCKS * GROUPS)
+        slots = partials + program * (2 * BLOCKS * GROUPS)
         slot = tl.arange(0, BLOCKS)[:, None] * GROUPS + group[None, :]
         tl.store(slots + slot, means)
         tl.store(slots + BLOCKS * GROUPS + slot, m2s)
-        slots = exchange + cluster_barrier(program, CLUSTER_SYNC) * (2 * BLOCKS * GROUPS) + group
+        slots = partials + cluster_barrier(program, CLUSTER_SYNC) * (2 * BLOCKS * GROUPS) + group
         pivot = tl.load(slots, volatile=True)
         mean = pivot
         for k in tl.static_range(1, BLOCKS):
@@ -103,17 +104,17 @@ def merge_blocks(
 
 @triton.jit
 def resident_forward(
-    x, y, mean_out, rstd_out, exchange, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, bundles, spatial, eps: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
     HOLD: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
 ):  # fmt: skip
-    """One program a bundle of GROUPS groups of a sample, held in the registers of BLOCKS blocks: x is read once.
+    """Normalize one bundle a program, held in the registers of BLOCKS blocks: x is read once.
 
-    Block k holds the rows [k * share, (k + 1) * share) of the sample. The blocks exchange (mean, M2) through `exchange`
-    (programs, 2, BLOCKS, GROUPS), and each merges them in the same order.
+    Block k holds the rows [k * share, (k + 1) * share) of the sample. The blocks exchange (mean, M2) through `partials`
+    (programs, 2, BLOCKS, GROUPS). Each merges them in the same order.
     """
-    compute: tl.constexpr = mean_out.dtype.element_ty
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
     program = tl.program_id(0)
     sample = (program // bundles).to(tl.int64)
     first_group = (program % bundles) * GROUPS
@@ -139,11 +140,11 @@ def resident_forward(
         tiles, pre_bias, first_group, share, BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, compute
     )
     count = number(share * (STEPS * VECTOR), compute)
-    mean, m2 = merge_blocks(exchange, program, means, m2s, count, BLOCKS, GROUPS, CLUSTER_SYNC, compute)
+    mean, m2 = merge_blocks(partials, program, means, m2s, count, BLOCKS, GROUPS, CLUSTER_SYNC, compute)
     rstd = reciprocal_deviation(divide(m2, tl.zeros([GROUPS], compute) + count * BLOCKS), eps)
     group = program * GROUPS + tl.arange(0, GROUPS)
-    tl.store(mean_out + group, mean)
-    tl.store(rstd_out + group, rstd)
+    tl.store(mean_of_group + group, mean)
+    tl.store(rstd_of_group + group, rstd)
 
     for step in tl.static_range(STEPS):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
@@ -159,46 +160,46 @@ def resident_forward(
 
 
 @triton.jit
-def rows_of_block(row_block, spatial, ROWS: tl.constexpr):
-    """(first row, number of rows) of a block of at most ROWS rows; counted in 64 bits, which `spatial` may need."""
-    first = row_block.to(tl.int64) * ROWS
+def rows_of_chunk(chunk, spatial, ROWS: tl.constexpr):
+    """Return (first row, number of rows) of a chunk of at most ROWS rows, in 64 bits, which `spatial` may need."""
+    first = chunk.to(tl.int64) * ROWS
     return first, tl.minimum(spatial - first, ROWS).to(tl.int32)
 
 
 @triton.jit
 def locate_tile(
-    program, row_blocks, column_blocks, channel_vectors, spatial, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    program, row_tiles, column_tiles, row_vectors, spatial, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """(sample, row block, base, channel [COLUMNS], offsets [ROWS, COLUMNS], row count) of a program's tile of x."""
-    sample = (program // (row_blocks * column_blocks)).to(tl.int64)
-    row_block = program // column_blocks % row_blocks
-    channel = program % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
-    channels = channel_vectors * VECTOR
-    first_row, count = rows_of_block(row_block, spatial, ROWS)
+    """Return (sample, row tile, base, channel [COLUMNS], offsets [ROWS, COLUMNS], row count) of a program's tile."""
+    sample = (program // (row_tiles * column_tiles)).to(tl.int64)
+    row_tile = program // column_tiles % row_tiles
+    channel = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
+    channels = row_vectors * VECTOR
+    first_row, count = rows_of_chunk(row_tile, spatial, ROWS)
     base = (sample * spatial + first_row) * channels
     offsets = tl.arange(0, ROWS)[:, None] * channels + channel[None, :]
-    return sample, row_block, base, channel, offsets, count
+    return sample, row_tile, base, channel, offsets, count
 
 
 @triton.jit
 def tile_masks(channel, channels, count, ROWS: tl.constexpr, MASKED: tl.constexpr):
-    """Masks of the channels [COLUMNS] and of the elements [ROWS, COLUMNS] of a tile with `count` rows."""
+    """Return the masks of the channels [COLUMNS] and the elements [ROWS, COLUMNS] of a tile with `count` rows."""
     own = within(channel, channels, MASKED)
     return own, within(tl.arange(0, ROWS), count, MASKED)[:, None] & own[None, :]
 
 
 @triton.jit
 def split_statistics(
-    x, partials, spatial, channel_vectors, row_blocks, column_blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, partials, spatial, row_vectors, row_tiles, column_tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """(mean, M2) of each channel over ROWS positions into `partials` (N, row_blocks, 2, C), without pre_bias."""
+    """Write (mean, M2) of each channel over a chunk of ROWS rows to `partials` (N, chunks, 2, C), without pre_bias."""
     compute: tl.constexpr = partials.dtype.element_ty
-    sample, row_block, base, channel, offsets, count = locate_tile(
-        tl.program_id(0), row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS, VECTOR
+    sample, row_tile, base, channel, offsets, count = locate_tile(
+        tl.program_id(0), row_tiles, column_tiles, row_vectors, spatial, ROWS, COLUMNS, VECTOR
     )
-    channels = channel_vectors * VECTOR
+    channels = row_vectors * VECTOR
     own, inside = tile_masks(channel, channels, count, ROWS, MASKED)
     tile = tl.load(x + base + offsets, mask=inside, other=0.0).to(compute)
     weight = number(count, compute)
@@ -206,28 +207,28 @@ def split_statistics(
     d = tl.where(inside, tile - mean[None, :], 0.0)
     # The deviations measure by how much the mean was rounded: take that back.
     correction = divide(tl.sum(d, 0), weight)
-    slot = partials + (sample * row_blocks + row_block) * 2 * channels + channel
+    slot = partials + (sample * row_tiles + row_tile) * 2 * channels + channel
     tl.store(slot, mean + correction, mask=own)
     tl.store(slot + channels, tl.sum(d * d, 0) - correction * correction * weight, mask=own)
 
 
 @triton.jit
 def merge_statistics(
-    partials, mean_out, rstd_out, pre_bias, pre_bias_stride, num_groups, group_channels, spatial, row_blocks,
+    partials, mean_of_group, rstd_of_group, pre_bias, pre_bias_stride, num_groups, group_channels, spatial, chunks,
     eps: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """mean, rstd (N*G,) from the statistics of row blocks and channels, in a fixed order, SLOTS row blocks at a time.
+    """Merge (mean, M2) of chunks and channels into mean and rstd of a group, in a fixed order, SLOTS chunks at a time.
 
     PADDED is a power of two >= group_channels. Chan, Golub & LeVeque 1983, with the first channel's mean as the origin.
     """
-    compute: tl.constexpr = mean_out.dtype.element_ty
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
     group = tl.program_id(0)
     sample = (group // num_groups).to(tl.int64)
     channels = num_groups * group_channels
     channel = (group % num_groups) * group_channels + tl.arange(0, PADDED)[None, :]
     own = tl.arange(0, PADDED)[None, :] < group_channels
     extra = load_or(advance(pre_bias, sample * pre_bias_stride), channel, own, 0.0, compute)
-    slots = partials + sample * row_blocks * 2 * channels + channel
+    slots = partials + sample * chunks * 2 * channels + channel
     length = number(number(spatial, tl.int64) * group_channels, compute)
 
     pivot = tl.sum(
@@ -235,42 +236,41 @@ def merge_statistics(
     )
     mean = pivot
     first = 0
-    while first < row_blocks:
+    while first < chunks:
         k = first + tl.arange(0, SLOTS)[:, None]
-        _first_row, count = rows_of_block(k, spatial, ROWS)
-        d = tl.load(slots + k * 2 * channels, mask=(k < row_blocks) & own, other=0.0) + extra - pivot
-        mean += tl.sum(tl.sum(tl.where((k < row_blocks) & own, d * count.to(compute), 0.0), 1), 0) / length
+        _first_row, count = rows_of_chunk(k, spatial, ROWS)
+        d = tl.load(slots + k * 2 * channels, mask=(k < chunks) & own, other=0.0) + extra - pivot
+        mean += tl.sum(tl.sum(tl.where((k < chunks) & own, d * count.to(compute), 0.0), 1), 0) / length
         first += SLOTS
     m2 = tl.zeros([], compute)
     first = 0
-    while first < row_blocks:
+    while first < chunks:
         k = first + tl.arange(0, SLOTS)[:, None]
-        _first_row, count = rows_of_block(k, spatial, ROWS)
-        d = tl.load(slots + k * 2 * channels, mask=(k < row_blocks) & own, other=0.0) + extra - mean
-        channel_m2 = tl.load(slots + (k * 2 + 1) * channels, mask=(k < row_blocks) & own, other=0.0)
-        m2 += tl.sum(tl.sum(tl.where((k < row_blocks) & own, channel_m2 + d * d * count.to(compute), 0.0), 1), 0)
+        _first_row, count = rows_of_chunk(k, spatial, ROWS)
+        d = tl.load(slots + k * 2 * channels, mask=(k < chunks) & own, other=0.0) + extra - mean
+        channel_m2 = tl.load(slots + (k * 2 + 1) * channels, mask=(k < chunks) & own, other=0.0)
+        m2 += tl.sum(tl.sum(tl.where((k < chunks) & own, channel_m2 + d * d * count.to(compute), 0.0), 1), 0)
         first += SLOTS
-    tl.store(mean_out + group, mean)
-    tl.store(rstd_out + group, reciprocal_deviation(divide(m2, length), eps))
+    tl.store(mean_of_group + group, mean)
+    tl.store(rstd_of_group + group, reciprocal_deviation(divide(m2, length), eps))
 
 
 @triton.jit
 def split_apply(
-    x, y, mean_in, rstd_in, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
-    num_groups, group_channels, spatial, channel_vectors, row_blocks, column_blocks, SILU: tl.constexpr,
+    x, y, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, num_groups, group_channels, spatial, row_vectors, row_tiles, column_tiles, SILU: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """y of one tile; programs walk backwards, because what the statistics read last is still in the L2 cache."""
-    compute: tl.constexpr = mean_in.dtype.element_ty
-    sample, row_block, base, channel, offsets, count = locate_tile(
-        tl.num_programs(0) - 1 - tl.program_id(0), row_blocks, column_blocks, channel_vectors, spatial, ROWS, COLUMNS,
-        VECTOR,
+    """Write y of one tile; programs walk backwards, because what the statistics read last is still in the L2 cache."""
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
+    sample, row_tile, base, channel, offsets, count = locate_tile(
+        tl.num_programs(0) - 1 - tl.program_id(0), row_tiles, column_tiles, row_vectors, spatial, ROWS, COLUMNS, VECTOR,
     )  # fmt: skip
-    own, inside = tile_masks(channel, channel_vectors * VECTOR, count, ROWS, MASKED)
+    own, inside = tile_masks(channel, row_vectors * VECTOR, count, ROWS, MASKED)
     tile = tl.load(x + base + offsets, mask=inside, other=0.0)
     group = sample * num_groups + channel // group_channels
-    mean = tl.load(mean_in + group, mask=own, other=0.0)
-    rstd = tl.load(rstd_in + group, mask=own, other=0.0)
+    mean = tl.load(mean_of_group + group, mask=own, other=0.0)
+    rstd = tl.load(rstd_of_group + group, mask=own, other=0.0)
     pre_bias = advance(pre_bias, sample * pre_bias_stride)
     scale = advance(scale, sample * scale_stride)
     shift = advance(shift, sample * shift_stride)

@@ -1,9 +1,9 @@
-"""Forward kernels for the contiguous layout, where a group is one stretch of memory.
+"""Computes the forward pass in the contiguous layout, where a group is one stretch of memory.
 
-A block works on TILES flat tiles [BLOCKS, VECTORS, VECTOR], of TILE = VECTORS * VECTOR elements; BLOCKS is 1 but in a
-cluster. Each vector lies inside one channel and needs one pair (gamma', beta'): WIDTH is a power of two that divides
-the spatial size, spatial = segments * WIDTH, VECTOR divides WIDTH, and the channel of element e, (e // WIDTH) //
-segments, costs no more than a shift where the spatial size is a power of two.
+A block works on TILES flat tiles [BLOCKS, VECTORS, VECTOR], of TILE = VECTORS * VECTOR elements. BLOCKS is 1 except in
+a cluster. WIDTH is a power of two that divides the spatial size: a channel has spatial = channel_segments * WIDTH
+elements. VECTOR divides WIDTH, so each vector lies inside one channel and needs one pair (gamma', beta'). The channel
+of element e is (e // WIDTH) // channel_segments, a mere shift where the spatial size is a power of two.
 """
 
 import triton
@@ -25,10 +25,10 @@ from unetgn.ops.triton.kernels.elements import (
 
 @triton.jit
 def vector_starts(TILE: tl.constexpr, VECTOR: tl.constexpr):
-    """[1, VECTORS]: where the vectors of a tile start.
+    """Return where the vectors of a tile start, [1, VECTORS].
 
-    Never a range from zero: the compiler makes equal ranges one value, and one value cannot be split over the blocks
-    of a cluster in one place and whole in another.
+    The range does not start at zero: the compiler makes equal ranges one value, and one value cannot be split over the
+    blocks of a cluster in one place and whole in another.
     """
     VECTORS: tl.constexpr = TILE // VECTOR
     return ((tl.arange(VECTORS, 2 * VECTORS) - VECTORS) * VECTOR)[None, :]
@@ -36,7 +36,7 @@ def vector_starts(TILE: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def affine_positions(TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr):
-    """Where in a tile to look up channels: at each vector, or once where a tile never leaves its channel."""
+    """Return where in a tile to look up channels: at each vector, or once where a tile never leaves its channel."""
     if WIDTH % TILE == 0:
         positions = tl.zeros([1, 1], tl.int32)
     else:
@@ -46,13 +46,13 @@ def affine_positions(TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constex
 
 @triton.jit
 def lanes(VECTOR: tl.constexpr):
-    """[1, 1, VECTOR]: the elements of a vector."""
+    """Return the elements of a vector, [1, 1, VECTOR]."""
     return (tl.arange(VECTOR, 2 * VECTOR) - VECTOR)[None, None, :]
 
 
 @triton.jit
 def read_tiles(x, start, limit, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr):
-    """TILES tiles from x[start], zero from element `limit` on, which may lie in the last tile only.
+    """Load TILES tiles from x[start], zero from element `limit` on, which may lie in the last tile only.
 
     The tile moves the pointer, not the offsets: the loads of all tiles share an address and differ by a constant, which
     the assembler writes into the instruction.
@@ -68,10 +68,12 @@ def read_tiles(x, start, limit, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR:
 
 @triton.jit
 def centred_moments(
-    tiles, pre_bias, start, limit, segments, BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
+    tiles, pre_bias, start, limit, channel_segments, BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
     VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
-    """(tiles, mean [BLOCKS], M2 [BLOCKS]); squares are summed about the mean, in a second pass over registers.
+    """Return (tiles, mean [BLOCKS], M2 [BLOCKS]); M2 is the sum of squares about the mean, in a second pass.
+
+    Both passes are over registers.
 
     `pre_bias` points to the channel of element 0.
     """
@@ -83,7 +85,7 @@ def centred_moments(
     for t in tl.static_range(TILES):
         total += tl.sum(tiles[t].to(compute), 2)
         if pre_bias is not None:
-            channel = (start + t * TILE + position) // WIDTH // segments
+            channel = (start + t * TILE + position) // WIDTH // channel_segments
             inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
             total += load_or(pre_bias, channel, inside, 0.0, compute) * VECTOR
     mean = divide(tl.sum(total, 1), count)
@@ -93,7 +95,7 @@ def centred_moments(
     squares = tl.zeros([BLOCKS, VECTORS], compute)
     for t in tl.static_range(TILES):
         tile = hold(tiles[t], HOLD)
-        channel = (start + t * TILE + position) // WIDTH // segments
+        channel = (start + t * TILE + position) // WIDTH // channel_segments
         inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
         centre = mean[:, None] - load_or(pre_bias, channel, inside, 0.0, compute)
         inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
@@ -108,7 +110,7 @@ def centred_moments(
 
 @triton.jit
 def write_normalized(
-    y, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, limit, segments, TILES: tl.constexpr,
+    y, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, limit, channel_segments, TILES: tl.constexpr,
     TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
     SILU: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
@@ -120,7 +122,7 @@ def write_normalized(
     offsets = (start + vector)[:, :, None] + lanes(VECTOR)
     for t in tl.static_range(TILES):
         inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
-        channel = (start + t * TILE + position) // WIDTH // segments
+        channel = (start + t * TILE + position) // WIDTH // channel_segments
         gamma, beta = channel_affine(weight, bias, scale, shift, channel, inside, compute)
         centre = mean - load_or(pre_bias, channel, inside, 0.0, compute)
         z = (hold(tiles[t], HOLD).to(compute) - centre[:, :, None]) * (rstd * gamma)[:, :, None] + beta[:, :, None]
@@ -131,41 +133,41 @@ def write_normalized(
 
 @triton.jit
 def resident_forward(
-    x, y, mean_out, rstd_out, exchange, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, segments, eps: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr,
-    TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    HOLD: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, num_groups, group_channels, channel_segments, eps: tl.constexpr, SILU: tl.constexpr,
+    BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, HOLD: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
 ):  # fmt: skip
-    """One program a group, held in the registers of BLOCKS blocks: x is read once.
+    """Normalize one group a program, held in the registers of BLOCKS blocks: x is read once.
 
-    The blocks of a cluster exchange (mean, M2) through `exchange` (N*G, 2, BLOCKS) and each merges them in the same
-    order.
+    The blocks of a cluster exchange (mean, M2) through `partials` (N*G, 2, BLOCKS). Each merges them in the same order
+    (Chan et al. 1983, for parts of equal size).
     """
-    compute: tl.constexpr = mean_out.dtype.element_ty
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
     group = tl.program_id(0)
     sample = (group // num_groups).to(tl.int64)
     first_channel = (group % num_groups) * group_channels
-    base = group.to(tl.int64) * (group_channels * segments) * WIDTH
+    base = group.to(tl.int64) * (group_channels * channel_segments) * WIDTH
     weight = advance(weight, first_channel)
     bias = advance(bias, first_channel)
     pre_bias = advance(pre_bias, sample * pre_bias_stride + first_channel)
     scale = advance(scale, sample * scale_stride + first_channel)
     shift = advance(shift, sample * shift_stride + first_channel)
-    share = (group_channels * segments // BLOCKS) * WIDTH
+    share = (group_channels * channel_segments // BLOCKS) * WIDTH
     start = tl.arange(0, BLOCKS)[:, None] * share
 
     tiles = read_tiles(x + base, start, share, TILES, TILE, VECTOR, MASKED)
     tiles, means, m2s = centred_moments(
-        tiles, pre_bias, start, share, segments, BLOCKS, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
+        tiles, pre_bias, start, share, channel_segments, BLOCKS, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
     )
     if BLOCKS == 1:
         mean = tl.sum(means, 0)
         m2 = tl.sum(m2s, 0)
     else:
-        slots = exchange + group * (2 * BLOCKS) + tl.arange(0, BLOCKS)
+        slots = partials + group * (2 * BLOCKS) + tl.arange(0, BLOCKS)
         tl.store(slots, means)
         tl.store(slots + BLOCKS, m2s)
-        slots = exchange + cluster_barrier(group, CLUSTER_SYNC) * (2 * BLOCKS)
+        slots = partials + cluster_barrier(group, CLUSTER_SYNC) * (2 * BLOCKS)
         pivot = tl.load(slots, volatile=True)
         mean = pivot
         for k in tl.static_range(1, BLOCKS):
@@ -175,53 +177,53 @@ def resident_forward(
             d = tl.load(slots + k, volatile=True) - mean
             m2 += tl.load(slots + BLOCKS + k, volatile=True) + d * d * share
     rstd = reciprocal_deviation(divide(m2, number(share * BLOCKS, compute)), eps)
-    tl.store(mean_out + group, mean)
-    tl.store(rstd_out + group, rstd)
+    tl.store(mean_of_group + group, mean)
+    tl.store(rstd_of_group + group, rstd)
     write_normalized(
-        y + base, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, share, segments, TILES, TILE, VECTOR,
-        WIDTH, MASKED, HOLD, SILU, compute,
+        y + base, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, share, channel_segments, TILES, TILE,
+        VECTOR, WIDTH, MASKED, HOLD, SILU, compute,
     )  # fmt: skip
 
 
 @triton.jit
 def locate_chunk(
-    program, chunks, group_channels, segments, CHUNK: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr
+    program, chunks, group_channels, channel_segments, CHUNK: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr
 ):
-    """(group, base, channel, start, limit) of a program's chunk: `base` is the offset in x of the channel (counted in
-    its group) where the chunk begins, `start` the chunk's offset from there, `limit` its number of elements.
+    """Return (group, base, channel, start, limit) of a program's chunk.
 
-    Counting from the channel keeps the offsets of elements in 32 bits however large the group is; WIDE, where even one
-    channel is too long for that.
+    The chunk begins in `channel`, counted in its group. `base` is the offset of that channel in x, `start` that of the
+    chunk from there, `limit` the number of its elements. Counting from the channel keeps the offsets of elements in 32
+    bits however large the group is. WIDE is for channels that are too long even for that.
     """
     group = program // chunks
-    spatial = number(segments, tl.int64) * WIDTH
+    spatial = number(channel_segments, tl.int64) * WIDTH
     position = (program % chunks).to(tl.int64) * CHUNK
     channel = position // spatial
     start = position - channel * spatial
     if not WIDE:
         start = start.to(tl.int32)
-    base = (group.to(tl.int64) * group_channels + channel) * segments * WIDTH
+    base = (group.to(tl.int64) * group_channels + channel) * channel_segments * WIDTH
     limit = tl.minimum(spatial * group_channels - position, CHUNK).to(tl.int32)
     return group, base, channel, tl.zeros([1, 1], tl.int32) + start, limit
 
 
 @triton.jit
 def split_statistics(
-    x, partials, pre_bias, pre_bias_stride, num_groups, group_channels, segments, chunks, TILES: tl.constexpr,
+    x, partials, pre_bias, pre_bias_stride, num_groups, group_channels, channel_segments, chunks, TILES: tl.constexpr,
     TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(mean, M2) of each chunk of TILES * TILE elements into `partials` (N*G, chunks, 2); one program a chunk."""
+    """Write (mean, M2) of each chunk of TILES * TILE elements to `partials` (N*G, chunks, 2); one program a chunk."""
     compute: tl.constexpr = partials.dtype.element_ty
     program = tl.program_id(0)
     group, base, channel, start, limit = locate_chunk(
-        program, chunks, group_channels, segments, TILES * TILE, WIDTH, WIDE
+        program, chunks, group_channels, channel_segments, TILES * TILE, WIDTH, WIDE
     )
     sample = (group // num_groups).to(tl.int64)
     pre_bias = advance(pre_bias, sample * pre_bias_stride + (group % num_groups) * group_channels + channel)
     tiles = read_tiles(x + base, start, limit, TILES, TILE, VECTOR, MASKED)
     tiles, mean, m2 = centred_moments(
-        tiles, pre_bias, start, limit, segments, 1, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
+        tiles, pre_bias, start, limit, channel_segments, 1, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
     )
     slot = partials + program.to(tl.int64) * 2 + tl.arange(0, 1)
     tl.store(slot, mean)
@@ -230,7 +232,10 @@ def split_statistics(
 
 @triton.jit
 def merge_chunks(partials, group, chunks, length, CHUNK: tl.constexpr, SLOTS: tl.constexpr, compute: tl.constexpr):
-    """(mean, M2) of a group from those of its chunks, in a fixed order, SLOTS at a time (Chan et al. 1983)."""
+    """Merge (mean, M2) of the chunks of a group in a fixed order, SLOTS at a time.
+
+    Chan, Golub & LeVeque 1983: M2 is the sum over chunks of M2_k + n_k * (mean_k - mean)^2.
+    """
     slots = partials + group.to(tl.int64) * chunks * 2
     pivot = tl.load(slots)
     mean = pivot
@@ -255,48 +260,48 @@ def merge_chunks(partials, group, chunks, length, CHUNK: tl.constexpr, SLOTS: tl
 
 @triton.jit
 def merge_statistics(
-    partials, mean_out, rstd_out, chunks, length, eps: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr
+    partials, mean_of_group, rstd_of_group, chunks, length, eps: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr
 ):
-    """mean, rstd (N*G,) of groups that have too many chunks for each program of `split_apply` to merge them itself."""
-    compute: tl.constexpr = mean_out.dtype.element_ty
+    """Write mean and rstd of groups with too many chunks for each program of `split_apply` to merge them itself."""
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
     group = tl.program_id(0)
     mean, m2 = merge_chunks(partials, group, chunks, length, CHUNK, SLOTS, compute)
-    tl.store(mean_out + group, mean)
-    tl.store(rstd_out + group, reciprocal_deviation(divide(m2, number(length, compute)), eps))
+    tl.store(mean_of_group + group, mean)
+    tl.store(rstd_of_group + group, reciprocal_deviation(divide(m2, number(length, compute)), eps))
 
 
 @triton.jit
 def split_apply(
-    x, y, mean_out, rstd_out, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, segments, length, chunks, pieces, eps: tl.constexpr, SILU: tl.constexpr,
-    TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, CHUNK: tl.constexpr,
-    SLOTS: tl.constexpr, MERGE: tl.constexpr, WIDE: tl.constexpr,
+    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, num_groups, group_channels, channel_segments, length, chunks, group_tiles, eps: tl.constexpr,
+    SILU: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    CHUNK: tl.constexpr, SLOTS: tl.constexpr, MERGE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """y of one piece (TILE elements) of a group; a group has `pieces`, and `chunks` partial statistics of CHUNK
-    elements.
+    """Write y of one tile of a group of `group_tiles` tiles, whose statistics are of `chunks` chunks of CHUNK elements.
 
-    MERGE: every program merges the partial statistics itself, which saves a launch, and the first of a group writes
-    mean and rstd; else it reads those. Programs walk backwards: what the statistics read last is still in the L2 cache.
+    MERGE: every program merges the partial statistics itself, which saves a launch, and one of a group writes mean and
+    rstd; else it reads those. Programs walk backwards: what the statistics read last is still in the L2 cache.
     """
-    compute: tl.constexpr = mean_out.dtype.element_ty
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    group, base, channel, start, limit = locate_chunk(program, pieces, group_channels, segments, TILE, WIDTH, WIDE)
+    group, base, channel, start, limit = locate_chunk(
+        program, group_tiles, group_channels, channel_segments, TILE, WIDTH, WIDE
+    )
     tiles = read_tiles(x + base, start, limit, 1, TILE, VECTOR, MASKED)
     if MERGE:
         mean, m2 = merge_chunks(partials, group, chunks, length, CHUNK, SLOTS, compute)
         rstd = reciprocal_deviation(divide(m2, number(length, compute)), eps)
-        if program % pieces == 0:
-            tl.store(mean_out + group, mean)
-            tl.store(rstd_out + group, rstd)
+        if program % group_tiles == 0:
+            tl.store(mean_of_group + group, mean)
+            tl.store(rstd_of_group + group, rstd)
     else:
-        mean = tl.load(mean_out + group)
-        rstd = tl.load(rstd_out + group)
+        mean = tl.load(mean_of_group + group)
+        rstd = tl.load(rstd_of_group + group)
     sample = (group // num_groups).to(tl.int64)
     first_channel = (group % num_groups) * group_channels + channel
     write_normalized(
         y + base, tiles, mean, rstd, advance(weight, first_channel), advance(bias, first_channel),
         advance(pre_bias, sample * pre_bias_stride + first_channel),
-        advance(scale, sample * scale_stride + first_channel),
-        advance(shift, sample * shift_stride + first_channel), start, limit, segments,
-        1, TILE, VECTOR, WIDTH, MASKED, False, SILU, compute,
+        advance(scale, sample * scale_stride + first_channel), advance(shift, sample * shift_stride + first_channel),
+        start, limit, channel_segments, 1, TILE, VECTOR, WIDTH, MASKED, False, SILU, compute,
     )  # fmt: skip
