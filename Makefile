@@ -1,45 +1,65 @@
-# Two commands for a fresh machine that has Python and make: `make demo` and `make test`.
+# `make help` lists the commands. On a fresh machine that has Python and make, each sets up what it needs in .venv.
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
 # `make demo KEYS="train.steps=200" SEEDS=0-63` changes what the demo trains and samples.
 RUN := runs/digits8_ddpm
 SEEDS ?= 0-499
 KEYS ?=
 
-.PHONY: demo test lint types clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick slow lint types format durations clean
 
-demo: .venv/train
+help: ## list the commands
+	@grep -hE '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed 's/:.* ## /\t/' | expand -t 12
+
+demo: .venv/train ## train on real handwritten digits, sample, evaluate, say where the pictures are
 	$(LAUNCH) training/train.py --config digits8_ddpm --output $(RUN) --resume auto $(KEYS)
 	rm -rf $(RUN)/demo
 	$(LAUNCH) sampling/sample.py --checkpoint $(RUN) --seeds $(SEEDS) --batch-size 250 --out $(RUN)/demo
 	$(BIN)/python sampling/evaluate.py --samples $(RUN)/demo --config $(RUN)/config.yaml
 	@echo "The pictures: $(RUN)/demo/grid.png, $(RUN)/samples, $(RUN)/denoise, $(RUN)/loss.png"
 
-test: .venv/test lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
+test: .venv/test lint types ## check style and types, and run every test but those marked slow or gpu
+	$(PYTEST)
 
-lint: .venv/test
+quick: .venv/test lint types ## the same in 90 seconds: the tests of what changed since the last commit, or the 500 fastest
+	$(PYTEST) $$($(BIN)/python tests/structure/quick.py)
+
+slow: .venv/test ## run the long lists that `make test` leaves out
+	$(PYTEST) -m slow
+
+lint: .venv/test ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/test
+types: .venv/test ## check types
 	$(BIN)/mypy
+
+format: .venv/test ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+durations: .venv/test ## measure how long each test file takes, for `make quick`
+	$(PYTEST) --junitxml=.venv/tests.xml
+	$(BIN)/python tests/structure/quick.py --record .venv/tests.xml
+
+clean: ## remove the environment
+	rm -rf .venv
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/train: pyproject.toml constraints.txt | .venv/bin/python
+.venv/train: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	$(PIP) -e ".[train]"
 	touch $@
 
-.venv/test: pyproject.toml constraints.txt | .venv/bin/python
+.venv/test: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	$(PIP) -e ".[train,data,dev]"
 	touch $@ .venv/train
-
-clean:
-	rm -rf .venv

@@ -6,6 +6,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+from unetgn import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,3 +41,45 @@ def test_the_constraints_pin_every_dependency() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")}
     assert {name.split(">=")[0].split("[")[0] for name in asked} <= pinned
+
+
+def test_the_version_stands_in_one_place_and_the_citation_repeats_it(wheel: list[str]) -> None:
+    assert any(name.startswith(f"unetgn-{__version__}.dist-info/") for name in wheel)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    assert "version" not in (ROOT / "pyproject.toml").read_text().partition("dynamic")[0]
+
+
+def test_the_oldest_constraints_are_the_floors_of_what_the_package_asks_for() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    floors = {}
+    for asked in [*project["dependencies"], *extras["train"], *extras["data"]]:
+        name, _, floor = asked.partition(">=")
+        floors[name.split("[")[0]] = floor
+    pins = dict(
+        line.split(";")[0].strip().split("==")
+        for line in (ROOT / "constraints-oldest.txt").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    assert not [name for name, floor in floors.items() if not (pins[name] + ".0").startswith(f"{floor}.")]
+
+
+def test_the_workflow_runs_what_lands_on_every_python_that_the_package_supports() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    combinations = job["strategy"]["matrix"]["include"]
+    assert [each["python"] for each in combinations] == ["3.10", "3.11", "3.12", "3.13"]
+    assert {each["constraints"] for each in combinations} == {"constraints.txt", "constraints-oldest.txt"}
+    assert all((ROOT / each["constraints"]).is_file() for each in combinations)
+    assert job["steps"][-1]["run"] == "bash .ci/run"
+
+
+def test_hooks_and_templates_are_yaml_with_what_their_readers_ask_for() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"  # no tool from elsewhere: the pinned ones of the environment
+    assert all({"id", "name", "entry", "language"} <= set(hook) for hook in repository["hooks"])
+    for name in ("bug", "feature"):
+        form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
+        assert {"name", "description", "body"} <= set(form)
+        assert all({"type", "attributes"} <= set(part) for part in form["body"])
