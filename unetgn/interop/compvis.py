@@ -70,7 +70,6 @@ class CompvisOptions:
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
     """Convert a CompVis network that was built with `config`."""
     options = from_plain(CompvisOptions, config)
-    refuse(class_name, options, "the predictor of codebook indices is another network", n_embed=(None,))
     unet = empty_unet(translate(options))
     order = "new" if options.use_new_attention_order else "legacy"
     return fill(unet, Names(openai_sources(unet, order)), state_dict, copy=copy)  # type: ignore[arg-type]
@@ -81,6 +80,7 @@ def translate(options: CompvisOptions, *, middle: bool = True, middle_depth: int
 
     `middle` says whether the middle attends, `middle_depth` how deep its transformer is where that is said apart.
     """
+    refuse("UNetModel", options, "the predictor of codebook indices is another network", n_embed=(None,))
     spatial, levels = options.use_spatial_transformer, range(len(options.channel_mult))
     check_lengths("UNetModel", options, PER_LEVEL, like="channel_mult")
     _refuse_ignored(options)
