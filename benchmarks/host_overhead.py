@@ -1,4 +1,4 @@
-"""What a call costs on the host, before any arithmetic: `python -m benchmarks.host_overhead`.
+"""Measures what a call costs on the host, before any arithmetic: `python -m benchmarks.host_overhead`.
 
 Times `unetgn.group_norm_silu` and the module `GroupNormSiLU` on small tensors, where arithmetic is next to nothing,
 against `F.silu(F.group_norm(...))` and `nn.GroupNorm`, without and with gradients, in both layouts. Competitors take
@@ -29,7 +29,10 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 def competitors(layout: str, passes: str, device: str) -> dict[str, Callable[[], object]]:
-    """The calls to compare. `passes`: "forward" without gradients, "recorded" forward for a backward pass, "both"."""
+    """Return the calls to compare.
+
+    `passes`: "forward" without gradients, "recorded" forward for a backward pass, "both".
+    """
     x = torch.randn(SHAPE, device=device).contiguous(memory_format=LAYOUTS[layout])
     dy = torch.randn_like(x)
     recorded = passes != "forward"
@@ -53,7 +56,7 @@ def competitors(layout: str, passes: str, device: str) -> dict[str, Callable[[],
 
 
 def alternate(calls: dict[str, Callable[[], object]], rounds: int, repeats: int) -> dict[str, list[float]]:
-    """Microseconds a call, for each round: in each round every competitor runs `repeats` times."""
+    """Return the microseconds a call, for each round: in each round every competitor runs `repeats` times."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         for _ in range(300):
@@ -70,7 +73,7 @@ def alternate(calls: dict[str, Callable[[], object]], rounds: int, repeats: int)
 
 
 def measure(device: str, rounds: int, repeats: int) -> list[dict[str, object]]:
-    """One row for each layout, pass and pair of competitors."""
+    """Measure one row for each layout, pass and pair of competitors."""
     rows: list[dict[str, object]] = []
     for layout in LAYOUTS:
         for passes in ("forward", "recorded", "both"):

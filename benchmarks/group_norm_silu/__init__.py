@@ -1,1 +1,1 @@
-"""How fast the fused group norm + SiLU is on a GPU: `python -m benchmarks.group_norm_silu`."""
+"""Measures how fast the fused group norm + SiLU is on a GPU: `python -m benchmarks.group_norm_silu`."""

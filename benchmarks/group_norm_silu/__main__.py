@@ -1,4 +1,4 @@
-"""Check, measure, write: `python -m benchmarks.group_norm_silu`. Needs a CUDA or ROCm GPU.
+"""Checks, measures, writes: `python -m benchmarks.group_norm_silu`. Needs a CUDA or ROCm GPU.
 
 Exit code: 0, also where the time was up before the end (the next run goes on); 1 where a result is wrong (that case is
 not timed, the others are); 2 where it cannot run; 3 where a kernel broke the device's context (the next run goes on);
@@ -22,7 +22,7 @@ COMMIT_VARIABLE = "UNETGN_COMMIT"
 
 
 def shape_of(text: str) -> Shape:
-    """ "8x320x64x64" -> (8, 320, 64, 64)."""
+    """Read a shape such as 8x320x64x64: (8, 320, 64, 64)."""
     found = [shape for shape in SHAPES if "x".join(map(str, shape)) == text]
     if not found:
         known = ", ".join("x".join(map(str, shape)) for shape in SHAPES)
@@ -31,7 +31,7 @@ def shape_of(text: str) -> Shape:
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """ "2/3" -> (2, 3)."""
+    """Read a part such as 2/3: (2, 3)."""
     first, _, parts = text.partition("/")
     if not (first.isdigit() and parts.isdigit() and 1 <= int(first) <= int(parts)):
         raise argparse.ArgumentTypeError(f"{text} is no part; write k/n with 1 <= k <= n, such as 1/3")
@@ -39,7 +39,7 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Make the parser of the options."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="three shapes in bf16 instead of all")
     made.add_argument("--dtype", action="append", choices=DTYPES, help="this dtype only; may be given several times")
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code. `arguments`: the command line's where None."""
+    """Run, and return the exit code. `arguments`: the command line's where None."""
     began = time.monotonic()
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(given)

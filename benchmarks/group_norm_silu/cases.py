@@ -1,4 +1,4 @@
-"""What is measured, and the fewest bytes that each pass could move."""
+"""Lists what is measured, and computes the fewest bytes that each pass could move."""
 
 import math
 from collections.abc import Collection
@@ -31,7 +31,7 @@ ON_CHIP_BACKWARD = 20480
 
 @dataclass(frozen=True)
 class Case:
-    """One row of results: a call on x (N, C, H, W) with NUM_GROUPS groups, weight and bias."""
+    """Describes one row of results: a call on x (N, C, H, W) with NUM_GROUPS groups, weight and bias."""
 
     shape: Shape
     dtype: str
@@ -47,7 +47,7 @@ class Case:
         return DTYPES[self.dtype].itemsize
 
     def inputs(self, device: torch.device, seed: int) -> dict[str, Tensor]:
-        """x, dy, weight, bias and the extras; x, dy and the parameters in the case's dtype."""
+        """Make x, dy, weight, bias and the extras; x, dy and the parameters in the case's dtype."""
         generator = torch.Generator(device).manual_seed(seed)
         n, c = self.shape[:2]
 
@@ -67,7 +67,7 @@ class Case:
         return made
 
     def bytes_moved(self, which: str, *, clusters: bool = False) -> int:
-        """Bytes that the pass must move: reads and writes of x, y, dy and dx, each as often as the limit says.
+        """Count the bytes that the pass must move: reads and writes of x, y, dy and dx, as often as the limit says.
 
         Forward: x once and y where a group fits on chip (or a cluster holds it), else x twice. Backward: x, dy once and
         dx where xhat and dz of a group fit on chip, else x and dy twice. For 16 bits: 4, 6, 6 and 10 bytes an element.
@@ -79,7 +79,7 @@ class Case:
         return self.elements * self.itemsize * (3 if length <= ON_CHIP_BACKWARD else 5)
 
     def bytes_read(self, which: str) -> int:
-        """Bytes of the large tensors that a call of the pass reads: x, and dy in the backward pass."""
+        """Count the bytes of the large tensors that a call of the pass reads: x, and dy in the backward pass."""
         return self.elements * self.itemsize * (1 if which == "forward" else 2)
 
     def describe(self) -> dict[str, Any]:
@@ -93,8 +93,10 @@ def cases(
     shapes: Collection[Shape] = SHAPES,
     part: tuple[int, int] = (1, 1),
 ) -> list[Case]:
-    """All shapes, dtypes and layouts without extras, then the extras in bf16: the most important first, so that a run
-    that is cut short has those. bf16 comes first, both layouts of a shape side by side.
+    """List all shapes, dtypes and layouts without extras, then the extras in bf16.
+
+    The most important come first, so that a run that is cut short has those: bf16 comes first, both
+    layouts of a shape side by side.
 
     `quick` leaves three shapes in bf16; `part` (k, n) takes every n-th case from the k-th on, counted from 1.
     """

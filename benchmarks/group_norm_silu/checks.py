@@ -1,4 +1,4 @@
-"""Correctness on a device: forward and backward against the definition in float64.
+"""Checks correctness on a device: forward and backward against the definition in float64.
 
 The benchmark checks each case before it times it; `tests/ops/test_triton_gpu.py` has the odd sizes of `checks`.
 """
@@ -21,7 +21,7 @@ SMALL = ("weight", "bias", "pre_bias", "scale", "shift")
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: a call on random x of this shape, from its seed."""
+    """Describes one comparison: a call on random x of this shape, from its seed."""
 
     shape: tuple[int, ...]
     groups: int
@@ -32,7 +32,7 @@ class Check:
     seed: int = 0
 
     def inputs(self, device: str) -> tuple[dict[str, Tensor], Tensor]:
-        """(x and the small tensors, dy), made on the CPU so that every device gets the same."""
+        """Return (x and the small tensors, dy), made on the CPU so that every device gets the same."""
         generator = torch.Generator().manual_seed(self.seed)
         n, c = self.shape[:2]
 
@@ -53,7 +53,7 @@ class Check:
 
 
 def checks() -> Iterator[Check]:
-    """Resident and split groups, masked tiles, odd sizes, both layouts, all dtypes and extras, a large mean."""
+    """List resident and split groups, masked tiles, odd sizes, both layouts, all dtypes and extras, a large mean."""
     shapes = (
         ((2, 64, 8, 8), 32),
         ((2, 96, 15, 17), 32),
@@ -73,7 +73,7 @@ def checks() -> Iterator[Check]:
 
 
 def cluster_checks() -> Iterator[Check]:
-    """Groups that a cluster of blocks holds, where clusters are chosen."""
+    """List groups that a cluster of blocks holds, where clusters are chosen."""
     for shape in ((1, 320, 64, 64), (8, 320, 64, 64), (1, 1280, 32, 32), (2, 512, 64, 64)):
         for channels_last in (False, True):
             for dtype in (torch.float32, torch.bfloat16):
@@ -82,7 +82,7 @@ def cluster_checks() -> Iterator[Check]:
 
 
 def results(groups: int, inputs: dict[str, Tensor], dy: Tensor) -> dict[str, Tensor]:
-    """y and the gradient of every input."""
+    """Return y and the gradient of every input."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
     weight, bias, pre_bias, scale, shift = (leaves.get(name) for name in SMALL)
     y = unetgn.group_norm_silu(leaves["x"], groups, weight, bias, pre_bias=pre_bias, scale=scale, shift=shift)
@@ -91,13 +91,13 @@ def results(groups: int, inputs: dict[str, Tensor], dy: Tensor) -> dict[str, Ten
 
 
 def faults(check: Check, name: str, device: str) -> list[str]:
-    """What the named implementation gets wrong on the device; empty where all is right."""
+    """List what the named implementation gets wrong on the device; empty where all is right."""
     inputs, dy = check.inputs(device)
     return [f"{check}: {fault}" for fault in wrong(check.groups, inputs, dy, check.tolerance, name)]
 
 
 def faults_of_case(case: Case, device: torch.device, name: str) -> list[str]:
-    """The same for a case of the benchmark, at its own size; in float32 with a mean of 1000 deviations as well."""
+    """Do the same for a case of the benchmark, at its own size; in float32 with a mean of 1000 deviations as well."""
     inputs = case.inputs(device, seed=0)
     dy = inputs.pop("dy")
     dtype = DTYPES[case.dtype]
@@ -109,7 +109,7 @@ def faults_of_case(case: Case, device: torch.device, name: str) -> list[str]:
 
 
 def wrong(groups: int, inputs: dict[str, Tensor], dy: Tensor, tolerance: float, name: str) -> list[str]:
-    """Results that are farther from the definition in float64 than the tolerance, or differ between two runs."""
+    """List results that are farther from the definition in float64 than the tolerance, or differ between two runs."""
     with implementation(name):
         found = results(groups, inputs, dy)
         again = results(groups, inputs, dy)

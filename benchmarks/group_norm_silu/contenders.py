@@ -1,4 +1,4 @@
-"""The implementations that are compared: ours, PyTorch's eager and compiled, and others where they are installed."""
+"""Makes the implementations to compare: ours, PyTorch's eager and compiled, and others where they are installed."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ Maker = Callable[[], Function]
 
 
 def ours(inputs: dict[str, Tensor]) -> Tensor:
-    """The fused operator, by its public door."""
+    """Call the fused operator, by its public door."""
     pre_bias, scale, shift = (inputs.get(name) for name in ("pre_bias", "scale", "shift"))
     return unetgn.group_norm_silu(
         inputs["x"], NUM_GROUPS, inputs["weight"], inputs["bias"], pre_bias=pre_bias, scale=scale, shift=shift
@@ -25,7 +25,7 @@ def ours(inputs: dict[str, Tensor]) -> Tensor:
 
 
 def eager(inputs: dict[str, Tensor]) -> Tensor:
-    """`F.silu(F.group_norm(...))`, with the extras as networks write them."""
+    """Compute `F.silu(F.group_norm(...))`, with the extras as networks write them."""
     x = inputs["x"]
     if "pre_bias" in inputs:
         x = x + inputs["pre_bias"][:, :, None, None]
@@ -36,15 +36,16 @@ def eager(inputs: dict[str, Tensor]) -> Tensor:
 
 
 def compiled() -> Function:
-    """`eager` under `torch.compile`, for the shapes that it will be called with."""
+    """Compile `eager` under `torch.compile`, for the shapes that it will be called with."""
     torch._dynamo.reset()  # else the compiler stops at its limit of recompilations
     function: Function = torch.compile(eager, dynamic=False, fullgraph=True)
     return function
 
 
 def contenders(case: Case) -> dict[str, Maker]:
-    """Name -> what makes a function of the inputs, for all that can compute this case. Liger and apex know no extras.
+    """Map each name to what makes a function of the inputs, for all that can compute this case.
 
+    Liger and apex know no extras.
     Nothing is imported or built before a maker is called: what is installed may yet fail to start.
     """
     found: dict[str, Maker] = {"ours": lambda: ours, "eager": lambda: eager, "compiled": compiled}

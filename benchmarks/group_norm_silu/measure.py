@@ -1,4 +1,4 @@
-"""From a case to rows of results."""
+"""Turns a case into rows of results."""
 
 from collections.abc import Callable
 from functools import cache
@@ -17,11 +17,11 @@ Inputs = dict[str, Tensor]
 
 
 class DeviceLost(RuntimeError):
-    """A kernel has broken the process's context: nothing more can be measured in this process."""
+    """Says that a kernel has broken the process's context: nothing more can be measured in this process."""
 
 
 def row(case: Case, which: str, times: Row, bandwidth: float, rotated: int, *, cluster: bool = False) -> Row:
-    """One row of the results: `bytes` is the limit's, `copy_bandwidth` in bytes a second.
+    """Make one row of the results: `bytes` is the limit's, `copy_bandwidth` in bytes a second.
 
     `times`: NAME_us of each contender, or NAME_error where it failed. `rotations` sets of inputs took turns, of which a
     call reads `bytes_read`.
@@ -39,8 +39,10 @@ def row(case: Case, which: str, times: Row, bandwidth: float, rotated: int, *, c
 
 
 def rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
-    """Forward and backward of all contenders. Both passes are those of a call that records for backward, so that the
-    compiled contender is compiled once a case."""
+    """Measure forward and backward of all contenders.
+
+    Both passes are those of a call that records for backward: the compiled contender is compiled once a case.
+    """
     counts = {which: rotations(case.bytes_read(which), machine.cache_bytes()) for which in PASSES}
     inputs = [case.inputs(machine.device, seed) for seed in range(max(counts.values()))]
     makers = {name: cache(make) for name, make in contenders(case).items()}
@@ -54,7 +56,7 @@ def rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
 
 
 def cluster_rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
-    """Our forward pass, to be called where clusters are chosen and change the plan."""
+    """Measure our forward pass, to be called where clusters are chosen and change the plan."""
     count = rotations(case.bytes_read("forward"), machine.cache_bytes())
     inputs = [case.inputs(machine.device, seed) for seed in range(count)]
     times = _timed("ours", lambda: ours, inputs, "forward", machine)
@@ -62,7 +64,7 @@ def cluster_rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
 
 
 def clusters_change_the_plan(case: Case, device: torch.device) -> bool:
-    """True where a cluster would hold groups that are otherwise split or held by one block."""
+    """Return True where a cluster would hold groups that are otherwise split or held by one block."""
     from unetgn.ops.triton.device import device_of  # needs Triton
     from unetgn.ops.triton.forward import plan_forward
     from unetgn.ops.triton.problem import problem_of
@@ -76,7 +78,7 @@ def clusters_change_the_plan(case: Case, device: torch.device) -> bool:
 
 
 def _timed(name: str, make: Maker, inputs: list[Inputs], which: str, machine: Machine) -> Row:
-    """{NAME_us: microseconds}, or {NAME_error: message}: one contender's failure is not that of the others."""
+    """Return {NAME_us: microseconds}, or {NAME_error: message}: one contender's failure is not that of the others."""
     try:
         function = make()
         with implementation(machine.implementation):
@@ -88,12 +90,12 @@ def _timed(name: str, make: Maker, inputs: list[Inputs], which: str, machine: Ma
 
 
 def first_line(error: Exception) -> str:
-    """The kind of an error and the beginning of what it says."""
+    """Return the kind of an error and the beginning of what it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]
 
 
 def call(function: Function, inputs: Inputs, which: str) -> Callable[[], Any]:
-    """One call that records for backward, or one backward pass of a call made beforehand."""
+    """Return one call that records for backward, or one backward pass of a call made beforehand."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items() if name != "dy"}
     if which == "forward":
         return lambda: function(leaves)
@@ -102,7 +104,7 @@ def call(function: Function, inputs: Inputs, which: str) -> Callable[[], Any]:
 
 
 def host_rows(machine: Machine) -> list[Row]:
-    """Host time of a call on a small tensor, where the device waits for the host: ours and eager, each pass."""
+    """Measure the host time of a call on a small tensor, for which the device waits: ours and eager, each pass."""
     case = Case((1, 320, 8, 8), "bfloat16", "contiguous")
     inputs = case.inputs(machine.device, 0)
     with implementation(machine.implementation):

@@ -1,4 +1,4 @@
-"""The JSON file of a run: written after each case, taken up again by the next run."""
+"""Keeps the JSON file of a run: written after each case, taken up again by the next run."""
 
 import json
 import os
@@ -20,12 +20,12 @@ WHICH = ("shape", "dtype", "layout", "extras", "pass", "clusters")  # what tells
 
 
 class OtherResults(ValueError):
-    """The file holds results of another commit or device."""
+    """Says that the file holds results of another commit or device."""
 
 
 @dataclass
 class Record:
-    """The contents of the file at `path`: device, driver, torch, triton, commit, copy_bandwidth, host, and
+    """Holds the contents of the file at `path`: device, driver, torch, triton, commit, copy_bandwidth, host, and
 
     rows       what was measured
     faults     {case, clusters, faults} of cases whose results are wrong, and which are not timed
@@ -47,7 +47,7 @@ class Record:
         return cls(path, contents)
 
     def has(self, case: Case, *, clusters: bool) -> bool:
-        """True where the case has been measured, found wrong, or given up."""
+        """Return True where the case has been measured, found wrong, or given up."""
         given_up = [entry for entry in self.contents["errors"] if not entry["again"]]
         entries = self.contents["rows"] + self.contents["faults"] + given_up
         return any(_is_of(entry, _key(case, clusters)) for entry in entries)
@@ -94,7 +94,7 @@ class Record:
 
 
 def merged(paths: Sequence[Path]) -> Contents:
-    """The results of several files (parts of a run) as one. Raises OtherResults where they are of two commits or
+    """Merge the results of several files (parts of a run) as one. Raises OtherResults where they are of two commits or
     devices, or where two of them hold the same row, fault or error."""
     first, *others = (json.loads(path.read_text()) for path in paths)
     for path, other in zip(paths[1:], others, strict=True):
@@ -130,7 +130,7 @@ def _refuse_others(path: Path, contents: Contents, wanted: Contents) -> None:
 
 
 def environment(device: str, commit: str) -> Contents:
-    """Where the figures come from."""
+    """Say where the figures come from."""
     return {
         "device": device,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or torch.version.hip,
@@ -141,7 +141,7 @@ def environment(device: str, commit: str) -> Contents:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit that is checked out there; None outside of a repository."""
+    """Return the commit that is checked out there; None outside of a repository."""
     return _output("git", "-C", str(folder), "rev-parse", "HEAD")
 
 

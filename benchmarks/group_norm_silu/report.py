@@ -1,4 +1,4 @@
-"""A table and a roofline plot from the JSON of a run: `python -m benchmarks.group_norm_silu.report RESULT.json`.
+"""Makes a table and a roofline plot from the JSON of a run: `python -m benchmarks.group_norm_silu.report RESULT.json`.
 
 Several files, the parts of a run, are merged into one, which is written beside them.
 """
@@ -18,17 +18,17 @@ PEERS = ("eager", "compiled", "liger", "apex")
 
 
 def limit_us(row: Row) -> float:
-    """Microseconds that the row's bytes take at the copy bandwidth of the same run."""
+    """Return the microseconds that the row's bytes take at the copy bandwidth of the same run."""
     return float(row["bytes"]) / float(row["copy_bandwidth"]) * 1e6
 
 
 def fraction(row: Row) -> float:
-    """Share of the copy bandwidth that ours reaches, by the limit's bytes."""
+    """Return the share of the copy bandwidth that ours reaches, by the limit's bytes."""
     return limit_us(row) / float(row["ours_us"])
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as a Markdown table: microseconds of each contender, and ours against the limit.
+    """Write the rows as a Markdown table: microseconds of each contender, and ours against the limit.
 
     A dash: not measured; "failed": the row says why (NAME_error).
     """
@@ -54,7 +54,7 @@ def _cell(row: Row, name: str) -> str:
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """The figures that the targets speak of, over the rows without extras and without clusters.
+    """Compute the figures that the targets speak of, over the rows without extras and without clusters.
 
     Median speed-ups over eager and compiled; rows where ours is slower than the better of the two; rows in which a
     contender failed; the least share of the copy bandwidth among tensors of at least 64 MB, by pass.
@@ -78,7 +78,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
 
 
 def tensor_bytes(row: Row) -> int:
-    """Size of x."""
+    """Return the bytes of x."""
     size = {"bfloat16": 2, "float16": 2, "float32": 4}[row["dtype"]]
     for extent in row["shape"]:
         size *= extent
@@ -86,7 +86,7 @@ def tensor_bytes(row: Row) -> int:
 
 
 def plot(rows: list[Row], path: Path, title: str) -> None:
-    """Bandwidth reached (the limit's bytes over time) against the size of x, with the copy's bandwidth as the roof."""
+    """Plot the bandwidth reached (the limit's bytes over time) against the size of x; the copy's is the roof."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""From cases to a record: checks each case, measures it, writes it, and stops in time."""
+"""Runs cases into a record: checks each case, measures it, writes it, and stops in time."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ Measure = Callable[[Case, Machine, float], list[Row]]
 
 
 def measure_plain(todo: Sequence[Case], record: Record, machine: Machine, deadline: float | None) -> int:
-    """All contenders on each case that the record does not have. Returns the exit code."""
+    """Measure all contenders on each case that the record does not have. Returns the exit code."""
     try:
         prepare(record, machine)
         return _measure(todo, record, machine, deadline, rows, clusters=False)
@@ -36,7 +36,7 @@ def measure_plain(todo: Sequence[Case], record: Record, machine: Machine, deadli
 
 
 def measure_clusters(todo: Sequence[Case], record: Record, machine: Machine, deadline: float | None) -> int:
-    """Ours with groups held by clusters of blocks, on each case where that changes the plan."""
+    """Measure ours with groups held by clusters of blocks, on each case where that changes the plan."""
     from unetgn.ops.triton.device import clusters
 
     concerned = [case for case in todo if clusters_change_the_plan(case, machine.device)]
@@ -51,7 +51,7 @@ def measure_clusters(todo: Sequence[Case], record: Record, machine: Machine, dea
 def measure_with_clusters(
     todo: Sequence[Case], record: Record, machine: Machine, deadline: float | None, arguments: Sequence[str]
 ) -> int:
-    """`measure_plain`, then this program again for the clusters alone: no GPU has run those, and they may hang."""
+    """Call `measure_plain`, then this program again for the clusters alone: no GPU has run those, and they may hang."""
     code = measure_plain(todo, record, machine, deadline)
     left = CLUSTER_SECONDS if deadline is None else deadline - time.monotonic()
     if code == DEVICE_LOST or left < 1:
@@ -73,7 +73,7 @@ def measure_with_clusters(
 
 
 def prepare(record: Record, machine: Machine) -> None:
-    """The copy bandwidth and the host's time, once a file."""
+    """Measure the copy bandwidth and the host's time, once a file."""
     from torch._functorch import config
 
     # A backward pass is repeated on one graph; a compiled one would otherwise reuse the buffers that it saved.

@@ -1,4 +1,4 @@
-"""Device time by CUDA events, with the queue kept full; host time apart."""
+"""Measures device time by CUDA events, with the queue kept full; host time apart."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ Calls = Sequence[Callable[[], Any]]
 
 
 class Machine(Protocol):
-    """What the benchmark asks of the device that it measures; times are in microseconds."""
+    """Says what the benchmark asks of the device that it measures; times are in microseconds."""
 
     @property
     def device(self) -> torch.device: ...
@@ -33,7 +33,7 @@ class Machine(Protocol):
 
 @dataclass(frozen=True)
 class Gpu:
-    """A CUDA or ROCm device."""
+    """Measures on a CUDA or ROCm device."""
 
     device: torch.device
     implementation: str = "triton"
@@ -42,17 +42,17 @@ class Gpu:
         return torch.cuda.get_device_name(self.device)
 
     def cache_bytes(self) -> int:
-        """Size of the L2 cache."""
+        """Return the size of the L2 cache."""
         return int(torch.cuda.get_device_properties(self.device).L2_cache_size)
 
     def copy_bandwidth(self) -> float:
-        """Bytes a second, read and written together, of a device-to-device copy."""
+        """Return the bytes a second, read and written together, of a device-to-device copy."""
         source = torch.empty(COPIED, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         return 2 * COPIED / (self.device_us([lambda: target.copy_(source)]) * 1e-6)
 
     def device_us(self, calls: Calls) -> float:
-        """Median over rounds of the microseconds that the device needs for one call.
+        """Return the median over rounds of the microseconds that the device needs for one call.
 
         A round queues LAUNCHES calls, taking `calls` in turn, behind a kernel that sleeps until all of them are queued:
         the host's time is then hidden, and the gaps between kernels are those of a busy queue.
@@ -78,7 +78,7 @@ class Gpu:
         return statistics.median(times)
 
     def host_us(self, call: Callable[[], Any]) -> float:
-        """Median over rounds of the microseconds that the host needs to issue one call."""
+        """Return the median over rounds of the microseconds that the host needs to issue one call."""
         times = []
         for _ in range(ROUNDS):
             torch.cuda.synchronize()
@@ -90,7 +90,7 @@ class Gpu:
         return statistics.median(times)
 
     def is_alive(self) -> bool:
-        """False once a kernel has broken the process's context, after which every call fails."""
+        """Return False once a kernel has broken the process's context, after which every call fails."""
         try:
             torch.cuda.synchronize()
         except RuntimeError:
@@ -102,12 +102,12 @@ class Gpu:
 
 
 def find_gpu() -> Gpu | None:
-    """The current CUDA or ROCm device, where there is one."""
+    """Return the current CUDA or ROCm device, where there is one."""
     return Gpu(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else None
 
 
 def rotations(bytes_read: int, cache_bytes: int) -> int:
-    """How many sets of inputs together exceed the L2 cache three times; at least 2, at most LAUNCHES.
+    """Return how many sets of inputs together exceed the L2 cache three times; at least 2, at most LAUNCHES.
 
     Only what is read counts: the allocator hands each call the same memory for its results.
     """

@@ -1,4 +1,4 @@
-"""What the tests of the operator share: random inputs, the definition in float64, and the places where it runs."""
+"""Makes what the tests of the operator share: random inputs, the definition in float64, the places where it runs."""
 
 import os
 from collections.abc import Callable
@@ -11,13 +11,19 @@ from torch import Tensor
 
 from unetgn.ops.arguments import Arguments
 
-GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")]
-INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="see tests/ops/interpreted")
+# Where the operator is tested in this process: Triton's interpreter, chosen when Triton is imported, has one of its own
+# (`test_triton_interpreter.py`), and GPUs are added where there are any.
+PLACES = [pytest.param(("aten", "cpu"), id="aten"), pytest.param(("reference", "cpu"), id="reference")]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    PLACES.append(pytest.param(("triton", "cpu"), id="triton-interpreted"))
+if torch.cuda.is_available():
+    PLACES.append(pytest.param(("aten", "cuda"), id="aten-cuda", marks=pytest.mark.gpu))
+    PLACES.append(pytest.param(("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu))
 
 
 @dataclass
 class Inputs:
-    """The tensors of one call, and the gradient that comes back to it."""
+    """Holds the tensors of one call, and the gradient that comes back to it."""
 
     x: Tensor
     weight: Tensor | None
@@ -38,7 +44,7 @@ class Inputs:
         return [value for value in (self.x, *self.keywords().values()) if value is not None]
 
     def arguments(self, num_groups: int, implementation: str = "aten", *, activation: bool = True) -> Arguments:
-        """The operator's arguments, as the registered operator takes them one by one."""
+        """Return the operator's arguments, as the registered operator takes them one by one."""
         return Arguments(
             self.x, num_groups, eps=1e-5, activation=activation, implementation=implementation, **self.keywords()
         )
@@ -49,7 +55,7 @@ class Inputs:
         return self
 
     def call(self, function: Callable[..., Tensor], num_groups: int, **options: object) -> tuple[Tensor, list[Tensor]]:
-        """y and the gradients of all leaves, of which the inputs are left without."""
+        """Return y and the gradients of all leaves, of which the inputs are left without."""
         detached = self.map(lambda value: value.detach()).requires_grad()
         y = function(detached.x, num_groups, **detached.keywords(), **options)
         return y.detach(), list(torch.autograd.grad(y, detached.leaves(), detached.dy))
@@ -67,7 +73,7 @@ def define(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """The operator in the words of PyTorch, to be read with float64 inputs; its derivatives are PyTorch's."""
+    """Compute the operator in the words of PyTorch, for float64 inputs; its derivatives are PyTorch's."""
 
     def spread(values: Tensor) -> Tensor:
         return values.reshape(*values.shape, *(1,) * (x.dim() - 2))
@@ -86,7 +92,7 @@ def define(
 
 @pytest.fixture
 def draw() -> Callable[..., Inputs]:
-    """Random inputs: draw(seed, shape, dtype=…, channels_last=…, parameters=…, extras=…, mean=…)."""
+    """Draw random inputs: draw(seed, shape, dtype=…, channels_last=…, parameters=…, extras=…, mean=…)."""
 
     def drawn(
         seed: int,
@@ -126,7 +132,7 @@ def draw() -> Callable[..., Inputs]:
 
 @pytest.fixture
 def in_double() -> Callable[..., tuple[Tensor, list[Tensor]]]:
-    """y and gradients of the definition, in float64: in_double(inputs, num_groups, …)."""
+    """Compute y and gradients of the definition in float64: in_double(inputs, num_groups, …)."""
 
     def computed(inputs: Inputs, num_groups: int, **options: object) -> tuple[Tensor, list[Tensor]]:
         return inputs.map(lambda value: value.double()).call(define, num_groups, **options)
@@ -134,23 +140,15 @@ def in_double() -> Callable[..., tuple[Tensor, list[Tensor]]]:
     return computed
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(("aten", "cpu"), id="aten"),
-        pytest.param(("reference", "cpu"), id="reference"),
-        pytest.param(("triton", "cpu"), id="triton-interpreted", marks=INTERPRETED),
-        pytest.param(("aten", "cuda"), id="aten-cuda", marks=GPU),
-        pytest.param(("triton", "cuda"), id="triton-cuda", marks=GPU),
-    ]
-)
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """An implementation and a device that it is tested on."""
+    """Name an implementation and a device that it is tested on."""
     return request.param
 
 
 @pytest.fixture
 def relative_error() -> Callable[[Tensor, Tensor], float]:
-    """Root mean square of the difference over that of the expected values."""
+    """Return the root mean square of the difference over that of the expected values."""
 
     def error(actual: Tensor, expected: Tensor) -> float:
         difference = actual.detach().double() - expected.detach()
@@ -161,5 +159,5 @@ def relative_error() -> Callable[[Tensor, Tensor], float]:
 
 @pytest.fixture
 def definition() -> Callable[..., Tensor]:
-    """The definition as a function with the operator's arguments."""
+    """Return the definition as a function with the operator's arguments."""
     return define

@@ -1,4 +1,4 @@
-"""Wrong arguments: a ValueError or TypeError that says what was given and what would be right, compiled or not."""
+"""Tests that wrong arguments are a ValueError or TypeError that says what would be right, compiled or not."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The operator's derivatives: checked by differences, of any order, transformed by torch.func, and what is saved."""
+"""Tests the operator's derivatives: by differences, of any order, transformed by torch.func; and what is saved."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguo
 
 
 def by_position(num_groups=3, **options):
-    """The operator as a function of its tensors alone."""
+    """Return the operator as a function of its tensors alone."""
 
     def function(x, *parameters):
         return unetgn.group_norm_silu(x, num_groups, **dict(zip(NAMES, parameters, strict=False)), **options)

@@ -1,4 +1,4 @@
-"""The operator under torch.compile, torch.export, fake tensors, counters and CUDA graphs."""
+"""Tests the operator under torch.compile, torch.export, fake tensors, counters and CUDA graphs."""
 
 import pytest
 import torch

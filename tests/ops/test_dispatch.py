@@ -1,4 +1,4 @@
-"""Which implementation computes the operator: by context manager, by environment variable, and by device."""
+"""Tests which implementation computes the operator: by context manager, by environment variable, and by device."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ X = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The names of the implementations that have computed something, in order."""
+    """Note the names of the implementations that have computed something, in order."""
     seen = []
 
     def watched(name, function):

@@ -1,4 +1,4 @@
-"""The operator against its definition in float64: values and gradients, over layouts, dtypes, shapes and extras."""
+"""Tests values and gradients against the definition in float64, over layouts, dtypes, shapes and extras."""
 
 import itertools
 
@@ -23,7 +23,7 @@ NAMES = ("weight", "bias", "pre_bias", "scale", "shift")
 
 
 def assert_near(actual, expected, dtype, amplified=1.0):
-    """Errors are judged against the size of the expected values, and absolutely where these vanish."""
+    """Judge errors against the size of the expected values, and absolutely where these vanish."""
     for got, want in zip(actual, expected, strict=True):
         allowed = amplified * TOLERANCE[dtype] * (want.square().mean().sqrt() + 1)
         assert (got.double() - want).square().mean().sqrt() <= allowed

@@ -1,4 +1,4 @@
-"""Layouts and strides: contiguous and channels_last are kept, everything else is at least right."""
+"""Tests layouts and strides: contiguous and channels_last are kept, everything else is at least right."""
 
 import itertools
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def test_parameters_of_any_strides_give_the_values_of_contiguous_ones(draw, plac
 
 
 def by_strides(inputs, groups):
-    """y and the gradients, of tensors that keep their strides."""
+    """Return y and the gradients, of tensors that keep their strides."""
     leaves = inputs.map(lambda value: value.detach()).requires_grad()
     y = unetgn.group_norm_silu(leaves.x, groups, **leaves.keywords())
     return y, torch.autograd.grad(y, leaves.leaves(), inputs.dy)

@@ -1,4 +1,4 @@
-"""Where normalization goes wrong elsewhere: means far from zero, constant groups, overflow, NaN, empty tensors."""
+"""Tests where normalization goes wrong elsewhere: means far from zero, constant groups, overflow, NaN, no elements."""
 
 import pytest
 import torch

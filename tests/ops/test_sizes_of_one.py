@@ -1,4 +1,4 @@
-"""Numerical edges where an axis has one element: a batch, a channel, a row, a column or a place of one, in any layout.
+"""Tests numerical edges where an axis has one element: a batch, channel, row, column or place of one, in any layout.
 
 The stride of such an axis is arbitrary, and kernels that read a layout from it go wrong where others do not.
 """
@@ -29,7 +29,7 @@ layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguo
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """To the tolerance of the dtype; the sums that gradients are have terms of the size of one, or of the result."""
+    """Compare to the tolerance of the dtype; gradients are sums of terms of the size of one, or of the result."""
     tolerance = TOLERANCE[actual.dtype]
     size = expected.square().nanmean().sqrt().nan_to_num().clamp_min(1.0).item()
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance * size, equal_nan=True)

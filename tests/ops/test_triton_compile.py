@@ -1,4 +1,4 @@
-"""What Triton's compiler makes of the kernels, for GPUs that are not there: no spills, full-width loads and stores.
+"""Tests what Triton's compiler makes of the kernels for GPUs that are not there: no spills, full-width accesses.
 
 The configurations are those that the heuristic picks for every group norm of three U-Nets, at batch 1 and 8, in both
 layouts and several dtypes. The quick tests take, of each kernel and target, the build that holds the most, and for
@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,9 +22,22 @@ if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
-from tests.ops.triton_cases import Case
-from tests.ops.triton_offline import DEVICES, TARGETS, Launch, compile_launch, key, launches_of, specialization
+from tests.ops.triton_cases import Case, arguments_of
+from tests.ops.triton_offline import (
+    DEVICES,
+    TARGETS,
+    Launch,
+    compile_launch,
+    key,
+    launches_of,
+    machine_code,
+    recorded,
+    specialization,
+)
 from tests.ops.unet_shapes import UNETS
+from unetgn.ops.arguments import Needs
+from unetgn.ops.triton import backward, entry
+from unetgn.ops.triton import plan_contiguous as contiguous
 
 EXTRAS = (("weight", "bias"), ("weight", "bias", "pre_bias"), ("weight", "bias", "scale", "shift"))
 SHAPES = sorted({shape for shapes in UNETS.values() for shape in shapes})
@@ -36,7 +50,7 @@ DTYPES = {  # of x and of the parameters
     "all_fp16": (torch.float16, torch.float16),
     "all_fp32": (torch.float32, torch.float32),
 }
-SHARE = 60  # builds
+SHARE = 24  # builds
 
 
 def cases(dtypes: str) -> list[Case]:
@@ -52,7 +66,7 @@ def cases(dtypes: str) -> list[Case]:
 
 @functools.cache
 def distinct_launches(target: str, *, clusters: bool = False, dtypes: str = "bf16") -> list[tuple[Case, Launch]]:
-    """One launch of each build, with a case that it belongs to."""
+    """List one launch of each build, with a case that it belongs to."""
     found = {}
     for case in cases(dtypes):
         forward, backward = launches_of(case, target, clusters=clusters)
@@ -63,7 +77,7 @@ def distinct_launches(target: str, *, clusters: bool = False, dtypes: str = "bf1
 
 
 def held(launch: Launch) -> int:
-    """Elements that a thread holds at a time, more or less."""
+    """Estimate the elements that a thread holds at a time, more or less."""
     sizes = [
         launch.arguments.get(name, 1)
         for name in ("TILES", "TILE", "ROWS", "SEGMENTS", "SAMPLES", "WIDTH", "COLUMNS", "STEPS", "VECTOR")
@@ -74,7 +88,7 @@ def held(launch: Launch) -> int:
 
 
 def heaviest_of_each_kernel(target: str, *, clusters: bool = False, dtypes: str = "bf16") -> list[tuple[Case, Launch]]:
-    """Of the builds of each kernel, the one whose threads hold the most; with pre_bias where it has that."""
+    """List, of the builds of each kernel, the one whose threads hold the most; with pre_bias where it has that."""
     found: dict[str, tuple[Case, Launch]] = {}
     for case, launch in distinct_launches(target, clusters=clusters, dtypes=dtypes):
         name = key(launch)[0]
@@ -85,7 +99,7 @@ def heaviest_of_each_kernel(target: str, *, clusters: bool = False, dtypes: str 
 
 
 def tile_width(case: Case, launch: Launch, target: str) -> int:
-    """Bits of the widest load that the layout of x and the number of threads allow this launch."""
+    """Return the bits of the widest load that the layout of x and the number of threads allow this launch."""
     sizes = launch.arguments
     run = sizes.get("VECTOR", sizes.get("WIDTH", 1))
     if "GROUPS" in sizes:
@@ -95,9 +109,9 @@ def tile_width(case: Case, launch: Launch, target: str) -> int:
 
 
 def faults(case: Case, launch: Launch, target: str) -> list[str]:
-    """What is wrong with a build. Where parameters are float32, 16-bit accesses could only be pieces of tiles."""
+    """List what is wrong with a build. Where parameters are float32, 16-bit accesses could only be pieces of tiles."""
     build = compile_launch(launch, target)
-    found = [f"{build.spills} spill instructions"] if build.spills else []
+    found = [f"{build.spills} bytes (instructions on AMD) of spilled registers"] if build.spills else []
     if build.kernel.endswith(MOVES_TILES):
         wanted = tile_width(case, launch, target)
         if max(build.loads, default=0) < wanted:
@@ -119,15 +133,38 @@ def test_the_heaviest_build_of_each_kernel_spills_nothing_and_moves_16_bytes_at_
     assert [fault for case, launch in chosen for fault in faults(case, launch, target)] == []
 
 
+def test_the_assembly_text_shows_the_widths_and_spills_of_the_machine_code() -> None:
+    """For a few builds, and for one that must spill: 160 elements a thread, of xhat and of dz each."""
+    chosen = heaviest_of_each_kernel("sm_90", dtypes="all_fp32")[:4]
+    spilled = spilling_launch()
+    for launch in (*(launch for _, launch in chosen), spilled):
+        build = compile_launch(launch, "sm_90")
+        spill_instructions, loads, stores = machine_code(build)
+        assert bool(build.spills) == bool(spill_instructions) == (launch is spilled)
+        assert (max(build.loads), max(build.stores)) == (max(loads), max(stores))
+
+
+def spilling_launch() -> Launch:
+    case = Case((1, 640, 16, 16), 32)
+    needs = Needs(True, True, True, False, False, False)
+    width, exact = contiguous.backward_segment(case.problem)
+    plan = replace(contiguous.backward_resident(case.problem, DEVICES["sm_90"], width, exact), num_warps=1)
+    recipe = backward.recipe_of(plan, case.problem, True, needs)
+    with recorded() as launches:
+        tensors = case.shapes()
+        statistics = torch.empty(1, 32, device="meta")
+        entry.follow_backward(recipe, tensors["dy"], arguments_of(case, tensors), statistics, statistics, needs)
+    return launches[0]
+
+
 @pytest.mark.parametrize("dtypes", ["all_bf16", "all_fp16", "all_fp32"])
 def test_the_heaviest_builds_of_other_dtypes_spill_nothing(dtypes: str) -> None:
     chosen = heaviest_of_each_kernel("sm_90", dtypes=dtypes)
     assert [fault for case, launch in chosen for fault in faults(case, launch, "sm_90")] == []
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_no_build_of_a_share_for_sm_90_spills(part: int) -> None:
-    launches = random.Random(5).sample(distinct_launches("sm_90"), SHARE)[part::4]
+def test_no_build_of_a_share_for_sm_90_spills() -> None:
+    launches = random.Random(5).sample(distinct_launches("sm_90"), SHARE)
     assert [fault for case, launch in launches for fault in faults(case, launch, "sm_90")] == []
 
 
@@ -160,7 +197,7 @@ def test_nearly_all_main_paths_have_full_width_vectors() -> None:
 
 
 def split_axes(ttgir: str) -> set[int]:
-    """The axes along which a build's layouts are split over the blocks of its cluster."""
+    """Return the axes along which a build's layouts are split over the blocks of its cluster."""
     axes = set()
     for bases in re.findall(r"CGALayout = \[(\[.*?\])\]", ttgir):
         for basis in re.findall(r"\[([\d, ]*)\]", bases):
@@ -193,7 +230,7 @@ def test_all_cluster_builds_are_split_over_blocks_only_and_spill_nothing(target:
 
 
 def first_offsets(ttir: str, name: str) -> list[str]:
-    """The types of what is added to a pointer argument itself, or to the tensor that repeats it."""
+    """Return the types of what is added to a pointer argument itself, or to the tensor that repeats it."""
     pointers = [f"%{name}", *re.findall(rf"(%\w+) = tt\.splat %{name} :", ttir)]
     return [found for pointer in pointers for found in re.findall(rf"tt\.addptr {pointer}, .* : \S+, (\S+)", ttir)]
 
@@ -217,7 +254,7 @@ def test_offsets_begin_at_a_64_bit_base_and_nothing_is_atomic(shape: tuple[int, 
 
 
 class PretendedDriver:
-    """As much of a GPU's driver as Triton's launcher asks before it compiles."""
+    """Stands for as much of a GPU's driver as Triton's launcher asks before it compiles."""
 
     def get_current_target(self) -> Any:
         return TARGETS["sm_90"]

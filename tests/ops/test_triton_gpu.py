@@ -1,4 +1,4 @@
-"""The Triton kernels on a real GPU; skipped where there is none. `pytest -m gpu` runs all that needs one."""
+"""Tests the Triton kernels on a real GPU; skipped where there is none. `pytest -m gpu` runs all that needs one."""
 
 import pytest
 import torch

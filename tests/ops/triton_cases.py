@@ -1,4 +1,4 @@
-"""Cases for the Triton kernels: inputs from a seed, the float64 definition, and the errors of a result against it."""
+"""Makes cases for the Triton kernels: inputs from a seed, the float64 definition, and errors against it."""
 
 import math
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 2e-3, tor
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `extras`: which of weight, bias, pre_bias, scale and shift are given."""
+    """Describes one call. `extras`: which of weight, bias, pre_bias, scale and shift are given."""
 
     shape: tuple[int, ...]
     groups: int
@@ -36,7 +36,7 @@ class Case:
     seed: int = 0
 
     def tensors(self, device: str = "cpu") -> dict[str, Tensor | None]:
-        """x, dy and the small tensors; scale and shift are the halves of one tensor, as networks make them."""
+        """Draw x, dy and the small tensors; scale and shift are the halves of one tensor, as networks make them."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def random(*shape: int) -> Tensor:
@@ -57,7 +57,7 @@ class Case:
         return {name: t if name in ("x", "dy", *self.extras) else None for name, t in made.items()}
 
     def shapes(self) -> dict[str, Tensor | None]:
-        """The same tensors without contents, on the meta device."""
+        """Return the same tensors without contents, on the meta device."""
         n, c = self.shape[:2]
         small = self.parameter_dtype or self.dtype
         scale, shift = torch.empty(n, 2 * c, dtype=small, device="meta").chunk(2, dim=1)
@@ -73,7 +73,7 @@ class Case:
 
     @property
     def is_channels_last(self) -> bool:
-        """True where the kernels read it so: not where both layouts fit."""
+        """Return True where the kernels read it so: not where both layouts fit."""
         return not self.layout(torch.empty(self.shape, device="meta")).is_contiguous()
 
     def layout(self, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Case:
 
 
 def definition(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
-    """y and all gradients in float64, by autograd through the formula."""
+    """Compute y and all gradients in float64, by autograd through the formula."""
     t = {name: v.double().requires_grad_() for name, v in tensors.items() if v is not None and name != "dy"}
     spatial = (1,) * (len(case.shape) - 2)
     n, c = case.shape[:2]
@@ -131,7 +131,7 @@ def run_backward(
 
 
 def relative_error(result: Tensor, exact: Tensor, floor: float = 0.0) -> float:
-    """RMS of the error over that of the exact result (or over `floor`); infinite where not all is finite."""
+    """Return the RMS of the error over that of the exact result (or over `floor`); infinite where not all is finite."""
     if not torch.isfinite(result).all():
         return math.inf
     error = (result.double().cpu() - exact.cpu()).square().mean().sqrt().item()
@@ -139,7 +139,7 @@ def relative_error(result: Tensor, exact: Tensor, floor: float = 0.0) -> float:
 
 
 def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
-    """(forward plan, backward plan) of each way through the kernels that fits the case, whatever the heuristic chooses.
+    """Return (forward plan, backward plan) of each path that fits the case, whatever the heuristic chooses.
 
     Tiles of the split path are small, so that a group has several chunks, but few (the interpreter takes a millisecond
     a program and more); the cluster path, which the forward pass has, needs shapes that two blocks can share.
@@ -158,7 +158,7 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
             found["cluster"] = (shared, alone)
         return found
     width = power_of_two_divisor(problem.spatial)
-    row, exact = contiguous.backward_row(problem)
+    row, exact = contiguous.backward_segment(problem)
     split_rows = contiguous.backward_split(problem, INTERPRETER, row, exact)
     tile = max(row, quarter(problem.channels * ceil_div(problem.spatial, row) * row))
     small = replace(split_rows, tile=tile, apply_tile=2 * tile, width=row)
@@ -169,19 +169,19 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
         "split": (chunks, small),
         "resident": (contiguous.forward_resident(problem, INTERPRETER, width, 1), resident),
     }
-    shared_row = contiguous.row_of_share(problem, width, 2)
+    shared_row = contiguous.segment_of_share(problem, width, 2)
     if shared_row:
         found["cluster"] = (contiguous.forward_resident(problem, INTERPRETER, shared_row, 2), resident)
     return found
 
 
 def quarter(length: int) -> int:
-    """A power of two near a quarter of a length."""
+    """Return a power of two near a quarter of a length."""
     return max(1, power_of_two_at_least(ceil_div(length, 4)))
 
 
 def errors(case: Case, plans: tuple[Plan, Plan]) -> dict[str, float]:
-    """The relative error of y and of every gradient, by explicit plans.
+    """Return the relative error of y and of every gradient, by explicit plans.
 
     The gradient of pre_bias is the sum of dx over space, which may cancel: it is measured against the sum's terms.
     """
@@ -197,6 +197,6 @@ def errors(case: Case, plans: tuple[Plan, Plan]) -> dict[str, float]:
 
 
 def heuristic(case: Case, *, clusters: bool = False) -> tuple[Plan, Plan]:
-    """The plans that a call on an H100 would take."""
+    """Return the plans that a call on an H100 would take."""
     operands = case.problem, case.is_channels_last, INTERPRETER
     return forward.plan_forward(*operands, clusters), backward.plan_backward(*operands)

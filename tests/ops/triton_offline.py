@@ -1,7 +1,8 @@
-"""Compile a launch for a GPU that is not there, and read what the compiler made of it.
+"""Compiles a launch for a GPU that is not there, and reads what the compiler made of it.
 
-The toolkit's `cuobjdump` ships inside the Triton wheel. Widths of loads and stores are read from the machine code for
-NVIDIA, from the assembly text for AMD.
+The toolkit's `cuobjdump` ships inside the Triton wheel. It reads registers and the stack at once, but takes most of a
+second to disassemble. So widths of loads and stores are read from the assembly text, PTX for NVIDIA; `machine_code`
+reads the machine code, and a test compares the two.
 """
 
 import re
@@ -46,20 +47,19 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Build:
-    """What the compiler made of one launch."""
+    """Holds what the compiler made of one launch."""
 
     kernel: str
     registers: int
-    spills: int  # instructions that move registers to or from memory
+    spills: int  # bytes of the stack, which hold spilled registers and nothing else; instructions for AMD
     loads: dict[int, int]  # width in bits: number of global load instructions
     stores: dict[int, int]
-    instructions: int
     text: dict[str, Any]  # the stages: ttgir, ptx, amdgcn
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that a call would make: the kernel, its grid and options, and its arguments by name."""
+    """Holds a launch that a call would make: the kernel, its grid and options, and its arguments by name."""
 
     kernel: Any
     programs: int
@@ -102,7 +102,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def specialization(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
-    """(signature, constants, attributes) as Triton's launcher derives them from the arguments."""
+    """Return (signature, constants, attributes) as Triton's launcher derives them from the arguments."""
     signature, constants, attributes = {}, {}, {}
     kernel: Any = launch.kernel
     for index, parameter in enumerate(kernel.params):
@@ -120,7 +120,7 @@ def specialization(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict
 
 
 def key(launch: Launch) -> tuple[Any, ...]:
-    """Launches with equal keys are one build."""
+    """Return what a build depends on: launches with equal keys are one build."""
     signature, constants, attributes = specialization(launch)
     kernel: Any = launch.kernel
     name = f"{kernel.fn.__module__}.{kernel.fn.__name__}"
@@ -134,7 +134,18 @@ def key(launch: Launch) -> tuple[Any, ...]:
     )
 
 
+_builds: dict[tuple[Any, ...], Build] = {}
+
+
 def compile_launch(launch: Launch, target: str) -> Build:
+    """Return the build of a launch for the target, made once in a process."""
+    place = (target, *key(launch))
+    if place not in _builds:
+        _builds[place] = _compile(launch, target)
+    return _builds[place]
+
+
+def _compile(launch: Launch, target: str) -> Build:
     """Compile for the target and read registers, spills and widths."""
     signature, constants, attributes = specialization(launch)
     options = {"num_warps": launch.num_warps}
@@ -149,30 +160,41 @@ def compile_launch(launch: Launch, target: str) -> Build:
 
 
 def _read_nvidia(name: str, cubin: bytes, text: Any) -> Build:
+    usage = _cuobjdump(cubin, "-res-usage")
+    registers, stack = (re.search(rf"{field}:(\d+)", usage) for field in ("REG", "STACK"))
+    assert registers is not None, usage
+    assert stack is not None, usage
+    return Build(
+        name, int(registers[1]), int(stack[1]), _ptx_widths(text["ptx"], "ld"), _ptx_widths(text["ptx"], "st"), text
+    )
+
+
+def _cuobjdump(cubin: bytes, flag: str) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage, code = (
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    registers = re.search(r"REG:(\d+)", usage)
-    assert registers is not None, usage
+        return subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _ptx_widths(ptx: str, kind: str) -> dict[int, int]:
+    found = re.findall(rf"\b{kind}(?:\.volatile)?\.global(?:\.\w+(?:::\w+)*)*?(?:\.v([248]))?\.[bfsu](\d+)\b", ptx)
+    return dict(Counter(int(count or 1) * int(bits) for count, bits in found))
+
+
+def machine_code(build: Build) -> tuple[int, dict[int, int], dict[int, int]]:
+    """Return (spill instructions, loads, stores) of a build for NVIDIA, read from its machine code, slowly."""
+    code = _cuobjdump(build.text["cubin"], "-sass")
     operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", code, re.MULTILINE)
-    return Build(
-        kernel=name,
-        registers=int(registers[1]),
-        spills=sum(operation.startswith(("LDL", "STL")) for operation in operations),
-        loads=dict(Counter(_width(operation) for operation in operations if operation.startswith("LDG"))),
-        stores=dict(Counter(_width(operation) for operation in operations if operation.startswith("STG"))),
-        instructions=len(operations),
-        text=text,
+    loads, stores = (
+        dict(Counter(_width(operation) for operation in operations if operation.startswith(kind)))
+        for kind in ("LDG", "STG")
     )
+    return sum(operation.startswith(("LDL", "STL")) for operation in operations), loads, stores
 
 
 def _width(operation: str) -> int:
-    """Bits of a machine instruction such as LDG.E.128 or LDG.E.U16.CONSTANT; 32 where it names none."""
+    """Return the bits of a machine instruction such as LDG.E.128 or LDG.E.U16.CONSTANT; 32 where it names none."""
     widths = [int(part.lstrip("US")) for part in operation.split(".") if re.fullmatch(r"[US]?(8|16|64|128)", part)]
     return widths[0] if widths else 32
 
@@ -203,6 +225,5 @@ def _read_amd(name: str, assembly: str, text: Any) -> Build:
         spills=total("vgpr_spill_count") + total("sgpr_spill_count"),
         loads=widths("load"),
         stores=widths("store"),
-        instructions=len(re.findall(r"^\t[vs]_\w+", assembly, re.MULTILINE)),
         text=text,
     )

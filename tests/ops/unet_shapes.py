@@ -1,4 +1,4 @@
-"""The (channels, resolution) of every group norm of three well-known U-Nets, derived from how they are built.
+"""Lists the (channels, resolution) of every group norm of three well-known U-Nets, derived from how they are built.
 
 Stable Diffusion 1.5 and XL as in diffusers' configurations of `UNet2DConditionModel`; ADM-256 as in guided-diffusion's
 256x256 ImageNet model. Blocks: norm1 at the input's width, norm2 at the output's; the decoder's inputs carry a skip.
@@ -8,8 +8,9 @@ Stable Diffusion 1.5 and XL as in diffusers' configurations of `UNet2DConditionM
 def norm_shapes(
     resolution: int, widths: tuple[int, ...], blocks: int, *, residual_resampling: bool = False
 ) -> set[tuple[int, int]]:
-    """(channels, height = width) of the norms of a U-Net with `blocks` residual blocks a level (one more when going
-    up).
+    """Return the (channels, height = width) of the norms of a U-Net.
+
+    It has `blocks` residual blocks a level, one more when going up.
 
     `residual_resampling`: down- and upsampling are residual blocks too, normed before and after, with skips.
     """

@@ -1,4 +1,4 @@
-"""These tests run the Triton kernels on CPU tensors: `TRITON_INTERPRET=1 pytest tests/ops/interpreted`.
+"""Runs the Triton kernels on CPU tensors: `TRITON_INTERPRET=1 pytest tests/ops/interpreted`.
 
 Triton decides at import whether it interprets, and the compile tests need it not to: so one process cannot run both.
 `tests/ops/test_triton_interpreter.py` runs this folder in a process of its own; elsewhere it is left out.

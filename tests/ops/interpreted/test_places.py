@@ -1,4 +1,4 @@
-"""Places in tensors of more than 2**31 elements: the kernels' own arithmetic, run without the tensors."""
+"""Tests places in tensors of more than 2**31 elements: the kernels' own arithmetic, run without the tensors."""
 
 import pytest
 import torch

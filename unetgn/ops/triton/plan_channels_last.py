@@ -1,4 +1,4 @@
-"""Plans for the channels_last layout, where x is (N, spatial, C) in memory."""
+"""Makes plans for the channels_last layout, where x is (N, spatial, C) in memory."""
 
 import math
 from dataclasses import dataclass
@@ -33,8 +33,9 @@ COLUMNS = 64  # channels of a split tile
 
 @dataclass(frozen=True)
 class Resident:
-    """`groups` neighbouring groups in each program; steps * tiles tiles [rows, groups, vector] in each of `blocks`
-    blocks.
+    """Holds a bundle of `groups` groups in each program, in each of `blocks` blocks.
+
+    A block has steps * tiles tiles [rows, groups, vector].
     """
 
     blocks: int
@@ -49,7 +50,7 @@ class Resident:
 
 @dataclass(frozen=True)
 class Split:
-    """Tiles [rows, columns] for sums, and [apply_rows, columns] for the second pass."""
+    """Takes x in tiles [rows, columns] for statistics or sums, [apply_rows, columns] in the second pass."""
 
     rows: int
     apply_rows: int
@@ -60,7 +61,7 @@ class Split:
 
 
 def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
-    """Resident where a group fits a block and its channels allow wide loads; else cluster, if allowed; else split."""
+    """Plan resident where a group fits a block and its channels allow wide loads, else cluster or split."""
     limit, per_thread = (problem.resident_elements(n) for n in (FORWARD_RESIDENT, FORWARD_PER_THREAD))
     resident = _resident(problem, device, limit, per_thread, clusters)
     if resident is not None:
@@ -71,7 +72,7 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
 
 
 def plan_backward(problem: Problem, device: Device) -> Resident | Split:
-    """Resident where xhat and dz of a group fit a block in float32, else split."""
+    """Plan resident where xhat and dz of a group fit a block in float32, else split."""
     shrink = 1 if problem.itemsize < 8 else 4
     limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
     resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])
@@ -83,9 +84,10 @@ def plan_backward(problem: Problem, device: Device) -> Resident | Split:
 def _resident(
     problem: Problem, device: Device, limit: int, per_thread: int, clusters: bool, *, roomy: int | None = None
 ) -> Resident | None:
-    """The resident plan with the fewest blocks that hold a group and fill the device; None where there is none.
+    """Plan the fewest blocks that hold a group and fill the device; None where there is no such plan.
 
-    Where the channels of a group allow no full-width loads, it is for short groups, which gain most from one launch.
+    Where the channels of a group allow no full-width loads, only short groups are planned so: they gain most from one
+    launch.
     """
     if problem.channels * problem.spatial >= INT32_POSITIONS:
         return None  # these kernels count the elements of a sample in 32 bits
@@ -106,9 +108,9 @@ def _resident(
 def resident_of(
     problem: Problem, device: Device, limit: int, per_thread: int, blocks: int, *, roomy: int | None = None
 ) -> Resident | None:
-    """The plan for that many blocks; None where a thread would have to unroll or to hold too much (`per_thread`).
+    """Plan that many blocks; None where a thread would have to unroll too much or hold more than `per_thread` elements.
 
-    `roomy`: above this many elements a thread, twice the warps.
+    Above `roomy` elements a thread, a block gets twice the warps.
     """
     roomy = roomy or per_thread
     vector = min(power_of_two_divisor(problem.group_channels), WIDEST)
@@ -149,7 +151,7 @@ def resident_of(
 
 
 def split(problem: Problem, device: Device, *, largest: int, largest_apply: int) -> Split:
-    """Tiles of COLUMNS channels, small enough to fill the device."""
+    """Plan tiles of COLUMNS channels, small enough to fill the device."""
     columns = min(COLUMNS, power_of_two_at_least(problem.channels))
     tile = two_waves(problem, device, smallest=1024, largest=largest)
     apply_tile = min(tile, largest_apply)

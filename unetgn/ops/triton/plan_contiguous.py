@@ -1,4 +1,4 @@
-"""Plans for the contiguous layout, where a group is one stretch of memory."""
+"""Makes plans for the contiguous layout, where a group is one stretch of memory."""
 
 from dataclasses import dataclass
 
@@ -20,25 +20,25 @@ FORWARD_ALONE = 32768  # the most that a block takes where groups are too few to
 FORWARD_SHARE = 20480  # of a block in a cluster: two blocks a multiprocessor overlap their loads and stores
 # By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
 BACKWARD_RESIDENT = {2: 20480, 4: 16384, 8: 5120}
-LONGEST_MASKED_ROW = 1024
+LONGEST_MASKED_SEGMENT = 1024
 
 
 @dataclass(frozen=True)
 class Resident:
-    """A group in `tiles` tiles of `tile` elements in each of `blocks` blocks, in rows of `width` within a channel."""
+    """Holds a group in `tiles` tiles of `tile` elements in each of `blocks` blocks, in segments of `width` elements."""
 
     blocks: int
     tiles: int
     tile: int
     width: int
-    exact: bool  # rows fill the channel: width divides the spatial size
+    exact: bool  # segments fill the channel: width divides the spatial size
     masked: bool  # the last tile is not full
     num_warps: int
 
 
 @dataclass(frozen=True)
 class Split:
-    """Chunks of `tile` elements; the second pass of the forward takes them `apply_tile` at a time."""
+    """Takes a group in tiles of `tile` elements for statistics or sums, of `apply_tile` elements in the second pass."""
 
     tile: int
     apply_tile: int
@@ -49,9 +49,10 @@ class Split:
 
 
 def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
-    """Resident where a group fits a block and blocks are many or the group short; else cluster, if allowed; else split.
+    """Plan resident where a group fits a block and blocks are many or the group short, else cluster or split.
 
-    A group that cannot be loaded in whole vectors takes a register an element, and is split sooner.
+    Clusters are taken where `clusters` allows them. A group that cannot be loaded in whole vectors takes a register an
+    element, and is split sooner.
     """
     width = power_of_two_divisor(problem.spatial)
     filled = problem.programs >= device.multiprocessors
@@ -62,10 +63,10 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
     if clusters:
         for blocks in device.cluster_sizes:
             share = problem.length // blocks
-            row = row_of_share(problem, width, blocks)
+            segment = segment_of_share(problem, width, blocks)
             enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
-            if row >= problem.vector and share <= problem.resident_elements(FORWARD_SHARE) and enough:
-                return forward_resident(problem, device, row, blocks)
+            if segment >= problem.vector and share <= problem.resident_elements(FORWARD_SHARE) and enough:
+                return forward_resident(problem, device, segment, blocks)
     alone = FORWARD_RESIDENT if filled else FORWARD_ALONE
     if problem.length <= problem.resident_elements(alone if width >= problem.vector else SHORT):
         return forward_resident(problem, device, width, 1)
@@ -73,7 +74,7 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
 
 
 def forward_resident(problem: Problem, device: Device, width: int, blocks: int) -> Resident:
-    """A group in equal tiles; rows of `width` elements, a power of two that divides the spatial size."""
+    """Plan a group in equal tiles, in segments of `width` elements, a power of two that divides the spatial size."""
     share = problem.length // blocks
     tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(share, MOST_TILES)))
     tiles = ceil_div(share, tile)
@@ -89,7 +90,7 @@ def forward_resident(problem: Problem, device: Device, width: int, blocks: int) 
 
 
 def forward_split(problem: Problem, device: Device, width: int) -> Split:
-    """Chunks for the statistics, smaller ones for the second pass."""
+    """Plan chunks for the statistics, smaller tiles for the second pass."""
     tile = two_waves(problem, device, smallest=1024, largest=problem.resident_elements(8192))
     apply_tile = min(tile, problem.resident_elements(4096))
     return Split(
@@ -103,24 +104,24 @@ def forward_split(problem: Problem, device: Device, width: int) -> Split:
 
 
 def plan_backward(problem: Problem, device: Device) -> Resident | Split:
-    """Resident where xhat and dz of a group fit a block in float32, else split."""
-    width, exact = backward_row(problem)
+    """Plan resident where xhat and dz of a group fit a block in float32, else split."""
+    width, exact = backward_segment(problem)
     padded = problem.group_channels * ceil_div(problem.spatial, width) * width
     if padded <= BACKWARD_RESIDENT[problem.itemsize]:
         return backward_resident(problem, device, width, exact)
     return backward_split(problem, device, width, exact)
 
 
-def backward_row(problem: Problem) -> tuple[int, bool]:
-    """(width, exact): rows that divide the spatial size where that leaves whole vectors, else padded, masked rows."""
+def backward_segment(problem: Problem) -> tuple[int, bool]:
+    """Return (width, exact): segments that divide the spatial size where those have whole vectors, else masked ones."""
     divisor = power_of_two_divisor(problem.spatial)
     if divisor >= problem.vector or divisor == problem.spatial:
         return divisor, True
-    return min(power_of_two_at_least(problem.spatial), LONGEST_MASKED_ROW), False
+    return min(power_of_two_at_least(problem.spatial), LONGEST_MASKED_SEGMENT), False
 
 
 def backward_split(problem: Problem, device: Device, width: int, exact: bool) -> Split:
-    """Rows of at most a tile, in tiles small enough to fill the device."""
+    """Plan segments of at most a tile, in tiles small enough to fill the device."""
     tile = two_waves(problem, device, smallest=1024, largest=4096 if problem.itemsize < 8 else 1024)
     num_warps = min(4, warps(tile, problem, device))
     return Split(
@@ -134,7 +135,7 @@ def backward_split(problem: Problem, device: Device, width: int, exact: bool) ->
 
 
 def backward_resident(problem: Problem, device: Device, width: int, exact: bool) -> Resident:
-    """A group in equal tiles of rows."""
+    """Plan a group in equal tiles of segments."""
     padded = problem.group_channels * ceil_div(problem.spatial, width) * width
     tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(padded, MOST_TILES)))
     if exact:
@@ -152,8 +153,8 @@ def backward_resident(problem: Problem, device: Device, width: int, exact: bool)
     )
 
 
-def row_of_share(problem: Problem, width: int, blocks: int) -> int:
-    """The longest row of at most `width` elements such that the blocks get equally many; 0 where there is none."""
+def segment_of_share(problem: Problem, width: int, blocks: int) -> int:
+    """Return the longest segment, at most `width`, of which all blocks get equally many; 0 where there is none."""
     while width and problem.length // width % blocks:
         width //= 2
     return width
