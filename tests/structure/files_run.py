@@ -6,6 +6,7 @@ module of it is executed, between two points; what is only imported before does 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -91,16 +92,19 @@ def of_a_launch(*, warm: bool = True) -> set[str]:
 
 
 def main() -> None:
-    """Print the files, and how many they are."""
+    """Print the files, and how many they are; with --json, as one line of JSON for a test."""
     counted: dict[str, Callable[[], set[str]]] = {
         "a launch, cold": lambda: of_a_launch(warm=False),
         "a launch, warm": of_a_launch,
         "a forward": of_a_forward,
         "a training step": of_a_step,
     }
-    for name, count in counted.items():
-        files = sorted(count())
-        print(f"{name}: {len(files)} files\n  " + "\n  ".join(files))
+    files = {name: sorted(count()) for name, count in counted.items()}
+    if "--json" in sys.argv:
+        print(json.dumps(files))
+        return
+    for name, found in files.items():
+        print(f"{name}: {len(found)} files\n  " + "\n  ".join(found))
 
 
 if __name__ == "__main__":
