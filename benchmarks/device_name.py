@@ -1,4 +1,4 @@
-"""A name for the processor that figures were measured on, which tells one model from another."""
+"""Names the processor that figures were measured on, such that one model can be told from another."""
 
 import platform
 from pathlib import Path
@@ -9,7 +9,7 @@ CPU_FACTS = Path("/proc/cpuinfo")  # Linux; there, `platform.processor` names th
 
 
 def device_name(device: str) -> str:
-    """The GPU's name for "cuda", else the CPU's model with its family and number, as far as the system tells them."""
+    """Return the GPU's name for "cuda", else the CPU's model with its family and number, as far as the system tells them."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     if not CPU_FACTS.is_file():

@@ -51,7 +51,7 @@ def shared_options(norm: NormKind, standardize: bool) -> dict[str, Any]:
 
 
 class Residual(nn.Module):
-    """silu(x + norm(conv(act(norm(conv(x)))))), with a 1x1 convolution on the shortcut where the shape changes."""
+    """Computes silu(x + norm(conv(act(norm(conv(x)))))), with a 1x1 convolution on the shortcut where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: NormKind, standardize: bool) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Residual(nn.Module):
 
 
 def resnet(norm: NormKind, standardize: bool) -> nn.Module:
-    """(N, 1, 8, 8) -> (N, 10): 16 channels, then 32 at 4x4 pixels, the mean over pixels, a linear layer."""
+    """Build a network (N, 1, 8, 8) -> (N, 10): 16 channels, then 32 at 4x4 pixels, the mean over pixels, a linear layer."""
     shared = shared_options(norm, standardize)
     return nn.Sequential(
         ConvNormAct(1, 16, **shared),
@@ -80,7 +80,7 @@ def resnet(norm: NormKind, standardize: bool) -> nn.Module:
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images and labels, validation images and labels: 896 and 901 of a fixed shuffle, values in [-1, 1]."""
+    """Return training images and labels, validation images and labels: 896 and 901 of a fixed shuffle, values in [-1, 1]."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(data.target)
@@ -90,7 +90,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def train(norm: NormKind, standardize: bool, batch_size: int, seed: int, data: tuple[Tensor, ...]) -> dict[str, Any]:
-    """One run: its validation error, training loss of the last epoch, and seconds."""
+    """Train once, and return the validation error, training loss of the last epoch, and seconds."""
     images, labels, held_out, held_out_labels = data
     torch.manual_seed(seed)
     network = resnet(norm, standardize)
@@ -161,7 +161,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def provenance() -> dict[str, str]:
-    """Where and how the figures arise: device, version of torch, commit and command."""
+    """Say where and how the figures arise: device, version of torch, commit and command."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     command = " ".join(["python -m benchmarks.normalization", *sys.argv[1:]])
     return {"device": device_name("cpu"), "torch": torch.__version__, "commit": commit, "command": command}

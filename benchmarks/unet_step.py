@@ -1,4 +1,4 @@
-"""A training step of our U-Net against diffusers' with the same weights: `python -m benchmarks.unet_step`.
+"""Measures a training step of our U-Net against diffusers' with the same weights: `python -m benchmarks.unet_step`.
 
 Figures, for each grade of recomputation and relative to diffusers in the same run:
 
@@ -56,7 +56,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def saved_bytes(model: nn.Module, x: Tensor, timesteps: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, each storage once, parameters not counted."""
+    """Count the bytes that a forward pass keeps for the backward pass, each storage once, parameters not counted."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Any] = {}
 
@@ -72,7 +72,7 @@ def saved_bytes(model: nn.Module, x: Tensor, timesteps: Tensor) -> int:
 
 
 def step_times(step: Callable[[], None], device: str) -> dict[str, float]:
-    """Seconds of one step: wall clock and, on the CPU, of the process."""
+    """Return the seconds of one step: wall clock and, on the CPU, of the process."""
     _synchronize(device)
     wall, process = time.perf_counter(), time.process_time()
     step()
@@ -87,7 +87,7 @@ def _synchronize(device: str) -> None:
 
 
 def measure(shape: str, device: str, dtype: torch.dtype, rounds: int, channels_last: bool) -> dict[str, Any]:
-    """Bytes and times of diffusers' network and of ours in each grade."""
+    """Measure bytes and times of diffusers' network and of ours in each grade."""
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     theirs = UNet2DModel(**SHAPES[shape]["options"]).to(device, dtype).train()

@@ -1,4 +1,4 @@
-"""The core: fused GroupNorm + SiLU as an operator."""
+"""Computes GroupNorm + SiLU as one operator: the core of the library."""
 
 from unetgn.ops.dispatch import implementation
 from unetgn.ops.functional import group_norm_silu

@@ -114,7 +114,7 @@ def write_normalized(
     TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
     SILU: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
-    """y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta'); mean and rstd are scalars, the other tensors
+    """Write y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta'); mean and rstd are scalars, the other tensors
     point to the channel of element 0.
     """
     vector = vector_starts(TILE, VECTOR)
