@@ -9,7 +9,7 @@ CPU_FACTS = Path("/proc/cpuinfo")  # Linux; there, `platform.processor` names th
 
 
 def device_name(device: str) -> str:
-    """Return the GPU's name for "cuda", else the CPU's model with its family and number, as far as the system tells them."""
+    """Return the GPU's name for "cuda", else the CPU's model with family and number, as far as the system tells."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     if not CPU_FACTS.is_file():

@@ -51,7 +51,7 @@ def shared_options(norm: NormKind, standardize: bool) -> dict[str, Any]:
 
 
 class Residual(nn.Module):
-    """Computes silu(x + norm(conv(act(norm(conv(x)))))), with a 1x1 convolution on the shortcut where the shape changes."""
+    """Computes silu(x + norm(conv(act(norm(conv(x)))))), with a 1x1 convolution as shortcut where shapes change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: NormKind, standardize: bool) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Residual(nn.Module):
 
 
 def resnet(norm: NormKind, standardize: bool) -> nn.Module:
-    """Build a network (N, 1, 8, 8) -> (N, 10): 16 channels, then 32 at 4x4 pixels, the mean over pixels, a linear layer."""
+    """Build a network (N, 1, 8, 8) -> (N, 10): 16 channels, 32 at 4x4 pixels, the mean over pixels, a linear layer."""
     shared = shared_options(norm, standardize)
     return nn.Sequential(
         ConvNormAct(1, 16, **shared),
@@ -80,7 +80,7 @@ def resnet(norm: NormKind, standardize: bool) -> nn.Module:
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return training images and labels, validation images and labels: 896 and 901 of a fixed shuffle, values in [-1, 1]."""
+    """Return 896 images and labels to train on, and 901 to validate with: a fixed shuffle, values in [-1, 1]."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
     labels = torch.tensor(data.target)

@@ -114,8 +114,9 @@ def write_normalized(
     TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
     SILU: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
-    """Write y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta'); mean and rstd are scalars, the other tensors
-    point to the channel of element 0.
+    """Write y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta').
+
+    mean and rstd are scalars; the other tensors point to the channel of element 0.
     """
     vector = vector_starts(TILE, VECTOR)
     position = affine_positions(TILE, VECTOR, WIDTH)
