@@ -1,10 +1,8 @@
-"""Tensors as pictures: PNG files, grids, strips."""
+"""Makes pictures of tensors: single ones and grids."""
 
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -38,11 +36,3 @@ def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:
     empty = pixels.new_full((rows * columns - count, *pixels.shape[1:]), 255)
     grid = rearrange(torch.cat([pixels, empty]), "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
     return to_picture(grid)
-
-
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write whole or not at all: a file that exists is a file that can be read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    picture.save(unfinished, format="PNG")
-    unfinished.replace(path)
