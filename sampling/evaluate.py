@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 
@@ -17,8 +16,10 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.svm import SVC
 
-from training.config import ConfigError, find_config, load_config
+from training.config_files import find_config, load_config
 from training.data.config import open_images, split
+from training.errors import ConfigError
+from training.files import write_json
 
 
 class EvaluationError(Exception):
@@ -116,8 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         figures = evaluate(parsed.samples, parsed.config)
         out = parsed.out or parsed.samples / "evaluation.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(out, figures)
     except (EvaluationError, ConfigError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unetgn.pipelines.pictures import save_png, to_grid
+from training.files import write_json, write_png, writing
+from unetgn.pipelines.pictures import to_grid
 
 GRID = 256  # images in grid.png at most
 
@@ -64,10 +65,7 @@ def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
         if differences:
             raise SamplingError(f"{out} holds images made otherwise: {'; '.join(differences[:4])}. Give another --out")
         now["subjects"] = there | now["subjects"]
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / ".tmp-request.json"
-    unfinished.write_text(json.dumps(now, indent=1) + "\n")
-    unfinished.replace(file)
+    write_json(file, now)
 
 
 def read_request(file: Path) -> dict[str, Any]:
@@ -99,14 +97,15 @@ def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> None
         | ({} if subject.prompt is None else {"prompt": subject.prompt})
         for seed, subject in subjects.items()
     ]
-    with (out / "samples.csv").open("w", newline="") as lines:
+    with writing(out / "samples.csv") as unfinished, unfinished.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     arrays = [np.asarray(Image.open(file_of(out, seed))) for seed in subjects]
     pixels = np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
     first = torch.from_numpy(pixels[:GRID]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    save_png(to_grid(first), out / "grid.png")
+    write_png(out / "grid.png", to_grid(first))
     if npz:
         labels = [-1 if subject.label is None else subject.label for subject in subjects.values()]
-        np.savez(out / "samples.npz", arr_0=pixels, seeds=list(subjects), labels=labels)
+        with writing(out / "samples.npz") as unfinished, unfinished.open("wb") as archive:
+            np.savez(archive, arr_0=pixels, seeds=list(subjects), labels=labels)

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from sampling.folder import Request, SamplingError, Subject, claim, file_of, write_summary
 from sampling.trained import Trained, load_trained, open_autoencoder, open_text_encoder
-from training.checkpoint import CheckpointError, find_checkpoint
+from training.checkpoint import find_checkpoint
 from training.data.autoencoder import Autoencoder, digest
 from training.data.text import TextEncoder
-from unetgn.pipelines.pictures import save_png, to_picture, to_uint8
+from training.errors import CheckpointError, ConfigError
+from training.files import write_png
+from training.processes import ask_main
+from unetgn.pipelines.pictures import to_picture, to_uint8
 from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sample
 
 
@@ -134,16 +136,15 @@ def make_images(
             if autoencoder is not None:
                 images = autoencoder.decode(images.to(accelerator.device)).cpu()
             for seed, pixels in zip(seeds, to_uint8(images), strict=True):
-                save_png(to_picture(pixels), file_of(out, seed))
+                write_png(file_of(out, seed), to_picture(pixels))
             bar.update(len(seeds))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """From the parsed arguments to the folder of images."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    found = [find_checkpoint(arguments.checkpoint)] if accelerator.is_main_process else [Path()]
-    broadcast_object_list(found)  # the main process looks and verifies, for all
-    trained = load_trained(found[0], arguments.weights)
+    checkpoint = ask_main(accelerator, lambda: find_checkpoint(arguments.checkpoint))  # verified once, for all
+    trained = load_trained(checkpoint, arguments.weights)
     num_classes = trained.unet.config.num_classes
     if arguments.guidance_scale != 1 and trained.dropped == 0:
         raise SamplingError(
@@ -157,7 +158,7 @@ def run(arguments: argparse.Namespace) -> None:
     autoencoder = open_autoencoder(trained, arguments.autoencoder)
     text_encoder = open_text_encoder(trained, arguments.text_encoder, arguments.prompts)
     request = Request(
-        trained.sha256,
+        trained.digest,
         arguments.scheduler,
         arguments.steps,
         arguments.guidance_scale,
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 what was asked for cannot be."""
     try:
         run(parse_arguments(arguments))
-    except (SamplingError, CheckpointError) as error:
+    except (SamplingError, CheckpointError, ConfigError) as error:
         print(f"sample.py: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a folder that may not be written, a full disk

@@ -1,20 +1,19 @@
-"""What a checkpoint has to sample with: the network, and what reads prompts and makes pictures of latents."""
+"""Loads what a checkpoint has to sample with: the network, what reads prompts, what makes pictures of latents."""
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import yaml
 from diffusers import DDPMScheduler
 
 from sampling.folder import SamplingError
-from training.checkpoint import MANIFEST
-from training.consistency import context_dims
+from training.checkpoint import Checkpoint, TensorFile
+from training.config_files import load_config
 from training.data.autoencoder import Autoencoder, load_autoencoder
-from training.data.text import TextEncoder
+from training.data.text import TextEncoder, context_dims
 from training.network import load_checkpoint
 from unetgn import UNet
 
@@ -23,39 +22,39 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint has to sample with."""
+    """Holds what a checkpoint has to sample with."""
 
     unet: UNet
     scheduler: DDPMScheduler
-    """That it was trained with."""
+    """The one that it was trained with."""
     dropped: float
     """Share of labels and texts that were left out in training."""
-    sha256: str
-    """Of the weights."""
+    digest: str
+    """The sha256 of the weights."""
     cache: Path | None
     """Folder of the latents that it was trained on; None where it was trained on pixels."""
 
     @property
     def reads_text(self) -> bool:
+        """Return True where the network reads text."""
         return bool(context_dims(self.unet.unet_config))
 
 
-def load_trained(checkpoint: Path, weights: str) -> Trained:
-    """The network of a checkpoint, in evaluation mode, with its "ema" or "raw" weights, and what belongs to it."""
-    name = "ema" if weights == "ema" else "model"
-    config = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    data = config["data"]
+def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trained:
+    """Load the network of a checkpoint, in evaluation mode, and what belongs to it. Raises ConfigError."""
+    name: TensorFile = "ema" if weights == "ema" else "model"
+    config = load_config(checkpoint.config_file)
     return Trained(
         unet=load_checkpoint(checkpoint, name).eval(),
-        scheduler=DDPMScheduler.from_config(json.loads((checkpoint / "scheduler_config.json").read_text())),
-        dropped=config["objective"]["label_dropout"],
-        sha256=json.loads((checkpoint / MANIFEST).read_text())["sha256"][f"{name}.safetensors"],
-        cache=Path(data["path"]) if data["name"] == "latents" else None,
+        scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
+        dropped=config.objective.label_dropout,
+        digest=checkpoint.digest(name),
+        cache=config.data.cache,
     )
 
 
 def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None:
-    """What makes images of the network's latents, None where it makes images itself. Raises SamplingError."""
+    """Load what makes images of the network's latents, None where it makes images itself. Raises SamplingError."""
     if trained.cache is None:
         if asked is not None:
             raise SamplingError("--autoencoder was given, but this network was trained on pixels: leave it out")
@@ -75,7 +74,7 @@ def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None
 
 
 def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] | None) -> TextEncoder | None:
-    """What reads the prompts, None where the network reads no text. Raises SamplingError."""
+    """Load what reads the prompts, None where the network reads no text. Raises SamplingError."""
     if not trained.reads_text:
         if asked is not None or prompts is not None:
             raise SamplingError("--prompts or --text-encoder was given, but this network reads no text: leave it out")

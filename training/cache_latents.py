@@ -19,15 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.checkpoint import TEMPORARY, sha256
-from training.config import ConfigError, load_data_config
+from training.config_files import load_data_config
 from training.data.autoencoder import Autoencoder, digest, load_autoencoder
 from training.data.config import DataConfig, open_images
 from training.data.encoding import Cache, Pictures
-from training.data.images import DataError, Images, fingerprint
+from training.data.images import Images, fingerprint
 from training.data.latents import MANIFEST, Manifest, read_manifest
 from training.data.text import TextEncoder, read_captions
-from training.run_directory import RunDirectory, RunDirectoryError
+from training.errors import ConfigError, DataError, RunDirectoryError
+from training.files import TEMPORARY, sha256
+from training.run_directory import RunDirectory
 
 logger = logging.getLogger("training")
 

@@ -1,90 +1,189 @@
-"""Checkpoints: everything that a run needs to go on exactly, in safetensors and JSON, whole or not there at all.
+"""Writes and reads checkpoints: everything that a run needs to go on exactly, in safetensors and JSON.
 
-A checkpoint is a folder, written under a temporary name with a manifest of its files' sha256, flushed to the disk, then
-renamed. Nothing in it is a pickle. What is random needs no saving: it is a function of the step (data/samples.py).
+A checkpoint is a folder, whole or not there at all, with a manifest that has the sha256 of its files. Nothing in it is
+a pickle. What is random needs no saving: it is a function of the step (training/data/samples.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
-from training.sharding import part_of
+from training.errors import CheckpointError, CheckpointFormatError
+from training.files import delete, delete_unfinished, sha256, writing
+from unetgn import __version__
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp-"
+FORMAT = 2  # of what is written; format 1 has no number in its manifest, and the configuration's keys of its time
+CHECKPOINTS = "checkpoints"  # where a run's folder has them
+PREFIX = "step-"
+
+TensorFile = Literal["model", "ema", "optimizer"]
+CONFIG, UNET_CONFIG, SCHEDULER_CONFIG = "config.yaml", "config.json", "scheduler_config.json"
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How many checkpoints are kept."""
+    """Checkpoints: how often one is made, and how many are kept."""
 
+    every: int = 1000
+    """Steps between two checkpoints; the last step always makes one."""
     keep: int = 2
     """The newest this many stay; an older one is deleted only after a newer one stands. At least 1."""
 
     def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"checkpoint.every is {self.every}; it must be at least 1")
         if self.keep < 1:
             raise ValueError(f"checkpoint.keep is {self.keep}; at least 1 has to stay")
 
 
-class CheckpointError(Exception):
-    """A checkpoint that is missing, incomplete or damaged; the message says which and how."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """Says what is in a checkpoint: the fields of its manifest, and by its methods what the other files hold.
 
-
-def write_checkpoint(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], texts: dict[str, str], facts: dict[str, Any]
-) -> Path:
-    """Write folder/step-NNNNNN with NAME.safetensors for each of `tensors`, the `texts`, and a manifest with `facts`.
-
-    Returns its path. When the disk is full (OSError) or the process dies, no folder of that name appears and the older
-    checkpoints are as they were.
+    These are `model`, `ema` (the averaged weights) and `optimizer`, each .safetensors with whole tensors, and the
+    configurations: of the run (config.yaml), of the network (config.json) and of its noise (scheduler_config.json).
     """
-    final, unfinished = folder / f"step-{step:06d}", folder / f"{TEMPORARY}step-{step:06d}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        for name, contents in tensors.items():
-            path = unfinished / f"{name}.safetensors"
-            safetensors.torch.save_file(contents, path)
-            path.chmod(unfinished.stat().st_mode & 0o666)  # it is the owner's alone otherwise, whatever the umask
-        for file, text in texts.items():
-            (unfinished / file).write_text(text)
-        files = {path.name: sha256(path) for path in sorted(unfinished.iterdir())}
-        manifest = {"step": step, **facts, "sha256": files}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        for path in (*unfinished.iterdir(), unfinished):
-            flush(path)
-    except BaseException as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # how safetensors says that the system refused to write
-            raise OSError(f"{final} could not be written: {error}") from error
-        raise
-    if final.exists():  # damaged, or the run would have gone on from it
-        shutil.rmtree(final)
-    unfinished.rename(final)
-    flush(folder)
-    return final
+
+    path: Path
+    step: int
+    """Steps that were made."""
+    world_size: int
+    """Processes that made them."""
+    images: str
+    """Fingerprint of the images that they were made with."""
+    ema_step: int
+    """Steps that the average of the weights counted."""
+    scaler: dict[str, Any] | None
+    """State of float16's loss scale; None without one."""
+    window_sums: list[list[float]]
+    """Sums of loss and gradient norm since the last row of the log, for each rank."""
+    window_steps: int
+    """Steps in these sums."""
+    torch_version: str = str(torch.__version__)
+    unetgn_version: str = __version__
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Of each other file, by its name."""
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read the manifest, and take the other files on trust: for one that was verified before.
+
+        Raises CheckpointError where it is missing or damaged, CheckpointFormatError where it has another format.
+        """
+        try:
+            keys = json.loads((path / MANIFEST).read_text())
+            number = keys.pop("format", 1)
+            if number in (1, FORMAT):
+                checkpoint = cls(path=path, **(from_format_1(keys) if number == 1 else keys))
+                dict(checkpoint.sha256), int(checkpoint.step)
+                return checkpoint
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} cannot be read ({error})") from error
+        writer = f"unetgn {keys['unetgn_version']}" if "unetgn_version" in keys else "the unetgn that wrote it"
+        raise CheckpointFormatError(
+            f"{path} has format {number}, but this is unetgn {__version__}, which reads formats 1 to {FORMAT}: use "
+            f"{writer}, or a newer one"
+        )
+
+    def write(
+        self, tensors: Mapping[TensorFile, dict[str, Tensor]], *, config: str, unet_config: str, scheduler_config: str
+    ) -> Checkpoint:
+        """Write the checkpoint to its path, and return it with the sha256 of its files.
+
+        When the disk is full (OSError) or the process dies, no folder of that name appears and the older checkpoints
+        are as they were.
+        """
+        texts = {CONFIG: config, UNET_CONFIG: unet_config, SCHEDULER_CONFIG: scheduler_config}
+        try:
+            with writing(self.path) as unfinished:
+                unfinished.mkdir()
+                for name, contents in tensors.items():
+                    file = unfinished / f"{name}.safetensors"
+                    save_file(contents, file)
+                    file.chmod(unfinished.stat().st_mode & 0o666)  # else the owner's alone, whatever the umask
+                for text_name, text in texts.items():
+                    (unfinished / text_name).write_text(text)
+                written = replace(self, sha256={file.name: sha256(file) for file in sorted(unfinished.iterdir())})
+                manifest = {"format": FORMAT, **asdict(written)}
+                del manifest["path"]
+                (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        except SafetensorError as error:  # how safetensors says that the system refused to write
+            raise OSError(f"{self.path} could not be written: {error}") from error
+        return written
+
+    def tensors(self, name: TensorFile) -> dict[str, Tensor]:
+        """Read one of the files of tensors, onto the CPU."""
+        return load_file(self.path / f"{name}.safetensors")
+
+    def digest(self, name: TensorFile) -> str:
+        """Return the sha256 of one of the files of tensors."""
+        return self.sha256[f"{name}.safetensors"]
+
+    @property
+    def config_file(self) -> Path:
+        """The run's whole configuration, for `training.config_files.load_config`."""
+        return self.path / CONFIG
+
+    def unet_config(self) -> dict[str, Any]:
+        """Read the network's configuration, for `UNet.from_config`."""
+        return json.loads((self.path / UNET_CONFIG).read_text())
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """Read the configuration of the scheduler that adds the noise, for `DDPMScheduler.from_config`."""
+        return json.loads((self.path / SCHEDULER_CONFIG).read_text())
+
+
+def from_format_1(keys: dict[str, Any]) -> dict[str, Any]:
+    """Translate the manifest of format 1, which had no versions of ours and its numbers in two groups."""
+    counters, window = keys["counters"], keys["window"]
+    return {
+        "step": keys["step"],
+        "world_size": keys["world_size"],
+        "images": keys["images"],
+        "ema_step": counters["ema_step"],
+        "scaler": counters["scaler"],
+        "window_sums": window["sums"],
+        "window_steps": window["steps"],
+        "torch_version": keys["torch"],
+        "unetgn_version": "0.1.0",
+        "sha256": keys["sha256"],
+    }
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Name the checkpoint of a step in a folder of checkpoints."""
+    return folder / f"{PREFIX}{step:06d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder by step, oldest first, good or bad."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Read the step from the name of a checkpoint."""
+    return int(path.name.removeprefix(PREFIX))
 
 
 def delete_old(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what a killed save left behind."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    delete_unfinished(folder)
     for path in list_checkpoints(folder)[:-keep]:
         delete(path)
 
@@ -92,125 +191,57 @@ def delete_old(folder: Path, keep: int) -> None:
 def delete_newer(folder: Path, step: int) -> None:
     """Delete the checkpoints after `step`, naming them: the run that now goes on from `step` is another one."""
     for path in list_checkpoints(folder):
-        if int(path.name.removeprefix("step-")) > step:
+        if step_of(path) > step:
             logger.warning("deleting %s, since the run goes on from step %d", path, step)
             delete(path)
 
 
-def delete(path: Path) -> None:
-    """Delete a checkpoint, renamed first: half a checkpoint is never seen as one."""
-    condemned = path.with_name(TEMPORARY + path.name)
-    path.rename(condemned)
-    shutil.rmtree(condemned, ignore_errors=True)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in the folder by step, oldest first, good or bad."""
-    found = [path for path in folder.glob("step-*") if path.is_dir() and path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The checkpoint's manifest, its files taken on trust: for one that was verified before. Raises CheckpointError."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        dict(manifest["sha256"])
-        int(manifest["step"])
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {MANIFEST} cannot be read ({error})") from error
-    return manifest
-
-
-def verify(path: Path) -> dict[str, Any]:
-    """The checkpoint's manifest, after every file was compared with it. Raises CheckpointError."""
-    manifest = read_manifest(path)
-    for name, digest in manifest["sha256"].items():
+def verify(path: Path) -> Checkpoint:
+    """Read a checkpoint's manifest and compare every file with it. Raises CheckpointError."""
+    checkpoint = Checkpoint.read(path)
+    for name, known in checkpoint.sha256.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path} is damaged: {name} is missing")
-        if sha256(path / name) != digest:
+        if sha256(path / name) != known:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written (its sha256 differs)")
-    return manifest
+    return checkpoint
 
 
-def newest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that verifies, naming each newer one that does not; None where there is none.
+def newest_valid(folder: Path) -> Checkpoint | None:
+    """Find the newest checkpoint in a folder that verifies, naming each newer one that does not; None without any.
 
     Raises CheckpointError where there are checkpoints and all are damaged: starting afresh would hide the loss.
+    Raises CheckpointFormatError rather than pass over what another version of unetgn wrote.
     """
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
-            verify(path)
+            return verify(path)
+        except CheckpointFormatError:
+            raise
         except CheckpointError as error:
             logger.warning("passing over a checkpoint: %s", error)
-        else:
-            return path
     if checkpoints:
         raise CheckpointError(f"all {len(checkpoints)} checkpoints in {folder} are damaged; nothing to go on from")
     return None
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the newest valid one of a run's folder. Raises CheckpointError."""
+def find_checkpoint(path: Path) -> Checkpoint:
+    """Find the checkpoint that a path means: itself, or the newest valid one of a run's folder.
+
+    Raises CheckpointError where there is none, or none that is sound.
+    """
     wanted = "give a run's folder or one of its checkpoints/step-… folders"
     if not path.is_dir():
         raise CheckpointError(f"{path} is {'a file' if path.exists() else 'not there'}; {wanted}")
-    if (path / MANIFEST).is_file() or path.name.startswith("step-"):
-        verify(path)
-        return path
-    found = newest_valid(path) or newest_valid(path / "checkpoints")
+    if (path / MANIFEST).is_file() or path.name.startswith(PREFIX):
+        return verify(path)
+    found = newest_valid(path) or newest_valid(path / CHECKPOINTS)
     if found is None:
         raise CheckpointError(f"{path} holds no checkpoint; {wanted}")
     return found
 
 
-def optimizer_to_tensors(optimizer: Optimizer, names: Iterable[str]) -> dict[str, Tensor]:
-    """The optimizer's state as {parameter name/state name: tensor}; `names` in the order of its parameters."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for number, name in enumerate(names)
-        for key, value in state.get(number, {}).items()
-    }
-
-
-def optimizer_from_tensors(optimizer: Optimizer, names: Iterable[str], tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_to_tensors` gave, whole; a rank that has a part of a parameter takes its part of them.
-
-    Raises CheckpointError where parameters differ.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    number = {name: i for i, name in enumerate(names)}
-    state: dict[int, dict[str, Tensor]] = {}
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        if name not in number:
-            raise CheckpointError(f"the checkpoint's optimizer has a parameter that the model has not: {name}")
-        parameter = parameters[number[name]]
-        of_elements = tensor.shape == parameter.shape and key != "step"
-        state.setdefault(number[name], {})[key] = part_of(tensor, parameter) if of_elements else tensor.clone()
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, values in optimizer.state.items():  # a fused optimizer pairs them by place in memory: same layout
-        for key, value in values.items():
-            if value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter).copy_(value)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Have the disk, not its cache, hold the file or the folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def is_run_or_checkpoint(path: Path) -> bool:
+    """Return True where a folder is a run's, or one of its checkpoints, whole or damaged."""
+    return (path / "ema.safetensors").is_file() or (path / CHECKPOINTS).is_dir()

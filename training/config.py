@@ -1,35 +1,89 @@
-"""The configuration of a run: read from YAML and from `key=value` arguments, checked, written back.
+"""Says what a run is: its keys by group, and what one group demands of another.
 
-Each group of keys is a frozen dataclass beside the code that it configures. jsonargparse gives the types; what it does
-not say (which file, which key was meant) is said here.
+Most groups stand beside the code that they configure; train.* and ema.* stand here, since every part of a run reads
+them. training/config_files.py reads all of them from YAML and from the command line.
 """
 
 from __future__ import annotations
 
-import difflib
-import typing
-from argparse import ArgumentError
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any
-
-import jsonargparse
-import yaml
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from training.checkpoint import CheckpointConfig
-from training.consistency import check_config
 from training.data.config import DataConfig
-from training.objective import ObjectiveConfig
+from training.data.text import context_dims
+from training.objective import ObjectiveConfig, make_scheduler
 from training.preview import PreviewConfig
-from training.step import EMAConfig, TrainConfig
 from unetgn import UNetConfig
+from unetgn.pipelines.sampling import make_sampling_scheduler
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The steps: how many, how large, and what is said of them."""
+
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    processes: int | None = None
+    """Refuse to run with another number of processes; null takes what the launcher started."""
+    batch_size: int = 32
+    """Images per process and forward pass; a step takes batch_size × processes × gradient_accumulation."""
+    gradient_accumulation: int = 1
+    """Forward passes per optimizer step."""
+    initial_weights: str | None = None
+    """Begin with the weights of this network of the same shape, not with random ones: a diffusers model or pipeline, a
+    run or checkpoint of ours (its averaged weights). A resumed run takes its checkpoint's."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: constant, or half a cosine that reaches 0 where the run ends."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly to its peak; a shorter run ends while it rises."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to at most this norm; 0 is off."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the forward pass; weights and optimizer stay in float32."""
+    compile: bool = False
+    """torch.compile the network."""
+    channels_last: bool = False
+    """Keep activations with channels innermost: faster convolutions on most GPUs."""
+    log_every: int = 10
+    """Steps between two rows of metrics.csv."""
+    validate_every: int = 0
+    """Steps between two held-out losses (data.held_out has to be above 0); 0 is off."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers by their name in Accelerate: tensorboard, wandb, …; an empty list is off."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "validate_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"train.processes is {self.processes}; it must be at least 1, or null for any number")
+        if self.learning_rate <= 0:
+            raise ValueError(f"train.learning_rate is {self.learning_rate}; it must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas is {self.betas}; both must be at least 0 and below 1")
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names the source, the key and what would be right."""
+@dataclass(frozen=True)
+class EMAConfig:
+    """The average of the weights that samples are made with."""
+
+    decay: float = 0.9999
+    """Decay per step; step n uses min(decay, (1 + n) / (10 + n)), so that the first weights are soon forgotten."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay is {self.decay}; it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -50,159 +104,80 @@ class RunConfig:
         check_config(self)
 
 
-class OnceLoader(yaml.SafeLoader):
-    """Plain YAML in which a key stands once; of two values YAML would take the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping. Raises ConstructorError for a repeated key, with its line."""
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def find_config(name: str) -> Path:
-    """The file that `name` means: a path, also from the repository's root, or the name of a file in configs/."""
-    for candidate in (Path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    raise ConfigError(f"--config {name}: no such file, nor is it in configs/.{nearest(name, known)} There: {known}")
-
-
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """The configuration in the file, changed by `key=value` arguments. Raises ConfigError."""
+def check_config(config: RunConfig) -> None:
+    """Raise ValueError where keys of different groups contradict each other."""
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed is {config.seed}; it must be at least 0 and below 2**63")
+    check_finite(asdict(config))
+    check_model(config)
+    check_guidance(config)
+    if config.train.validate_every > 0 and config.data.held_out == 0:
+        raise ValueError(
+            "train.validate_every needs images that are not trained on: set data.held_out, or leave it at 0"
+        )
+    if config.data.name == "latents" and config.objective.clip_sample:
+        raise ValueError(
+            "objective.clip_sample is true, but latents are not confined to [-1, 1] as pixels are: set it to false"
+        )
     try:
-        text = path.read_text()
-        keys = yaml.load(text, OnceLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(keys, dict):
-        raise ConfigError(f"{path}: holds no keys; it should look like configs/digits8_ddpm.yaml")
-    for key, value in walk(keys):
-        check_key(str(path), key, value)
-    parser = make_parser()
-    try:
-        parsed = parser.parse_string(text)
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {explain(error)}") from error
-    for override in overrides or []:
-        parsed = apply(parser, parsed, override)
-    try:
-        config = RunConfig(**vars(parser.instantiate(parsed)))
-    except (ArgumentError, TypeError, ValueError) as error:
-        source = f"{path} with {' '.join(overrides)}" if overrides else str(path)
-        raise ConfigError(f"{source}: {explain(error)}") from error
-    # The network remembers what it was trained on, for pipelines and for sampling.
-    return replace(config, model=replace(config.model, sample_size=config.data.image_size))
+        scheduler = make_scheduler(config.objective)
+        make_sampling_scheduler(config.preview.scheduler, scheduler, config.preview.steps)
+    except ValueError as error:
+        raise ValueError(f"preview.scheduler and preview.steps do not fit the objective: {error}") from error
 
 
-def load_data_config(overrides: list[str]) -> DataConfig:
-    """The keys data.* alone, from `data.key=value` arguments. Raises ConfigError."""
-    parser = make_parser()
-    parsed = parser.get_defaults()
-    for override in overrides:
-        key = override.removeprefix("--").partition("=")[0]
-        if "=" not in override or not key.startswith("data."):
-            raise ConfigError(f"command line: {override!r} is no option, nor data.key=value, such as data.path=DIR")
-        parsed = apply(parser, parsed, override)
-    try:
-        return DataConfig(**vars(parsed.data))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"command line: {explain(error)}") from error
-
-
-def make_parser() -> jsonargparse.ArgumentParser:
-    """A parser of the keys of RunConfig alone."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RunConfig)
-    return parser
-
-
-def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, override: str) -> jsonargparse.Namespace:
-    """`parsed` with one `key=value` of the command line; the value is read as YAML."""
-    key, equals, value = override.removeprefix("--").partition("=")
-    if not equals:
-        raise ConfigError(f"command line: {override!r} is neither an option nor key=value, such as train.steps=100")
-    check_key("command line", key, value)
-    try:
-        # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
-        alone = parser.parse_args([f"--{key}={value}"])
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"command line, {override}: {explain(error)}") from error
-    names = key.split(".")
-    groups = [".".join(names[:length]) for length in range(1, len(names))]
-    place = next((group for group in groups if parsed[group] is None), key)  # a group that was left out comes whole
-    parsed[place] = alone[place]
-    return parsed
-
-
-def explain(error: Exception) -> str:
-    """One line of what jsonargparse or a dataclass says over several."""
-    return " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a key may hold."""
-
-    group: bool
-    """Keys of its own."""
-    optional: bool
-    """null."""
-
-
-def known_keys(config: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Key]]:
-    """Every key with its groups, by dotted name."""
-    types = typing.get_type_hints(config)
-    for item in fields(config):
-        name, kind = prefix + item.name, types[item.name]
-        inner = [part for part in (kind, *typing.get_args(kind)) if is_dataclass(part)]
-        yield name, Key(bool(inner), type(None) in typing.get_args(kind))
-        for part in inner:
-            yield from known_keys(typing.cast(type, part), f"{name}.")
-
-
-def walk(keys: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every (dotted name, value) of nested mappings, groups included."""
+def check_finite(keys: dict[str, Any], prefix: str = "") -> None:
+    """Raise ValueError where a number is infinite or none."""
     for key, value in keys.items():
-        yield f"{prefix}{key}", value
         if isinstance(value, dict):
-            yield from walk(value, f"{prefix}{key}.")
+            check_finite(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{prefix}{key} is {value}; it must be a finite number")
 
 
-def check_key(source: str, key: str, value: object) -> None:
-    """Raise ConfigError where there is no such key, where a group got a plain value, or where null may not be."""
-    known = dict(known_keys())
-    if key not in known:
-        raise ConfigError(f"{source}: unknown key {key!r}.{nearest(key, list(known))}")
-    null = value is None or (source == "command line" and value == "null")
-    if null and known[key].optional:
-        return
-    if known[key].group and not isinstance(value, dict):
-        inside = [name for name in known if name.startswith(f"{key}.")]
-        raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {value!r}")
-    if null:
-        raise ConfigError(f"{source}: {key} has no value, and cannot be null: give one, or leave the key out")
+def check_model(config: RunConfig) -> None:
+    """Raise ValueError where the network is not one for these data, or waits for what training does not give."""
+    model, data = config.model, config.data
+    if model.spatial_dims != 2:
+        raise ValueError(f"model.spatial_dims is {model.spatial_dims}, but images have 2 axes: set it to 2")
+    if model.out_channels != model.in_channels:
+        raise ValueError(
+            f"model.out_channels is {model.out_channels} and model.in_channels is {model.in_channels}: "
+            "the objective predicts something of the image's shape, so set both alike"
+        )
+    if model.sample_size not in (None, data.image_size):
+        raise ValueError(
+            f"model.sample_size is {model.sample_size} and data.image_size is {data.image_size}: "
+            "set both alike, or leave model.sample_size out"
+        )
+    if context_dims(model) and data.name != "latents":
+        raise ValueError(
+            f"model.transformer is set with context_dim {model.transformer and model.transformer.context_dim}, but "
+            f"data.name {data.name} has no text for it to read: leave it out, or cache latents with captions "
+            "(training/cache_latents.py --text-encoder) and train on those"
+        )
+    for name, value in (("condition.vector_dim", model.condition.vector_dim),
+                        ("condition.augment_dim", model.condition.augment_dim),
+                        ("time_cond_proj_dim", model.time_cond_proj_dim)):  # fmt: skip
+        if value is not None:
+            raise ValueError(f"model.{name} is {value}, but training has nothing to feed into it: leave it out")
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """' Did you mean …?', or nothing where nothing is near."""
-    last = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]  # right key, wrong group
-    matches = last or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The configuration with every default written out; `load_config` reads it back."""
-    return yaml.safe_dump(plain(asdict(config)), sort_keys=False)
-
-
-def plain(value: Any) -> Any:
-    """Tuples as lists, all through: what YAML has words for."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def check_guidance(config: RunConfig) -> None:
+    """Raise ValueError where conditions are to be dropped, or guided by, that are not there."""
+    model, dropped, scale = config.model, config.objective.label_dropout, config.preview.guidance_scale
+    if dropped > 0 and model.num_classes is None and not context_dims(model):
+        raise ValueError(
+            f"objective.label_dropout is {dropped}, but model.num_classes is not set, nor does the network read text: "
+            "there is nothing to drop; set one or remove the other"
+        )
+    if dropped > 0 and model.num_classes is not None and not model.condition.null_class:
+        raise ValueError(
+            f"objective.label_dropout is {dropped}, but model.condition.null_class is false: there is no class for the "
+            "dropped labels; set it to true, or objective.label_dropout to 0"
+        )
+    if scale != 1 and dropped == 0:
+        raise ValueError(
+            f"preview.guidance_scale is {scale}, but guidance needs a network that was trained without labels or text "
+            "too: set objective.label_dropout above 0, and model.num_classes or text, or leave it out"
+        )

@@ -1,37 +1,30 @@
-"""The loop: step after step until the last one, a signal, or a loss that is not a number."""
+"""Runs step after step until the last one, a signal, or a loss that is not a number, and writes what is due between."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.checkpoint import delete_old, write_checkpoint
-from training.config import RunConfig, to_yaml
+from training.checkpoint import Checkpoint, checkpoint_path, delete_old
+from training.config import RunConfig
+from training.config_files import to_yaml
 from training.data.samples import IndexedSamples, Samples, StepBatches
+from training.errors import Diverged, Preempted
 from training.preview import Conditions, draw_loss, draw_preview, preview_file
 from training.run_directory import RunDirectory
-from training.signals import Interrupted, StopSignals
+from training.signals import Faults, Interrupted, StopSignals
 from training.step import Numbers, TrainState, learning_rate
 from training.throughput import Window, flops_per_image
 from training.validate import held_out_loss
 
 
-class Diverged(Exception):
-    """The loss or the gradient is not finite."""
-
-
-class Preempted(Exception):
-    """A signal asked the run to stop; its state is saved."""
-
-
 class Loop:
-    """Everything that happens between the first and the last step of a run."""
+    """Does everything that happens between the first and the last step of a run."""
 
     def __init__(
         self,
@@ -53,9 +46,16 @@ class Loop:
         self.window = Window(self.accelerator, self.images_per_step, flops)
         self.saved_step = state.step
         self.unread: list[Numbers] = []  # of steps that may still be running on the device
+        self.unlogged: list[Numbers] = []  # of the steps since the last row of the log
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put the run back as the checkpoint, which is known to be sound, has it."""
+        self.state.restore(checkpoint)
+        self.window.restore(checkpoint)
+        self.saved_step = checkpoint.step
 
     def load(self) -> Iterator[dict[str, Tensor]]:
-        """This rank's batches from the next step to the last."""
+        """Load this rank's batches from the next step to the last."""
         train = self.config.train
         rank = self.accelerator.process_index
         order = StepBatches(
@@ -74,7 +74,7 @@ class Loop:
             self.batches = self.load()
             try:
                 while state.step < train.steps:
-                    self.step()
+                    self.next_step()
                     bar.update()
                     self.report(bar)
                 if self.agree(reading=len(self.unread)):
@@ -84,61 +84,62 @@ class Loop:
                 # wait for each of them in vain, in whatever runs next.
                 del self.batches
 
-    def step(self) -> None:
-        """One step. Raises Preempted and Diverged."""
+    def next_step(self) -> None:
+        """Read the batches of a step and make it. Raises Preempted and Diverged."""
         began = time.perf_counter()
         accumulation = self.config.train.gradient_accumulation
-        step = self.signals.unless_stopped(lambda: [next(self.batches) for _ in range(accumulation)])
+        batches = self.signals.unless_stopped(lambda: [next(self.batches) for _ in range(accumulation)])
         self.window.waited += time.perf_counter() - began
         # The last step may still be running on the device: what is read here are those before it.
-        if self.agree(reading=len(self.unread) - 1) or step is None:
+        if self.agree(reading=len(self.unread) - 1) or batches is None:
             self.stop()
-        self.unread.append(self.state.run_step(step))
-        self.window.add(self.unread[-1])
+        numbers = self.state.run_step(batches)
+        self.unread.append(numbers)
+        self.unlogged.append(numbers)
 
     def report(self, bar: tqdm) -> None:
-        """What is due after this step."""
-        train = self.config.train
-        if self.due(train.log_every):
+        """Write what is due after this step."""
+        config = self.config
+        if self.due(config.train.log_every):
             self.log(bar)
-        if self.due(train.checkpoint_every):
+        if self.due(config.checkpoint.every):
             self.save()
-        if self.due(train.validate_every):
+        if self.due(config.train.validate_every):
             self.validate()
-        if self.due(train.sample_every):
+        if self.due(config.preview.every):
             self.preview()
 
     def catch_up(self) -> None:
-        """After a resume: the validation and the preview of this step, where the signal came before they were done."""
-        step, train = self.state.step, self.config.train
+        """Make up for the validation and the preview of a resumed step, where a signal came before they were done."""
+        step, main = self.state.step, self.accelerator.is_main_process
         if step == 0:
             return
-        main = self.accelerator.is_main_process
-        if self.due(train.validate_every):
+        if self.due(self.config.train.validate_every):
             missing = main and step not in self.run.losses("validation.csv")[0]
-            if any(self.signals.exchange(missing)[1]):
+            if self.signals.told_by_main(missing):
                 self.validate()
-        if self.due(train.sample_every):
+        if self.due(self.config.preview.every):
             missing = main and not preview_file(self.run.path, step).exists()
-            if any(self.signals.exchange(missing)[1]):
+            if self.signals.told_by_main(missing):
                 self.preview()
 
     def due(self, every: int) -> bool:
-        """Whether this step is one of every `every`, or the last."""
+        """Return True where this step is one of every `every`, or the last."""
         return every > 0 and (self.state.step % every == 0 or self.state.step == self.config.train.steps)
 
     def agree(self, *, reading: int) -> bool:
-        """Whether any rank was told to stop. Raises Diverged where one of the first `reading` steps whose numbers have
-        not been read is bad on any rank."""
+        """Return True where any rank was told to stop, after reading the numbers of the first `reading` unread steps.
+
+        Raises Diverged where one of these is bad on any rank. Every rank has to ask.
+        """
         steps, self.unread = self.unread[: max(0, reading)], self.unread[max(0, reading) :]
-        # A rank with a bad loss says the step; one that sees it only in the gradient, which all share, minus the step.
-        bad = (-n.step if n.loss_is_finite() else n.step for n in steps if not n.usable())
-        stop, said = self.signals.exchange(next(bad, 0))
-        ranks = [str(rank) for rank, step in enumerate(said) if step > 0]
-        if ranks:
-            raise Diverged(f"the loss is not finite at step {max(said)}, rank {', '.join(ranks)}")
-        if any(said):
-            raise Diverged(f"the gradient is not finite at step {-min(said)}, though the loss is on every rank")
+        stop, ranks = self.signals.faults(find_fault(steps))
+        bad = [str(rank) for rank, faults in enumerate(ranks) if faults.loss]
+        if bad:
+            step = max(faults.loss for faults in ranks)
+            raise Diverged(f"the loss is not finite at step {step}, rank {', '.join(bad)}")
+        if step := max(faults.gradient for faults in ranks):
+            raise Diverged(f"the gradient is not finite at step {step}, though the loss is on every rank")
         return stop
 
     def stop(self) -> NoReturn:
@@ -148,8 +149,9 @@ class Loop:
         raise Preempted(f"stopped by a signal after step {self.state.step}")
 
     def log(self, bar: tqdm) -> None:
-        """A row of metrics.csv, the trackers and the progress bar."""
+        """Write a row of metrics.csv, to the trackers and to the progress bar."""
         step = self.state.step
+        self.count()
         row = {
             "step": step,
             **self.samples.progress(step * self.images_per_step),
@@ -161,58 +163,82 @@ class Loop:
             self.run.log("metrics.csv", row)
             bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s")
 
+    def count(self) -> None:
+        """Add the steps since the last row to the next one."""
+        self.window.add(self.unlogged)
+        self.unlogged = []
+
     def validate(self) -> None:
-        """The held-out loss, in validation.csv and the trackers."""
+        """Write the held-out loss to validation.csv and the trackers."""
         assert self.held_out is not None  # the configuration sees to it
         began = time.perf_counter()
         with contextlib.suppress(Interrupted):
-            loss = held_out_loss(self.state, self.held_out, num_workers=self.config.data.num_workers, go_on=self.go_on)
+            workers = self.config.data.num_workers
+            loss = held_out_loss(self.state, self.held_out, num_workers=workers, go_on=self.go_on_together)
             self.accelerator.log({"validation_loss": loss}, step=self.state.step)
             if self.accelerator.is_main_process:
                 self.run.log("validation.csv", {"step": self.state.step, "loss": loss})
         self.window.since += time.perf_counter() - began
 
     def preview(self) -> None:
-        """Sampled images with the averaged weights, and the loss curve; the main process draws, the others wait."""
+        """Draw images with the averaged weights, and the loss curve, on the main process; the others wait for it."""
         began = time.perf_counter()
         scheduler, step = self.state.objective.scheduler, self.state.step
         with contextlib.suppress(Interrupted), self.state.averaged() as unet:
             if not self.accelerator.is_main_process:
                 return self.signals.wait_for_main()
-            draw_preview(unet, scheduler, self.conditions, self.config.preview, self.run.path, step, on_step=self.go_on)
+            config, folder = self.config.preview, self.run.path
+            draw_preview(unet, scheduler, self.conditions, config, folder, step, on_step=self.go_on_alone)
             self.draw_loss()
-            self.signals.exchange(False)
+            self.signals.tell_from_main(working=False)
         self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s
 
     def draw_loss(self) -> None:
-        """loss.png, of what has been logged so far."""
+        """Draw loss.png, of what has been logged so far."""
         draw_loss(self.run.losses("metrics.csv"), self.run.losses("validation.csv"), self.run.path / "loss.png")
 
-    def go_on(self) -> None:
-        """Ask the other ranks in the middle of long work. Raises Interrupted where one was told to stop."""
-        if self.signals.exchange(True)[0]:
+    def go_on_together(self) -> None:
+        """Ask in the middle of work that all ranks do. Raises Interrupted where one of them was told to stop."""
+        if self.signals.stop_asked():
+            raise Interrupted
+
+    def go_on_alone(self) -> None:
+        """Ask in the middle of work that the others wait for. Raises Interrupted where one of them was told to stop."""
+        if self.signals.tell_from_main(working=True):
             raise Interrupted
 
     def save(self) -> None:
         """Write a checkpoint, then delete the oldest ones; only the main process writes."""
         self.agree(reading=len(self.unread))
+        self.count()
         state = self.state
-        window, tensors = self.window.save(), state.tensors()
+        sums, tensors = self.window.all_sums(), state.tensors()
         if self.accelerator.is_main_process:
-            texts = {
-                "config.yaml": to_yaml(self.config),
-                "config.json": state.config_json,
-                "scheduler_config.json": state.objective.scheduler.to_json_string(),
-            }
-            facts = {
-                "counters": state.counters(),
-                "window": window,
-                "world_size": self.ranks,
-                "images": self.samples.fingerprint(),
-                "torch": torch.__version__,
-            }
-            write_checkpoint(self.run.checkpoints, state.step, tensors, texts, facts)
+            checkpoint = Checkpoint(
+                checkpoint_path(self.run.checkpoints, state.step),
+                step=state.step,
+                world_size=self.ranks,
+                images=self.samples.fingerprint(),
+                ema_step=state.ema.optimization_step,
+                scaler=state.scaler_state(),
+                window_sums=sums,
+                window_steps=self.window.steps,
+            )
+            checkpoint.write(
+                tensors,
+                config=to_yaml(self.config),
+                unet_config=state.config_json,
+                scheduler_config=state.objective.scheduler.to_json_string(),
+            )
             delete_old(self.run.checkpoints, self.config.checkpoint.keep)
             self.run.write_status("running", state.step)
         self.saved_step = state.step
         self.accelerator.wait_for_everyone()
+
+
+def find_fault(steps: Iterable[Numbers]) -> Faults:
+    """Find the first step that is bad on this rank, by its loss or else by its gradient."""
+    bad = next((numbers for numbers in steps if not numbers.usable()), None)
+    if bad is None:
+        return Faults()
+    return Faults(gradient=bad.step) if bad.loss_is_finite() else Faults(loss=bad.step)

@@ -1,4 +1,4 @@
-"""The network that a run begins with: of random weights, or of those that `train.initial_weights` names."""
+"""Makes the network that a run begins with: of random weights, or of those that `train.initial_weights` names."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
-from training.checkpoint import CheckpointError, find_checkpoint
-from training.config import ConfigError, RunConfig
+from training.checkpoint import Checkpoint, TensorFile, find_checkpoint, is_run_or_checkpoint
+from training.config import RunConfig
+from training.errors import CheckpointError, ConfigError
 from unetgn import UNet
 from unetgn.unet.facts import facts
 from unetgn.unet.model import empty_unet
@@ -19,7 +19,7 @@ LISTED, SHOWN = 5, 100  # fields in an error message, and letters of a value
 
 
 def count_parameters(config: RunConfig) -> int:
-    """The network's parameters, without making them. Raises ConfigError where there can be no such network."""
+    """Count the network's parameters without making them. Raises ConfigError where there can be no such network."""
     try:
         return empty_unet(config.model).num_parameters()
     except ValueError as error:
@@ -27,7 +27,7 @@ def count_parameters(config: RunConfig) -> int:
 
 
 def make_network(config: RunConfig, initial: UNet | None) -> UNet:
-    """The network of `config.model` in float32, with the weights of `initial`, or random ones of the run's seed."""
+    """Make the network of `config.model` in float32, of the weights of `initial`, or random ones of the run's seed."""
     if initial is None:
         torch.manual_seed(config.seed)
         return UNet.from_unet_config(config.model)
@@ -38,7 +38,7 @@ def make_network(config: RunConfig, initial: UNet | None) -> UNet:
 
 
 def load_initial_weights(config: RunConfig) -> UNet | None:
-    """The network that train.initial_weights names, None without it.
+    """Load the network that train.initial_weights names, None without it.
 
     Raises ConfigError where there is none, or another than `config.model` describes, naming what differs.
     """
@@ -59,11 +59,11 @@ def load_initial_weights(config: RunConfig) -> UNet | None:
 
 
 def load_network(path: Path) -> UNet:
-    """The U-Net in a folder: of a run or its checkpoint (the averaged weights), of `save_pretrained`, of diffusers.
+    """Load the U-Net in a folder: of a run or its checkpoint (averaged weights), of `save_pretrained`, of diffusers.
 
     A pipeline's folder will do for the last two. Raises ValueError, OSError or CheckpointError where there is none.
     """
-    if (path / "ema.safetensors").is_file() or (path / "checkpoints").is_dir():
+    if is_run_or_checkpoint(path):
         return load_checkpoint(find_checkpoint(path), "ema")
     folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
@@ -73,14 +73,14 @@ def load_network(path: Path) -> UNet:
     return UNet.from_diffusers(folder)
 
 
-def load_checkpoint(checkpoint: Path, weights: str) -> UNet:
-    """The U-Net of a checkpoint with its weights "ema" or "model"."""
-    unet = UNet.from_config(json.loads((checkpoint / "config.json").read_text()))
-    unet.load_state_dict(load_file(checkpoint / f"{weights}.safetensors"))
+def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
+    """Load the U-Net of a checkpoint with its weights "ema" or "model"."""
+    unet = UNet.from_config(checkpoint.unet_config())
+    unet.load_state_dict(checkpoint.tensors(weights))
     return unet
 
 
 def short(value: object) -> str:
-    """The value for an error message."""
+    """Write the value for an error message."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -1,4 +1,4 @@
-"""From the configuration to the samples that a run trains on and those that are held out, checked before the start."""
+"""Prepares the samples that a run trains on and those that are held out, and checks them before the start."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from training.config import ConfigError, RunConfig
-from training.consistency import check_texts
+from training.config import RunConfig
 from training.data.autoencoder import load_autoencoder
 from training.data.config import open_images, split
-from training.data.images import DataError, Images, check_classes
+from training.data.images import Images, check_classes
 from training.data.latents import Latents
 from training.data.samples import IndexedSamples, Samples
 from training.data.stream import ShardStream
-from training.data.text import TextEncoder
+from training.data.text import TextEncoder, check_texts
+from training.errors import ConfigError, DataError
 from training.preview import Conditions
 from training.processes import ask_main
 from training.validate import SEED as VALIDATION_SEED
@@ -25,7 +25,7 @@ from training.validate import SEED as VALIDATION_SEED
 def prepare_samples(
     config: RunConfig, accelerator: Accelerator, overfit: int | None
 ) -> tuple[Samples, IndexedSamples | None]:
-    """The samples to train on, and the held-out ones (None: a stream has none).
+    """Open the samples to train on, and the held-out ones (None: a stream has none).
 
     Raises ConfigError where the data are not what the configuration says, or unfit.
     """
@@ -41,7 +41,7 @@ def prepare_samples(
 
 
 def prepare_stream(config: RunConfig, accelerator: Accelerator, overfit: int | None) -> ShardStream:
-    """The shards, which the main process checks."""
+    """Open the shards, which the main process checks."""
     if overfit is not None:
         raise ConfigError(f"--overfit {overfit}: a stream's images have no numbers; use data.name datasets or folder")
     shards = ShardStream(config.data, config.model.in_channels, config.model.num_classes, config.seed)
@@ -52,7 +52,7 @@ def prepare_stream(config: RunConfig, accelerator: Accelerator, overfit: int | N
 def prepare_images(
     config: RunConfig, accelerator: Accelerator, overfit: int | None
 ) -> tuple[Images, np.ndarray, np.ndarray]:
-    """The images, the numbers of those to train on and of those held out; the main process reads them all once."""
+    """Open the images: with the numbers of those to train on and of those held out. The main process reads all once."""
     images = open_images(config.data, config.model.in_channels)
     usable = ask_main(accelerator, lambda: read_all(images))
     check_classes(config.model.num_classes, images, usable)
@@ -70,7 +70,7 @@ def prepare_images(
 
 
 def read_all(images: Images) -> np.ndarray:
-    """The numbers of the images that can be used. Raises DataError or ValueError where it is not worth to begin."""
+    """Find the numbers of the images that can be used. Raises DataError or ValueError where a run cannot begin."""
     usable = images.usable()
     if isinstance(images, Latents):  # what previews and the pipeline at the end are made with
         load_autoencoder(images.autoencoder)
@@ -80,7 +80,7 @@ def read_all(images: Images) -> np.ndarray:
 
 
 def preview_conditions(config: RunConfig, samples: Samples) -> Conditions:
-    """What previews are drawn with: of latents the decoder, of latents with captions those of the first images."""
+    """Collect what previews are drawn with: for latents the decoder, with captions those of the first images."""
     if not isinstance(samples, IndexedSamples) or not isinstance(images := samples.images, Latents):
         return Conditions((config.model.in_channels, config.data.image_size, config.data.image_size))
     conditions = Conditions(images.shape, autoencoder=images.autoencoder)

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains: sampled images, a strip from noise to image, the loss curve."""
+"""Draws what a run shows of itself: sampled images, a strip from noise to image, the loss curve."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from training.data.autoencoder import Autoencoder, load_autoencoder
+from training.files import write_png, writing
 from unetgn import UNet
-from unetgn.pipelines.pictures import save_png, to_grid
+from unetgn.pipelines.pictures import to_grid
 from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sample
 
 STRIP = 10  # pictures in a strip from noise to image
@@ -20,20 +21,24 @@ STRIP = 10  # pictures in a strip from noise to image
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Samples drawn during training, from the same seeds every time, with the averaged weights."""
+    """Images drawn during training: from the same seeds every time, with the averaged weights."""
 
+    every: int = 1000
+    """Steps between two previews; 0 is off."""
     count: int = 16
     """Images a preview; image n has seed n, classes cycle, and so do the captions of the first training images."""
     scheduler: str = "ddim"
-    """Scheduler, by its name in sampling/sampler.py."""
+    """Scheduler, by its name in unetgn/pipelines/sampling.py."""
     steps: int = 50
     """Sampling steps."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is off."""
 
     def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"preview.every is {self.every}; it must not be negative (0 is off)")
         if self.count < 1:
-            raise ValueError(f"preview.count is {self.count}; it must be at least 1 (train.sample_every 0 is off)")
+            raise ValueError(f"preview.count is {self.count}; it must be at least 1 (preview.every 0 is off)")
         if self.scheduler not in SCHEDULERS:
             raise ValueError(f"preview.scheduler {self.scheduler!r} is unknown; there are {', '.join(SCHEDULERS)}")
         if self.steps < 1:
@@ -41,16 +46,16 @@ class PreviewConfig:
 
 
 def preview_file(run: Path, step: int) -> Path:
-    """Where the sampled images of a step go."""
+    """Name the file of the sampled images of a step."""
     return run / "samples" / f"step-{step:06d}.png"
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the images of a preview are drawn with beside their noise, and how latents become images."""
+    """Holds what the images of a preview are drawn with beside their noise, and what makes images of latents."""
 
     shape: tuple[int, ...]
-    """Of what the network makes, (C, H, W)."""
+    """(C, H, W) of what the network makes."""
     texts: Tensor | None = None
     """Captions of some training images (N, tokens, width), which the images cycle through."""
     empty_text: Tensor | None = None
@@ -97,12 +102,12 @@ def draw_preview(
     if conditions.autoencoder is not None:
         autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
         strip, made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, made))
-    save_png(to_grid(strip, columns=columns), run / "denoise" / f"step-{step:06d}.png")
-    save_png(to_grid(made), preview_file(run, step))
+    write_png(run / "denoise" / f"step-{step:06d}.png", to_grid(strip, columns=columns))
+    write_png(preview_file(run, step), to_grid(made))
 
 
 def decode(autoencoder: Autoencoder, latents: Tensor, on_step: Callable[[], None]) -> Tensor:
-    """The images of latents, on the CPU, one by one: it takes its time, and a signal should not have to wait."""
+    """Decode latents to images on the CPU, one by one: it takes its time, and a signal should not have to wait."""
     images = []
     for latent in latents:
         on_step()
@@ -111,7 +116,7 @@ def decode(autoencoder: Autoencoder, latents: Tensor, on_step: Callable[[], None
 
 
 def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int], list[float]], path: Path) -> None:
-    """Losses against steps: every logged value, the mean over the last twentieth of them, and the held-out ones."""
+    """Draw losses against steps: every logged one, the mean over the last twentieth of them, and the held-out ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -128,6 +133,6 @@ def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int]
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path.with_name(f".tmp-{path.name}"), format="png", dpi=120)
+    with writing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
     pyplot.close(figure)
-    path.with_name(f".tmp-{path.name}").replace(path)

@@ -1,4 +1,4 @@
-"""What the launcher started, and whether it is what was asked for.
+"""Meets the processes that a launcher started, and checks that they are what was asked for.
 
 Accelerate's launcher has ways to run something else than its command line says, without a word; here they are errors.
 """
@@ -22,8 +22,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
-from training.config import ConfigError, RunConfig
+from training.config import RunConfig
 from training.data.samples import Samples
+from training.errors import ConfigError
 
 LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
 
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
-    """Accelerate's view of the processes. Raises ConfigError where it differs from the configuration or environment."""
+    """Make Accelerate's view of the processes. Raises ConfigError where it is not what was configured or launched."""
     check_trackers(config.train.trackers)
     if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
         raise ConfigError(
@@ -59,7 +60,7 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
 
 
 def ask_main(accelerator: Accelerator, question: Callable[[], T]) -> T:
-    """The main process's answer, on every process. Where the question raises, it raises on every process."""
+    """Return the main process's answer on every process. Where the question raises, it raises on every process."""
     found: T | None = None
     refusal: Exception | None = None
     if accelerator.is_main_process:
@@ -74,7 +75,7 @@ def ask_main(accelerator: Accelerator, question: Callable[[], T]) -> T:
 
 
 def data_parallel(config: RunConfig) -> DistributedDataParallelKwargs:
-    """How DDP is to run: gradients live in the buckets that are summed, which saves a copy of them.
+    """Say how DDP is to run: gradients live in the buckets that are summed, which saves a copy of them.
 
     The graph is static: the same at every step, so that parameters which take no part in the loss are found once. Not
     with accumulation, whose passes without a sum are another graph to DDP, which then fails.
@@ -85,7 +86,7 @@ def data_parallel(config: RunConfig) -> DistributedDataParallelKwargs:
 
 
 def fully_sharded(config: RunConfig) -> FullyShardedDataParallelPlugin | None:
-    """FSDP2 where the launcher asks for it. Raises ConfigError for what checkpoints here cannot keep exact."""
+    """Set FSDP2 up where the launcher asks for it. Raises ConfigError for what checkpoints here cannot keep exact."""
     if not fsdp_is_asked_for():
         return None
     # Weights are gathered in float32 and autocast chooses the precision of each operator, as without FSDP2. The policy
@@ -104,7 +105,7 @@ def fully_sharded(config: RunConfig) -> FullyShardedDataParallelPlugin | None:
 
 
 def fsdp_is_asked_for() -> bool:
-    """Whether the launcher was told to use FSDP."""
+    """Return True where the launcher was told to use FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
@@ -135,14 +136,14 @@ def check_processes(started: int, asked: int | None) -> None:
 
 
 def command_for(processes: int) -> str:
-    """The launcher's command line for so many processes of one machine."""
+    """Write the launcher's command line for so many processes of one machine."""
     if processes == 1:
         return "accelerate launch --num_processes 1 training/train.py …"
     return f"accelerate launch --multi_gpu --num_processes {processes} training/train.py … (so on CPUs, too)"
 
 
 def describe(config: RunConfig, accelerator: Accelerator, parameters: int, samples: Samples) -> str:
-    """What is about to run, for the first lines of the log."""
+    """Describe what is about to run, for the first lines of the log."""
     train = config.train
     batch = train.batch_size * train.gradient_accumulation * accelerator.num_processes
     epochs = samples.progress(train.steps * batch).get("epoch")

@@ -1,4 +1,4 @@
-"""Where a run begins: at the beginning, or after a checkpoint, and whether that checkpoint is this run's."""
+"""Finds where a run begins: at the beginning, or after a checkpoint, and checks that the checkpoint is this run's."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
-from training.checkpoint import CheckpointError, find_checkpoint, newest_valid, read_manifest
-from training.config import RunConfig, load_config, walk
+from training.checkpoint import Checkpoint, find_checkpoint, newest_valid
+from training.config import RunConfig
+from training.config_files import load_config, walk
 from training.data.samples import Samples
-from training.loop import Loop
-from training.run_directory import RunDirectory, RunDirectoryError
+from training.errors import CheckpointError, RunDirectoryError
+from training.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 # Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
-FREE = ("train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.validate_every",
-        "train.trackers", "train.processes", "data.path",
+FREE = ("train.steps", "train.log_every", "train.validate_every", "train.trackers", "train.processes", "data.path",
         "data.num_workers", "checkpoint", "preview")  # fmt: skip
 
 ABSENT = "left out"
@@ -30,8 +28,8 @@ ABSENT = "left out"
 SHARES = ("train.batch_size", "train.gradient_accumulation")
 
 
-def find_start(output: RunDirectory, resume: str) -> Path | None:
-    """The checkpoint to go on from, or None to begin.
+def find_start(output: RunDirectory, resume: str) -> Checkpoint | None:
+    """Find the checkpoint to go on from, verified; None to begin.
 
     Raises RunDirectoryError where the folder holds another run, CheckpointError where `resume` leads to nothing.
     """
@@ -47,40 +45,41 @@ def find_start(output: RunDirectory, resume: str) -> Path | None:
             )
         return None
     found = find_checkpoint(Path(resume))
-    if output.holds_a_run() and output.path.resolve() not in found.resolve().parents:
+    if output.holds_a_run() and output.path.resolve() not in found.path.resolve().parents:
         raise RunDirectoryError(f"{output.path} holds another run than {resume}: give another --output")
     return found
 
 
-def check_same_run(config: RunConfig, samples: Samples, checkpoint: Path, world_size: int) -> None:
-    """Raise CheckpointError where configuration or images differ from the checkpoint's in what decides the weights, or
-    where the checkpoint is already beyond the last step."""
-    manifest = read_manifest(checkpoint)
-    before, now = flat(load_config(checkpoint / "config.yaml")), flat(config)
+def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, world_size: int) -> None:
+    """Raise CheckpointError where the checkpoint is another run's: what decides the weights differs, or the images do.
+
+    Also where the checkpoint is beyond the last step.
+    """
+    before, now = flat(load_config(checkpoint.config_file)), flat(config)
     # Of a group that is null at one time, the keys are there at the other time only.
     changed = [key for key in {**before, **now} if before.get(key, ABSENT) != now.get(key, ABSENT)]
-    was = manifest["world_size"]
+    was = checkpoint.world_size
     same_step = images_a_step(before, was) == images_a_step(now, world_size)
     may_change = (*FREE, *SHARES) if was != world_size and same_step else FREE
     fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
     if fixed:
         differences = "; ".join(f"{key} was {before.get(key, ABSENT)} and is {now.get(key, ABSENT)}" for key in fixed)
         raise CheckpointError(
-            f"{checkpoint} was made with another configuration: {differences}. Set it back, or begin a run of its own "
-            "with another --output"
+            f"{checkpoint.path} was made with another configuration: {differences}. Set it back, or begin a run of its "
+            "own with another --output"
         )
     if "train.steps" in changed:
         logger.warning("train.steps was %s and is %s: the learning rate follows the new one", before["train.steps"],
                        now["train.steps"])  # fmt: skip
-    if manifest["images"] != samples.fingerprint():
+    if checkpoint.images != samples.fingerprint():
         raise CheckpointError(
-            f"{checkpoint} was made with other images than are here now ({samples}; data.path, --overfit): "
+            f"{checkpoint.path} was made with other images than are here now ({samples}; data.path, --overfit): "
             "put them back, or begin a run of its own with another --output"
         )
-    if manifest["step"] > config.train.steps:
+    if checkpoint.step > config.train.steps:
         raise CheckpointError(
-            f"{checkpoint} is at step {manifest['step']}, beyond train.steps, which is {config.train.steps}: raise it, "
-            "or give an older checkpoint to --resume"
+            f"{checkpoint.path} is at step {checkpoint.step}, beyond train.steps, which is {config.train.steps}: raise "
+            "it, or give an older checkpoint to --resume"
         )
     if was != world_size:
         logger.warning("%d processes were at work and now %d: %s", was, world_size, (
@@ -90,24 +89,15 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Path, world_
 
 
 def images_a_step(keys: dict[str, Any], processes: int) -> int:
-    """Images of an optimizer step, of a flat configuration."""
+    """Count the images of an optimizer step, of a flat configuration."""
     return processes * math.prod(int(keys[key]) for key in SHARES)
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    """{dotted key: value}, groups left out."""
+    """Flatten the configuration to {dotted key: value}, groups left out."""
     return dict(leaves(asdict(config)))
 
 
 def leaves(keys: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, plain value)."""
+    """List every (dotted key, plain value)."""
     return ((key, value) for key, value in walk(keys) if not isinstance(value, dict))
-
-
-def restore(loop: Loop, checkpoint: Path) -> None:
-    """Put the run back as the checkpoint, which `find_start` verified, has it."""
-    manifest, state = read_manifest(checkpoint), loop.state
-    tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in ("model", "ema", "optimizer")}
-    state.restore(manifest["step"], manifest["counters"], tensors)
-    loop.saved_step = state.step
-    loop.window.restore(manifest["window"])

@@ -1,42 +1,41 @@
-"""A run's folder: whose it is, what it says of itself, and the numbers that it logs."""
+"""Keeps a run's folder: whose it is, what it says of itself, and the numbers that it logs."""
 
 from __future__ import annotations
 
 import csv
 import fcntl
-import json
 import os
 import time
 from pathlib import Path
 from typing import IO, Any
+
+from training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints
+from training.errors import RunDirectoryError
+from training.files import delete_unfinished, write_json, writing
 
 COLUMNS = {
     "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
     "validation.csv": ("step", "loss"),
 }
 
-LOCK = ".lock"
-
-
-class RunDirectoryError(Exception):
-    """The folder belongs to another run, or another process is at work in it."""
+LOCK, STATUS = ".lock", "status.json"
 
 
 class RunDirectory:
-    """A folder with `config.yaml`, `status.json`, `metrics.csv`, `validation.csv`, `checkpoints/` and pictures.
+    """Keeps a folder with `config.yaml`, `status.json`, `metrics.csv`, `validation.csv`, `checkpoints/` and pictures.
 
     Held by one process at a time: the lock is the operating system's, so a killed run leaves none behind.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
         self._lock: IO[str] | None = None
         self._made = False  # by this process
 
     def holds_a_run(self) -> bool:
-        """Whether a run was begun here."""
-        return (self.path / "config.yaml").exists() or any(self.checkpoints.glob("step-*"))
+        """Return True where a run was begun here."""
+        return (self.path / CONFIG).exists() or bool(list_checkpoints(self.checkpoints))
 
     def check_writable(self) -> None:
         """Raise RunDirectoryError where the folder could not be made or written. Writes nothing."""
@@ -47,7 +46,10 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path} cannot be written: {nearest} permits it not; give another folder")
 
     def lock(self) -> None:
-        """Take the folder, making it where it is not there. Raises RunDirectoryError where a living process has it."""
+        """Take the folder, making it where it is not there, and delete what a killed process left half-written.
+
+        Raises RunDirectoryError where a living process has it.
+        """
         self.check_writable()
         self._made = not self.path.exists()
         try:
@@ -62,6 +64,7 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.path} is in use by another run; wait for it, or give another folder"
             ) from error
+        delete_unfinished(self.path)
 
     def unlock(self) -> None:
         """Give the folder back where it is taken, and leave none where `lock` made it."""
@@ -82,13 +85,7 @@ class RunDirectory:
             "pid": os.getpid(),
             **facts,
         }
-        self.write_text("status.json", json.dumps(status, indent=1) + "\n")
-
-    def write_text(self, name: str, text: str) -> None:
-        """Replace a file of the folder as a whole."""
-        unfinished = self.path / f".tmp-{name}"
-        unfinished.write_text(text)
-        unfinished.replace(self.path / name)
+        write_json(self.path / STATUS, status)
 
     def resume_logs(self, step: int) -> None:
         """Keep the logged rows up to `step`: those after it will be logged again."""
@@ -99,12 +96,10 @@ class RunDirectory:
                 with file.open(newline="", errors="replace") as lines:
                     whole = (line.replace("\0", "") for line in lines)
                     rows = [row for row in csv.DictReader(whole) if is_whole(row) and int(row["step"]) <= step]
-            unfinished = self.path / f".tmp-{name}"
-            with unfinished.open("w", newline="") as lines:
+            with writing(file) as unfinished, unfinished.open("w", newline="") as lines:
                 writer = csv.DictWriter(lines, columns)
                 writer.writeheader()
                 writer.writerows(rows)
-            unfinished.replace(file)
 
     def log(self, name: str, row: dict[str, float]) -> None:
         """Append a row to metrics.csv or validation.csv; its keys are COLUMNS."""
@@ -112,14 +107,14 @@ class RunDirectory:
             csv.DictWriter(lines, COLUMNS[name]).writerow({key: repr(value) for key, value in row.items()})
 
     def losses(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and losses logged so far."""
+        """Read the steps and losses logged so far."""
         with (self.path / name).open(newline="") as lines:
             rows = list(csv.DictReader(lines))
         return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
 
 
 def is_whole(row: dict[str, str]) -> bool:
-    """Whether a logged row was written to its end. The last one may not have been: a full disk, a loss of power."""
+    """Return True where a logged row was written to its end; the last one may be cut: a full disk, a loss of power."""
     try:
         int(row["step"]), float(row["loss"])
     except (TypeError, ValueError):

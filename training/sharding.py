@@ -1,4 +1,4 @@
-"""Tensors of which each process may hold a part: FSDP2 keeps parameters and what belongs to them as DTensors.
+"""Takes tensors apart and puts them together: FSDP2 keeps parameters as DTensors, of which each process has a part.
 
 A checkpoint knows nothing of it: it holds whole tensors, so that a run goes on with or without FSDP2, on any number of
 processes. Every rank has to ask for a whole tensor, since each gives its part.
@@ -19,12 +19,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor with all its parts, on this rank's device."""
+    """Gather the tensor with all its parts, on this rank's device."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor that all ranks have, cut as `like` is; all of it where `like` is not cut."""
+    """Cut this rank's part out of a whole tensor that all ranks have, as `like` is cut; all of it where it is not."""
     if not isinstance(like, DTensor):
         return tensor
     # Without a source rank every one cuts its own part, and nothing is sent.
@@ -32,7 +32,7 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def to_cpu(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole contiguous copies on the CPU, which is what safetensors writes; none on ranks that do not `keep` them."""
+    """Copy tensors, whole and contiguous, to the CPU, as safetensors writes them; ranks that do not `keep` get none."""
     copies = {}
     for name, tensor in tensors.items():
         complete = whole(tensor.detach())
@@ -42,7 +42,7 @@ def to_cpu(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 
 def without_weights(network: Network) -> Network:
-    """A copy of the network that has no memory for its parameters: `load_state_dict(…, assign=True)` gives it some."""
+    """Copy the network without memory for its parameters: `load_state_dict(…, assign=True)` gives it some."""
     parameters = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in network.parameters()}
     return copy.deepcopy(network, parameters)
 
@@ -60,5 +60,5 @@ def shard_by_block(network: nn.Module, accelerator: Accelerator) -> None:
 
 
 def run_in_precision(network: nn.Module, accelerator: Accelerator) -> None:
-    """Have the network compute in the run's precision and give float32, as Accelerate has it for all but FSDP2."""
+    """Have the network compute in the run's precision and return float32, as Accelerate does for all but FSDP2."""
     network.forward = convert_outputs_to_fp32(accelerator.autocast()(network.forward))

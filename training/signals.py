@@ -1,4 +1,4 @@
-"""Stopping: one question that all ranks answer alike, so that all of them stop after the same step."""
+"""Lets all ranks stop after the same step: questions that they answer together, each of them asked by every rank."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, cast
 
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 
 class Interrupted(BaseException):
-    """A signal came while this process was waiting for something; raised by the signal's handler.
+    """Says that a signal came while this process was waiting for something; raised by the signal's handler.
 
     Like KeyboardInterrupt no Exception, which whatever it comes up in, such as a decoder of images, might catch.
     """
@@ -50,7 +51,7 @@ class Messenger(threading.Thread):
         self.join(timeout=10)
 
     def run(self) -> None:
-        """Until the first signal. The ranks meet in the store that their processes met by."""
+        """Listen until the first signal. The ranks meet in the store that their processes met by."""
         store = torch.distributed.PrefixStore("stop", _get_default_store())
         while not self._stopped:
             try:
@@ -64,11 +65,21 @@ class Messenger(threading.Thread):
                 return signal.pthread_kill(main, signal.SIGTERM)  # that thread, so that what it waits for ends
 
 
-class StopSignals:
-    """SIGTERM and SIGINT, seen by every rank as soon as one of them got one.
+@dataclass(frozen=True)
+class Faults:
+    """Says what a rank found wrong with its steps; 0 where there is nothing."""
 
-    While the context lasts, a signal does not end the process: it is remembered, and asked for between steps. A rank
-    that waits for its loader meanwhile is told within a second or two.
+    loss: int = 0
+    """The step whose loss is not finite on this rank."""
+    gradient: int = 0
+    """The step whose gradient, which all ranks share, is not finite though this rank's loss is."""
+
+
+class StopSignals:
+    """Remembers SIGTERM and SIGINT, and lets every rank know as soon as one of them got one.
+
+    While the context lasts, a signal does not end the process: it is asked for between steps. A rank that waits for its
+    loader meanwhile is told within a second or two. Rank 0 is the main process.
     """
 
     def __init__(self, ranks: int) -> None:
@@ -102,7 +113,10 @@ class StopSignals:
             raise Interrupted
 
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
-        """The result of `work`, or None where a signal came before or meanwhile: a slow loader delays no checkpoint."""
+        """Return the result of `work`, None where a signal came before or meanwhile.
+
+        So a slow loader delays no checkpoint.
+        """
         try:
             self._interruptible = True
             if self.received:
@@ -117,19 +131,38 @@ class StopSignals:
         finally:
             self._interruptible = False
 
-    def exchange(self, number: int) -> tuple[bool, list[int]]:
-        """Whether any rank received a signal, and the `number` of each. Every rank has to ask."""
-        mine = torch.tensor([self.received, number])
-        if self._group is None:
-            everyone = [mine]
-        else:
-            everyone = [torch.empty_like(mine) for _ in range(self._ranks)]
-            torch.distributed.all_gather(everyone, mine, group=self._group)
-        received, numbers = torch.stack(everyone).T.tolist()
-        return any(received), numbers
+    def stop_asked(self) -> bool:
+        """Return True where any rank received a signal. Every rank has to ask."""
+        return any(received for (received,) in self._gather(self.received))
+
+    def faults(self, mine: Faults) -> tuple[bool, list[Faults]]:
+        """Return whether any rank received a signal, and the faults of each rank. Every rank has to ask."""
+        answers = self._gather(self.received, mine.loss, mine.gradient)
+        return any(received for received, *_ in answers), [Faults(loss, gradient) for _, loss, gradient in answers]
+
+    def told_by_main(self, answer: bool) -> bool:
+        """Return the main process's answer. Every rank has to ask; what the others answer is left unread."""
+        return bool(self._gather(answer)[0][0])
+
+    def tell_from_main(self, *, working: bool) -> bool:
+        """Tell the ranks in `wait_for_main` that the main process is still working, or done.
+
+        Returns True where any rank received a signal: then they wait no longer, and have to be told nothing more.
+        """
+        return any(received for received, _ in self._gather(self.received, working))
 
     def wait_for_main(self) -> None:
-        """For the other ranks while the main one works and exchanges True at every step of it, False at its end."""
-        stop, working = self.exchange(False)
-        while any(working) and not stop:
-            stop, working = self.exchange(False)
+        """Wait while the main process works, which calls `tell_from_main` all the while."""
+        stop, working = False, True
+        while working and not stop:
+            answers = self._gather(self.received, False)
+            stop, working = any(received for received, _ in answers), bool(answers[0][1])
+
+    def _gather(self, *numbers: int) -> list[list[int]]:
+        """Return the numbers of each rank, by rank. Every rank has to give as many."""
+        if self._group is None:
+            return [list(numbers)]
+        mine = torch.tensor(numbers)
+        everyone = [torch.empty_like(mine) for _ in range(self._ranks)]
+        torch.distributed.all_gather(everyone, mine, group=self._group)
+        return torch.stack(everyone).tolist()

@@ -1,17 +1,18 @@
-"""How fast a run is: images per second, the share of the device's peak, and whether the loader is what it waits for."""
+"""Measures how fast a run is: images per second, share of the device's peak, and the time that the loader takes."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.checkpoint import Checkpoint
 from training.step import Numbers
 from unetgn import UNet, UNetConfig
 
@@ -26,7 +27,7 @@ JUDGED = 50  # steps after which that is asked; where it was so, it is asked aga
 
 
 def flops_per_image(config: UNetConfig, image_size: int, text_shape: tuple[int, ...] | None) -> int:
-    """Floating-point operations of a training step for one image: matrix products and convolutions, both passes.
+    """Count the floating-point operations of a training step for one image: products and convolutions, both passes.
 
     `text_shape` is (tokens, width) of what the network reads, None where it reads nothing.
     """
@@ -42,7 +43,7 @@ def flops_per_image(config: UNetConfig, image_size: int, text_shape: tuple[int, 
 
 
 def peak_flops(device_name: str, mixed_precision: str) -> float | None:
-    """What the device could do at most in this precision, per second; None where it is not known."""
+    """Look up the most operations per second that the device has in this precision; None where it is not known."""
     if mixed_precision == "no":
         return None
     return next((peak for name, peak in PEAK_16_BIT.items() if re.search(rf"\b{name}\b", device_name)), None)
@@ -50,18 +51,19 @@ def peak_flops(device_name: str, mixed_precision: str) -> float | None:
 
 @dataclass(frozen=True)
 class LoaderTimes:
-    """How long some steps took, in seconds, and how much of it they waited for images."""
+    """Holds how long some steps took, in seconds, and how much of it they waited for images."""
 
     steps: int = 0
     waited: float = 0.0
     elapsed: float = 0.0
 
     def plus(self, steps: int, waited: float, elapsed: float) -> LoaderTimes:
+        """Add further steps."""
         return LoaderTimes(self.steps + steps, self.waited + waited, self.elapsed + elapsed)
 
 
 class Window:
-    """Means over the steps since the last row of the log, kept on the device until they are asked for."""
+    """Computes the means over the steps since the last row of the log, on the device."""
 
     def __init__(self, accelerator: Accelerator, images_per_step: int, flops: int) -> None:
         device = accelerator.device
@@ -73,13 +75,14 @@ class Window:
         self.loader: LoaderTimes | None = None  # the loader's start falls into the first row, which tells nothing
         self.judge_after = JUDGED
 
-    def add(self, numbers: Numbers) -> None:
-        """Count a step."""
-        self.sums += torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
-        self.steps += 1
+    def add(self, steps: Iterable[Numbers]) -> None:
+        """Count steps, in their order: from it the sums have their rounding."""
+        for numbers in steps:
+            self.sums += torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
+            self.steps += 1
 
     def close(self) -> dict[str, float]:
-        """Mean loss over steps and ranks, mean gradient norm, images per second, and begin anew."""
+        """Return mean loss over steps and ranks, mean gradient norm and images per second, and begin anew."""
         loss, norm = (self.accelerator.reduce(self.sums, reduction="mean") / self.steps).tolist()
         now = time.perf_counter()
         elapsed = now - self.since
@@ -111,12 +114,16 @@ class Window:
                 1000 * times.elapsed / times.steps,
             )
 
-    def save(self) -> dict[str, Any]:
-        """What a resumed run needs so that its first row is the unbroken run's; every rank has to ask."""
-        return {"sums": self.accelerator.gather(self.sums[None]).tolist(), "steps": self.steps}
+    def all_sums(self) -> list[list[float]]:
+        """Return the sums of each rank: with them a resumed run's first row is the unbroken run's.
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what `save` gave; another number of ranks begins a new window."""
-        rank = self.accelerator.process_index
-        if len(saved["sums"]) == self.accelerator.num_processes:
-            self.sums, self.steps = torch.tensor(saved["sums"][rank], device=self.sums.device), saved["steps"]
+        Every rank has to ask.
+        """
+        return self.accelerator.gather(self.sums[None]).tolist()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from what the checkpoint has; another number of ranks begins a new window."""
+        sums = checkpoint.window_sums
+        if len(sums) == self.accelerator.num_processes:
+            rank = self.accelerator.process_index
+            self.sums, self.steps = torch.tensor(sums[rank], device=self.sums.device), checkpoint.window_steps

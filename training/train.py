@@ -5,7 +5,7 @@ The same script for one process or many machines. `key=value` changes one key of
 
 from __future__ import annotations
 
-from training.parent import stop_with_launcher  # the first of all
+from training.parent import stop_with_parent  # the first of all
 
 # isort: split
 import argparse
@@ -16,18 +16,20 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import CheckpointError, delete_newer, delete_old, read_manifest
-from training.config import ConfigError, RunConfig, find_config, load_config, make_parser, to_yaml
-from training.data.images import DataError
+from training.checkpoint import CONFIG, Checkpoint, delete_newer, delete_old
+from training.config import RunConfig
+from training.config_files import find_config, load_config, make_parser, to_yaml
 from training.data.samples import Samples
-from training.loop import Diverged, Loop, Preempted
+from training.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted, RunDirectoryError
+from training.files import write_text
+from training.loop import Loop
 from training.network import count_parameters, load_initial_weights, make_network
 from training.objective import Objective
 from training.pipeline import save_pipeline
 from training.prepare import prepare_samples, preview_conditions
 from training.processes import ask_main, describe, make_accelerator
-from training.resume import check_same_run, find_start, flat, restore
-from training.run_directory import RunDirectory, RunDirectoryError
+from training.resume import check_same_run, find_start, flat
+from training.run_directory import RunDirectory
 from training.signals import StopSignals
 from training.step import TrainState
 
@@ -35,7 +37,7 @@ logger = logging.getLogger("training")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Options of this script; what is left over is `key=value`."""
+    """Parse the options of this script; what is left over is `key=value`."""
     keys = "keys of the configuration, as in train.steps=100:\n\n" + make_parser().format_help().split("\n\n", 2)[2]
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,42 +66,45 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """From the parsed arguments to the finished run."""
+    """Go from the parsed arguments to the finished run."""
     path = find_config(arguments.config)
     config = load_config(path, arguments.keys)
     if arguments.print_config:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")
         return
-    name = path.parent.name if path.name == "config.yaml" else path.stem  # a run's own configuration
+    name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
     output = RunDirectory(arguments.output or Path("runs") / name)
     accelerator = make_accelerator(config, output.path)
     samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
     conditions = preview_conditions(config, samples)
     what = describe(config, accelerator, count_parameters(config), samples)
-    start = ask_main(accelerator, lambda: begin(config, output, samples, accelerator.num_processes, arguments))
+    start = ask_main(accelerator, lambda: take_output(config, output, samples, accelerator.num_processes, arguments))
     initial = load_initial_weights(config) if start is None else None
-    step = 0 if start is None else read_manifest(start)["step"]
-    what += f"\nwriting to {output.path}" + (f", going on after step {step}" if step else "")
     if accelerator.is_main_process:
-        print(what + ("\na dry run: nothing was written" if arguments.dry_run else ""))
+        after = f", going on after step {start.step}" if start is not None and start.step else ""
+        dry = "\na dry run: nothing was written" if arguments.dry_run else ""
+        print(f"{what}\nwriting to {output.path}{after}{dry}")
     if arguments.dry_run:
         return
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
     state = TrainState(make_network(config, initial), objective, config.train, config.ema, accelerator, config.seed)
     loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
     if start is not None:
-        restore(loop, start)
+        loop.restore(start)
     if accelerator.is_main_process:
-        output.write_text("config.yaml", to_yaml(config))
+        write_text(output.path / CONFIG, to_yaml(config))
         output.resume_logs(state.step)
-    finish(loop)
+    train(loop)
 
 
-def begin(
+def take_output(
     config: RunConfig, output: RunDirectory, samples: Samples, processes: int, arguments: argparse.Namespace
-) -> Path | None:
-    """Take the output folder, and find where to go on (None: at the beginning); the main process does, for all."""
+) -> Checkpoint | None:
+    """Lock the run's folder, and find the checkpoint to go on from (None: begin); on the main process, for all.
+
+    The checkpoints after that one are deleted. A dry run locks and deletes nothing.
+    """
     if arguments.dry_run:
         output.check_writable()
     else:
@@ -112,19 +117,24 @@ def begin(
         output.unlock()
         raise
     if not arguments.dry_run:
-        delete_newer(output.checkpoints, 0 if found is None else read_manifest(found)["step"])
+        delete_newer(output.checkpoints, 0 if found is None else found.step)
         delete_old(output.checkpoints, config.checkpoint.keep)
     return found
 
 
-def finish(loop: Loop) -> None:
-    """Train to the end, and leave the status as it was reached."""
+def train(loop: Loop) -> None:
+    """Train to the last step and write the pipeline; status.json says how far it came, and how it ended."""
     state = loop.state
     status = loop.run.write_status if loop.accelerator.is_main_process else lambda *_, **__: None
     status("running", state.step)
     try:
         with loop.signals:
-            train(loop)
+            start_trackers(loop)
+            try:
+                loop.train()
+                write_pipeline(loop)
+            finally:
+                loop.accelerator.end_training()
         status("completed", state.step)
     except Preempted:
         status("preempted", state.step)
@@ -137,31 +147,29 @@ def finish(loop: Loop) -> None:
         raise
 
 
-def train(loop: Loop) -> None:
-    """Train to the end, and save the network for diffusers."""
-    accelerator, state, data = loop.accelerator, loop.state, loop.config.data
-    keys = {
-        key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flat(loop.config).items()
-    }
-    accelerator.init_trackers(loop.run.path.name, config=keys)
-    try:
-        loop.train()
-        cache = Path(data.path) if data.name == "latents" and data.path is not None else None
-        with state.averaged() as unet:  # every rank: a sharded network is gathered by all
-            if accelerator.is_main_process:
-                folder = loop.run.path / "pipeline"
-                loop.signals.unless_stopped(lambda: save_pipeline(unet, state.objective.scheduler, folder, cache=cache))
-                if loop.signals.received:
-                    raise Preempted(f"stopped by a signal after the last step, while {folder} was written")
-                loop.draw_loss()
-                print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}")
-    finally:
-        accelerator.end_training()
+def start_trackers(loop: Loop) -> None:
+    """Tell the trackers of the run and its configuration."""
+    flattened = flat(loop.config).items()
+    keys = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flattened}
+    loop.accelerator.init_trackers(loop.run.path.name, config=keys)
+
+
+def write_pipeline(loop: Loop) -> None:
+    """Write the network with its averaged weights for diffusers. Raises Preempted where a signal comes meanwhile."""
+    scheduler, folder, cache = loop.state.objective.scheduler, loop.run.path / "pipeline", loop.config.data.cache
+    with loop.state.averaged() as unet:  # every rank: a sharded network is gathered by all
+        if not loop.accelerator.is_main_process:
+            return
+        loop.signals.unless_stopped(lambda: save_pipeline(unet, scheduler, folder, cache=cache))
+        if loop.signals.received:
+            raise Preempted(f"stopped by a signal after the last step, while {folder} was written")
+        loop.draw_loss()
+        print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 nothing was started because what was asked for cannot be."""
-    stop_with_launcher()
+    """Run the script, and return its exit code: 0 done, 1 failed, 2 nothing started since it cannot be."""
+    stop_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         run(parse_arguments(arguments))

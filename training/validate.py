@@ -1,4 +1,4 @@
-"""The held-out loss: the same images, noise and noise levels every time, so that two figures can be compared."""
+"""Computes the held-out loss: of the same images, noise and noise levels every time, so that figures compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEED = 0  # of the noise; the run's own seed must not make two runs incomparable
 
 @torch.no_grad()
 def held_out_loss(state: TrainState, samples: IndexedSamples, *, num_workers: int, go_on: Callable[[], None]) -> float:
-    """Mean loss of the averaged weights over every held-out image once, each rank its share.
+    """Compute the mean loss of the averaged weights over every held-out image once, each rank its share.
 
     Images are decoded in `num_workers` processes beside each rank. `go_on` is called before every batch, by every rank
     equally often, and may raise to leave early.

@@ -19,7 +19,9 @@ model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], dept
         num_classes: 10, norm: {num_groups: 4}}
 data: {held_out: 0.1}
 objective: {label_dropout: 0.2}
-train: {steps: 30, learning_rate: 5e-3, batch_size: 8, checkpoint_every: 15, sample_every: 0, trackers: []}
+train: {steps: 30, learning_rate: 5e-3, batch_size: 8, trackers: []}
+checkpoint: {every: 15}
+preview: {every: 0}
 """
 
 

@@ -43,7 +43,7 @@ def files_run() -> Iterator[set[str]]:
 
 def of_a_forward() -> set[str]:
     """List the files of one forward of the network of configs/digits8_ddpm.yaml, in evaluation."""
-    from training.config import find_config, load_config
+    from training.config_files import find_config, load_config
     from unetgn import UNet
 
     unet = UNet.from_unet_config(load_config(find_config("digits8_ddpm")).model).eval()
@@ -58,7 +58,7 @@ def of_a_step() -> set[str]:
     from training import loop, train
 
     found: set[str] = set()
-    step = loop.Loop.step
+    step = loop.Loop.next_step
 
     def watched(self: loop.Loop) -> None:
         if self.state.step != 2:  # the third: what happens once has happened
@@ -67,14 +67,14 @@ def of_a_step() -> set[str]:
             step(self)
         found.update(files)
 
-    loop.Loop.step = watched  # type: ignore[method-assign]
-    sizes, nothing_due = ["train.steps=4", "train.batch_size=4"], ["train.sample_every=0", "train.validate_every=0"]
+    loop.Loop.next_step = watched  # type: ignore[method-assign]
+    sizes, nothing_due = ["train.steps=4", "train.batch_size=4"], ["preview.every=0", "train.validate_every=0"]
     keys = [*sizes, *nothing_due, "train.trackers=[]"]
     try:
         with tempfile.TemporaryDirectory() as folder:
             assert train.main(["--config", "digits8_ddpm", "--output", f"{folder}/run", *keys]) == 0
     finally:
-        loop.Loop.step = step  # type: ignore[method-assign]
+        loop.Loop.next_step = step  # type: ignore[method-assign]
     return found
 
 

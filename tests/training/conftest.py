@@ -16,7 +16,7 @@ CAPTIONS = ["a cat", "a dog", "two cats and a dog", ""]
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state() -> None:
-    """Accelerate remembers the first precision of a process; here one process runs many trainings."""
+    """Forget the precision of earlier runs, which Accelerate remembers for a whole process."""
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -24,9 +24,10 @@ model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], dept
 objective: {label_dropout: 0.2}
 data: {held_out: 0.05}
 train: {steps: 25, batch_size: 4, learning_rate: 1e-3, learning_rate_schedule: cosine, warmup_steps: 2, log_every: 1,
-        checkpoint_every: 10, sample_every: 20, validate_every: 25, trackers: []}
+        validate_every: 25, trackers: []}
 ema: {decay: 0.9}
-preview: {count: 4, steps: 3}
+checkpoint: {every: 10}
+preview: {every: 20, count: 4, steps: 3}
 """
 
 

@@ -1,46 +1,79 @@
 """A checkpoint is whole or not there; a damaged one is named and passed over, never trained on."""
 
 import errno
+import hashlib
+import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+import unetgn
 from training import checkpoint
 from training.checkpoint import (
+    Checkpoint,
     CheckpointConfig,
-    CheckpointError,
+    TensorFile,
+    checkpoint_path,
     delete_newer,
     delete_old,
     find_checkpoint,
     list_checkpoints,
     newest_valid,
-    optimizer_from_tensors,
-    optimizer_to_tensors,
     verify,
-    write_checkpoint,
 )
+from training.errors import CheckpointError
 
 
 def write(folder: Path, step: int) -> Path:
-    return write_checkpoint(
-        folder, step, {"model": {"w": torch.full((64,), float(step))}}, {"note.txt": "x"}, {"who": 1}
-    )
+    checkpoint = Checkpoint(
+        checkpoint_path(folder, step), step, 2, "images", ema_step=step, scaler=None, window_sums=[[0.5, 1.0]] * 2,
+        window_steps=1,
+    )  # fmt: skip
+    tensors: dict[TensorFile, dict[str, torch.Tensor]] = {"model": {"w": torch.full((64,), float(step))}}
+    return checkpoint.write(tensors, config="seed: 1\n", unet_config='{"a": 1}', scheduler_config='{"b": 2}').path
 
 
 def test_what_was_written_is_read_back_and_verifies(tmp_path: Path) -> None:
     path = write(tmp_path, 7)
     assert path.name == "step-000007"
-    manifest = verify(path)
-    assert manifest["step"] == 7
-    assert manifest["who"] == 1
-    assert set(manifest["sha256"]) == {"model.safetensors", "note.txt"}
-    assert torch.equal(load_file(path / "model.safetensors")["w"], torch.full((64,), 7.0))
+    checkpoint = verify(path)
+    assert checkpoint == Checkpoint.read(path)
+    assert (checkpoint.step, checkpoint.world_size, checkpoint.window_sums) == (7, 2, [[0.5, 1.0], [0.5, 1.0]])
+    assert set(checkpoint.sha256) == {"model.safetensors", "config.yaml", "config.json", "scheduler_config.json"}
+    assert checkpoint.digest("model") == hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+    assert torch.equal(checkpoint.tensors("model")["w"], torch.full((64,), 7.0))
+    assert (checkpoint.unet_config(), checkpoint.scheduler_config()) == ({"a": 1}, {"b": 2})
+    assert checkpoint.config_file.read_text() == "seed: 1\n"
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def change_manifest(path: Path, **changes: object) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+@pytest.mark.parametrize("number", [0, 3, "2", None])
+def test_a_checkpoint_of_another_format_is_refused_by_name_and_never_passed_over(
+    number: object, tmp_path: Path
+) -> None:
+    """A run that passed it over would go on from an older one and delete it."""
+    write(tmp_path, 1)
+    path = write(tmp_path, 2)
+    change_manifest(path, format=number, unetgn_version="7.1")
+    message = re.escape(
+        f"{path} has format {number}, but this is unetgn {unetgn.__version__}, which reads formats 1 to 2"
+    )
+    for look in (verify, find_checkpoint, Checkpoint.read):
+        with pytest.raises(CheckpointError, match=message + ": use unetgn 7.1, or a newer one"):
+            look(path)
+    for look in (newest_valid, find_checkpoint):
+        with pytest.raises(CheckpointError, match=message):
+            look(tmp_path)
 
 
 def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
@@ -80,7 +113,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     with pytest.raises(CheckpointError, match="step-000002"):
         verify(bad)
     with caplog.at_level(logging.WARNING):
-        assert newest_valid(tmp_path) == good
+        assert newest_valid(tmp_path) == verify(good)
     assert str(bad) in caplog.text
 
 
@@ -94,8 +127,8 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path: Path) -> None:
 
 def test_a_run_or_a_checkpoint_is_found_by_its_path(tmp_path: Path) -> None:
     newest = [write(tmp_path / "checkpoints", step) for step in (1, 2)][-1]
-    assert find_checkpoint(tmp_path) == newest
-    assert find_checkpoint(newest) == newest
+    assert find_checkpoint(tmp_path).path == newest
+    assert find_checkpoint(newest).path == newest
     with pytest.raises(CheckpointError, match="is not there"):
         find_checkpoint(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -122,7 +155,7 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_half_one(
     def full(*_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == [good.name]
@@ -138,42 +171,3 @@ def test_checkpoints_after_the_one_that_is_gone_on_from_are_deleted_by_name(
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000001"]
     assert "step-000002" in caplog.text
     assert "step-000003" in caplog.text
-
-
-def test_an_optimizer_goes_on_in_the_layout_of_its_parameters() -> None:
-    torch.manual_seed(0)
-    module = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
-    module(torch.randn(1, 3, 5, 5)).sum().backward()
-    optimizer.step()
-    names = [name for name, _ in module.named_parameters()]
-    saved = optimizer_to_tensors(optimizer, names)
-    optimizer_from_tensors(optimizer, names, saved)
-    moment = optimizer.state[module.weight]["exp_avg"]
-    assert moment.stride() == module.weight.stride()
-    assert torch.equal(moment, saved["weight/exp_avg"])
-
-
-def test_an_optimizer_goes_on_exactly_from_its_tensors() -> None:
-    def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        module = torch.nn.Linear(5, 3)
-        return module, torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.1)
-
-    def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        module(torch.linspace(-1, 1, 10).view(2, 5)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    (one, optimizer), (other, fresh) = make(), make()
-    for _ in range(3):
-        step(one, optimizer)
-    names = [name for name, _ in one.named_parameters()]
-    other.load_state_dict(one.state_dict())
-    optimizer_from_tensors(fresh, names, optimizer_to_tensors(optimizer, names))
-    for _ in range(3):
-        step(one, optimizer)
-        step(other, fresh)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    with pytest.raises(CheckpointError, match="a parameter that the model has not: head"):
-        optimizer_from_tensors(fresh, names, {"head/exp_avg": torch.zeros(1)})

@@ -13,7 +13,8 @@ from PIL import Image
 
 from training import network
 from training.cache_latents import main as cache
-from training.config import CONFIGS, ConfigError, find_config, load_config, to_yaml
+from training.config_files import CONFIGS, find_config, load_config, to_yaml
+from training.errors import ConfigError
 from training.train import main
 from unetgn import UNet
 from unetgn.interop import compvis

@@ -20,9 +20,9 @@ TINY = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
         num_classes: 10, dropout: 0.1, norm: {num_groups: 4}}
 objective: {label_dropout: 0.2}
-train: {steps: 300, batch_size: 8, learning_rate: 1e-3, warmup_steps: 2, log_every: 7, checkpoint_every: 5,
-        sample_every: 0, trackers: []}
-checkpoint: {keep: 1}
+train: {steps: 300, batch_size: 8, learning_rate: 1e-3, warmup_steps: 2, log_every: 7, trackers: []}
+checkpoint: {every: 5, keep: 1}
+preview: {every: 0}
 """
 
 
@@ -104,7 +104,7 @@ def test_a_full_disk_is_said_spares_the_checkpoint_before_and_is_recovered_from(
     if alone and subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system lets nobody mount a small disk of their own")
     (tmp_path / "disk").mkdir()
-    keys = ["train.checkpoint_every=5", "train.steps=10"]
+    keys = ["checkpoint.every=5", "train.steps=10"]
     train = " ".join(line(config, Path("run"), *keys))
     names = {"DISK": str(tmp_path / "disk"), "OUT": str(tmp_path), "TRAIN": train}
     done = subprocess.run([*alone, "sh", "-c", DISKS[disk]], env=os.environ | names, capture_output=True, check=False)
@@ -115,11 +115,11 @@ def test_a_full_disk_is_said_spares_the_checkpoint_before_and_is_recovered_from(
     assert "what was saved before is as it was" in said
     assert json.loads((tmp_path / "full" / "status.json").read_text())["state"] == "failed"
     (before,) = (tmp_path / "full" / "checkpoints").iterdir()  # nothing unfinished beside it
-    assert verify(before)["step"] == 5
-    assert verify(tmp_path / "after" / "checkpoints" / "step-000010")["step"] == 10
+    assert verify(before).step == 5
+    assert verify(tmp_path / "after" / "checkpoints" / "step-000010").step == 10
 
 
-KEYS = ["train.steps=10", "train.checkpoint_every=5"]
+KEYS = ["train.steps=10", "checkpoint.every=5"]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return final(folder / "run", 10)
 
 
-@pytest.mark.parametrize(("moment", "newest"), [("save_file", 5), ("flush", 5), ("rename", 5), ("rmtree", 10)])
+@pytest.mark.parametrize(("moment", "newest"), [("save_file", 5), ("flush", 5), ("replace", 5), ("rmtree", 10)])
 def test_a_run_killed_in_the_middle_of_a_save_goes_on_from_the_newest_whole_checkpoint(
     moment: str, newest: int, config: Path, whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -142,7 +142,9 @@ def test_a_run_killed_in_the_middle_of_a_save_goes_on_from_the_newest_whole_chec
     assert done.returncode == -signal.SIGKILL
     checkpoints = tmp_path / "run" / "checkpoints"
     assert list(checkpoints.glob(".tmp-*"))
-    assert newest_valid(checkpoints) == checkpoints / f"step-{newest:06d}"
+    found = newest_valid(checkpoints)
+    assert found is not None
+    assert found.step == newest
     finish(command)
     again = final(tmp_path / "run", 10)
     assert [key for key in whole if not torch.equal(whole[key], again[key])] == []

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sampling.sample import main as draw
 from training.cache_latents import main as cache
-from training.config import load_config
+from training.config_files import load_config
 from training.data.latents import Latents
 from training.data.samples import IndexedSamples
 from training.network import load_initial_weights, load_network
@@ -26,10 +26,10 @@ from training.train import main
 from unetgn import UNet
 
 COMMON = {
-    "train": {"steps": 4, "batch_size": 4, "log_every": 1, "checkpoint_every": 2, "sample_every": 2, "trackers": []},
+    "train": {"steps": 4, "batch_size": 4, "log_every": 1, "trackers": []},
     "ema": {"decay": 0.5},
-    "preview": {"count": 3, "steps": 2},
-    "checkpoint": {"keep": 9},
+    "preview": {"every": 2, "count": 3, "steps": 2},
+    "checkpoint": {"every": 2, "keep": 9},
 }
 SMALL = {"in_channels": 4, "out_channels": 4, "channels": [8, 16], "depth": 1, "norm": {"num_groups": 4}}
 
@@ -111,7 +111,7 @@ def test_a_run_on_latents_shows_validates_and_samples_pictures(class_config: Pat
 
 
 def test_the_final_pipeline_of_latents_gives_the_pictures_of_our_sampler(class_config: Path, tmp_path: Path) -> None:
-    keys = ["model.num_classes=null", "objective.label_dropout=0", "train.sample_every=0", "data.random_flip=false"]
+    keys = ["model.num_classes=null", "objective.label_dropout=0", "preview.every=0", "data.random_flip=false"]
     assert train(class_config, tmp_path / "run", *keys) == 0
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     assert isinstance(pipeline, LDMPipeline)
@@ -135,7 +135,7 @@ def test_latents_are_never_mirrored_themselves(class_config: Path, classes: Path
 
 def test_a_run_on_latents_that_is_resumed_is_the_unbroken_run(class_config: Path, tmp_path: Path) -> None:
     assert train(class_config, tmp_path / "whole", "data.num_workers=2") == 0
-    assert train(class_config, tmp_path / "broken", "train.steps=3", "train.checkpoint_every=3") == 0
+    assert train(class_config, tmp_path / "broken", "train.steps=3", "checkpoint.every=3") == 0
     assert train(class_config, tmp_path / "broken", "--resume", "auto") == 0
     for kind in ("model", "ema", "optimizer"):
         assert_equal_bits(weights(tmp_path / "whole", 4, kind), weights(tmp_path / "broken", 4, kind))
@@ -146,7 +146,7 @@ def test_sampling_finds_the_autoencoder_or_is_told_where_it_is(
 ) -> None:
     shutil.copytree(classes, tmp_path / "cache")
     run, moved = tmp_path / "run", f"data.path={tmp_path / 'cache'}"
-    assert train(class_config, run, moved, "train.sample_every=0") == 0
+    assert train(class_config, run, moved, "preview.every=0") == 0
     line = ["--checkpoint", str(run), "--steps", "2", "--seeds", "0"]
     assert draw([*line, "--out", str(tmp_path / "here")]) == 0
     shutil.rmtree(tmp_path / "cache")
@@ -165,7 +165,7 @@ def test_sampling_refuses_networks_that_do_not_fit_and_goes_on_with_those_that_d
     text_config: Path, stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    assert train(text_config, run, "train.sample_every=0", "train.steps=1") == 0
+    assert train(text_config, run, "preview.every=0", "train.steps=1") == 0
     line = ["--checkpoint", str(run), "--steps", "2", "--seeds", "0", "--prompts", "a cat", "--out", str(out)]
     shutil.copytree(stable_diffusion, tmp_path / "other")
     AutoencoderKL(latent_channels=8, block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
@@ -197,9 +197,9 @@ def test_what_the_end_of_a_run_needs_is_opened_before_it_begins(
 def test_a_run_with_captions_that_is_resumed_with_workers_is_the_unbroken_run(
     text_config: Path, tmp_path: Path
 ) -> None:
-    keys = ["train.sample_every=0", "data.num_workers=2"]
+    keys = ["preview.every=0", "data.num_workers=2"]
     assert train(text_config, tmp_path / "whole", *keys) == 0
-    assert train(text_config, tmp_path / "broken", *keys, "train.steps=3", "train.checkpoint_every=3") == 0
+    assert train(text_config, tmp_path / "broken", *keys, "train.steps=3", "checkpoint.every=3") == 0
     assert train(text_config, tmp_path / "broken", *keys, "--resume", "auto") == 0
     for kind in ("model", "ema", "optimizer"):
         assert_equal_bits(weights(tmp_path / "whole", 4, kind), weights(tmp_path / "broken", 4, kind))
@@ -250,7 +250,7 @@ def test_fine_tuning_begins_with_the_loss_of_the_network_that_it_begins_with(
 
 
 def test_initial_weights_come_from_runs_and_pipelines_of_ours_too(text_config: Path, tmp_path: Path) -> None:
-    run, quick = tmp_path / "run", ("train.sample_every=0", "train.checkpoint_every=9")
+    run, quick = tmp_path / "run", ("preview.every=0", "checkpoint.every=9")
     assert train(text_config, run, *quick, "train.steps=2", "ema.decay=0.9", "train.learning_rate=1e-3") == 0
     load_network(run).save_pretrained(tmp_path / "saved")
     averaged = weights(run, 2, "ema")
@@ -267,13 +267,13 @@ def test_a_resumed_run_needs_its_initial_weights_no_more_but_takes_no_others(
     text_config: Path, stable_diffusion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(stable_diffusion, tmp_path / "source")
-    run, keys = tmp_path / "run", [f"train.initial_weights={tmp_path / 'source'}", "train.sample_every=0"]
+    run, keys = tmp_path / "run", [f"train.initial_weights={tmp_path / 'source'}", "preview.every=0"]
     assert train(text_config, run, *keys, "train.steps=2") == 0
     shutil.rmtree(tmp_path / "source")
-    assert train(text_config, run, "train.sample_every=0", "--resume", "auto") == 2
+    assert train(text_config, run, "preview.every=0", "--resume", "auto") == 2
     assert "train.initial_weights was" in capsys.readouterr().err
     assert train(text_config, run, *keys, "--resume", "auto") == 0
-    assert train(text_config, tmp_path / "whole", "train.sample_every=0") == 0
+    assert train(text_config, tmp_path / "whole", "preview.every=0") == 0
     assert_equal_bits(weights(run, 4), weights(tmp_path / "whole", 4))
 
 

@@ -71,7 +71,7 @@ def test_two_processes_sample_the_images_that_one_does(two: Path, tmp_path: Path
 
 def test_two_ranks_that_accumulate_with_workers_in_bf16_go_on_exactly_across_epochs(tiny: Path, tmp_path: Path) -> None:
     keys = ["train.batch_size=128", "train.gradient_accumulation=2", "data.num_workers=2", "train.mixed_precision=bf16",
-            "train.steps=6", "train.checkpoint_every=1", "train.sample_every=0", "checkpoint.keep=9"]  # fmt: skip
+            "train.steps=6", "checkpoint.every=1", "preview.every=0", "checkpoint.keep=9"]  # fmt: skip
     line = ["--config", str(tiny), *keys]  # 512 of 1,707 images a step: the fourth step has the end of the first pass
     launch(*line, "--output", str(tmp_path / "whole"))
     middle = tmp_path / "whole" / "checkpoints" / "step-000003"
@@ -81,7 +81,7 @@ def test_two_ranks_that_accumulate_with_workers_in_bf16_go_on_exactly_across_epo
 
 def test_a_run_of_three_processes_goes_on_exactly(tiny: Path, tmp_path: Path) -> None:
     """From three on, the order in which DDP sums gradients shows; with two, a + b = b + a hides it."""
-    keys = ["--num_processes", "3"], ["train.steps=6", "train.checkpoint_every=3", "train.sample_every=0"]
+    keys = ["--num_processes", "3"], ["train.steps=6", "checkpoint.every=3", "preview.every=0"]
     launch("--config", str(tiny), "--output", str(tmp_path / "whole"), *keys[1], options=keys[0])
     middle = tmp_path / "whole" / "checkpoints" / "step-000003"
     launch("--config", str(tiny), "--output", str(tmp_path / "b"), "--resume", str(middle), *keys[1], options=keys[0])
@@ -105,7 +105,7 @@ def test_another_number_of_processes_goes_on_with_a_notice_and_close(tiny: Path,
 
 
 def test_two_processes_that_accumulate_are_one_that_does(tiny: Path, tmp_path: Path) -> None:
-    keys = ["train.gradient_accumulation=2", "train.steps=10", "train.sample_every=0"]
+    keys = ["train.gradient_accumulation=2", "train.steps=10", "preview.every=0"]
     launch("--config", str(tiny), "--output", str(tmp_path / "two"), *keys)
     launch("--config", str(tiny), "--output", str(tmp_path / "one"), *keys, "train.batch_size=8", launcher=None)
     assert_close(tmp_path / "one", tmp_path / "two", 10)

@@ -60,7 +60,7 @@ def test_every_launch_configuration_starts_what_it_says(
 def test_two_machines_find_each_other(tiny: Path, tmp_path: Path) -> None:
     """One process on each; the machines are one here."""
     launcher = ROOT / "configs" / "accelerate" / "machines.yaml"
-    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "train.steps=3", "train.sample_every=0"]
+    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "train.steps=3", "preview.every=0"]
     machines = []
     for rank in "01":
         options = [*PAIR, "--machine_rank", rank, "--main_process_ip", "127.0.0.1"]

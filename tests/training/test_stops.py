@@ -15,7 +15,7 @@ from tests.training.launched import BAD_RANK, ROOT, command, logged, status, wai
 
 def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_its_own(tiny: Path, tmp_path: Path) -> None:
     """The other rank sees it, too, in the gradient that both share."""
-    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "train.sample_every=0"]
+    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "preview.every=0"]
     bad = os.environ | {"BAD": "nan", "BAD_FROM": str(6 * 8)}  # of the seventh step
     done = subprocess.run(
         command(*line, script=BAD_RANK), env=bad, capture_output=True, text=True, check=False, timeout=300
@@ -28,7 +28,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_its_own(tiny: Path,
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_to_one_rank_ends_the_other_ones_wait_for_its_loader(workers: int, tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "a"
-    line = ["--config", str(tiny), "--output", str(output), "train.sample_every=0", f"data.num_workers={workers}"]
+    line = ["--config", str(tiny), "--output", str(output), "preview.every=0", f"data.num_workers={workers}"]
     stuck = os.environ | {"BAD": "stuck", "BAD_FROM": str(6 * 8)}
     process = subprocess.Popen(
         command(*line, script=BAD_RANK), env=stuck, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -46,7 +46,7 @@ def test_a_signal_to_one_rank_ends_the_other_ones_wait_for_its_loader(workers: i
 
 def test_a_process_whose_launcher_died_while_it_was_starting_stops(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "orphan"
-    line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "train.sample_every=0"]
+    line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "preview.every=0"]
     launcher = subprocess.Popen(command(*line, launcher=None), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     wait_until(lambda: bool(children.read_text()))
@@ -63,8 +63,8 @@ def test_a_process_whose_launcher_died_while_it_was_starting_stops(tiny: Path, t
 def test_a_process_whose_launcher_died_saves_and_stops(end: signal.Signals, tiny: Path, tmp_path: Path) -> None:
     """A launcher of one process passes no signal on."""
     output = tmp_path / "orphan"
-    line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "train.sample_every=0",
-            "train.validate_every=0", "train.checkpoint_every=100000"]  # fmt: skip
+    line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "preview.every=0",
+            "train.validate_every=0", "checkpoint.every=100000"]  # fmt: skip
     process = subprocess.Popen(command(*line, launcher=None), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     wait_until(lambda: status(output)["state"] == "running")
     process.send_signal(end)

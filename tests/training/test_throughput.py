@@ -36,15 +36,14 @@ def numbers(loss: float) -> Numbers:
 
 def test_a_row_has_the_means_of_its_steps_and_their_rate() -> None:
     window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
-    for loss in (1.0, 2.0, 6.0):
-        window.add(numbers(loss))
+    window.add([numbers(loss) for loss in (1.0, 2.0, 6.0)])
     window.since = time.perf_counter() - 2.0
     row = window.close()
     assert (row["loss"], row["gradient_norm"]) == (3.0, 6.0)
     assert row["images_per_second"] == pytest.approx(15, rel=0.05)
     assert "share_of_peak" not in row
     window.peak = 5000.0
-    window.add(numbers(7.0))
+    window.add([numbers(7.0)])
     window.since = time.perf_counter() - 1.0
     row = window.close()
     assert row["loss"] == 7.0
@@ -53,8 +52,7 @@ def test_a_row_has_the_means_of_its_steps_and_their_rate() -> None:
 
 def close(window: Window, steps: int, waited: float) -> None:
     """A row of so many steps of half a second each, of which that share is waiting."""
-    for _ in range(steps):
-        window.add(numbers(1.0))
+    window.add([numbers(1.0)] * steps)
     window.since, window.waited = time.perf_counter() - 0.5 * steps, waited * 0.5 * steps
     window.close()
 

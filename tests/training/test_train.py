@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import default_collate
 
 from training import checkpoint, train
-from training.config import load_config
+from training.config_files import load_config
 from training.data.config import split
 from training.data.images import Digits
 from training.data.samples import IndexedSamples
@@ -32,11 +32,10 @@ TINY = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
         num_classes: 10, dropout: 0.1, norm: {num_groups: 4}}
 objective: {label_dropout: 0.2}
-train: {steps: 6, batch_size: 8, learning_rate: 1e-3, learning_rate_schedule: cosine, warmup_steps: 2, log_every: 1,
-        checkpoint_every: 2, sample_every: 3}
+train: {steps: 6, batch_size: 8, learning_rate: 1e-3, learning_rate_schedule: cosine, warmup_steps: 2, log_every: 1}
 ema: {decay: 0.9}
-preview: {count: 4, steps: 3}
-checkpoint: {keep: 9}
+preview: {every: 3, count: 4, steps: 3}
+checkpoint: {every: 2, keep: 9}
 """
 
 
@@ -102,7 +101,7 @@ def test_the_final_pipeline_loads_in_diffusers_with_the_averaged_weights(config:
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config: Path, tmp_path: Path) -> None:
     for name, keys in (("a", []), ("b", []), ("c", ["seed=1"])):
-        assert run(config, tmp_path / name, "train.sample_every=0", *keys) == 0
+        assert run(config, tmp_path / name, "preview.every=0", *keys) == 0
     assert_equal_bits(weights(tmp_path / "a", 6), weights(tmp_path / "b", 6))
     one, other = weights(tmp_path / "a", 6), weights(tmp_path / "c", 6)
     assert not torch.equal(one["model.conv_in.weight"], other["model.conv_in.weight"])
@@ -120,7 +119,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config: Path,
 def test_a_run_stopped_by_a_signal_and_resumed_is_the_unbroken_run(
     config: Path, tmp_path: Path, keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [*keys, "train.checkpoint_every=100"]
+    keys = [*keys, "checkpoint.every=100"]
     assert run(config, tmp_path / "whole", *keys) == 0
     real_step = train.TrainState.run_step
 
@@ -186,7 +185,7 @@ def test_what_a_signal_cut_short_is_made_up_for(config: Path, tmp_path: Path, mo
         return real_forward(unet, *arguments, **more)
 
     monkeypatch.setattr(UNet, "forward", signalled)
-    keys = ["train.sample_every=6", "train.validate_every=6", "data.held_out=0.01"]
+    keys = ["preview.every=6", "train.validate_every=6", "data.held_out=0.01"]
     assert run(config, tmp_path / "a", *keys) == 1
     assert status(tmp_path / "a")["state"] == "preempted"
     monkeypatch.undo()
@@ -201,7 +200,7 @@ def test_going_on_from_an_older_checkpoint_leaves_one_history(config: Path, tmp_
     assert run(config, output) == 0
     whole = weights(output, 6)
     older = output / "checkpoints" / "step-000002"
-    assert run(config, output, "--resume", str(older), "train.checkpoint_every=4") == 0
+    assert run(config, output, "--resume", str(older), "checkpoint.every=4") == 0
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
         "step-000002", "step-000004", "step-000006"]  # fmt: skip
     assert [row[0] for row in losses(output)] == ["1", "2", "3", "4", "5", "6"]
@@ -224,7 +223,7 @@ def test_a_signal_to_the_whole_process_group_saves(config: Path, tmp_path: Path)
     """As schedulers of clusters send it: to the trainer and to the workers of its loader."""
     output = tmp_path / "a"
     command = [sys.executable, train.__file__, "--config", str(config), "--output", str(output), "train.steps=100000",
-               "train.sample_every=0", "data.num_workers=2", "train.checkpoint_every=5"]  # fmt: skip
+               "preview.every=0", "data.num_workers=2", "checkpoint.every=5"]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(output.glob("checkpoints/step-*")) and time.monotonic() < deadline:
@@ -292,7 +291,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
         return real_losses(self, model, batch) * (float("nan") if len(calls) == bad else 1)
 
     monkeypatch.setattr(train.Objective, "losses", poisoned)
-    assert run(config, tmp_path / "a", "train.sample_every=0") == 1
+    assert run(config, tmp_path / "a", "preview.every=0") == 1
     assert f"not finite at step {bad}, rank 0" in capsys.readouterr().err
     assert status(tmp_path / "a")["state"] == "diverged"
     last = (bad - 1) // 2 * 2
@@ -321,7 +320,7 @@ def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_image
 def test_a_full_disk_is_said_and_spares_the_checkpoint_before(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real_save = checkpoint.safetensors.torch.save_file
+    real_save = checkpoint.save_file
     saved: list[str] = []
 
     def full(contents: dict, path: Path) -> None:
@@ -330,7 +329,7 @@ def test_a_full_disk_is_said_and_spares_the_checkpoint_before(
             raise OSError(errno.ENOSPC, "No space left on device")
         real_save(contents, path)
 
-    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     assert run(config, tmp_path / "a") == 1
     assert "No space left on device; what was saved before is as it was" in capsys.readouterr().err
     assert status(tmp_path / "a")["state"] == "failed"
@@ -406,7 +405,7 @@ def test_switches_train(config: Path, tmp_path: Path, extra: list[str]) -> None:
 def test_the_script_runs_from_any_folder_and_survives_being_killed(config: Path, tmp_path: Path) -> None:
     script = Path(train.__file__).resolve()
     command = [sys.executable, str(script), "--config", str(config), "--output", "here", "train.steps=400",
-               "train.sample_every=0", "train.checkpoint_every=5", "--resume", "auto"]  # fmt: skip
+               "preview.every=0", "checkpoint.every=5", "--resume", "auto"]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     first = tmp_path / "here" / "checkpoints" / "step-000005"
     deadline = time.monotonic() + 120
@@ -419,5 +418,5 @@ def test_the_script_runs_from_any_folder_and_survives_being_killed(config: Path,
     process.wait()
     assert status(tmp_path / "here")["state"] == "running"
     last = int(sorted((tmp_path / "here" / "checkpoints").glob("step-*"))[-1].name.removeprefix("step-"))
-    assert run(config, tmp_path / "here", "--resume", "auto", "train.sample_every=0", f"train.steps={last + 3}") == 0
+    assert run(config, tmp_path / "here", "--resume", "auto", "preview.every=0", f"train.steps={last + 3}") == 0
     assert status(tmp_path / "here") | {"state": "completed", "step": last + 3} == status(tmp_path / "here")

@@ -138,6 +138,6 @@ def test_float16_goes_on_exactly_and_stops_when_the_loss_scale_runs_away(
         return losses
 
     monkeypatch.setattr(train.Objective, "losses", with_infinite_gradient)
-    assert run(config, tmp_path / "b", "train.mixed_precision=fp16", "train.steps=100", "train.sample_every=0") == 1
+    assert run(config, tmp_path / "b", "train.mixed_precision=fp16", "train.steps=100", "preview.every=0") == 1
     assert status(tmp_path / "b")["state"] == "diverged"
     assert "the gradient is not finite at step" in status(tmp_path / "b")["error"]

@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = """
 model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], num_classes: 3,
         norm: {num_groups: 4}}
-train: {steps: 5, batch_size: 4, log_every: 1, checkpoint_every: 3, sample_every: 0, trackers: []}
+train: {steps: 5, batch_size: 4, log_every: 1, trackers: []}
+checkpoint: {every: 3}
+preview: {every: 0}
 """
 
 

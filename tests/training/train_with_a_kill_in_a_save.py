@@ -5,16 +5,16 @@ import signal
 import sys
 from pathlib import Path
 
-from training import checkpoint, loop
+from training import checkpoint, files
 from training.train import main
 
 OWNERS = {
-    "save_file": checkpoint.safetensors.torch,
-    "flush": checkpoint,
-    "rename": Path,
-    "rmtree": checkpoint.shutil,  # of the older checkpoint, when the new one stands
+    "save_file": checkpoint,
+    "flush": files,
+    "replace": Path,
+    "rmtree": files.shutil,  # of the older checkpoint, when the new one stands
 }
-original_write = loop.write_checkpoint
+original_write = checkpoint.Checkpoint.write
 saves = []
 
 
@@ -33,5 +33,5 @@ def write(*arguments: object, **more: object) -> object:
     return written
 
 
-loop.write_checkpoint = write
+checkpoint.Checkpoint.write = write
 sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -88,6 +89,11 @@ class DataConfig:
                     f"data.{item.name} is {value!r}, but data.name {self.name} takes none: remove one of the two "
                     f"(it is for {', '.join(names)})"
                 )
+
+    @property
+    def cache(self) -> Path | None:
+        """The folder of the latents; None for images."""
+        return Path(self.path) if self.name == "latents" and self.path is not None else None
 
 
 def make_framing(config: DataConfig, channels: int) -> Framing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from training.checkpoint import TEMPORARY, flush, sha256
 from training.data.autoencoder import Autoencoder
-from training.data.images import DataError, Images, reason
+from training.data.images import Images, reason
 from training.data.latents import EMPTY_TEXT, Manifest
 from training.data.samples import BatchReader, load_batches
 from training.data.text import TextEncoder
+from training.errors import DataError
+from training.files import sha256, writing
 
 
 class Pictures(Dataset[dict[str, Any]]):
@@ -82,26 +82,19 @@ class Cache:
 
     def _write_tensors(self, manifest: Manifest, name: str, tensors: dict[str, Tensor]) -> Manifest:
         """Write a file whole or not at all, and then the manifest that knows it."""
-        unfinished = self.folder / f"{TEMPORARY}{name}"
-        unfinished.write_bytes(save({key: value.contiguous() for key, value in tensors.items()}))
-        flush(unfinished)
-        unfinished.replace(self.folder / name)
+        with writing(self.folder / name) as unfinished:
+            unfinished.write_bytes(save({key: value.contiguous() for key, value in tensors.items()}))
         manifest = replace(manifest, sha256=manifest.sha256 | {name: sha256(self.folder / name)})
         manifest.write(self.folder)
         return manifest
 
     def _write_folder(self, manifest: Manifest, name: str, save: Callable[[Path], object]) -> Manifest:
         """Write a network's folder whole or not at all, and then the manifest that knows its files; once."""
-        unfinished, final = self.folder / f"{TEMPORARY}{name}", self.folder / name
         if any(known.startswith(f"{name}/") for known in manifest.sha256):
             return manifest
-        for folder in (unfinished, final):
-            shutil.rmtree(folder, ignore_errors=True)
-        save(unfinished)
-        for path in (*unfinished.iterdir(), unfinished):
-            flush(path)
-        unfinished.rename(final)
-        sums = {f"{name}/{file.name}": sha256(file) for file in sorted(final.iterdir())}
+        with writing(self.folder / name) as unfinished:
+            save(unfinished)
+        sums = {f"{name}/{file.name}": sha256(file) for file in sorted((self.folder / name).iterdir())}
         manifest = replace(manifest, sha256=manifest.sha256 | sums)
         manifest.write(self.folder)
         return manifest

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from training.checkpoint import flush, sha256
 from training.data.images import Images
+from training.files import sha256, write_json
 
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
@@ -57,11 +57,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replace the folder's manifest as a whole."""
-        unfinished = folder / f".tmp-{MANIFEST}"
-        unfinished.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        flush(unfinished)
-        unfinished.replace(folder / MANIFEST)
-        flush(folder)
+        write_json(folder / MANIFEST, asdict(self))
 
 
 def read_manifest(folder: Path) -> Manifest:

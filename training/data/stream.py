@@ -30,8 +30,9 @@ from training.data.hugging_face import (
     fingerprint_shards,
     import_datasets,
 )
-from training.data.images import BROKEN_AT_MOST, DataError, check_count, reason
+from training.data.images import BROKEN_AT_MOST, check_count, reason
 from training.data.samples import Batch, Draws, Purpose, Samples, StepBatches, load_batches, random_generator
+from training.errors import DataError
 
 logger = logging.getLogger(__name__)
 

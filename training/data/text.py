@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.data.hugging_face import HuggingFaceImages, open_table
 from training.data.images import ImageFolder, Images
+from unetgn import UNetConfig
 
 logger = logging.getLogger(__name__)
 
@@ -104,3 +105,25 @@ def read_column(path: str, indices: Sequence[int], column: str) -> list[str]:
             f"being row {wrong[0]}, {captions[wrong[0]]!r}: mend it (an empty text is the empty caption)"
         )
     return [captions[index].strip() for index in indices]
+
+
+def check_texts(model: UNetConfig, text_width: int | None) -> None:
+    """Raise ValueError where the network reads other texts than the images have; None: they have none."""
+    wanted = context_dims(model)
+    if text_width is None and wanted:
+        raise ValueError(
+            f"model.transformer.context_dim is {sorted(wanted)[0]}, but these latents were cached without captions: "
+            "cache them with training/cache_latents.py --text-encoder, or set model.transformer to null"
+        )
+    if text_width is not None and wanted != {text_width}:
+        read = f"reads texts {sorted(wanted)} wide" if wanted else "reads no text"
+        raise ValueError(
+            f"these latents were cached with captions {text_width} wide, but the network {read}: set "
+            f"model.transformer.context_dim to {text_width}, or cache them with another --text-encoder, or without"
+        )
+
+
+def context_dims(model: UNetConfig) -> set[int]:
+    """Widths of the texts that the network's levels read; empty where it reads none."""
+    dims = None if model.transformer is None else model.transformer.context_dim
+    return set() if dims is None else {dims} if isinstance(dims, int) else set(dims)

@@ -1,10 +1,8 @@
-"""Turns tensors into pictures: grids and PNG files."""
+"""Makes pictures of tensors: single ones and grids."""
 
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -15,12 +13,12 @@ READABLE = 64  # pixels: an image in a grid is enlarged by a whole factor to abo
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Turn (N, C, H, W) in [-1, 1] into (N, H, W, C) uint8, rounded to the nearest of 256 shades."""
+    """(N, C, H, W) in [-1, 1] -> (N, H, W, C) uint8, rounded to the nearest of 256 shades."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """Turn (H, W, C) uint8 with C = 1 or 3 into a grey or RGB picture. Raises ValueError for other C."""
+    """(H, W, C) uint8 with C = 1 or 3 -> a grey or RGB picture. Raises ValueError for other C."""
     if pixels.shape[-1] not in (1, 3):
         raise ValueError(f"an image of {pixels.shape[-1]} channels is no picture; 1 (grey) and 3 (RGB) are")
     array = pixels.cpu().numpy()
@@ -28,7 +26,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Lay (N, C, H, W) in [-1, 1] out as one picture, `columns` a row (None: about square); enlarge small images."""
+    """(N, C, H, W) in [-1, 1] -> one picture, `columns` a row (default: about square), small images enlarged."""
     count = len(images)
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -38,11 +36,3 @@ def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:
     empty = pixels.new_full((rows * columns - count, *pixels.shape[1:]), 255)
     grid = rearrange(torch.cat([pixels, empty]), "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
     return to_picture(grid)
-
-
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG file whole or not at all: where it exists, it can be read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    picture.save(unfinished, format="PNG")
-    unfinished.replace(path)

@@ -22,8 +22,10 @@ TINY = """
 model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], norm: {num_groups: 4}}
 data: {name: folder, image_size: 8, random_crop: true, crop_scale: 1.5, random_flip: true, num_workers: 2,
        held_out: 0.2}
-train: {steps: 6, batch_size: 4, gradient_accumulation: 2, log_every: 1, checkpoint_every: 3, sample_every: 0,
-        validate_every: 3, trackers: []}
+train: {steps: 6, batch_size: 4, gradient_accumulation: 2, log_every: 1, validate_every: 3,
+        trackers: []}
+checkpoint: {every: 3}
+preview: {every: 0}
 """
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from training.data.config import DataConfig, open_images, split
-from training.data.images import DataError, Digits
+from training.data.images import Digits
 from training.data.samples import IndexedSamples, Purpose, StepBatches, random_generator
+from training.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,208 @@
+"""Reads the configuration of a run from YAML and from `key=value` arguments, and writes it back.
+
+jsonargparse gives the types of the keys; what it does not say (which file, which key was meant) is said here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from argparse import ArgumentError
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from training.checkpoint import CONFIG, MANIFEST
+from training.config import RunConfig
+from training.data.config import DataConfig
+from training.errors import ConfigError
+from training.run_directory import STATUS
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+# Keys that had another name once. Whoever writes an old one is told the new one; runs of that time go on.
+RENAMED = {"train.checkpoint_every": "checkpoint.every", "train.sample_every": "preview.every"}
+
+
+class OnceLoader(yaml.SafeLoader):
+    """Reads plain YAML in which a key stands once; of two values YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct the mapping. Raises ConstructorError for a repeated key, with its line."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def find_config(name: str) -> Path:
+    """Find the file that `name` means: a path, also from the repository's root, or the name of a file in configs/.
+
+    Raises ConfigError where there is none.
+    """
+    for candidate in (Path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    raise ConfigError(f"--config {name}: no such file, nor is it in configs/.{nearest(name, known)} There: {known}")
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read the configuration in a file, changed by `key=value` arguments. Raises ConfigError."""
+    try:
+        text = path.read_text()
+        keys = yaml.load(text, OnceLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{path}: holds no keys; it should look like configs/digits8_ddpm.yaml")
+    if is_of_a_run(path) and rename_old_keys(keys):
+        text = yaml.safe_dump(keys)
+    for key, value in walk(keys):
+        check_key(str(path), key, value)
+    parser = make_parser()
+    try:
+        parsed = parser.parse_string(text)
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {explain(error)}") from error
+    for override in overrides or []:
+        parsed = apply(parser, parsed, override)
+    try:
+        config = RunConfig(**vars(parser.instantiate(parsed)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        source = f"{path} with {' '.join(overrides)}" if overrides else str(path)
+        raise ConfigError(f"{source}: {explain(error)}") from error
+    # The network remembers what it was trained on, for pipelines and for sampling.
+    return replace(config, model=replace(config.model, sample_size=config.data.image_size))
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Return True where a run wrote the file, to its folder or to a checkpoint."""
+    return path.name == CONFIG and any((path.parent / beside).is_file() for beside in (STATUS, MANIFEST))
+
+
+def rename_old_keys(keys: dict[str, Any]) -> bool:
+    """Move the values of keys that had another name once to those of today, and return True where there were any."""
+    renamed = False
+    for old, new in RENAMED.items():
+        (old_group, old_name), (new_group, new_name) = old.split("."), new.split(".")
+        group = keys.get(old_group)
+        if isinstance(group, dict) and old_name in group:
+            keys.setdefault(new_group, {})[new_name] = group.pop(old_name)
+            renamed = True
+    return renamed
+
+
+def load_data_config(overrides: list[str]) -> DataConfig:
+    """Read the keys data.* alone, from `data.key=value` arguments. Raises ConfigError."""
+    parser = make_parser()
+    parsed = parser.get_defaults()
+    for override in overrides:
+        key = override.removeprefix("--").partition("=")[0]
+        if "=" not in override or not key.startswith("data."):
+            raise ConfigError(f"command line: {override!r} is no option, nor data.key=value, such as data.path=DIR")
+        parsed = apply(parser, parsed, override)
+    try:
+        return DataConfig(**vars(parsed.data))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"command line: {explain(error)}") from error
+
+
+def make_parser() -> jsonargparse.ArgumentParser:
+    """Make a parser of the keys of RunConfig alone."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, override: str) -> jsonargparse.Namespace:
+    """Change `parsed` by one `key=value` of the command line; the value is read as YAML. Raises ConfigError."""
+    key, equals, value = override.removeprefix("--").partition("=")
+    if not equals:
+        raise ConfigError(f"command line: {override!r} is neither an option nor key=value, such as train.steps=100")
+    check_key("command line", key, value)
+    try:
+        # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
+        alone = parser.parse_args([f"--{key}={value}"])
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"command line, {override}: {explain(error)}") from error
+    names = key.split(".")
+    groups = [".".join(names[:length]) for length in range(1, len(names))]
+    place = next((group for group in groups if parsed[group] is None), key)  # a group that was left out comes whole
+    parsed[place] = alone[place]
+    return parsed
+
+
+def explain(error: Exception) -> str:
+    """Put into one line what jsonargparse or a dataclass says over several."""
+    return " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
+
+
+@dataclass(frozen=True)
+class Key:
+    """Says what a key may hold: keys of its own (`group`), null (`optional`)."""
+
+    group: bool
+    optional: bool
+
+
+def known_keys(config: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """List every key, groups included, by dotted name."""
+    types = typing.get_type_hints(config)
+    for item in fields(config):
+        name, kind = prefix + item.name, types[item.name]
+        inner = [part for part in (kind, *typing.get_args(kind)) if is_dataclass(part)]
+        yield name, Key(bool(inner), type(None) in typing.get_args(kind))
+        for part in inner:
+            yield from known_keys(typing.cast(type, part), f"{name}.")
+
+
+def walk(keys: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List every (dotted name, value) of nested mappings, groups included."""
+    for key, value in keys.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from walk(value, f"{prefix}{key}.")
+
+
+def check_key(source: str, key: str, value: object) -> None:
+    """Raise ConfigError where there is no such key, where a group got a plain value, or where null may not be."""
+    known = dict(known_keys())
+    if key in RENAMED:
+        raise ConfigError(f"{source}: {key} is now called {RENAMED[key]}: write that in its place")
+    if key not in known:
+        raise ConfigError(f"{source}: unknown key {key!r}.{nearest(key, list(known))}")
+    null = value is None or (source == "command line" and value == "null")
+    if null and known[key].optional:
+        return
+    if known[key].group and not isinstance(value, dict):
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {value!r}")
+    if null:
+        raise ConfigError(f"{source}: {key} has no value, and cannot be null: give one, or leave the key out")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Ask ' Did you mean …?', or nothing where nothing is near."""
+    last = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]  # right key, wrong group
+    matches = last or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Write the configuration with every default; `load_config` reads it back."""
+    return yaml.safe_dump(plain(asdict(config)), sort_keys=False)
+
+
+def plain(value: Any) -> Any:
+    """Turn tuples into lists, all through: what YAML has words for."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,35 @@
+"""Names the errors that end a run, so that every part can raise them and train.py can tell what to say.
+
+Refused, before anything is written: ConfigError, RunDirectoryError, CheckpointError (train.py exits with 2).
+Ended on the way, with what was saved before as it was: DataError, Diverged, Preempted (train.py exits with 1).
+"""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """Says that a configuration cannot be run; the message names the source, the key and what would be right."""
+
+
+class RunDirectoryError(Exception):
+    """Says that the folder belongs to another run, or that another process is at work in it."""
+
+
+class CheckpointError(Exception):
+    """Says that a checkpoint is missing, incomplete or damaged; the message names it and what is wrong."""
+
+
+class CheckpointFormatError(CheckpointError):
+    """Says that another version of unetgn wrote a checkpoint; it is sound, so that nothing may pass it over."""
+
+
+class DataError(Exception):
+    """Says that the data turned out to be unfit while they were read."""
+
+
+class Diverged(Exception):
+    """Says that the loss or the gradient is not finite."""
+
+
+class Preempted(Exception):
+    """Says that a signal asked the run to stop; its state is saved."""

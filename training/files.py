@@ -1,0 +1,102 @@
+"""Writes files and folders whole or not at all: a file that exists is a file that was written to its end.
+
+What is written lies under a temporary name in the same folder, is flushed to the disk, and only then gets its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+TEMPORARY = ".tmp-"  # how the names of unfinished files and folders begin
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Lend a temporary path to write a file or a folder to; it becomes `path`, which it replaces, after the block.
+
+    The folder of `path` is made where it is not there. Where the block raises, or the disk is full, `path` is as it was
+    before and nothing is left behind. A killed process leaves the temporary file: `delete_unfinished` removes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    delete(unfinished)
+    try:
+        yield unfinished
+        flush_all(unfinished)
+        if path.is_dir():
+            delete(path)  # no folder can be renamed to one that holds something
+        unfinished.replace(path)
+    except BaseException:
+        delete(unfinished)
+        raise
+    flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file as a whole."""
+    with writing(path) as unfinished:
+        unfinished.write_text(text)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a JSON file as a whole."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Replace a picture as a whole."""
+    with writing(path) as unfinished:
+        picture.save(unfinished, format="PNG")
+
+
+def delete_unfinished(folder: Path) -> None:
+    """Delete what a killed process left half-written in the folder; only for the one process that may write there."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder, if it is there. A folder is renamed first: half of it is never seen as one."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    condemned = path
+    if not path.name.startswith(TEMPORARY):
+        condemned = path.with_name(f"{TEMPORARY}{os.getpid()}-deleted-{path.name}")
+        delete(condemned)
+        path.rename(condemned)
+    shutil.rmtree(condemned, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Compute the hexadecimal sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush_all(path: Path) -> None:
+    """Have the disk, not its cache, hold a file, or a folder with all that is in it."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            flush_all(inner)
+    flush(path)
+
+
+def flush(path: Path) -> None:
+    """Have the disk, not its cache, hold a file's contents or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
