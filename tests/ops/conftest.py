@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,15 @@ def triton_patches_its_language_once() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
         from triton.runtime.interpreter import InterpretedFunction
 
-        InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+        patching = InterpretedFunction.__call__
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            ours = not self.fn.__module__.startswith(
+                "triton."
+            )  # Triton's own functions use other modules of its language
+            return self.rewrite()(*args, **kwargs) if ours else patching(self, *args, **kwargs)
+
+        InterpretedFunction.__call__ = call
 
 
 @pytest.fixture
