@@ -50,7 +50,7 @@ DTYPES = {  # of x and of the parameters
     "all_fp16": (torch.float16, torch.float16),
     "all_fp32": (torch.float32, torch.float32),
 }
-SHARE = 24  # builds
+SHARE = 16  # builds
 
 
 def cases(dtypes: str) -> list[Case]:
@@ -157,7 +157,7 @@ def spilling_launch() -> Launch:
     return launches[0]
 
 
-@pytest.mark.parametrize("dtypes", ["all_bf16", "all_fp16", "all_fp32"])
+@pytest.mark.parametrize("dtypes", ["all_fp16", "all_fp32"])
 def test_the_heaviest_builds_of_other_dtypes_spill_nothing(dtypes: str) -> None:
     chosen = heaviest_of_each_kernel("sm_90", dtypes=dtypes)
     assert [fault for case, launch in chosen for fault in faults(case, launch, "sm_90")] == []

@@ -23,6 +23,8 @@ EXTRAS = (
     ("weight", "bias", "pre_bias", "scale", "shift"),
 )
 PATHS = ("resident", "split", "cluster")
+FEW = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2))  # samples and groups: the interpreter's time is that of programs
+FEW_LARGE = ((1, 1), (1, 2), (2, 1))
 SPATIAL = {
     False: ((4, 4), (5, 7), (33,), (2, 4, 4), (6, 6), (16, 24)),
     True: ((4, 4), (5, 7), (2, 4, 4), (6, 6), (3, 9)),
@@ -35,9 +37,9 @@ def cross_product(seed: int) -> list[tuple[Case, str]]:
     cases = []
     product = itertools.product((False, True), DTYPES, GROUP_CHANNELS, EXTRAS, PATHS)
     for index, (channels_last, dtype, group_channels, extras, path) in enumerate(product):
-        groups = draw.choice((1, 2, 4)) if group_channels < 40 else draw.choice((1, 2))
+        samples, groups = draw.choice(FEW_LARGE if group_channels >= 30 else FEW)
         case = Case(
-            shape=(draw.choice((1, 2)), groups * group_channels, *draw.choice(SPATIAL[channels_last])),
+            shape=(samples, groups * group_channels, *draw.choice(SPATIAL[channels_last])),
             groups=groups,
             dtype=dtype,
             channels_last=channels_last,
