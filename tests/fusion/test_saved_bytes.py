@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass goes down: measured with saved-tensor hooks, each storage once."""
+"""Measures that a training step keeps less for its backward pass: with saved-tensor hooks, each storage once."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.fusion.models import CIFAR10
 
 
 def saved_bytes(model: torch.nn.Module, inputs: dict[str, Any]) -> int:
-    """Bytes of the storages that autograd keeps in one forward pass, the parameters' own left out."""
+    """Count the bytes of the storages that autograd keeps in one forward pass, the parameters' own left out."""
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
