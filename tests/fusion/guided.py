@@ -1,4 +1,4 @@
-"""A residual block in guided-diffusion's style, written for the tests: its structure, none of its text."""
+"""Defines a residual block in guided-diffusion's style, written for the tests: its structure, none of its text."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ class Resample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Keys in_layers.{0,2}, emb_layers.1, out_layers.{0,3}, skip_connection; the work is in `_forward`."""
+    """Has the keys in_layers.{0,2}, emb_layers.1, out_layers.{0,3}, skip_connection; the work is in `_forward`."""
 
     def __init__(self, channels: int, width: int, scale_shift: bool, factor: float | None, checkpointed: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class ResBlock(nn.Module):
 
 
 class GuidedUNet(nn.Module):
-    """Three blocks, one down, one plain and checkpointed, one up, and a tail: seven places."""
+    """Chains three blocks, one down, one plain and checkpointed, one up, and a tail: seven places."""
 
     def __init__(self, scale_shift: bool) -> None:
         super().__init__()

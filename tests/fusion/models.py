@@ -51,12 +51,6 @@ def _prototype(case: Case) -> nn.Module:
     return model
 
 
-@functools.cache
-def exact(case: Case) -> tuple[Tensor, Tensor]:
-    """Return output and gradient of the original model in float64."""
-    return case.run(case.model(torch.float64))
-
-
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """Convert the floating-point tensors in a value, however nested in dicts."""
     if isinstance(value, dict):

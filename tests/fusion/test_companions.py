@@ -1,4 +1,4 @@
-"""A fused model goes on with what people use beside it: compilers, launchers, LoRA, EMA, checkpoints, autocast."""
+"""Tests that a fused model goes on with compilers, launchers, LoRA, EMA, checkpoints and autocast."""
 
 import copy
 import inspect
@@ -15,6 +15,7 @@ BLOCKS = ["DDPM cifar10", "consistency ImageNet-64", "SD 1.5", "AutoencoderKL", 
 
 
 def outputs(name: str, model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Run a model of that name in evaluation, on inputs that depend on the name alone."""
     torch.manual_seed(1)
     inputs = cast(CASES[name].inputs(), dtype)
     torch.manual_seed(2)
@@ -24,6 +25,7 @@ def outputs(name: str, model: torch.nn.Module, dtype: torch.dtype = torch.float3
 
 
 def calls_of_the_operator(graph: torch.fx.GraphModule) -> int:
+    """Count the calls of the fused operator in a graph and the graphs within it."""
     graphs = [module for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]
     return sum("group_norm_silu" in str(node.target) for module in graphs for node in module.graph.nodes)
 

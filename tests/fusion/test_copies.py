@@ -25,7 +25,7 @@ def shallow(module: nn.Module) -> nn.Module:
 
 
 def replica(module: nn.Module) -> nn.Module:
-    """As torch.nn.DataParallel makes one for each device."""
+    """Copy as torch.nn.DataParallel does for each device."""
     return module._replicate_for_data_parallel()
 
 

@@ -17,7 +17,7 @@ def output(model: nn.Module) -> torch.Tensor:
 
 
 def seen_by_hooks(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """What forward hooks on every norm and activation see in one run, in order."""
+    """Return what forward hooks on every norm and activation see in one run, in order."""
     seen: list[tuple[str, torch.Tensor]] = []
     handles = [
         module.register_forward_hook(lambda _m, _args, result, path=path: seen.append((path, result.clone())))
@@ -169,7 +169,7 @@ def test_group_offloading_gives_what_it_gives_without_fusing():
 
 
 def text_to_image_pipeline():
-    """A StableDiffusionPipeline with random weights; prompts come as embeddings, so it needs no tokenizer."""
+    """Make a StableDiffusionPipeline with random weights; prompts come as embeddings, so it needs no tokenizer."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 

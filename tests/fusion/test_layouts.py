@@ -16,7 +16,7 @@ SHAPES = [
 
 
 def layouts(shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Tensors of a shape: contiguous, channels_last, as attention hands them on, permuted, cut out, repeated."""
+    """Yield tensors of a shape: contiguous, channels_last, as attention hands them on, permuted, cut out, repeated."""
     samples, channels, *space = shape
     positions = torch.Size(space).numel()
     yield torch.randn(shape)

@@ -1,4 +1,4 @@
-"""What is taken for SiLU and for a group norm: values alone do not make a class one."""
+"""Tests what is taken for SiLU and for a group norm: values alone do not make a class one."""
 
 import pytest
 import torch

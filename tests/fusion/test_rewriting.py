@@ -1,4 +1,4 @@
-"""The rewriting of a forward: what is found and what is left, what becomes of it, and that it computes the same."""
+"""Tests the rewriting of a forward: what is found, what is left, what becomes of it, and that it computes the same."""
 
 import ast
 import inspect

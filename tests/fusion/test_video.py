@@ -1,4 +1,4 @@
-"""Gradients of the video autoencoders: each has a norm or a block that no image model has."""
+"""Tests the gradients of the video autoencoders: each has a norm or a block that no image model has."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.fusion.models import cast, tensors
 
 
 def run(recipe: Recipe, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Output and concatenated gradient, of the parameters and the video, under a fixed random cotangent."""
+    """Return output and concatenated gradient, of the parameters and the video, under a fixed random cotangent."""
     torch.manual_seed(1)
     inputs = cast(recipe.inputs(), torch.float64)
     inputs["sample"].requires_grad_()

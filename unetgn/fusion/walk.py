@@ -25,19 +25,21 @@ class Fuse:
         unetgn.unfuse(pipeline.unet)  # the model as it was, bit for bit
 
     Every block in which a group norm is followed by SiLU gets a forward, on the instance, that makes one call of the
-    two; a time embedding that is added before the norm and a scale-shift after it go into the same call. Nothing else
+    two. A time embedding that is added before the norm, and a scale-shift after it, go into the same call. Nothing else
     changes: classes, parameters, buffers, state dict, children and hooks stay, and so optimizers, LoRA layers, EMA
     copies and `save_pretrained` go on. A norm or activation that carries a hook runs as before for as long as it does.
     The norm before the projections of diffusers' attention, which has no SiLU, lays its result out once for all three.
 
-    Known are `nn.Sequential`, all of diffusers and MONAI, and blocks that compute what guided-diffusion's and
-    CompVis's do; `fuse.rule` teaches a block whose forward has to be rewritten, `fuse.read` one in which SiLU directly
-    follows the norm. Call it before anything wraps a forward in a way that hides it (`accelerator.prepare` in mixed
-    precision does); hooks of accelerate and diffusers are no hindrance. Fusing a fused model changes nothing.
-    `torch.compile`, `torch.export` and `torch.jit.trace` take a fused model; unfuse it before `torch.jit.script`.
+    `fuse` knows `nn.Sequential`, all of diffusers and MONAI, and blocks that compute what guided-diffusion's and
+    CompVis's do. Of any other block, `fuse.read` lets it rewrite a forward in which SiLU directly follows the norm, and
+    `fuse.rule` gives it a forward that is written by hand. Fusing a fused model changes nothing.
 
-    Results lie in memory as the original's do, so that seeded noise that is drawn like them is the same. On a GPU that
-    does not hold of channels_last, which PyTorch's own group norm turns into contiguous there, and the operator keeps.
+    Call it before anything wraps a forward in a way that hides it (`accelerator.prepare` in mixed precision does);
+    hooks of accelerate and diffusers are no hindrance. `torch.compile`, `torch.export` and `torch.jit.trace` take a
+    fused model; unfuse it before `torch.jit.script`.
+
+    Results lie in memory as the original's do, so seeded noise that is drawn like them is the same. On a GPU this holds
+    for contiguous tensors alone: PyTorch's group norm makes channels_last contiguous there, and the operator keeps it.
 
     Returns a Report: what is fused, and which group norms are left and why. Raises TypeError for what is no module.
     """
@@ -47,9 +49,7 @@ class Fuse:
 
     def __call__(self, model: nn.Module) -> Report:
         _check_is_module(model, "fuse")
-        for cls in {type(module) for module in model.modules()}:
-            register_activation(cls)
-            register_norm(cls)
+        _register_classes(model)
         fused: list[FusedPlace] = []
         left: list[LeftPlace] = []
         settled: set[str] = set()  # the paths of norms that are in the report: what is within them is no place
@@ -84,6 +84,13 @@ class _Done:
 
     fused: dict[str, str]
     left: dict[str, str]
+
+
+def _register_classes(model: nn.Module) -> None:
+    """Register the classes of the model that compute SiLU, or a norm that can take it in; the walk then only asks."""
+    for cls in {type(module) for module in model.modules()}:
+        register_activation(cls)
+        register_norm(cls)
 
 
 def _fuse_module(module: nn.Module, settled: set[str]) -> _Done:
