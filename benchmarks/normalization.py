@@ -1,4 +1,4 @@
-"""Validation error against batch size, for four normalizations: `python -m benchmarks.normalization`.
+"""Plot the validation error against batch size, for four normalizations: `python -m benchmarks.normalization`.
 
 A small ResNet of our blocks learns the 1,797 handwritten digits of scikit-learn (8x8 pixels, half for training, half
 for validation), with batch, group, instance and layer normalization, with and without weight standardization, three
@@ -123,7 +123,7 @@ def train(norm: NormKind, standardize: bool, batch_size: int, seed: int, data: t
 
 
 def mean_errors(rows: list[dict[str, Any]], norm: str, standardize: bool) -> dict[int, float]:
-    """Validation error by batch size, the mean over seeds, for the sizes that were run."""
+    """Average the validation error by batch size, over seeds, for the sizes that were run."""
     chosen = [row for row in rows if row["norm"] == norm and row["weight_standardization"] == standardize]
     sizes = sorted({row["batch_size"] for row in chosen}, reverse=True)
     return {

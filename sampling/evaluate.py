@@ -1,4 +1,4 @@
-"""Judge samples against real images: python sampling/evaluate.py --samples DIR [--config NAME] [--out FILE]
+"""Judges samples against real images: python sampling/evaluate.py --samples DIR [--config NAME] [--out FILE]
 
 Three figures, without a network that has to be downloaded, for small images such as the embedded digits:
 label_agreement, frechet_distance and novelty. They are printed, and written as JSON.
@@ -23,11 +23,11 @@ from training.files import write_json
 
 
 class EvaluationError(Exception):
-    """The samples cannot be judged; the message says why."""
+    """Says that the samples cannot be judged, and why."""
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Squared Fréchet (2-Wasserstein) distance of the Gaussians fitted to two sets of vectors (N, D).
+    """Compute the squared Fréchet (2-Wasserstein) distance of the Gaussians fitted to two sets of vectors (N, D).
 
     |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½), Dowson & Landau 1982; on Inception features it is the FID (Heusel et al.
     2017, arXiv 1706.08500). Here the vectors are the pixels themselves, in [0, 1].
@@ -40,7 +40,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def label_agreement(samples: np.ndarray, labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray) -> float:
-    """Share of the samples in which a support vector machine, trained on the real images, sees the class asked for."""
+    """Compute the share of samples in which a support vector machine, fitted to real images, sees the right class."""
     machine = SVC(
         gamma=0.001 * 16**2
     )  # 0.001 suits digits in 0 .. 16 (scikit-learn's example); here they are in 0 .. 1
@@ -48,7 +48,7 @@ def label_agreement(samples: np.ndarray, labels: np.ndarray, real: np.ndarray, r
 
 
 def novelty(samples: np.ndarray, training: np.ndarray, held_out: np.ndarray) -> float:
-    """Median distance of a sample to its nearest training image, over the same median of real held-out images.
+    """Compute the median distance of samples to their nearest training image, over that of real held-out images.
 
     1: as far from the training images as unseen real ones are; near 0: the samples are copies.
     """
@@ -56,7 +56,7 @@ def novelty(samples: np.ndarray, training: np.ndarray, held_out: np.ndarray) -> 
 
 
 def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, D) in [0, 1] and class labels (N,), -1 without classes, as sampling/sample.py wrote them."""
+    """Read pixels (N, D) in [0, 1] and class labels (N,), -1 without classes, as sampling/sample.py wrote them."""
     listing = folder / "samples.csv"
     if not listing.is_file():
         raise EvaluationError(f"{folder} holds no samples.csv: make samples with sampling/sample.py --out {folder}")
@@ -72,7 +72,7 @@ def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_real(config: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Real pixels (N, D) in [0, 1], their labels, and the numbers of the training and of the held-out ones."""
+    """Read real pixels (N, D) in [0, 1], their labels, and the numbers of the training and of the held-out ones."""
     run = load_config(find_config(config))
     if run.data.name == "latents":
         raise EvaluationError(
@@ -91,7 +91,7 @@ def read_real(config: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 def evaluate(samples: Path, config: str) -> dict[str, float | int]:
-    """The three figures, with the number of samples."""
+    """Compute the three figures, with the number of samples."""
     pixels, labels = read_samples(samples)
     real, real_labels, training, held_out = read_real(config)
     if pixels.shape[1] != real.shape[1]:

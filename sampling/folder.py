@@ -1,4 +1,4 @@
-"""The folder that samples go to: whose it is, what is in it, what sums it up."""
+"""Keeps the folder that samples go to: whose it is, what is in it, what sums it up."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GRID = 256  # images in grid.png at most
 
 
 class SamplingError(Exception):
-    """What was asked for cannot be sampled; the message says why and what would do."""
+    """Says that what was asked for cannot be sampled, why, and what would do."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that decides what an image looks like beside its seed and its subject."""
+    """Holds everything that decides what an image looks like, beside its seed and its subject."""
 
     network: str  # sha256 of the weights
     scheduler: str
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Subject:
-    """What an image is to show: a class, a text, both, or nothing in particular."""
+    """Says what an image is to show: a class, a text, both, or nothing in particular."""
 
     label: int | None = None
     prompt: str | None = None
@@ -69,7 +69,7 @@ def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
 
 
 def read_request(file: Path) -> dict[str, Any]:
-    """What the images beside the file were made of. Raises SamplingError where it is missing or damaged."""
+    """Read what the images beside the file were made of. Raises SamplingError where it is missing or damaged."""
     if not file.exists():
         raise SamplingError(f"{file.parent} holds numbered images that were not made here: give another --out")
     try:
@@ -86,12 +86,12 @@ def read_request(file: Path) -> dict[str, Any]:
 
 
 def file_of(out: Path, seed: int) -> Path:
-    """Where the image of a seed goes."""
+    """Name the file that the image of a seed goes to."""
     return out / f"{seed:06d}.png"
 
 
 def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> None:
-    """grid.png, samples.csv and, where asked for, samples.npz, of the images of `subjects`."""
+    """Write grid.png, samples.csv and, where asked for, samples.npz, of the images of `subjects`."""
     rows = [
         {"file": file_of(out, seed).name, "seed": seed, "class_label": subject.label}
         | ({} if subject.prompt is None else {"prompt": subject.prompt})

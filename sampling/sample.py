@@ -29,7 +29,7 @@ from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sampl
 
 
 def parse_numbers(text: str) -> list[int]:
-    """'0-3,7' -> [0, 1, 2, 3, 7]. Raises argparse.ArgumentTypeError for anything else."""
+    """Parse '0-3,7' -> [0, 1, 2, 3, 7]. Raises argparse.ArgumentTypeError for anything else."""
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -44,7 +44,7 @@ def parse_numbers(text: str) -> list[int]:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Options of this script."""
+    """Parse the options of this script."""
     parser = argparse.ArgumentParser(
         prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -88,7 +88,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def choose_subjects(
     seeds: Sequence[int], labels: list[int] | None, prompts: list[str] | None, num_classes: int | None
 ) -> dict[int, Subject]:
-    """The subject of each seed: classes asked for (default: all) and prompts, both cycling. Raises SamplingError."""
+    """Return the subject of each seed: classes (default: all) and prompts, both cycling. Raises SamplingError."""
     if num_classes is None and labels is not None:
         raise SamplingError("--class-labels was given, but this network was trained without classes: leave it out")
     if num_classes is not None:
@@ -141,7 +141,7 @@ def make_images(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """From the parsed arguments to the folder of images."""
+    """Go from the parsed arguments to the folder of images."""
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     checkpoint = ask_main(accelerator, lambda: find_checkpoint(arguments.checkpoint))  # verified once, for all
     trained = load_trained(checkpoint, arguments.weights)

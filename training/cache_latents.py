@@ -42,7 +42,7 @@ LATER = {
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Options of this script; what is left over is `data.key=value`."""
+    """Parse the options of this script; what is left over is `data.key=value`."""
     parser = argparse.ArgumentParser(
         prog="cache_latents.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +67,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Source:
-    """What is encoded, and with what."""
+    """Holds what is encoded, and what it is encoded with."""
 
     data: DataConfig
     images: Images
@@ -78,7 +78,7 @@ class Source:
 
 
 def open_source(arguments: argparse.Namespace) -> Source:
-    """Everything read and checked. Raises ConfigError."""
+    """Read and check everything. Raises ConfigError."""
     data = load_data_config(arguments.keys)
     check_data(data)
     try:
@@ -96,7 +96,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """From the parsed arguments to the finished cache."""
+    """Go from the parsed arguments to the finished cache."""
     source = open_source(arguments)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     for network in (source.autoencoder, source.text_encoder):
@@ -127,7 +127,7 @@ def check_data(data: DataConfig) -> None:
 
 
 def describe(source: Source, *, flipped: bool, shard_size: int) -> Manifest:
-    """The manifest of a new cache; everything in it decides what the shards hold."""
+    """Make the manifest of a new cache; everything in it decides what the shards hold."""
     autoencoder, text_encoder, captions = source.autoencoder, source.text_encoder, source.captions
     return Manifest(
         images=len(source.indices),
@@ -151,7 +151,7 @@ def describe(source: Source, *, flipped: bool, shard_size: int) -> Manifest:
 
 
 def begin(folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest to go on from: of what is in the folder already, where that is as it should be, or `manifest`.
+    """Return the manifest to go on from: that of what is in the folder, if it is as it should be, or `manifest`.
 
     Raises ConfigError where the folder holds another cache, or anything else.
     """
@@ -176,7 +176,7 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def whole(file: Path, known: str) -> bool:
-    """Whether a finished file is still what was written; says so where it is not."""
+    """Return True where a finished file is still what was written; say so where it is not."""
     if file.is_file() and sha256(file) == known:
         return True
     logger.warning("%s is missing or damaged: it is made anew", file)

@@ -136,7 +136,7 @@ class Checkpoint:
 
     @property
     def config_file(self) -> Path:
-        """The run's whole configuration, for `training.config_files.load_config`."""
+        """Holds the run's whole configuration, for `training.config_files.load_config`."""
         return self.path / CONFIG
 
     def unet_config(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from unetgn.pipelines.sampling import make_sampling_scheduler
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The steps: how many, how large, and what is said of them."""
+    """Configures the steps: how many, how large, and what is said of them."""
 
     steps: int = 1000
     """Optimizer steps of the whole run."""
@@ -76,7 +76,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """The average of the weights that samples are made with."""
+    """Configures the average of the weights that samples are made with."""
 
     decay: float = 0.9999
     """Decay per step; step n uses min(decay, (1 + n) / (10 + n)), so that the first weights are soon forgotten."""
@@ -88,7 +88,7 @@ class EMAConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run, wholly: the same configuration gives the same weights."""
+    """Configures a run, wholly: the same configuration gives the same weights."""
 
     seed: int = 0
     """Decides the initial weights, the order of the images and all noise; 0 or more."""

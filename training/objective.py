@@ -1,4 +1,4 @@
-"""The training objective: what the network is asked to predict from a noisy image, and how much each level counts."""
+"""Defines the training objective: what the network predicts from a noisy image, and how much each level counts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ BETA_SCHEDULES = {
 
 
 def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
-    """diffusers' DDPM scheduler for the objective: adds noise in training, removes it in sampling."""
+    """Make diffusers' DDPM scheduler for the objective: it adds noise in training, removes it in sampling."""
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         # Said even where they are the defaults: from_config of another scheduler puts its own where nothing was said.
@@ -93,7 +93,7 @@ def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
 
 
 class Objective:
-    """Loss of a network on a batch of `training.data.samples.IndexedSamples`.
+    """Computes the loss of a network on a batch of `training.data.samples.IndexedSamples`.
 
     With x the clean image, e the noise and a = alphas_cumprod[t]: the network sees z = sqrt(a)·x + sqrt(1-a)·e and is
     asked for e (epsilon), x (sample) or sqrt(a)·e - sqrt(1-a)·x (v_prediction). The loss of a sample is the mean of the
@@ -108,22 +108,22 @@ class Objective:
         self.weights = level_weights(alphas / (1 - alphas), config).float()  # (num_train_timesteps,)
 
     def timesteps(self, time: Tensor) -> Tensor:
-        """Level of each sample, int64, from numbers uniform in [0, 1)."""
+        """Return the level of each sample, int64, from numbers uniform in [0, 1)."""
         return (time * self.config.num_train_timesteps).long()
 
     def labels(self, label: Tensor, drop: Tensor) -> Tensor | None:
-        """Class of each sample, the null class (the table's last row) where it is dropped; None without classes."""
+        """Return the class of each sample, the null class (the last row) where it is dropped; None without classes."""
         if self.num_classes is None:
             return None
         return torch.where(drop < self.config.label_dropout, self.num_classes, label)
 
     def texts(self, text: Tensor, drop: Tensor) -> Tensor:
-        """Text of each sample (N, tokens, width), the empty one where it is dropped."""
+        """Return the text of each sample (N, tokens, width), the empty one where it is dropped."""
         assert self.empty_text is not None  # whatever has texts has this one too
         return torch.where((drop < self.config.label_dropout)[:, None, None], self.empty_text, text)
 
     def target(self, image: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the network is asked for, in the shape of the image."""
+        """Return what the network is asked for, in the shape of the image."""
         if self.config.prediction_type == "epsilon":
             return noise
         if self.config.prediction_type == "sample":
@@ -131,7 +131,7 @@ class Objective:
         return self.scheduler.get_velocity(image, noise, timesteps)
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch of samples as `losses` takes it: image and noise, `timesteps`, `labels` of classes, `text`.
+        """Turn a batch of samples into what `losses` takes: image and noise, `timesteps`, `labels` of classes, `text`.
 
         For the CPU: the uniform numbers are float64, which not every device has.
         """
@@ -144,7 +144,7 @@ class Objective:
         return prepared
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Loss of each sample of a prepared batch, (N,) float32."""
+        """Compute the loss of each sample of a prepared batch, (N,) float32."""
         image, noise, timesteps = batch["image"], batch["noise"], batch["timesteps"]
         noisy = self.scheduler.add_noise(image, noise, timesteps)
         prediction = model(noisy, timesteps, batch.get("text"), class_labels=batch.get("labels")).sample
@@ -154,7 +154,7 @@ class Objective:
 
 
 def level_weights(snr: Tensor, config: ObjectiveConfig) -> Tensor:
-    """Weight of each noise level, from its signal-to-noise ratio a / (1 - a).
+    """Weigh each noise level, from its signal-to-noise ratio a / (1 - a).
 
     min_snr weighs the error of the clean image by min(SNR, gamma); in the units of the prediction that is
     min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v_prediction and / 1 for sample (Hang et al. 2023, section 3.4).

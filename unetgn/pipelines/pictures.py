@@ -13,12 +13,12 @@ READABLE = 64  # pixels: an image in a grid is enlarged by a whole factor to abo
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """(N, C, H, W) in [-1, 1] -> (N, H, W, C) uint8, rounded to the nearest of 256 shades."""
+    """Convert (N, C, H, W) in [-1, 1] -> (N, H, W, C) uint8, rounded to the nearest of 256 shades."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """(H, W, C) uint8 with C = 1 or 3 -> a grey or RGB picture. Raises ValueError for other C."""
+    """Make of (H, W, C) uint8 with C = 1 or 3 a grey or RGB picture. Raises ValueError for other C."""
     if pixels.shape[-1] not in (1, 3):
         raise ValueError(f"an image of {pixels.shape[-1]} channels is no picture; 1 (grey) and 3 (RGB) are")
     array = pixels.cpu().numpy()
@@ -26,7 +26,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 
 def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """(N, C, H, W) in [-1, 1] -> one picture, `columns` a row (default: about square), small images enlarged."""
+    """Lay (N, C, H, W) in [-1, 1] out as one picture, `columns` a row (default: about square); enlarge small images."""
     count = len(images)
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
