@@ -79,14 +79,14 @@ def test_a_value_that_is_not_finite_stays_in_its_sample_and_group(channels_last:
 def test_a_constant_group_gives_the_bias(channels_last: bool, path: str, dtype: torch.dtype) -> None:
     """Samples of one constant each; sums of the last three are not exact."""
     constants = [0.0, -3.0, 1000.0, 0.1, 1000 / 3, min(1e6 / 3, torch.finfo(dtype).max)]
-    case = Case((6, 2, 5, 16), 1, dtype, channels_last, ("bias",), activation=False)
+    case = Case((6, 3, 5, 16), 1, dtype, channels_last, ("bias",), activation=False)
     tensors = case.tensors()
     x, bias = tensors["x"], tensors["bias"]
     assert x is not None
     assert bias is not None
     x.copy_(torch.tensor(constants).view(6, 1, 1, 1).expand(x.shape))
     y, _, rstd = run_forward(paths(case)[path][0], case, tensors)
-    torch.testing.assert_close(y, bias.view(1, 2, 1, 1).expand_as(y), rtol=0, atol=1e-6)
+    torch.testing.assert_close(y, bias.view(1, 3, 1, 1).expand_as(y), rtol=0, atol=1e-6)
     torch.testing.assert_close(rstd, torch.full_like(rstd, case.eps**-0.5))
 
 
