@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from tests.training.forked import LAUNCHER, succeed
-from tests.training.launched import TINY, launcher_line
+from tests.training.launched import SIX_STEPS, TINY, launcher_line
 
 CAPTIONS = ["a cat", "a dog", "two cats and a dog", ""]
 
@@ -66,6 +66,17 @@ def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         succeed(*launcher_line("--config", str(tiny), "--output", str(folder / "run")), script=LAUNCHER)
 
     return made_once(tmp_path_factory, "two", launch) / "run"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what a run of six steps left; to be copied before it is changed."""
+
+    def train(folder: Path) -> None:
+        (folder / "tiny.yaml").write_text(SIX_STEPS)
+        succeed("--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"))
+
+    return made_once(tmp_path_factory, "finished", train) / "run"
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Starts scripts in processes that are forked from one in which everything is imported already.
 
 Such a process is a real one: it has an id, can be killed, and shares nothing with others but files and sockets. It is
-there in a tenth of a second, where `python training/train.py` spends six on imports. Two properties of a fresh process it
-lacks: the imports themselves, and a hash seed of its own. Tests of those start the launcher here, which starts others.
+there in a tenth of a second, where `python training/train.py` spends six on imports. It lacks two properties of a fresh
+process, the imports themselves and a hash seed of its own: tests of those start the launcher here, which starts others.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def succeed(*arguments: str, **more: Any) -> Finished:
 
 
 def launcher_environment(configuration: Path, processes: int) -> dict[str, str]:
-    """Return the variables that Accelerate's launcher and torchrun set for every rank, by their own code where it is."""
+    """Return the variables that Accelerate's launcher, by its own code, and torchrun set for every rank."""
     options = ["--config_file", str(configuration), "--num_processes", str(processes), str(TRAIN)]
     checked, _, _ = _validate_launch_command(launch_command_parser().parse_args(options))
     size = str(processes)

@@ -1,4 +1,4 @@
-"""Holds what runs of several processes are started with, and the lines that start them with Accelerate's launcher."""
+"""Holds the configurations of small runs, and the lines that start them with Accelerate's launcher."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ train: {steps: 25, batch_size: 4, learning_rate: 1e-3, learning_rate_schedule: c
         checkpoint_every: 10, sample_every: 20, validate_every: 25, trackers: []}
 ema: {decay: 0.9}
 preview: {count: 4, steps: 3}
+"""
+
+SIX_STEPS = """
+model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
+        num_classes: 10, dropout: 0.1, norm: {num_groups: 4}}
+objective: {label_dropout: 0.2}
+train: {steps: 6, batch_size: 8, learning_rate: 1e-3, learning_rate_schedule: cosine, warmup_steps: 2, log_every: 1,
+        checkpoint_every: 2, sample_every: 3, trackers: []}
+ema: {decay: 0.9}
+preview: {count: 4, steps: 3}
+checkpoint: {keep: 9}
 """
 
 

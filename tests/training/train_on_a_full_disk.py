@@ -1,7 +1,7 @@
 """Trains to step 5, meets a full disk, and trains on when there is room: the arguments are a case, a folder, and keys.
 
-The case "a small disk" mounts one for this process alone, which is gone with it; what was on it is copied into the folder.
-"a quota" limits the size of a file. Each training is a process of its own.
+The case "a small disk" mounts one for this process alone, which is gone with it; what was on it is copied into the
+folder. "a quota" limits the size of a file. Each training is a process of its own.
 """
 
 import ctypes
