@@ -1,6 +1,9 @@
-"""What every test of training needs, and small networks in the place of Stable Diffusion's."""
+"""Holds what every test of training needs, and small networks in the place of Stable Diffusion's."""
 
+import fcntl
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from tests.training.launched import TINY, launch
+from tests.training.forked import LAUNCHER, succeed
+from tests.training.launched import SIX_STEPS, TINY, launcher_line
 
 CAPTIONS = ["a cat", "a dog", "two cats and a dog", ""]
 
@@ -20,25 +24,64 @@ def fresh_accelerate_state() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True)
+def no_loss_curves(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave loss curves empty in runs of this process, which else take a third of their time for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "loss_curves" not in request.fixturenames:
+            patch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **_: Path(path).touch())
+        yield
+
+
+@pytest.fixture
+def loss_curves() -> None:
+    """Have loss curves drawn in this test."""
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that `make` fills the first time; pytest's workers share it."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration for runs that a launcher starts."""
+    """Return a configuration for runs of several processes."""
     file = tmp_path_factory.mktemp("processes") / "tiny.yaml"
     file.write_text(TINY)
     return file
 
 
 @pytest.fixture(scope="session")
-def two(tiny: Path) -> Path:
-    """What a run of two processes left."""
-    output = tiny.parent / "two"
-    launch("--config", str(tiny), "--output", str(output))
-    return output
+def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what a run of two processes left, which Accelerate's launcher started, each with imports of its own."""
+
+    def launch(folder: Path) -> None:
+        succeed(*launcher_line("--config", str(tiny), "--output", str(folder / "run")), script=LAUNCHER)
+
+    return made_once(tmp_path_factory, "two", launch) / "run"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what a run of six steps left; to be copied before it is changed."""
+
+    def train(folder: Path) -> None:
+        (folder / "tiny.yaml").write_text(SIX_STEPS)
+        succeed("--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"))
+
+    return made_once(tmp_path_factory, "finished", train) / "run"
 
 
 @pytest.fixture(scope="session")
 def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder as Stable Diffusion's, with tiny networks of random weights: latents 4×8×8 of 16 pixels."""
+    """Write a diffusers folder as Stable Diffusion's: tiny networks of random weights, latents 4×8×8 of 16 pixels."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -79,7 +122,7 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten images of 16 pixels in two classes, random (seed 0), each with a caption in a file beside it."""
+    """Write ten images of 16 pixels in two classes, random (seed 0), each with a caption in a file beside it."""
     folder = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(0)
     for number in range(10):

@@ -7,22 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.launched import (
-    FSDP2,
-    ON_CPUS,
-    PAIR,
-    assert_close,
-    assert_equal_bits,
-    launch,
-    logged,
-    weights,
-)
+from tests.training.forked import succeed
+from tests.training.launched import FSDP2, ON_CPUS, TWO
+from tests.training.runs import assert_close, assert_equal_bits, logged, rows, weights
+
+SHARDED = {"script": ON_CPUS, "launcher": FSDP2, "processes": 2}
 
 
 @pytest.fixture(scope="module")
 def sharded(tiny: Path) -> Path:
     output = tiny.parent / "sharded"
-    launch("--config", str(tiny), "--output", str(output), script=ON_CPUS, launcher=FSDP2, options=PAIR)
+    succeed("--config", str(tiny), "--output", str(output), **SHARDED)
     return output
 
 
@@ -30,7 +25,7 @@ def test_fsdp2_trains_what_ddp_trains(two: Path, sharded: Path) -> None:
     """Accelerate's and PyTorch's own FSDP2, over gloo: whole tensors in the checkpoint, the same up to rounding."""
     assert_close(two, sharded, 25)
     assert weights(two, 25, "optimizer").keys() == weights(sharded, 25, "optimizer").keys()
-    held_out = [float((run / "validation.csv").read_text().split(",")[-1]) for run in (two, sharded)]
+    held_out = [float(rows(run, "validation.csv")[-1]["loss"]) for run in (two, sharded)]
     assert held_out[0] == pytest.approx(held_out[1], rel=1e-5)
     assert (sharded / "samples" / "step-000020.png").is_file()
     assert json.loads((sharded / "checkpoints/step-000025/config.json").read_text())["_class_name"] == "UNet"
@@ -45,7 +40,7 @@ def test_fsdp2_goes_on_exactly_and_from_what_ddp_left(tiny: Path, two: Path, sha
     for number, before in enumerate((sharded, two)):
         middle, output = before / "checkpoints" / "step-000020", tmp_path / str(number)
         line = ["--config", str(tiny), "--output", str(output), "--resume", str(middle)]
-        launch(*line, script=ON_CPUS, launcher=FSDP2, options=PAIR)
+        succeed(*line, **SHARDED)
     assert_equal_bits(sharded, tmp_path / "0", 25)
     assert_close(two, tmp_path / "1", 25)
 
@@ -55,9 +50,9 @@ def test_fsdp2_in_bfloat16_with_accumulation_and_channels_last_trains_what_ddp_t
     tiny: Path, tmp_path: Path
 ) -> None:
     line = ["--config", str(tiny), "train.mixed_precision=bf16", "train.gradient_accumulation=2", "train.steps=6",
-            "train.channels_last=true", "preview.every=0", "train.learning_rate=1e-4"]  # fmt: skip
-    launch(*line, "--output", str(tmp_path / "sharded"), script=ON_CPUS, launcher=FSDP2, options=PAIR)
-    launch(*line, "--output", str(tmp_path / "two"))
+            "train.channels_last=true", "train.sample_every=0", "train.learning_rate=1e-4"]  # fmt: skip
+    succeed(*line, "--output", str(tmp_path / "sharded"), **SHARDED)
+    succeed(*line, "--output", str(tmp_path / "two"), launcher=TWO, processes=2)
     losses = [[row.split(",")[2] for row in logged(tmp_path / run)[1:]] for run in ("sharded", "two")]
     assert [float(x) for x in losses[0]] == pytest.approx([float(x) for x in losses[1]], rel=1e-4)
     assert_close(tmp_path / "sharded", tmp_path / "two", 6)

@@ -1,10 +1,9 @@
 """The trainer as its users start it: runs, resumes, refuses, and trains on a folder of images."""
 
-import csv
 import errno
-import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,9 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch.utils.data import default_collate
 
+from tests.training.forked import finish, start
+from tests.training.launched import SIX_STEPS, TRAIN
+from tests.training.runs import assert_equal_bits, assert_same_tensors, everything, losses, rows, status, wait_until
 from training import checkpoint, train
 from training.config_files import load_config
 from training.data.config import split
@@ -28,21 +30,11 @@ from training.objective import ObjectiveConfig
 from training.train import main
 from unetgn import UNet
 
-TINY = """
-model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
-        num_classes: 10, dropout: 0.1, norm: {num_groups: 4}}
-objective: {label_dropout: 0.2}
-train: {steps: 6, batch_size: 8, learning_rate: 1e-3, learning_rate_schedule: cosine, warmup_steps: 2, log_every: 1}
-ema: {decay: 0.9}
-preview: {every: 3, count: 4, steps: 3}
-checkpoint: {every: 2, keep: 9}
-"""
-
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
-    file.write_text(TINY)
+    file.write_text(SIX_STEPS)
     return file
 
 
@@ -50,32 +42,9 @@ def run(config: Path, output: Path, *arguments: str) -> int:
     return main(["--config", str(config), "--output", str(output), *arguments])
 
 
-def weights(run_folder: Path, step: int) -> dict[str, torch.Tensor]:
-    folder = run_folder / "checkpoints" / f"step-{step:06d}"
-    return {
-        f"{name}.{key}": tensor
-        for name in ("model", "ema", "optimizer")
-        for key, tensor in load_file(folder / f"{name}.safetensors").items()
-    }
-
-
-def assert_equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
-
-
-def losses(run_folder: Path) -> list[tuple[str, str, str]]:
-    with (run_folder / "metrics.csv").open(newline="") as lines:
-        return [(row["step"], row["loss"], row["learning_rate"]) for row in csv.DictReader(lines)]
-
-
-def status(run_folder: Path) -> dict:
-    return json.loads((run_folder / "status.json").read_text())
-
-
-def test_a_run_leaves_everything_that_it_promises(config: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_everything_that_it_promises(config: Path, tmp_path: Path, loss_curves: None) -> None:
     output = tmp_path / "run"
-    assert run(config, output) == 0
+    assert run(config, output, "train.trackers=[tensorboard]") == 0
     assert status(output)["state"] == "completed"
     assert [row[0] for row in losses(output)] == ["1", "2", "3", "4", "5", "6"]
     promised = """config.yaml loss.png samples/step-000003.png samples/step-000006.png denoise/step-000006.png
@@ -87,23 +56,23 @@ def test_a_run_leaves_everything_that_it_promises(config: Path, tmp_path: Path) 
     assert not list(output.rglob("*.bin")) + list(output.rglob("*.pt")) + list(output.rglob("*.pkl"))
 
 
-def test_the_final_pipeline_loads_in_diffusers_with_the_averaged_weights(config: Path, tmp_path: Path) -> None:
+def test_the_final_pipeline_loads_in_diffusers_with_the_averaged_weights(finished: Path) -> None:
     from diffusers import DiffusionPipeline
 
-    output = tmp_path / "run"
-    assert run(config, output) == 0
-    pipeline = DiffusionPipeline.from_pretrained(output / "pipeline")
-    averaged = load_file(output / "checkpoints" / "step-000006" / "ema.safetensors")
-    assert_equal_bits(pipeline.unet.state_dict(), averaged)
+    pipeline = DiffusionPipeline.from_pretrained(finished / "pipeline")
+    averaged = load_file(finished / "checkpoints" / "step-000006" / "ema.safetensors")
+    assert_same_tensors(pipeline.unet.state_dict(), averaged)
     images = pipeline(batch_size=2, num_inference_steps=2, output_type="np").images
     assert images.shape == (2, 8, 8, 1)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config: Path, tmp_path: Path) -> None:
-    for name, keys in (("a", []), ("b", []), ("c", ["seed=1"])):
-        assert run(config, tmp_path / name, "preview.every=0", *keys) == 0
-    assert_equal_bits(weights(tmp_path / "a", 6), weights(tmp_path / "b", 6))
-    one, other = weights(tmp_path / "a", 6), weights(tmp_path / "c", 6)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
+    config: Path, finished: Path, tmp_path: Path
+) -> None:
+    for name, keys in (("b", []), ("c", ["seed=1"])):
+        assert run(config, tmp_path / name, "train.sample_every=0", *keys) == 0
+    assert_equal_bits(finished, tmp_path / "b", 6)
+    one, other = everything(finished, 6), everything(tmp_path / "c", 6)
     assert not torch.equal(one["model.conv_in.weight"], other["model.conv_in.weight"])
 
 
@@ -135,7 +104,7 @@ def test_a_run_stopped_by_a_signal_and_resumed_is_the_unbroken_run(
     assert not multiprocessing.active_children()  # of the loader
     monkeypatch.undo()
     assert run(config, broken, "--resume", "auto", *keys) == 0
-    assert_equal_bits(weights(tmp_path / "whole", 6), weights(broken, 6))
+    assert_equal_bits(tmp_path / "whole", broken, 6)
     assert losses(broken) == losses(tmp_path / "whole")
 
 
@@ -158,7 +127,9 @@ def test_a_signal_while_the_loader_is_slow_saves_at_once(
     assert (tmp_path / "a" / "checkpoints" / "step-000003").is_dir()
 
 
-def test_a_signal_while_sampling_saves_at_once(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_sampling_saves_at_once(
+    config: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real_forward = UNet.forward
 
     def signalled(unet: UNet, *arguments: object, **more: object) -> object:
@@ -170,9 +141,8 @@ def test_a_signal_while_sampling_saves_at_once(config: Path, tmp_path: Path, mon
     assert run(config, tmp_path / "a", "preview.steps=1000") == 1
     assert status(tmp_path / "a") | {"state": "preempted", "step": 3} == status(tmp_path / "a")
     monkeypatch.undo()
-    assert run(config, tmp_path / "whole") == 0
     assert run(config, tmp_path / "a", "--resume", "auto") == 0
-    assert_equal_bits(weights(tmp_path / "whole", 6), weights(tmp_path / "a", 6))
+    assert_equal_bits(finished, tmp_path / "a", 6)
 
 
 def test_what_a_signal_cut_short_is_made_up_for(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,16 +165,14 @@ def test_what_a_signal_cut_short_is_made_up_for(config: Path, tmp_path: Path, mo
     assert status(tmp_path / "a")["state"] == "completed"
 
 
-def test_going_on_from_an_older_checkpoint_leaves_one_history(config: Path, tmp_path: Path) -> None:
-    output = tmp_path / "a"
-    assert run(config, output) == 0
-    whole = weights(output, 6)
+def test_going_on_from_an_older_checkpoint_leaves_one_history(config: Path, finished: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(finished, tmp_path / "a")
     older = output / "checkpoints" / "step-000002"
     assert run(config, output, "--resume", str(older), "checkpoint.every=4") == 0
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == [
         "step-000002", "step-000004", "step-000006"]  # fmt: skip
     assert [row[0] for row in losses(output)] == ["1", "2", "3", "4", "5", "6"]
-    assert_equal_bits(whole, weights(output, 6))
+    assert_equal_bits(finished, output, 6)
 
 
 def test_other_images_and_too_few_steps_are_refused(
@@ -222,32 +190,27 @@ def test_other_images_and_too_few_steps_are_refused(
 def test_a_signal_to_the_whole_process_group_saves(config: Path, tmp_path: Path) -> None:
     """As schedulers of clusters send it: to the trainer and to the workers of its loader."""
     output = tmp_path / "a"
-    command = [sys.executable, train.__file__, "--config", str(config), "--output", str(output), "train.steps=100000",
-               "preview.every=0", "data.num_workers=2", "checkpoint.every=5"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(output.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
+    keys = ["train.steps=100000", "train.sample_every=0", "data.num_workers=2", "train.checkpoint_every=5"]
+    with start("--config", str(config), "--output", str(output), *keys, new_session=True) as process:
+        wait_until(lambda: bool(list(output.glob("checkpoints/step-*"))))
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60).code == 1
     assert status(output)["state"] == "preempted"
 
 
-def test_resuming_from_a_path_branches_off_into_a_new_folder(config: Path, tmp_path: Path) -> None:
-    assert run(config, tmp_path / "a") == 0
-    assert run(config, tmp_path / "b", "--resume", str(tmp_path / "a" / "checkpoints" / "step-000002")) == 0
-    assert_equal_bits(weights(tmp_path / "a", 6), weights(tmp_path / "b", 6))
+def test_resuming_from_a_path_branches_off_into_a_new_folder(config: Path, finished: Path, tmp_path: Path) -> None:
+    assert run(config, tmp_path / "b", "--resume", str(finished / "checkpoints" / "step-000002")) == 0
+    assert_equal_bits(finished, tmp_path / "b", 6)
 
 
 def test_a_second_run_into_the_same_folder_is_refused_and_a_finished_one_stays(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(config, tmp_path / "a") == 0
-    before = weights(tmp_path / "a", 6)
+    shutil.copytree(finished, tmp_path / "a")
     assert run(config, tmp_path / "a") == 2
     assert "already holds a run: go on with --resume auto, or give another --output" in capsys.readouterr().err
     assert run(config, tmp_path / "a", "--resume", "auto") == 0
-    assert_equal_bits(before, weights(tmp_path / "a", 6))
+    assert_equal_bits(finished, tmp_path / "a", 6)
 
 
 def test_auto_begins_where_nothing_was_and_refuses_where_all_is_damaged(
@@ -267,9 +230,9 @@ def test_a_path_that_is_not_there_is_an_error(config: Path, tmp_path: Path, caps
 
 
 def test_resuming_with_a_key_that_decides_the_weights_changed_is_refused(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    config: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert run(config, tmp_path / "a") == 0
+    shutil.copytree(finished, tmp_path / "a")
     assert run(config, tmp_path / "a", "--resume", "auto", "train.learning_rate=5e-4", "preview.count=2") == 2
     message = capsys.readouterr().err
     assert "train.learning_rate was 0.001 and is 0.0005" in message
@@ -298,14 +261,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
     assert sorted(path.name for path in (tmp_path / "a" / "checkpoints").glob("*")) == [
         f"step-{step:06d}" for step in range(2, last + 1, 2)
     ]
-    assert all(tensor.isfinite().all() for tensor in (weights(tmp_path / "a", last) if last else {}).values())
+    assert all(tensor.isfinite().all() for tensor in (everything(tmp_path / "a", last) if last else {}).values())
 
 
 def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_images(config: Path, tmp_path: Path) -> None:
     assert run(config, tmp_path / "a", "data.held_out=0.02", "train.validate_every=3") == 0
-    with (tmp_path / "a" / "validation.csv").open(newline="") as lines:
-        rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]
-    assert [step for step, _ in rows] == [3, 6]
+    validated = [(int(row["step"]), float(row["loss"])) for row in rows(tmp_path / "a", "validation.csv")]
+    assert [step for step, _ in validated] == [3, 6]
     unet = UNet.from_unet_config(load_config(config).model)
     unet.load_state_dict(load_file(tmp_path / "a" / "checkpoints" / "step-000006" / "ema.safetensors"))
     images = Digits()
@@ -314,7 +276,7 @@ def test_the_held_out_loss_is_that_of_the_averaged_weights_on_the_held_out_image
     objective = train.Objective(ObjectiveConfig(label_dropout=0.2), 10)
     with torch.no_grad():
         losses = objective.losses(unet.eval(), objective.prepare(default_collate([held_out[i] for i in range(36)])))
-    assert rows[1][1] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert validated[1][1] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
 def test_a_full_disk_is_said_and_spares_the_checkpoint_before(
@@ -403,16 +365,12 @@ def test_switches_train(config: Path, tmp_path: Path, extra: list[str]) -> None:
 
 
 def test_the_script_runs_from_any_folder_and_survives_being_killed(config: Path, tmp_path: Path) -> None:
-    script = Path(train.__file__).resolve()
-    command = [sys.executable, str(script), "--config", str(config), "--output", "here", "train.steps=400",
-               "preview.every=0", "checkpoint.every=5", "--resume", "auto"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    first = tmp_path / "here" / "checkpoints" / "step-000005"
-    deadline = time.monotonic() + 120
-    while not first.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert second.returncode == 2
+    keys = ["train.steps=400", "train.sample_every=0", "train.checkpoint_every=5"]
+    line = ["--config", str(config), "--output", "here", "--resume", "auto", *keys]
+    process = subprocess.Popen([sys.executable, str(TRAIN), *line], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    wait_until((tmp_path / "here" / "checkpoints" / "step-000005").exists)
+    second = finish(*line, cwd=tmp_path)
+    assert second.code == 2
     assert "is in use by another run" in second.stderr
     process.kill()
     process.wait()

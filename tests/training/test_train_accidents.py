@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_train import TINY, assert_equal_bits, losses, run, status, weights
+from tests.training.launched import SIX_STEPS
+from tests.training.runs import assert_equal_bits, losses, status
+from tests.training.test_train import run
 from training import train
 from training.run_directory import RunDirectory
 
@@ -16,16 +18,8 @@ from training.run_directory import RunDirectory
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
-    file.write_text(TINY)
+    file.write_text(SIX_STEPS)
     return file
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "tiny.yaml").write_text(TINY)
-    assert run(folder / "tiny.yaml", folder / "run") == 0
-    return folder / "run"
 
 
 @pytest.mark.parametrize("cut", ["5", "5,0.0", "5,0.01,", "5,0.01,0.7,0.1,0.3,\0\0\0", "\0" * 20])
@@ -47,7 +41,7 @@ def test_trackers_that_cannot_start_are_said_and_the_status_tells(
 ) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "tb").write_text("a file where TensorBoard wants a folder")
-    assert run(config, tmp_path / "a") == 1
+    assert run(config, tmp_path / "a", "train.trackers=[tensorboard]") == 1
     assert "Not a directory" in capsys.readouterr().err
     assert status(tmp_path / "a")["state"] == "failed"
 
@@ -99,7 +93,7 @@ def is_held(folder: Path) -> bool:
 def test_a_group_that_is_left_out_on_resuming_is_a_change(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config.write_text(TINY.replace("norm:", "attention: {norm: {eps: 0.1, num_groups: 4}}, norm:"))
+    config.write_text(SIX_STEPS.replace("norm:", "attention: {norm: {eps: 0.1, num_groups: 4}}, norm:"))
     assert run(config, tmp_path / "a", "train.steps=2") == 0
     assert run(config, tmp_path / "a", "--resume", "auto", "model.attention.norm=null") == 2
     assert "model.attention.norm.eps was 0.1 and is left out" in capsys.readouterr().err
@@ -129,7 +123,7 @@ def test_float16_goes_on_exactly_and_stops_when_the_loss_scale_runs_away(
     assert run(config, tmp_path / "whole", "train.mixed_precision=fp16") == 0
     middle = str(tmp_path / "whole" / "checkpoints" / "step-000004")
     assert run(config, tmp_path / "a", "train.mixed_precision=fp16", "--resume", middle) == 0
-    assert_equal_bits(weights(tmp_path / "whole", 6), weights(tmp_path / "a", 6))
+    assert_equal_bits(tmp_path / "whole", tmp_path / "a", 6)
     original = train.Objective.losses
 
     def with_infinite_gradient(*arguments: object) -> torch.Tensor:

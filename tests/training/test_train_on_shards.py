@@ -1,25 +1,21 @@
 """Training from shards as users start it: by number and in sequence, with one process and with two."""
 
-import csv
-import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.training import runs
+from tests.training.forked import succeed
+from tests.training.launched import TWO
 from tests.training.shards import png, write_shards, write_tar
 from training import throughput
 from training.data.pixels import Framing
 from training.train import main
 
 pytest.importorskip("datasets")
-ROOT = Path(__file__).resolve().parents[2]
 TINY = """
 model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], num_classes: 3,
         norm: {num_groups: 4}}
@@ -46,25 +42,12 @@ def run(folder: Path, *keys: str) -> int:
     return main(arguments(folder, *keys))
 
 
-def launch(folder: Path, *keys: str, processes: int) -> subprocess.CompletedProcess[str]:
-    """As a user would, on the CPU."""
-    command = [sys.executable, str(ROOT / "training" / "train.py")]
-    if processes > 1:
-        port = str(29900 + os.getpid() % 90)  # test workers side by side
-        launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        command[1:1] = [*launcher, "--main_process_port", port]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    command += arguments(folder, *keys)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-
-
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "run" / "metrics.csv").open(newline="") as lines:
-        return list(csv.DictReader(lines))
+    return runs.rows(folder / "run")
 
 
-def status(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run" / "status.json").read_text())
+def status(folder: Path) -> dict:
+    return runs.status(folder / "run")
 
 
 def test_parquet_by_number_trains_with_crops_and_resumes_exactly(
@@ -84,12 +67,10 @@ def test_parquet_by_number_trains_with_crops_and_resumes_exactly(
 
 def test_tar_shards_train_with_two_processes_and_resume_approximately(tmp_path: Path) -> None:
     keys = ["data.name=stream", f"data.path={write_shards(tmp_path / 'set', 'tar')}", "data.num_workers=1"]
-    begun = launch(tmp_path, *keys, "train.steps=3", processes=2)
-    assert begun.returncode == 0, begun.stderr[-3000:]
+    begun = succeed(*arguments(tmp_path, *keys, "train.steps=3"), launcher=TWO, processes=2)
     assert "3 steps over a stream of 4 shards" in begun.stdout
     assert "approximately" not in begun.stderr
-    done = launch(tmp_path, *keys, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = succeed(*arguments(tmp_path, *keys), launcher=TWO, processes=2)
     assert done.stderr.count("data.name stream resumes approximately: step 4 begins a new pass over the shards") == 1
     assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "5"]
     assert status(tmp_path)["state"] == "completed"
@@ -97,8 +78,7 @@ def test_tar_shards_train_with_two_processes_and_resume_approximately(tmp_path: 
 
 def test_parquet_in_sequence_trains_from_a_script(tmp_path: Path) -> None:
     path = write_shards(tmp_path / "set", "parquet", shards=1)
-    done = launch(tmp_path, "data.name=stream", f"data.path={path}", processes=1)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeed(*arguments(tmp_path, "data.name=stream", f"data.path={path}"))
     assert [row["epoch"] for row in rows(tmp_path)] == [""] * 5  # nobody has counted the images
     assert status(tmp_path)["state"] == "completed"
 

@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: pixels to the moments of a latent, and latents back to pixels.
+"""Wraps the autoencoder of latent diffusion: pixels to the moments of a latent, and latents back to pixels.
 
 Rombach et al. 2022 (arXiv 2112.10752), with diffusers' AutoencoderKL.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Autoencoder:
-    """diffusers' AutoencoderKL in float32 and evaluation mode, with the scale that diffusion sees its latents in.
+    """Runs diffusers' AutoencoderKL in float32 and evaluation mode, and scales its latents for diffusion.
 
     The encoder gives a mean and a standard deviation; a latent is z = (mean + std·noise - shift_factor)·scaling_factor.
     """
@@ -29,7 +29,7 @@ class Autoencoder:
         self.shift_factor: float = model.config.shift_factor or 0.0
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latent of a square image. Raises ValueError where the encoder would cut its edges off."""
+        """Return (C, H, W) of the latent of a square image. Raises ValueError where the encoder would cut its edges."""
         factor = 2 ** (len(self.model.config.block_out_channels) - 1)
         if image_size % factor:
             raise ValueError(
@@ -40,20 +40,20 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents of images (N, C, H, W) in [-1, 1], before scaling."""
+        """Return mean and standard deviation, unscaled, of the latents of images (N, C, H, W) in [-1, 1]."""
         latents = self.model.encode(images.to(self.model.device)).latent_dist
         return latents.mean, latents.std
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (N, C, H, W) of scaled latents, where the latents are; one at a time, for the memory's sake."""
+        """Return images (N, C, H, W) of scaled latents, on their device; one at a time, to save memory."""
         self.model.to(latents.device)
         moments = latents.float() / self.scaling_factor + self.shift_factor
         return torch.cat([self.model.decode(one[None]).sample for one in moments])
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:
-    """The autoencoder in a folder: itself, or in `autoencoder/` (a latent cache) or `vae/` (a diffusers pipeline).
+    """Load the autoencoder of a folder, or of its `autoencoder/` (a latent cache) or `vae/` (a diffusers pipeline).
 
     Raises ValueError where there is none, another kind, or one without safetensors.
     """
@@ -74,13 +74,13 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 
 
 def is_autoencoder(folder: Path) -> bool:
-    """Whether diffusers saved an AutoencoderKL to this very folder."""
+    """Return True where diffusers saved an AutoencoderKL to this very folder."""
     config = folder / "config.json"
     return config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderKL"
 
 
 def digest(model: nn.Module) -> str:
-    """A sha256 of a network's weights, whatever files they came from."""
+    """Compute a sha256 of a network's weights, whatever files they came from."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         total.update(name.encode())

@@ -1,4 +1,4 @@
-"""Which images a run trains on: the keys data.*, and the images that they name."""
+"""Holds the keys data.*, and opens the images that they name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ONLY_FOR = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images: where they are and how they enter."""
+    """Says where the images are, and how they enter the network."""
 
     name: Literal["digits", "folder", "datasets", "stream", "latents"] = "digits"
     """digits: scikit-learn's 1,797 handwritten digits; folder: image files, class = subfolder; datasets: a Hugging Face
@@ -97,14 +97,14 @@ class DataConfig:
 
 
 def make_framing(config: DataConfig, channels: int) -> Framing:
-    """How pictures become arrays. Raises ValueError for channels that no picture has."""
+    """Return how pictures become arrays. Raises ValueError for channels that no picture has."""
     if channels not in (1, 3):
         raise ValueError(f"model.in_channels is {channels}, but images have 1 (grey) or 3 (RGB) channels")
     return Framing(config.image_size, channels, config.random_crop, config.crop_scale)
 
 
 def open_images(config: DataConfig, channels: int) -> Images:
-    """The images that `config` names, by number, with 1 (grey) or 3 (RGB) channels.
+    """Open the images that `config` names, by number, with 1 (grey) or 3 (RGB) channels.
 
     Raises ValueError where there are none, or where they come in sequence and have no numbers.
     """
@@ -126,7 +126,7 @@ def open_images(config: DataConfig, channels: int) -> Images:
 
 
 def open_latents(config: DataConfig, channels: int) -> Latents:
-    """The cached latents that `config` names. Raises ValueError where they are damaged or of another shape."""
+    """Open the cached latents that `config` names. Raises ValueError where they are damaged or of another shape."""
     assert config.path is not None  # DataConfig sees to it
     latents = Latents(config.path, random_flip=config.random_flip)
     if latents.shape != (channels, config.image_size, config.image_size):
@@ -140,7 +140,7 @@ def open_latents(config: DataConfig, channels: int) -> Latents:
 
 
 def split(count: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (0 .. count - 1) to train on, and those held out: a fixed choice, so that runs can be compared."""
+    """Split positions 0 .. count - 1 into those to train on and those held out: always alike, to compare runs."""
     shuffled = np.random.Generator(np.random.Philox(0)).permutation(count)
     held = round(count * held_out)
     return np.sort(shuffled[held:]), np.sort(shuffled[:held])

@@ -1,4 +1,4 @@
-"""Writing a cache of latents: images and captions encoded shard by shard, each shard whole or not there at all."""
+"""Writes a cache of latents: encodes images and captions shard by shard; a shard is whole or not there at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.files import sha256, writing
 
 
 class Pictures(Dataset[dict[str, Any]]):
-    """Some of the images, by their place in `indices`, with their class and maybe a caption."""
+    """Reads some of the images, by their place in `indices`, with their class and maybe a caption."""
 
     def __init__(self, images: Images, indices: np.ndarray, captions: list[str] | None) -> None:
         self.images, self.indices, self.captions = images, indices, captions
@@ -40,13 +40,13 @@ class Pictures(Dataset[dict[str, Any]]):
 
 
 class Cache:
-    """A cache that is being made in `folder`."""
+    """Makes a cache in `folder`."""
 
     def __init__(self, folder: Path, autoencoder: Autoencoder, text_encoder: TextEncoder | None) -> None:
         self.folder, self.autoencoder, self.text_encoder = folder, autoencoder, text_encoder
 
     def write_companions(self, manifest: Manifest) -> Manifest:
-        """The networks and the empty caption's embedding, so that the folder is all that training needs."""
+        """Write the networks and the empty caption's embedding, so that training needs nothing but the folder."""
         manifest = self._write_folder(manifest, "autoencoder", self.autoencoder.model.save_pretrained)
         if self.text_encoder is not None:
             manifest = self._write_folder(manifest, "text_encoder", self.text_encoder.model.save_pretrained)
@@ -56,7 +56,7 @@ class Cache:
         return manifest
 
     def write_shards(self, manifest: Manifest, pictures: Pictures, batch_size: int, num_workers: int) -> Manifest:
-        """The shards that are not there yet, in order; decoded in `num_workers` processes beside this one."""
+        """Write the missing shards in order. Images are decoded in `num_workers` processes beside this one."""
         size, done = manifest.shard_size, set(manifest.sha256)
         with tqdm(total=manifest.images, unit="image", disable=None, dynamic_ncols=True) as bar:
             for number, name in enumerate(manifest.shards):
@@ -71,7 +71,7 @@ class Cache:
         return manifest
 
     def _encode(self, batch: dict[str, Any], *, flip: bool) -> dict[str, Tensor]:
-        """A batch's rows of a shard."""
+        """Encode a batch: its rows of each tensor of a shard."""
         rows = {"label": batch["label"]}
         rows["mean"], rows["std"] = self.autoencoder.encode(batch["pixels"])
         if flip:

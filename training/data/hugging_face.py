@@ -1,4 +1,4 @@
-"""Hugging Face data sets: which files a path means, which columns hold images and labels, images by their number."""
+"""Reads Hugging Face data sets: finds the files of a path, the columns of images and labels, and images by number."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid":
 
 
 def import_datasets() -> Any:
-    """The package `datasets`. Raises ValueError where it is not installed."""
+    """Import the package `datasets`. Raises ValueError where it is not installed."""
     try:
         import datasets
     except ImportError as error:
@@ -37,7 +37,7 @@ def import_datasets() -> Any:
 
 
 def find_files(path: str) -> tuple[str, list[str]]:
-    """Format ("parquet", "arrow" or "webdataset") and files, sorted, of a folder, a file or a glob.
+    """Find the format ("parquet", "arrow" or "webdataset") and the sorted files of a folder, a file or a glob.
 
     Of a folder that `save_to_disk` wrote these are its Arrow files. Raises ValueError where there are none, or files of
     several formats or splits.
@@ -67,7 +67,7 @@ def find_files(path: str) -> tuple[str, list[str]]:
 
 
 def format_of(name: str) -> str | None:
-    """The builder of `datasets` that reads files of this name, None where there is none."""
+    """Return the builder of `datasets` that reads files of this name, None where there is none."""
     return next((kind for ending, kind in FORMATS.items() if name.endswith(ending)), None)
 
 
@@ -86,32 +86,32 @@ def check_one_split(path: str, files: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the images and the labels stand in a row."""
+    """Says which columns of a row hold the image and the label."""
 
     image: str
     label: tuple[str, ...]  # () without labels; ("json", "label") for a key within a column
 
     def label_of(self, row: dict[str, Any]) -> Any:
-        """The label of a row, whatever stands there; None where nothing does."""
+        """Return the label of a row, whatever stands there; None where nothing does."""
         value: Any = row
         for key in self.label:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def class_names(self, features: Any) -> list[str] | None:
-        """Names of the classes where the data set has them."""
+        """Return the names of the classes where the data set has them."""
         return getattr(features[self.label[0]], "names", None) if len(self.label) == 1 else None
 
 
 def find_columns(path: str, features: Any, image_column: str, label_column: str) -> Columns:
-    """The columns of a table. Raises ValueError where that of images is missing; labels may be."""
+    """Find the columns of a table. Raises ValueError where that of images is missing; labels may be."""
     if image_column not in features:
         raise ValueError(f"data.image_column {image_column!r} is not in {path!r}; its columns: {list(features)}")
     return Columns(image_column, (label_column,) if label_column in features else ())
 
 
 def find_endings(path: str, features: Any, image_column: str, label_column: str) -> Columns:
-    """What find_columns does, for tar shards, whose columns are the endings of the files in them.
+    """Find the columns of tar shards, which are the endings of the files in them.
 
     `image` and `label`, the defaults, mean any ending of an image, and `cls` or a key of that name in `json`.
     """
@@ -134,7 +134,7 @@ def find_endings(path: str, features: Any, image_column: str, label_column: str)
 
 
 class HuggingFaceImages(Images):
-    """A data set on this disk, by number: what `save_to_disk` wrote, or Parquet or Arrow files.
+    """Reads a data set on this disk by number: what `save_to_disk` wrote, or Parquet or Arrow files.
 
     Such files are first copied into the cache of `datasets` (environment variable HF_DATASETS_CACHE).
     """
@@ -158,7 +158,7 @@ class HuggingFaceImages(Images):
         return self.framing(self._decoder.decode_example(self._data[index][self._image]), random)
 
     def label(self, index: int) -> int:
-        """As it stands in the data set; -1 for what is no number from 0 on."""
+        """Return the label as it stands in the data set; -1 for what is no number from 0 on."""
         label = None if self._labels is None else self._labels[index]
         return label if isinstance(label, int) and label >= 0 else -1
 
@@ -173,14 +173,14 @@ class HuggingFaceImages(Images):
 
 
 def fingerprint_shards(files: Sequence[str]) -> str:
-    """A sha256 of the files, wherever they are; of those on the hub, of their addresses, which name a revision."""
+    """Compute a sha256 of the files, wherever they are; on the hub of their addresses, which name a revision."""
     here = [Path(file) for file in files if Path(file).is_file()]
     facts = [(path.name, path.stat().st_size) for path in here]
     return fingerprint_files(facts + [(file, -1) for file in files if not Path(file).is_file()], here)
 
 
 def open_table(path: str) -> tuple[Any, list[str]]:
-    """The `datasets.Dataset` that the path means, and its files. Raises ValueError where it is none."""
+    """Open the `datasets.Dataset` of a path, and find its files. Raises ValueError where it is none."""
     datasets = import_datasets()
     kind, files = find_files(path)
     if kind == "webdataset":
@@ -194,7 +194,7 @@ def open_table(path: str) -> tuple[Any, list[str]]:
 
 
 def as_encoded_images(data: Any, path: str, column: str) -> Any:
-    """The data set with the column of images as {"bytes": …, "path": …}: decoding is for us to do, and to survive.
+    """Have the column of images read as {"bytes": …, "path": …}: decoding is for us to do, and to survive.
 
     Raises ValueError where the column holds something else.
     """

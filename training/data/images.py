@@ -1,4 +1,4 @@
-"""Numbered sets of images: what training asks of them, the embedded digits, a folder of files."""
+"""Defines what training asks of numbered images; opens the digits, and folders of files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ BROKEN_AT_MOST = 0.01  # share of the files that may be unreadable before it is 
 LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
 
 
+class DataError(Exception):
+    """Says that data turned out to be unfit while they were read."""
+
+
 class Images(Protocol):
-    """A numbered set of images, all of one shape, with a class each or none, and maybe a text each."""
+    """Numbers images of one shape, each with a class or none, and maybe with a text."""
 
     shape: tuple[int, int, int]  # (C, H, W)
     class_names: list[str] | None  # None: the images have no classes, or classes without names
@@ -33,33 +37,36 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
-        """(C, H, W) float32, pixels in [-1, 1]. What is random about it is drawn from `random`, the generator of one
-        training sample; without it there is nothing random: the same image every time."""
+        """Return (C, H, W) float32, pixels in [-1, 1].
+
+        Random crops and the like are drawn from `random`, the generator of one training sample. Without it the image is
+        the same every time.
+        """
         ...
 
     def label(self, index: int) -> int:
-        """Number of the class, -1 where there is none."""
+        """Return the number of the class, -1 where there is none."""
         ...
 
     def name(self, index: int) -> str:
-        """What messages call the image."""
+        """Return what messages call the image."""
         ...
 
     def text(self, index: int) -> np.ndarray | None:
-        """The caption as its text encoder sees it, (tokens, width) float32; None where the images have no texts."""
+        """Return the embedded caption, (tokens, width) float32; None where the images have no texts."""
         return None
 
     def usable(self) -> np.ndarray:
-        """Numbers of the images that can be read, after reading each; warns of the others, or raises ValueError."""
+        """Read every image; return the numbers of those that can be read. Warns of others, or raises ValueError."""
         ...
 
     def fingerprint(self) -> str:
-        """What other images do not share, and the same ones keep, wherever they are moved to and whoever asks."""
+        """Return a text that these images keep wherever they are moved to, and that no other images have."""
         ...
 
 
 class Digits(Images):
-    """scikit-learn's handwritten digits: 1,797 grey images of 8×8 pixels in 17 shades, ten classes.
+    """Reads scikit-learn's handwritten digits: 1,797 grey images of 8×8 pixels in 17 shades, ten classes.
 
     Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (test part).
     """
@@ -77,11 +84,11 @@ class Digits(Images):
         return len(self._images)
 
     def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
-        """(1, 8, 8) float32 in [-1, 1]."""
+        """Return (1, 8, 8) float32 in [-1, 1]."""
         return self._images[index]
 
     def label(self, index: int) -> int:
-        """The digit."""
+        """Return the digit."""
         return int(self._labels[index])
 
     def name(self, index: int) -> str:
@@ -91,12 +98,12 @@ class Digits(Images):
         return "digits"
 
     def usable(self) -> np.ndarray:
-        """All of them."""
+        """Return the numbers of all images."""
         return np.arange(len(self))
 
 
 class ImageFolder(Images):
-    """Image files in a folder: `path/CLASS/*.png` with classes in alphabetic order, or `path/*.png` without.
+    """Reads image files of a folder: `path/CLASS/*.png` with classes in alphabetic order, or `path/*.png` without.
 
     Links to folders and files are followed. Raises ValueError where the folder is missing, holds no image, or has
     images both in it and in subfolders.
@@ -144,12 +151,12 @@ class ImageFolder(Images):
         return read_all(self)
 
     def fingerprint(self) -> str:
-        """Of the files, with their names within the folder."""
+        """Compute a sha256 of the files, with their names within the folder."""
         return self._fingerprint
 
 
 def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """The files in a folder and in all below it, links followed, hidden ones and what is in hidden folders left out.
+    """List the files in a folder and in all below it; follow links, leave out hidden files and hidden folders.
 
     Raises ValueError for a link to nothing, or to a folder that it is in.
     """
@@ -169,7 +176,7 @@ def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[os.DirEntry[str
 
 
 def fingerprint_files(facts: list[tuple[str, int]], files: Sequence[Path]) -> str:
-    """A sha256 of (name, size) of all files, and of the ends of 256 of them or more, evenly spread.
+    """Compute a sha256 of (name, size) of all files, and of the ends of 256 of them or more, evenly spread.
 
     Quick for a million files, and enough to notice that a data set is another one.
     """
@@ -182,7 +189,7 @@ def fingerprint_files(facts: list[tuple[str, int]], files: Sequence[Path]) -> st
 
 
 def fingerprint(images: Images, indices: np.ndarray) -> str:
-    """A sha256 of which images these are, which of them are taken, and their labels."""
+    """Compute a sha256 of which images these are, which of them are taken, and their labels."""
     labels = np.array([images.label(int(index)) for index in indices], dtype="<i8")
     total = hashlib.sha256(images.fingerprint().encode())
     total.update(indices.astype("<i8").tobytes())
@@ -191,7 +198,7 @@ def fingerprint(images: Images, indices: np.ndarray) -> str:
 
 
 def check_classes(num_classes: int | None, images: Images, indices: np.ndarray) -> None:
-    """Raise ValueError where these images have other classes than the network; without classes it reads no labels."""
+    """Raise ValueError where images have other classes than the network. One without classes reads no labels."""
     if num_classes is None:
         return
     if images.class_names is not None:
@@ -218,7 +225,7 @@ def check_count(num_classes: int | None, classes: int) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What the innermost of a chain of errors says."""
+    """Return what the innermost of a chain of errors says."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {error}"

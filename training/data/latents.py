@@ -1,4 +1,4 @@
-"""Latents that training/cache_latents.py encoded once: reading them, and the format that both sides agree on.
+"""Reads latents that training/cache_latents.py encoded once; defines the format of their cache.
 
 A cache is a folder: `latents-NNNNN.safetensors` (shards of `shard_size` images, the last one of the rest), the
 `autoencoder/`, with captions `empty_text.safetensors`, `text_encoder/` and `tokenizer/`, and `manifest.json`, which has
@@ -30,7 +30,7 @@ EMPTY_TEXT = "empty_text.safetensors"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache holds: as much as has been written, and how much it will be."""
+    """Says what a cache holds: what has been written, and how much it will be."""
 
     images: int
     """Images in the whole cache."""
@@ -52,7 +52,7 @@ class Manifest:
 
     @property
     def shards(self) -> list[str]:
-        """Names of all the shards that there will be."""
+        """Return the names of all the shards that there will be."""
         return [f"latents-{number:05d}.safetensors" for number in range(math.ceil(self.images / self.shard_size))]
 
     def write(self, folder: Path) -> None:
@@ -61,7 +61,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a cache. Raises ValueError where there is none, or it is damaged."""
+    """Read the manifest of a cache. Raises ValueError where there is none, or it is damaged."""
     try:
         keys = json.loads((folder / MANIFEST).read_text())
         text_shape = None if keys["text_shape"] is None else tuple(keys["text_shape"])
@@ -95,12 +95,12 @@ def check_types(manifest: Manifest) -> None:
 
 
 def is_count(value: object) -> bool:
-    """Whether this is a number of things, at least one."""
+    """Return True for a number of things, at least one."""
     return isinstance(value, int) and value >= 1
 
 
 class Latents(Images):
-    """The images of a cache, as diffusion sees them: z = (mean + std·noise - shift_factor)·scaling_factor.
+    """Reads the images of a cache as diffusion sees them: z = (mean + std·noise - shift_factor)·scaling_factor.
 
     The noise of z is the training sample's own, and so is, with `random_flip`, whether z is of the image or its mirror
     image: the mirror image of a latent is not the latent of the mirrored image, so both were encoded.
@@ -139,7 +139,7 @@ class Latents(Images):
         return self.manifest.images
 
     def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
-        """(C, H, W) float32, the scaled latent; without `random` its mean."""
+        """Return the scaled latent, (C, H, W) float32; without `random` its mean."""
         flipped = random is not None and self.random_flip and random.random() < 0.5
         latent = self._row("mean_flipped" if flipped else "mean", index)
         if random is not None:
@@ -158,13 +158,13 @@ class Latents(Images):
         return f"row {row} of {self.folder / self.manifest.shards[number]}"
 
     def usable(self) -> np.ndarray:
-        """All of them, after every file, also of the networks, was compared with the manifest."""
+        """Compare every file, also of the networks, with the manifest; return the numbers of all images."""
         for name in tqdm(self.manifest.sha256, "reading latents", disable=None):
             self._verify(name)
         return np.arange(len(self))
 
     def fingerprint(self) -> str:
-        """Of what the shards hold and how it is scaled; not of the networks, which training does not use."""
+        """Compute a sha256 of the shards' contents and scale; not of the networks, which training does not use."""
         names = (*self.manifest.shards, *([EMPTY_TEXT] if self.manifest.text_shape else []))
         facts = [(name, self.manifest.sha256[name]) for name in names]
         scale = self.manifest.scaling_factor, self.manifest.shift_factor
@@ -175,7 +175,7 @@ class Latents(Images):
         return self._read(self.manifest.shards[number], tensor, row)
 
     def _read(self, name: str, tensor: str, rows: int | slice) -> np.ndarray:
-        """Rows of a shard's tensor. Raises ValueError, naming the file, where that is missing or damaged."""
+        """Read rows of a shard's tensor. Raises ValueError, naming the file, where that is missing or damaged."""
         try:
             if name not in self._shards:
                 self._shards[name] = safe_open(self.folder / name, framework="np")

@@ -1,4 +1,4 @@
-"""From a picture to the array that is trained on: orientation, colours, size, crop."""
+"""Turns pictures into the arrays that are trained on: orientation, colours, size, crop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 
 class TooSmall(ValueError):
-    """An image has fewer pixels than the run asks for."""
+    """Says that an image has fewer pixels than the run asks for."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Framing:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the arrays."""
+        """Return (C, H, W) of the arrays."""
         return self.channels, self.size, self.size
 
     def __call__(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
-        """`shape` float32 in [-1, 1] of any picture: `cut` of `check`."""
+        """Turn any picture into an array of `shape`, float32 in [-1, 1]: `check` it, then `cut`."""
         return self.cut(self.check(picture), random)
 
     def check(self, picture: Image.Image) -> Image.Image:
-        """The picture upright and in the colours asked for; all that can be wrong with a picture comes up here.
+        """Return the picture upright and in the colours asked for. What can be wrong with a picture comes up here.
 
         Raises TooSmall where a side is shorter than it would be resized to: enlarging would teach the model blur.
         """
@@ -45,7 +45,7 @@ class Framing:
         return to_8_bit(ImageOps.exif_transpose(picture)).convert("L" if self.channels == 1 else "RGB")
 
     def cut(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
-        """The square of a checked picture. A random crop draws its place from `random`; without, it is the middle."""
+        """Cut the square out of a checked picture: at a place drawn from `random`, or without that in the middle."""
         if self.random_crop and random is not None:
             picture = random_square(picture, round(self.size * self.crop_scale), self.size, random)
         else:
@@ -55,7 +55,7 @@ class Framing:
 
 
 def central_square(picture: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle, resized to `size`."""
+    """Return the largest square in the middle, resized to `size`."""
     width, height = picture.size
     if (width, height) == (size, size):
         return picture
@@ -66,7 +66,7 @@ def central_square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def random_square(picture: Image.Image, shorter: int, size: int, random: np.random.Generator) -> Image.Image:
-    """The picture with its shorter side resized to `shorter`, of that a square of `size`, each place equally likely."""
+    """Resize the shorter side to `shorter`, and cut a square of `size` out, each place equally likely."""
     factor = shorter / min(picture.size)
     if factor != 1:
         width, height = (round(side * factor) for side in picture.size)
@@ -76,7 +76,7 @@ def random_square(picture: Image.Image, shorter: int, size: int, random: np.rand
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:
-    """The picture with 8 bits a channel and without transparency, which becomes white.
+    """Return the picture with 8 bits a channel and without transparency, which becomes white.
 
     Raises ValueError for modes whose range of values is not known (32-bit integers and floats).
     """

@@ -1,4 +1,4 @@
-"""The order in which training meets its images, and all that is random about them.
+"""Decides in which order training meets its images, and draws all that is random about them.
 
 Everything random about a training sample is a function of (seed, sample counter) and nothing else: which image it is,
 its flip, its noise, its noise level, whether its label is dropped. Sample s is the same whoever computes it, on
@@ -26,7 +26,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class Purpose(IntEnum):
-    """What a generator of random numbers is for; part of its seed, so that no two are alike."""
+    """Says what a generator of random numbers is for. It is part of the seed, so that no two are alike."""
 
     ORDER = 0
     SAMPLE = 1
@@ -34,13 +34,13 @@ class Purpose(IntEnum):
 
 
 def random_generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
-    """A generator that is a function of its arguments alone (Philox, Salmon et al. 2011, a counter-based one)."""
+    """Return a generator that depends on its arguments alone (Philox, counter-based, Salmon et al. 2011)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, purpose, *numbers))))
 
 
 @dataclass(frozen=True)
 class StepBatches:
-    """Which samples this rank takes for each forward pass: a batch sampler of sample counters.
+    """Lists the samples that this rank takes for each forward pass: a batch sampler of sample counters.
 
     Step k, micro-batch a, rank r of R takes B consecutive samples from ((k·A + a)·R + r)·B on, so that a step uses the
     same samples however they are divided between ranks, accumulation and batch.
@@ -63,22 +63,22 @@ class StepBatches:
 
 
 class Samples(Protocol):
-    """What a run trains on, without end: images by number (IndexedSamples) or in sequence (training.data.stream)."""
+    """Gives what a run trains on, without end: images by number (IndexedSamples) or in sequence (ShardStream)."""
 
     def __str__(self) -> str:
-        """How many images of what, for messages."""
+        """Return how many images of what there are, for messages."""
         ...
 
     def progress(self, samples: int) -> dict[str, float]:
-        """{"epoch": how often so many samples visit each image}, {} where nobody knows the number of images."""
+        """Return {"epoch": visits of each image after so many samples}; {} where the number of images is unknown."""
         ...
 
     def fingerprint(self) -> str:
-        """A sha256 of which images these are."""
+        """Compute a sha256 of which images these are."""
         ...
 
     def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterable[Batch]:
-        """The batches of `batches` in order, decoded ahead of time in `num_workers` processes.
+        """Load the batches of `batches` in order, decoded ahead of time in `num_workers` processes.
 
         Raises DataError, here and not in those processes, for an image that cannot be read.
         """
@@ -87,7 +87,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random about sample `counter` of a run: a function of (seed, counter)."""
+    """Draws what is random about sample `counter` of a run: a function of (seed, counter)."""
 
     seed: int
     random_flip: bool = False
@@ -101,7 +101,7 @@ class Draws:
         label: int,
         text: np.ndarray | None = None,
     ) -> Batch:
-        """The sample with the image that `image` makes; what that draws for itself changes nothing else.
+        """Make the sample of the image that `image` makes. What that draws for itself changes nothing else.
 
         image (C, H, W) float32 in [-1, 1], noise of the same shape from N(0, 1), label () int64 (-1 without classes),
         two numbers uniform in [0, 1): `time`, which the objective maps to a noise level, and `drop`, which it compares
@@ -124,7 +124,7 @@ class Draws:
 
 
 class IndexedSamples(Dataset[Batch], Samples):
-    """Training samples without end, by number: item s is a function of (seed, s).
+    """Numbers training samples without end: item s is a function of (seed, s).
 
     Epoch e = s // len(indices) visits every image once, in an order of its own. An item is what Draws.sample makes.
     """
@@ -153,7 +153,7 @@ class IndexedSamples(Dataset[Batch], Samples):
         return fingerprint(self.images, self.indices)
 
     def __getitem__(self, counter: int) -> Batch:
-        """Sample `counter`. Raises DataError, naming the image, where it cannot be read."""
+        """Make sample `counter`. Raises DataError, naming the image, where it cannot be read."""
         epoch, position = divmod(counter, len(self.indices))
         index = int(self.order(epoch)[position])
         images = self.images
@@ -169,12 +169,12 @@ class IndexedSamples(Dataset[Batch], Samples):
             raise DataError(f"{images.name(index)} cannot be read any more: {reason(error)}") from error
 
     def loader(self, batches: Iterable[list[int]], *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-        """See Samples; any lists of sample counters will do."""
+        """Load batches as Samples says; any lists of sample counters will do."""
         return load_batches(BatchReader(self), batches, num_workers=num_workers, pin_memory=pin_memory)
 
 
 class BatchReader(Dataset["Batch | DataError"]):
-    """Whole batches of a data set's items: by their numbers a batch, or the DataError that came up in reading it."""
+    """Reads whole batches of items by their numbers: a batch, or the DataError that came up in reading it."""
 
     def __init__(self, items: Dataset[Batch]) -> None:
         self.items = items
@@ -189,7 +189,7 @@ class BatchReader(Dataset["Batch | DataError"]):
 def load_batches(
     reader: Dataset, batches: Iterable[list[int]] | None, *, num_workers: int, pin_memory: bool = False
 ) -> Iterator[Batch]:
-    """What `reader` makes of `batches` (None: it knows itself) in `num_workers` processes beside this one.
+    """Load what `reader` makes of `batches` (None: it knows itself) in `num_workers` processes beside this one.
 
     Raises DataError where that is what it makes.
     """
@@ -205,7 +205,7 @@ def load_batches(
 
 
 def raise_errors(batches: Iterator[Batch | DataError]) -> Iterator[Batch]:
-    """The batches, up to an error, which is raised here: on the way out of a worker it would be a traceback in text."""
+    """Give the batches, and raise an error here: coming out of a worker it would be a traceback in text."""
     for batch in batches:
         if isinstance(batch, DataError):
             raise batch
@@ -213,6 +213,6 @@ def raise_errors(batches: Iterator[Batch | DataError]) -> Iterator[Batch]:
 
 
 def leave_process_group(worker: int) -> None:
-    """Signals to a whole process group are the trainer's to answer, and its answer to SIGTERM is not the worker's."""
+    """Leave the trainer's process group, whose signals it answers alone, and end at SIGTERM, as it does not."""
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

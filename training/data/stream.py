@@ -1,4 +1,4 @@
-"""Images in sequence, for data that outgrow a disk: Parquet, Arrow or WebDataset shards, here or on the hub.
+"""Reads images in sequence, for data that outgrow a disk: Parquet, Arrow or WebDataset shards, here or on the hub.
 
 Shards are dealt out to the readers (loader workers of all ranks) anew in each pass; a reader mixes the images of its
 shards in a buffer. Shard order and mixing are functions of (seed, first step, pass), noise and all else that is drawn
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class ShardStream(Samples):
-    """The endless stream of training samples out of shards.
+    """Reads training samples out of shards, without end.
 
     Raises ValueError where the path holds no shards, or where their columns or classes are not those of the run.
     """
@@ -69,8 +69,10 @@ class ShardStream(Samples):
         return fingerprint_shards(self._files)
 
     def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-        """See Samples; raises DataError while reading. Warns where a run goes on that it meets other images than the
-        unbroken one."""
+        """Load batches as Samples says. Raises DataError while reading.
+
+        Where a run goes on, warn that it meets other images than the unbroken run.
+        """
         if batches.first_step > 0 and batches.rank == 0:
             logger.warning(
                 "data.name stream resumes approximately: step %d begins a new pass over the shards, in an order of its "
@@ -105,13 +107,13 @@ class ShardStream(Samples):
             )
 
     def rows(self, order: np.random.Generator, reader: int, readers: int) -> Iterator[tuple[str, Row]]:
-        """What `reader` of `readers` reads in the pass of this order: its shards' rows, mixed, with their names."""
+        """Read the mixed rows, with their names, of the shards that `reader` of `readers` has in this order's pass."""
         shards = order.permutation(self._data.num_shards)[reader::readers]
         rows = (row for shard in shards for row in self.read_shard(int(shard)))
         return mix(rows, self.config.shuffle_buffer, order)
 
     def read_shard(self, shard: int) -> Iterator[tuple[str, Row]]:
-        """Rows of a shard and what messages call them; images encoded."""
+        """Read the rows of a shard, images encoded, and what messages call them."""
         one = self._data.shard(num_shards=self._data.num_shards, index=shard)
         # In a loader's worker, iter(one) would leave out what it takes for the other workers'; one.iter does not. Of
         # several rows it makes a table, for which datasets 4.0 does not order the columns of tar shards alike.
@@ -121,7 +123,7 @@ class ShardStream(Samples):
 
 
 def mix(rows: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T]:
-    """All rows, each drawn from a buffer of the `size` next ones."""
+    """Give all rows, each drawn from a buffer of the `size` next ones."""
     buffer: list[T] = []
     for row in rows:
         buffer.append(row)
@@ -133,7 +135,7 @@ def mix(rows: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T
 
 
 def open_shards(config: DataConfig) -> tuple[list[str], Any]:
-    """The files and the `datasets.IterableDataset` of what data.path means, on this disk or on the hub.
+    """Open what data.path means, on this disk or on the hub: its files and its `datasets.IterableDataset`.
 
     Raises ValueError where it means nothing, or where a data set on the hub cannot be had, or not as it was asked for.
     """
@@ -158,7 +160,7 @@ def open_shards(config: DataConfig) -> tuple[list[str], Any]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A row, decoded and checked."""
+    """Holds a row, decoded and checked."""
 
     image: Image.Image
     label: int
@@ -172,7 +174,7 @@ class RowDecoder:
         self.read = self.broken = 0
 
     def pictures(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Picture]:
-        """The pictures of the named rows; warns of each that is left out.
+        """Decode the pictures of the named rows; warn of each that is left out.
 
         Raises DataError where that is more than 1 % of at least a hundred rows, and for a label that is no class.
         """
@@ -194,7 +196,7 @@ class RowDecoder:
                 yield Picture(image, label)
 
     def label(self, name: str, row: Row) -> int:
-        """The class of a row, -1 for a network without classes."""
+        """Return the class of a row, -1 for a network without classes."""
         classes = self.stream.num_classes
         if classes is None:
             return -1
@@ -208,7 +210,7 @@ class RowDecoder:
 
 
 class ShardReader(IterableDataset):
-    """What one worker reads: its batches, and a DataError in the place of the one that could not be made."""
+    """Reads the batches of one worker, and gives a DataError in the place of one that could not be made."""
 
     def __init__(self, stream: ShardStream, batches: StepBatches) -> None:
         self.stream, self.batches = stream, batches
@@ -226,7 +228,7 @@ class ShardReader(IterableDataset):
             yield DataError(f"the shards of data.path {self.stream.config.path!r} cannot be read: {reason(error)}")
 
     def pictures(self, reader: int, readers: int) -> Iterator[Picture]:
-        """Pass after pass over this reader's shards. Raises DataError where one has nothing to give."""
+        """Decode pass after pass over this reader's shards. Raises DataError where a pass has nothing to give."""
         decoder, seed = RowDecoder(self.stream), self.stream.seed
         for number in count():
             before = decoder.read - decoder.broken
@@ -236,7 +238,7 @@ class ShardReader(IterableDataset):
                 raise DataError(f"a reader's shards of data.path {self.stream.config.path!r} hold no readable image")
 
     def sample(self, counter: int, picture: Picture) -> Batch:
-        """Sample `counter` of the run, with this picture."""
+        """Make sample `counter` of the run, with this picture."""
         framing = self.stream.framing
         return self.stream.draws.sample(
             counter, lambda random: framing.cut(picture.image, random), shape=framing.shape, label=picture.label

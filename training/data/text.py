@@ -1,4 +1,4 @@
-"""Captions and what the text encoder of Stable Diffusion makes of them."""
+"""Reads captions, and embeds them with the text encoder of Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class TextEncoder:
-    """CLIP's text encoder with its tokenizer (Radford et al. 2021, arXiv 2103.00020), as diffusers folders have them.
+    """Runs CLIP's text encoder and tokenizer (Radford et al. 2021, arXiv 2103.00020) out of a diffusers folder.
 
     Raises ValueError where the folder lacks `text_encoder/` or `tokenizer/`, or they are of another kind.
     """
@@ -50,19 +50,21 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Embeddings (N, tokens, width) float32, on the encoder's device: what StableDiffusionPipeline.encode_prompt
-        gives. A longer caption is cut off."""
+        """Embed captions as StableDiffusionPipeline.encode_prompt does: (N, tokens, width) float32, on the device.
+
+        A longer caption is cut off.
+        """
         padding = {"padding": "max_length", "max_length": self.tokens, "truncation": True}
         ids = self.tokenizer(list(captions), **padding, return_tensors="pt").input_ids
         return self.model(ids.to(next(self.model.parameters()).device))[0]
 
     def too_long(self, captions: Sequence[str]) -> int:
-        """How many captions are cut off."""
+        """Count the captions that are cut off."""
         return sum(len(ids) > self.tokens for ids in self.tokenizer(list(captions)).input_ids)
 
 
 def read_captions(images: Images, indices: Sequence[int], column: str) -> list[str]:
-    """The caption of each of the images: NAME.txt beside the file, or the data set's column.
+    """Read the caption of each of the images: NAME.txt beside the file, or the data set's column.
 
     Raises ValueError where one is missing, naming it.
     """
@@ -74,7 +76,7 @@ def read_captions(images: Images, indices: Sequence[int], column: str) -> list[s
 
 
 def read_files(files: Sequence[Path]) -> list[str]:
-    """Their contents without the spaces around them."""
+    """Read captions from files, without the spaces around them."""
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise ValueError(
@@ -85,7 +87,7 @@ def read_files(files: Sequence[Path]) -> list[str]:
 
 
 def read_text(file: Path) -> str:
-    """What is in the file. Raises ValueError, naming it, where that is no UTF-8."""
+    """Read a file in UTF-8. Raises ValueError, naming it, where it is in another encoding."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -93,7 +95,7 @@ def read_text(file: Path) -> str:
 
 
 def read_column(path: str, indices: Sequence[int], column: str) -> list[str]:
-    """A data set's column of captions, at these rows."""
+    """Read a data set's column of captions, at these rows."""
     table, _ = open_table(path)
     if column not in table.column_names:
         raise ValueError(f"--caption-column {column!r} is not in {path!r}; its columns: {table.column_names}")

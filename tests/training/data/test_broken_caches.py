@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests.training.data.caches import cache
+from tests.training.forked import finish
 from training.data.images import ImageFolder
 from training.data.latents import Latents, read_manifest
 
@@ -30,26 +31,8 @@ def test_a_cache_killed_after_some_shards_and_started_again_is_the_unbroken_one(
     assert cache(stable_diffusion, photographs, tmp_path / "whole", *line) == 0
     keys = ["data.name=folder", f"data.path={photographs}", "data.image_size=16"]
     interrupted = ["--autoencoder", str(stable_diffusion), "--out", str(tmp_path / "broken"), *keys, *line]
-    script = f"""
-import os, signal
-from training.data import encoding
-from training.cache_latents import main
-write, count = encoding.Cache._write_tensors, 0
-def killed(self, manifest, name, tensors):
-    global count
-    if name.startswith("latents"):
-        count += 1
-        if count == 3:  # in the middle of the third shard
-            (self.folder / (".tmp-" + name)).write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGKILL)
-    return write(self, manifest, name, tensors)
-encoding.Cache._write_tensors = killed
-main({interrupted!r})
-"""
-    root = Path(__file__).parents[3]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = finish(*interrupted, script=Path(__file__).with_name("cache_latents_with_a_kill.py"))
+    assert killed.code == -signal.SIGKILL, killed.stderr
     assert sorted(files(tmp_path / "broken")) == ["latents-00000.safetensors", "latents-00001.safetensors"]
     with pytest.raises(
         ValueError, match=r"is unfinished, 2 of 5 shards are there: start training/cache_latents\.py again"

@@ -1,23 +1,20 @@
 """Runs on folders of images: what a resume has to be, and whose images it takes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
+from tests.training.forked import succeed
+from tests.training.launched import TWO
+from tests.training.runs import assert_equal_bits
 from training import loop
 from training.data.images import ImageFolder
 from training.train import main
 
-ROOT = Path(__file__).resolve().parents[3]
 TINY = """
 model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], norm: {num_groups: 4}}
 data: {name: folder, image_size: 8, random_crop: true, crop_scale: 1.5, random_flip: true, num_workers: 2,
@@ -44,14 +41,8 @@ def line(tmp_path: Path) -> list[str]:
     return ["--config", str(tmp_path / "tiny.yaml"), f"data.path={write_images(tmp_path / 'images', seed=0)}"]
 
 
-def files(run: Path, step: int) -> list[dict[str, torch.Tensor]]:
-    folder = run / "checkpoints" / f"step-{step:06d}"
-    return [load_file(folder / f"{name}.safetensors") for name in ("model", "ema", "optimizer")]
-
-
 def assert_the_same(one: Path, other: Path) -> None:
-    for first, second in zip(files(one, 6), files(other, 6), strict=True):
-        assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert_equal_bits(one, other, 6)
     assert (one / "validation.csv").read_text() == (other / "validation.csv").read_text()
 
 
@@ -90,19 +81,12 @@ def test_held_out_images_are_decoded_in_workers_too(
 
 
 def test_two_processes_on_a_folder_are_resumed_exactly(line: list[str], tmp_path: Path) -> None:
-    def launch(output: Path, *keys: str) -> None:
-        port = str(29100 + os.getpid() % 300)
-        start = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port]
-        script = [str(ROOT / "training" / "train.py"), *line, "--output", str(output), "--resume", "auto", *keys]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, *start, *script], env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    def train(output: Path, *keys: str) -> None:
+        succeed(*line, "--output", str(output), "--resume", "auto", *keys, launcher=TWO, processes=2)
 
-    launch(tmp_path / "whole")
-    launch(tmp_path / "broken", "train.steps=3")
-    launch(tmp_path / "broken")
+    train(tmp_path / "whole")
+    train(tmp_path / "broken", "train.steps=3")
+    train(tmp_path / "broken")
     assert_the_same(tmp_path / "whole", tmp_path / "broken")
 
 
