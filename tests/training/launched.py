@@ -31,10 +31,10 @@ model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], dept
         num_classes: 10, dropout: 0.1, norm: {num_groups: 4}}
 objective: {label_dropout: 0.2}
 train: {steps: 6, batch_size: 8, learning_rate: 1e-3, learning_rate_schedule: cosine, warmup_steps: 2, log_every: 1,
-        checkpoint_every: 2, sample_every: 3, trackers: []}
+        trackers: []}
 ema: {decay: 0.9}
-preview: {count: 4, steps: 3}
-checkpoint: {keep: 9}
+checkpoint: {every: 2, keep: 9}
+preview: {every: 3, count: 4, steps: 3}
 """
 
 

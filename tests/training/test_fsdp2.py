@@ -50,7 +50,7 @@ def test_fsdp2_in_bfloat16_with_accumulation_and_channels_last_trains_what_ddp_t
     tiny: Path, tmp_path: Path
 ) -> None:
     line = ["--config", str(tiny), "train.mixed_precision=bf16", "train.gradient_accumulation=2", "train.steps=6",
-            "train.channels_last=true", "train.sample_every=0", "train.learning_rate=1e-4"]  # fmt: skip
+            "train.channels_last=true", "preview.every=0", "train.learning_rate=1e-4"]  # fmt: skip
     succeed(*line, "--output", str(tmp_path / "sharded"), **SHARDED)
     succeed(*line, "--output", str(tmp_path / "two"), launcher=TWO, processes=2)
     losses = [[row.split(",")[2] for row in logged(tmp_path / run)[1:]] for run in ("sharded", "two")]

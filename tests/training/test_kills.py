@@ -73,7 +73,7 @@ def test_a_run_killed_at_twenty_random_times_ends_with_the_same_bits(config: Pat
 def test_a_full_disk_is_said_spares_the_checkpoint_before_and_is_recovered_from(
     disk: str, config: Path, tmp_path: Path
 ) -> None:
-    keys = ["train.checkpoint_every=5", "train.steps=10"]
+    keys = ["checkpoint.every=5", "train.steps=10"]
     script = ROOT / "tests" / "training" / "train_on_a_full_disk.py"
     done = finish(disk, str(tmp_path), *line(config, Path("run"), *keys), script=script)
     if disk == "a small disk" and done.code == 77:

@@ -262,7 +262,7 @@ def test_a_resumed_run_needs_its_initial_weights_no_more_but_takes_no_others(
     assert train(text_config, run, "preview.every=0", "--resume", "auto") == 2
     assert "train.initial_weights was" in capsys.readouterr().err
     assert train(text_config, run, *keys, "--resume", "auto") == 0
-    assert train(text_config, tmp_path / "whole", "train.sample_every=0") == 0
+    assert train(text_config, tmp_path / "whole", "preview.every=0") == 0
     assert_same_tensors(weights(run, 4), weights(tmp_path / "whole", 4))
 
 

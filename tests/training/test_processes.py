@@ -71,7 +71,7 @@ def test_two_ranks_that_accumulate_with_workers_in_bf16_go_on_exactly_across_epo
 
 def test_a_run_of_three_processes_goes_on_exactly(tiny: Path, tmp_path: Path) -> None:
     """From three on, the order in which DDP sums gradients shows; with two, a + b = b + a hides it."""
-    line = ["--config", str(tiny), "train.steps=6", "train.checkpoint_every=3", "train.sample_every=0"]
+    line = ["--config", str(tiny), "train.steps=6", "checkpoint.every=3", "preview.every=0"]
     three = {"launcher": TWO, "processes": 3}
     succeed(*line, "--output", str(tmp_path / "whole"), **three)
     middle = tmp_path / "whole" / "checkpoints" / "step-000003"
@@ -94,7 +94,7 @@ def test_another_number_of_processes_goes_on_with_a_notice_and_close(tiny: Path,
 
 
 def test_two_processes_that_accumulate_are_one_that_does(tiny: Path, tmp_path: Path) -> None:
-    keys = ["train.gradient_accumulation=2", "train.steps=10", "train.sample_every=0"]
+    keys = ["train.gradient_accumulation=2", "train.steps=10", "preview.every=0"]
     succeed("--config", str(tiny), "--output", str(tmp_path / "two"), *keys, **PAIR)
     succeed("--config", str(tiny), "--output", str(tmp_path / "one"), *keys, "train.batch_size=8")
     assert_close(tmp_path / "one", tmp_path / "two", 10)

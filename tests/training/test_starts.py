@@ -57,7 +57,7 @@ def free_port() -> str:
 def test_two_machines_find_each_other(tiny: Path, tmp_path: Path) -> None:
     """One process on each; the machines are one here."""
     launcher = ROOT / "configs" / "accelerate" / "machines.yaml"
-    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "train.steps=3", "train.sample_every=0"]
+    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "train.steps=3", "preview.every=0"]
     with contextlib.ExitStack() as stack:
         port, machines = free_port(), []
         for rank in "01":

@@ -17,7 +17,7 @@ A_BAD_RANK = {"script": BAD_RANK, "launcher": TWO, "processes": 2}
 
 def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_its_own(tiny: Path, tmp_path: Path) -> None:
     """The other rank sees it, too, in the gradient that both share."""
-    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "train.sample_every=0"]
+    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "preview.every=0"]
     bad = {"BAD": "nan", "BAD_FROM": str(6 * 8)}  # of the seventh step
     assert finish(*line, **A_BAD_RANK, environment=bad).codes == [1, 1]
     assert status(tmp_path / "a")["error"] == "the loss is not finite at step 7, rank 1"
@@ -27,7 +27,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_its_own(tiny: Path,
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_to_one_rank_ends_the_other_ones_wait_for_its_loader(workers: int, tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "a"
-    line = ["--config", str(tiny), "--output", str(output), "train.sample_every=0", f"data.num_workers={workers}"]
+    line = ["--config", str(tiny), "--output", str(output), "preview.every=0", f"data.num_workers={workers}"]
     with start(*line, **A_BAD_RANK, environment={"BAD": "stuck", "BAD_FROM": str(6 * 8)}) as ranks:
         wait_until(lambda: len(logged(output)) > 6)  # six steps and the header
         time.sleep(1)
@@ -39,7 +39,7 @@ def test_a_signal_to_one_rank_ends_the_other_ones_wait_for_its_loader(workers: i
 
 def test_a_process_whose_launcher_died_while_it_was_starting_stops(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "orphan"
-    line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "train.sample_every=0"]
+    line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "preview.every=0"]
     with start(*launcher_line(*line, launcher=None), script=LAUNCHER) as launcher:
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
         wait_until(lambda: bool(children.read_text()))
@@ -54,8 +54,8 @@ def test_a_process_whose_launcher_died_while_it_was_starting_stops(tiny: Path, t
 def test_a_process_whose_launcher_died_saves_and_stops(end: signal.Signals, tiny: Path, tmp_path: Path) -> None:
     """A launcher of one process passes no signal on."""
     output = tmp_path / "orphan"
-    line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "train.sample_every=0",
-            "train.validate_every=0", "train.checkpoint_every=100000"]  # fmt: skip
+    line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "preview.every=0",
+            "train.validate_every=0", "checkpoint.every=100000"]  # fmt: skip
     with start(*launcher_line(*line, launcher=None), script=LAUNCHER) as launcher:
         wait_until(lambda: status(output)["state"] == "running")
         os.kill(launcher.pid, end)

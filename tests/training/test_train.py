@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
     config: Path, finished: Path, tmp_path: Path
 ) -> None:
     for name, keys in (("b", []), ("c", ["seed=1"])):
-        assert run(config, tmp_path / name, "train.sample_every=0", *keys) == 0
+        assert run(config, tmp_path / name, "preview.every=0", *keys) == 0
     assert_equal_bits(finished, tmp_path / "b", 6)
     one, other = everything(finished, 6), everything(tmp_path / "c", 6)
     assert not torch.equal(one["model.conv_in.weight"], other["model.conv_in.weight"])
@@ -190,7 +190,7 @@ def test_other_images_and_too_few_steps_are_refused(
 def test_a_signal_to_the_whole_process_group_saves(config: Path, tmp_path: Path) -> None:
     """As schedulers of clusters send it: to the trainer and to the workers of its loader."""
     output = tmp_path / "a"
-    keys = ["train.steps=100000", "train.sample_every=0", "data.num_workers=2", "train.checkpoint_every=5"]
+    keys = ["train.steps=100000", "preview.every=0", "data.num_workers=2", "checkpoint.every=5"]
     with start("--config", str(config), "--output", str(output), *keys, new_session=True) as process:
         wait_until(lambda: bool(list(output.glob("checkpoints/step-*"))))
         os.killpg(process.pid, signal.SIGTERM)
@@ -365,7 +365,7 @@ def test_switches_train(config: Path, tmp_path: Path, extra: list[str]) -> None:
 
 
 def test_the_script_runs_from_any_folder_and_survives_being_killed(config: Path, tmp_path: Path) -> None:
-    keys = ["train.steps=400", "train.sample_every=0", "train.checkpoint_every=5"]
+    keys = ["train.steps=400", "preview.every=0", "checkpoint.every=5"]
     line = ["--config", str(config), "--output", "here", "--resume", "auto", *keys]
     process = subprocess.Popen([sys.executable, str(TRAIN), *line], cwd=tmp_path, stderr=subprocess.DEVNULL)
     wait_until((tmp_path / "here" / "checkpoints" / "step-000005").exists)
