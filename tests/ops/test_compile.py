@@ -208,3 +208,16 @@ def test_a_compiler_sees_one_operator_and_none_of_its_parts():
     operator, getitem = (node for node in graph.graph.nodes if node.op == "call_function")
     assert operator.target == torch.ops.unetgn.group_norm_silu
     assert getitem.args == (operator, 0)
+
+
+def test_exported_graphs_find_the_operators_with_the_arguments_that_they_were_saved_with():
+    parameters = "Tensor? pre_bias, Tensor? scale, Tensor? shift"
+    assert str(torch.ops.unetgn.group_norm_silu.default._schema) == (
+        "unetgn::group_norm_silu(Tensor x, SymInt num_groups, Tensor? weight, Tensor? bias, float eps, "
+        f"bool activation, {parameters}, str implementation) -> (Tensor y, Tensor mean, Tensor rstd)"
+    )
+    assert str(torch.ops.unetgn.group_norm_silu_backward.default._schema) == (
+        "unetgn::group_norm_silu_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, SymInt num_groups, "
+        f"Tensor? weight, Tensor? bias, bool activation, {parameters}, bool[6] needs, str implementation) -> "
+        "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dpre_bias, Tensor dscale, Tensor dshift)"
+    )

@@ -38,6 +38,9 @@ from tests.ops.unet_shapes import UNETS
 from unetgn.ops.arguments import Needs
 from unetgn.ops.triton import backward, entry
 from unetgn.ops.triton import plan_contiguous as contiguous
+from unetgn.ops.triton.forward import ForwardOperands
+from unetgn.ops.triton.kernels.forward_contiguous import merge_statistics
+from unetgn.ops.triton.launch import launch_of
 
 EXTRAS = (("weight", "bias"), ("weight", "bias", "pre_bias"), ("weight", "bias", "scale", "shift"))
 SHAPES = sorted({shape for shapes in UNETS.values() for shape in shapes})
@@ -288,3 +291,11 @@ def test_the_offline_builds_are_those_of_tritons_own_launcher(
         assert {
             place: [list(pair) for pair in pairs] for place, pairs in compiled.src.attrs.items() if pairs
         } == attributes
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"chunks": 3}, {"chunks": 3, "length": 9, "eps": 0.1, "CHUNK": 4, "SLOT": 4}], ids=str
+)
+def test_a_launch_whose_sizes_are_not_those_of_its_kernel_is_refused_with_the_names(sizes: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"merge_statistics takes .*SLOTS; given are the sizes chunks"):
+        launch_of(merge_statistics, ForwardOperands, 1, 4, **sizes)
