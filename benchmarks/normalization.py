@@ -132,7 +132,7 @@ def mean_errors(rows: list[dict[str, Any]], norm: str, standardize: bool) -> dic
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Validation error against batch size: one line for each normalization, one panel for each kind of weights."""
+    """Plot validation error against batch size: one line for each normalization, one panel for each kind of weights."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -92,7 +92,7 @@ class DataConfig:
 
     @property
     def cache(self) -> Path | None:
-        """The folder of the latents; None for images."""
+        """Holds the folder of the latents; None for images."""
         return Path(self.path) if self.name == "latents" and self.path is not None else None
 
 

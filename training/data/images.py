@@ -24,10 +24,6 @@ BROKEN_AT_MOST = 0.01  # share of the files that may be unreadable before it is 
 LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
 
 
-class DataError(Exception):
-    """Says that data turned out to be unfit while they were read."""
-
-
 class Images(Protocol):
     """Numbers images of one shape, each with a class or none, and maybe with a text."""
 
