@@ -1,6 +1,7 @@
 # `make help` lists the commands. On a fresh machine that has Python and make, each sets up what it needs in .venv.
 PYTHON ?= python3
-CONSTRAINTS ?= constraints.txt
+# The newest diffusers needs Python 3.11.
+CONSTRAINTS ?= $(shell $(PYTHON) -c "import sys; print('constraints.txt' if sys.version_info >= (3, 11) else 'constraints-oldest.txt')")
 BIN := .venv/bin
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
