@@ -1,7 +1,7 @@
 """The benchmark of the fused operator: its limits, its checks and its report, on made-up measurements (no GPU here)."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from benchmarks.group_norm_silu.measure import row
 from benchmarks.group_norm_silu.record import OtherResults
 from benchmarks.group_norm_silu.report import fraction, plot, summary, table
 
-ROOT = Path(__file__).parents[2]
 BANDWIDTH = 4e12
 
 
@@ -29,6 +28,13 @@ def made_up_rows(ours: float = 1.0) -> list[dict[str, Any]]:
             times = {"ours_us": ours * limit, "eager_us": 4 * limit, "compiled_us": 2 * limit}
             found.append(row(case, which, times, BANDWIDTH, 2))
     return found
+
+
+def run_as_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run `python -m module arguments…` in this process, which has imported torch already."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,7 @@ def test_a_contender_that_failed_is_in_the_table_and_out_of_the_figures() -> Non
 
 
 def test_parts_are_merged_and_reported_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(report, "plot", lambda *_: None)  # drawn below
     rows = made_up_rows()
     paths = [tmp_path / f"made_up_part{k}of2.json" for k in (1, 2)]
     for path, some in zip(paths, (rows[::2], rows[1::2]), strict=True):
@@ -117,13 +123,14 @@ def test_parts_are_merged_and_reported_as_one(tmp_path: Path, monkeypatch: pytes
         report.main()
 
 
-def test_the_report_command_writes_a_table_and_a_plot_beside_the_json(tmp_path: Path) -> None:
+def test_the_report_command_writes_a_table_and_a_plot_beside_the_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"device": "a made-up device", "rows": made_up_rows(), "faults": [], "errors": []}))
-    command = [sys.executable, "-m", "benchmarks.group_norm_silu.report", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["median_speedup_over_eager"] == pytest.approx(4)
+    run_as_command("benchmarks.group_norm_silu.report", [str(path)], monkeypatch)
+    assert json.loads(capsys.readouterr().out)["median_speedup_over_eager"] == pytest.approx(4)
     assert path.with_suffix(".md").read_text().startswith("| shape |")
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
@@ -136,11 +143,13 @@ def test_a_plot_of_rows_without_clusters_needs_no_peer(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_command_says_so_and_exits_with_2() -> None:
-    command = [sys.executable, "-m", "benchmarks.group_norm_silu", "--quick"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "No CUDA or ROCm device" in done.stderr
+def test_without_a_gpu_the_command_says_so_and_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        run_as_command("benchmarks.group_norm_silu.__main__", ["--quick"], monkeypatch)
+    assert left.value.code == 2
+    assert "No CUDA or ROCm device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

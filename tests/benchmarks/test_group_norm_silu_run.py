@@ -5,14 +5,19 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.group_norm_silu import __main__ as program
-from benchmarks.group_norm_silu import record, run
+from benchmarks.group_norm_silu import contenders, record, run
 from benchmarks.group_norm_silu.timing import rotations
 from tests.benchmarks.made_up_machine import CASES, Pretended, results
 
 
-def test_a_run_writes_every_pass_of_every_case_with_its_surroundings(machine: Pretended, tmp_path: Path) -> None:
+def test_a_run_writes_every_pass_of_every_case_with_its_surroundings(
+    machine: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a real compiler: its backward pass has rules of its own."""
+    monkeypatch.setattr(contenders, "compiled", lambda: torch.compile(contenders.eager, backend="aot_eager"))
     assert program.main(["--output", str(tmp_path)]) == run.DONE
     found = results(tmp_path)
     assert (found["device"], found["commit"], found["copy_bandwidth"]) == ("Made Up 1", "abc", 1e12)
@@ -21,6 +26,7 @@ def test_a_run_writes_every_pass_of_every_case_with_its_surroundings(machine: Pr
     assert described == [
         (list(c.shape), c.dtype, c.layout, c.extras, which) for c in CASES for which in ("forward", "backward")
     ]
+    assert not [row for row in found["rows"] if "compiled_error" in row]
     for row in found["rows"]:
         assert row.keys() >= {"ours_us", "eager_us", "compiled_us", "copy_bandwidth", "bytes"}
         assert row["rotations"] == rotations(row["bytes_read"], machine.cache_bytes())

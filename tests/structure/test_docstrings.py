@@ -19,7 +19,8 @@ LABELS = {
     "All", "Each", "Every", "Everything", "Everybody", "This", "These", "That", "Those", "Nothing", "Such", "Some",
     "Any", "Both", "It",
 }  # fmt: skip
-VERBS = set((Path(__file__).with_name("verbs.txt")).read_text().split())
+LISTED = Path(__file__).with_name("verbs.txt").read_text().split()
+VERBS = set(LISTED)
 
 Node = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -78,6 +79,7 @@ def test_the_verbs_are_used_and_stand_in_order():
         if _is_a_function(node) and (text := ast.get_docstring(node))  # type: ignore[arg-type]
     }
     assert VERBS - used == set()
+    assert LISTED == sorted(VERBS)
 
 
 def _files() -> list[Path]:
