@@ -79,7 +79,7 @@ def test_the_verbs_are_used_and_stand_in_order():
         if _is_a_function(node) and (text := ast.get_docstring(node))  # type: ignore[arg-type]
     }
     assert VERBS - used == set()
-    assert LISTED == sorted(VERBS)
+    assert sorted(VERBS) == LISTED
 
 
 def _files() -> list[Path]:
