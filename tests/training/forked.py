@@ -156,6 +156,7 @@ def run(script: str, arguments: list[str], environment: dict[str, str], cwd: str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # the system's own for the loader's workers, not the server's
     parent.PARENT = os.getppid()
     torch.set_num_threads(1)
     np.random.seed()  # as a fresh process has it; Python's own generator does so by itself

@@ -16,7 +16,7 @@ def bad_on_rank_1(stream: IndexedSamples, counter: int) -> dict[str, torch.Tenso
     sample = original(stream, counter)
     if os.environ["RANK"] == "1" and counter >= int(os.environ["BAD_FROM"]):
         if os.environ["BAD"] == "stuck":
-            time.sleep(600)
+            time.sleep(120)
         sample["image"] = torch.full_like(torch.as_tensor(sample["image"]), float("nan"))
     return sample
 
