@@ -87,8 +87,7 @@ class Loop:
     def next_step(self) -> None:
         """Read the batches of a step and make it. Raises Preempted and Diverged."""
         began = time.perf_counter()
-        accumulation = self.config.train.gradient_accumulation
-        batches = self.signals.unless_stopped(lambda: [next(self.batches) for _ in range(accumulation)])
+        batches = self.read_batches()
         self.window.waited += time.perf_counter() - began
         # The last step may still be running on the device: what is read here are those before it.
         if self.agree(reading=len(self.unread) - 1) or batches is None:
@@ -96,6 +95,23 @@ class Loop:
         numbers = self.state.run_step(batches)
         self.unread.append(numbers)
         self.unlogged.append(numbers)
+
+    def read_batches(self) -> list[dict[str, Tensor]] | None:
+        """Read the batches of a step, so that no slow loader delays a checkpoint: None where a signal came."""
+        signals = self.signals
+        try:
+            signals.interruptible = True
+            if signals.received:
+                return None
+            return [next(self.batches) for _ in range(self.config.train.gradient_accumulation)]
+        except Interrupted:
+            return None
+        except RuntimeError:  # a loader whose workers got the signal, too
+            if signals.received:
+                return None
+            raise
+        finally:
+            signals.interruptible = False
 
     def report(self, bar: tqdm) -> None:
         """Write what is due after this step."""
@@ -133,7 +149,8 @@ class Loop:
         Raises Diverged where one of these is bad on any rank. Every rank has to ask.
         """
         steps, self.unread = self.unread[: max(0, reading)], self.unread[max(0, reading) :]
-        stop, ranks = self.signals.faults(find_fault(steps))
+        mine = find_fault(steps)
+        stop, ranks = self.signals.faults(mine) if self.ranks > 1 else (self.signals.received, [mine])
         bad = [str(rank) for rank, faults in enumerate(ranks) if faults.loss]
         if bad:
             step = max(faults.loss for faults in ranks)

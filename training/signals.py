@@ -8,13 +8,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
 from torch.distributed.distributed_c10d import _get_default_store
-
-T = TypeVar("T")
 
 
 class Interrupted(BaseException):
@@ -84,7 +82,7 @@ class StopSignals:
 
     def __init__(self, ranks: int) -> None:
         self.received = False
-        self._interruptible = False
+        self.interruptible = False  # then a signal raises Interrupted, once
         # Over the CPU, so that asking does not wait for the GPU.
         self._group = torch.distributed.new_group(backend="gloo") if ranks > 1 else None
         self._ranks = ranks
@@ -108,28 +106,20 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
-        if self._interruptible:
-            self._interruptible = False
+        if self.interruptible:
+            self.interruptible = False
             raise Interrupted
 
-    def unless_stopped(self, work: Callable[[], T]) -> T | None:
-        """Return the result of `work`, None where a signal came before or meanwhile.
-
-        So a slow loader delays no checkpoint.
-        """
+    def unless_stopped(self, work: Callable[[], object]) -> None:
+        """Do the work; leave it where a signal came before or comes meanwhile, as `received` then says."""
         try:
-            self._interruptible = True
-            if self.received:
-                return None
-            return work()
+            self.interruptible = True
+            if not self.received:
+                work()
         except Interrupted:
-            return None
-        except RuntimeError:  # a loader whose workers got the signal, too
-            if self.received:
-                return None
-            raise
+            pass
         finally:
-            self._interruptible = False
+            self.interruptible = False
 
     def stop_asked(self) -> bool:
         """Return True where any rank received a signal. Every rank has to ask."""
