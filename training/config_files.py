@@ -6,6 +6,7 @@ jsonargparse gives the types of the keys; what it does not say (which file, whic
 from __future__ import annotations
 
 import difflib
+import functools
 import typing
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -114,8 +115,9 @@ def load_data_config(overrides: list[str]) -> DataConfig:
         raise ConfigError(f"command line: {explain(error)}") from error
 
 
+@functools.cache  # for a quarter of a second it reads the docstrings of all keys
 def make_parser() -> jsonargparse.ArgumentParser:
-    """Make a parser of the keys of RunConfig alone."""
+    """Make a parser of the keys of RunConfig alone, one for the whole process."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
@@ -153,15 +155,21 @@ class Key:
     optional: bool
 
 
-def known_keys(config: type = RunConfig, prefix: str = "") -> Iterator[tuple[str, Key]]:
-    """List every key, groups included, by dotted name."""
+@functools.cache
+def known_keys() -> dict[str, Key]:
+    """Return every key of RunConfig, groups included, by dotted name."""
+    return dict(keys_of(RunConfig))
+
+
+def keys_of(config: type, prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """List the keys of a configuration's class, and of those within it."""
     types = typing.get_type_hints(config)
     for item in fields(config):
         name, kind = prefix + item.name, types[item.name]
         inner = [part for part in (kind, *typing.get_args(kind)) if is_dataclass(part)]
         yield name, Key(bool(inner), type(None) in typing.get_args(kind))
         for part in inner:
-            yield from known_keys(typing.cast(type, part), f"{name}.")
+            yield from keys_of(typing.cast(type, part), f"{name}.")
 
 
 def walk(keys: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -174,7 +182,7 @@ def walk(keys: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def check_key(source: str, key: str, value: object) -> None:
     """Raise ConfigError where there is no such key, where a group got a plain value, or where null may not be."""
-    known = dict(known_keys())
+    known = known_keys()
     if key in RENAMED:
         raise ConfigError(f"{source}: {key} is now called {RENAMED[key]}: write that in its place")
     if key not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from diffusers import DDPMPipeline, DDPMScheduler, LDMPipeline, StableDiffusionPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, LDMPipeline
 
 from training.data.autoencoder import load_autoencoder
 from training.data.text import TextEncoder, context_dims
@@ -41,6 +41,8 @@ def save_latent_pipeline(unet: UNet, scheduler: DDPMScheduler, folder: Path, cac
     elif not context_dims(unet.unet_config):
         LDMPipeline(vqvae=autoencoder.model, unet=unet, scheduler=scheduler).save_pretrained(folder)
     else:
+        from diffusers import StableDiffusionPipeline  # here: it brings networks of transformers that few runs need
+
         text_encoder = TextEncoder(cache)
         StableDiffusionPipeline(
             vae=autoencoder.model,

@@ -13,7 +13,7 @@ import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ import numpy as np
 import sklearn.datasets  # noqa: F401
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 import sampling.sample  # noqa: F401
 import training.train  # noqa: F401
@@ -93,22 +93,24 @@ class Started:
 def start(
     *arguments: str,
     script: Path = TRAIN,
-    launcher: Path | None = None,
+    launcher: Path | Sequence[str] | None = None,
     processes: int = 1,
     environment: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
     new_session: bool = False,
 ) -> Started:
-    """Start a script as `python` does or, with the configuration of a launcher, as `accelerate launch` does."""
+    """Start a script as `python` does or, with a launcher's configuration or options, as `accelerate launch` does."""
     files = [tempfile.NamedTemporaryFile() for _ in ("stdout", "stderr")]  # noqa: SIM115 (closed by Started)
     everyone, store = dict(os.environ), None
     if launcher is not None:
         # The store that the ranks meet in is the launcher's, at a port that nobody else has.
         store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        everyone = launcher_environment(launcher, processes) | {"MASTER_PORT": str(store.port)}
+        configuration = ["--config_file", str(launcher), "--num_processes", str(processes)]
+        everyone = launcher_environment(configuration if isinstance(launcher, Path) else launcher)
+        everyone["MASTER_PORT"] = str(store.port)
     ranks = []
     for number in range(processes):
-        own = {} if launcher is None else {"RANK": str(number), "LOCAL_RANK": str(number)}
+        own = {"RANK": str(number), "LOCAL_RANK": str(number)} if "WORLD_SIZE" in everyone else {}
         names = [file.name for file in files]
         given = (str(script), list(arguments), everyone | own | dict(environment or {}), str(cwd), names, new_session)
         ranks.append(SERVER.Process(target=run, args=given))
@@ -129,11 +131,15 @@ def succeed(*arguments: str, **more: Any) -> Finished:
     return done
 
 
-def launcher_environment(configuration: Path, processes: int) -> dict[str, str]:
-    """Return the variables that Accelerate's launcher, by its own code, and torchrun set for every rank."""
-    options = ["--config_file", str(configuration), "--num_processes", str(processes), str(TRAIN)]
-    checked, _, _ = _validate_launch_command(launch_command_parser().parse_args(options))
-    size = str(processes)
+def launcher_environment(options: Sequence[str]) -> dict[str, str]:
+    """Return the variables that Accelerate's launcher, by its own code, and torchrun set for every rank.
+
+    Options of one process start no torchrun, and know of no ranks.
+    """
+    checked, _, _ = _validate_launch_command(launch_command_parser().parse_args([*options, str(TRAIN)]))
+    if not (checked.multi_gpu or checked.use_fsdp):
+        return prepare_simple_launcher_cmd_env(checked)[1]
+    size = str(checked.num_processes)
     return prepare_multi_gpu_env(checked) | {
         "WORLD_SIZE": size,
         "LOCAL_WORLD_SIZE": size,

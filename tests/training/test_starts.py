@@ -3,7 +3,6 @@
 import contextlib
 import json
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,27 +23,28 @@ def test_a_refusal_with_several_processes_is_said_once_and_alone(tiny: Path, tmp
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_command_that_is_advised_starts_as_many_processes(processes: int, tiny: Path, tmp_path: Path) -> None:
-    advised = command_for(processes).replace("training/train.py …", f"{ROOT}/training/train.py").split(" (")[0]
-    line = ["--main_process_port", "0", *advised.split()[2:], "--config", str(tiny), "--output", str(tmp_path / "a")]
-    done = succeed(*line, "--dry-run", f"train.processes={processes}", script=LAUNCHER)
+    program, command, *options = command_for(processes).split(" training/train.py …")[0].split()
+    assert (program, command) == ("accelerate", "launch")
+    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "--dry-run", f"train.processes={processes}"]
+    done = succeed(*line, launcher=options, processes=processes)
     assert f"{processes} process(es)" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("file", "options", "says"),
+    ("file", "processes", "says"),
     [
-        ("cpu", (), "1 process(es) on cpu,"),
-        ("gpu", (), "1 process(es) on "),
-        ("gpus", PAIR, "2 process(es) on "),
-        ("fsdp2", PAIR, "this tries out the configuration, not FSDP"),
+        ("cpu", 1, "1 process(es) on cpu,"),
+        ("gpu", 1, "1 process(es) on "),
+        ("gpus", 2, "2 process(es) on "),
+        ("fsdp2", 2, "this tries out the configuration, not FSDP"),
     ],
 )
 def test_every_launch_configuration_starts_what_it_says(
-    file: str, options: Sequence[str], says: str, tiny: Path, tmp_path: Path
+    file: str, processes: int, says: str, tiny: Path, tmp_path: Path
 ) -> None:
     launcher = ROOT / "configs" / "accelerate" / f"{file}.yaml"
     line = ["--config", str(tiny), "--output", str(tmp_path), "--dry-run"]
-    done = succeed(*launcher_line(*line, launcher=launcher, options=options), script=LAUNCHER)
+    done = succeed(*line, launcher=launcher, processes=processes)
     assert says in done.stdout
 
 

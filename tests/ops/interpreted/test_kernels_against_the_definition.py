@@ -72,7 +72,7 @@ def covering_selection(cases: list[tuple[Case, str]], seed: int) -> list[tuple[C
 PRODUCT = cross_product(seed=2024)
 SELECTION = covering_selection(PRODUCT, seed=7)
 FEASIBLE = [(case, path) for case, path in PRODUCT if path in paths(case)]
-SHARE = random.Random(8).sample(FEASIBLE, 40)
+SHARE = random.Random(8).sample(FEASIBLE, 15)
 
 
 def name(value: Any) -> str:
