@@ -25,6 +25,7 @@ DURATIONS = Path(__file__).with_name("durations.json")
 BUDGET = 80.0  # seconds of one core
 FASTEST = 500  # tests
 UNKNOWN = 5.0  # seconds of a file that nobody has measured
+RUN_BY = {ROOT / "tests/ops/interpreted": ROOT / "tests/ops/test_triton_interpreter.py"}  # in a process of its own
 
 
 def changed_files() -> list[Path]:
@@ -56,7 +57,8 @@ def nearest_tests(changed: Iterable[Path], known: dict[str, Path], imports: list
     while ring:
         seen += sorted(ring)
         ring = {importer for module in ring for importer in importers.get(module, ())} - set(seen)
-    return [known[module] for module in seen if known[module].name.startswith("test_")]
+    tests = [known[module] for module in seen if known[module].name.startswith("test_")]
+    return list(dict.fromkeys(RUN_BY.get(path.parent, path) for path in tests))
 
 
 def within_budget(tests: Iterable[Path], durations: dict[str, dict[str, float]], budget: float) -> list[Path]:

@@ -23,6 +23,12 @@ def test_a_change_of_a_block_reaches_its_own_test():
     assert ROOT / "tests/nn/test_resblock.py" in near
 
 
+def test_a_change_of_a_kernel_reaches_the_process_that_interprets_and_nothing_that_runs_only_there():
+    near = nearest_tests([ROOT / "unetgn/ops/triton/kernels/elements.py"], *import_graph())
+    assert near.count(ROOT / "tests/ops/test_triton_interpreter.py") == 1
+    assert not [path for path in near if "interpreted" in path.parts]
+
+
 def test_the_budget_holds_and_what_is_too_long_by_itself_makes_room():
     durations = {"tests/long.py": {"seconds": 99.0, "tests": 1}, "tests/short.py": {"seconds": 2.0, "tests": 1}}
     tests = [ROOT / "tests/long.py", ROOT / "tests/short.py", ROOT / "tests/unmeasured.py"]
