@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # the script's own folder is what Python puts the
 from tests.structure.imports import Import, all_imports, imports_of, modules, name_of  # noqa: E402
 
 DURATIONS = Path(__file__).with_name("durations.json")
-BUDGET = 80.0  # seconds of one core
+BUDGET = 65.0  # seconds of one core
 FASTEST = 500  # tests
 UNKNOWN = 5.0  # seconds of a file that nobody has measured
 RUN_BY = {ROOT / "tests/ops/interpreted": ROOT / "tests/ops/test_triton_interpreter.py"}  # in a process of its own
