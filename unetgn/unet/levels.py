@@ -25,7 +25,6 @@ class Level(nn.Module):
 
     def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
         super().__init__()
-        self.takes_skip = [block.skip for block in plan.blocks]
         self.resnets = nn.ModuleList(_residual_block(config, block) for block in plan.blocks)
         self.attentions = nn.ModuleDict(
             {str(j): _attention(config, b.out_channels, b.attention) for j, b in enumerate(plan.blocks) if b.attention}
@@ -61,7 +60,7 @@ class EncoderLevel(Level):
 
     def forward(
         self, x: Tensor, image: Tensor, emb: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return x, the running image, and the skip connections (N, C, *spatial) that start here."""
         skips = []
         for index in range(len(self.resnets)):
@@ -72,7 +71,7 @@ class EncoderLevel(Level):
             if self.input_branch is not None:
                 x = image = self.input_branch(x, image)
             skips.append(x)
-        return x, image, skips
+        return x, image, tuple(skips)
 
 
 class MidLevel(Level):
@@ -85,21 +84,24 @@ class MidLevel(Level):
 
 
 class DecoderLevel(Level):
-    """Applies its blocks, each to x and the last skip connection of the list, and doubles to the next one's size."""
+    """Applies its blocks, the first ones each to x and a skip connection, and doubles the resolution."""
 
     def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
         super().__init__(config, plan)
+        self.skips = sum(block.skip for block in plan.blocks)
         self.upsamplers = nn.ModuleList()
         if plan.resample is not None:
             self.upsamplers.append(_upsampler(config, plan))
 
-    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None) -> Tensor:
-        for index, takes_skip in enumerate(self.takes_skip):
-            if takes_skip:
-                x = cat([x, skips.pop()], dim=1)
+    def forward(
+        self, x: Tensor, skips: tuple[Tensor, ...], size: Sequence[int], emb: Tensor, context: Tensor | None
+    ) -> Tensor:
+        """Return x, enlarged to `size` where the level doubles; of its own `skips` the last one is taken first."""
+        for index in range(len(self.resnets)):
+            if index < len(skips):
+                x = cat([x, skips[-1 - index]], dim=1)
             x = self.block(index, x, emb, context)
         for upsample in self.upsamplers:
-            size: Sequence[int] = skips[-1].shape[2:]
             x = upsample(x, emb, size=size) if isinstance(upsample, ResBlock) else upsample(x, size=size)
         return x
 

@@ -188,7 +188,10 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
         # Decoder.
         for level in self.up_blocks:
-            x = level(x, skips, emb, encoder_hidden_states)
+            first = len(skips) - level.skips
+            skips, own = skips[:first], tuple(skips[first:])
+            size = tuple((skips[-1] if skips else x).shape[2:])
+            x = level(x, own, size, emb, encoder_hidden_states)
         x = recomputed(self._output, x) if self.checkpointing == "activations" else self._output(x)
 
         return UNetOutput(sample=x) if return_dict else (x,)
