@@ -88,7 +88,6 @@ class DecoderLevel(Level):
 
     def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
         super().__init__(config, plan)
-        self.skips = sum(block.skip for block in plan.blocks)
         self.upsamplers = nn.ModuleList()
         if plan.resample is not None:
             self.upsamplers.append(_upsampler(config, plan))

@@ -136,6 +136,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.down_blocks = nn.ModuleList(EncoderLevel(config, level) for level in plan.encoder)
         self.mid_block = MidLevel(config, plan.mid)
         self.up_blocks = nn.ModuleList(DecoderLevel(config, level) for level in plan.decoder)
+        self._skips_taken = [sum(block.skip for block in level.blocks) for level in plan.decoder]
         width = plan.decoder[-1].channels
         self.conv_norm_out = config.norm.build(width)
         self.conv_out = convolution(dims, width, config.out_channels, config.decoder.out_kernel)
@@ -187,8 +188,8 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x = add_residual(x, mid_block_additional_residual, "mid_block_additional_residual")
 
         # Decoder.
-        for level in self.up_blocks:
-            first = len(skips) - level.skips
+        for level, taken in zip(self.up_blocks, self._skips_taken, strict=True):
+            first = len(skips) - taken
             skips, own = skips[:first], tuple(skips[first:])
             size = tuple((skips[-1] if skips else x).shape[2:])
             x = level(x, own, size, emb, encoder_hidden_states)
