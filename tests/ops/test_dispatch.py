@@ -1,8 +1,10 @@
 """Tests which implementation computes the operator: by context manager, by environment variable, and by device."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 
 import pytest
@@ -59,6 +61,47 @@ def test_a_block_that_fails_restores_the_choice(calls):
         _ = 1 / 0
     unetgn.group_norm_silu(X, 3)
     assert calls == ["aten.forward"]
+
+
+def test_choices_that_overlap_in_threads_do_not_meet():
+    """The first one to begin is the first one to end: whoever restored what was there before would leave the other."""
+    inside, ended = threading.Event(), threading.Event()
+    seen = {}
+
+    def second():
+        seen["before"] = dispatch.chosen()
+        with implementation("aten"):
+            inside.set()
+            ended.wait(60)
+            seen["within"] = dispatch.chosen()
+        seen["after"] = dispatch.chosen()
+
+    thread = threading.Thread(target=second)
+    with implementation("reference"):
+        thread.start()
+        assert inside.wait(60)
+        assert dispatch.chosen() == "reference"
+    assert dispatch.chosen() == "auto"
+    ended.set()
+    thread.join()
+    assert seen == {"before": "auto", "within": "aten", "after": "auto"}
+    assert dispatch.chosen() == "auto"
+    compiled = torch.compile(lambda x: x + len(dispatch.chosen()), fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(())) == len("auto")  # what a compiler sees is as it was, too
+
+
+def test_choices_of_tasks_that_take_turns_do_not_meet():
+    async def asked(name, turns):
+        with implementation(name):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                assert dispatch.chosen() == name
+
+    async def both():
+        await asyncio.gather(asked("reference", 2), asked("aten", 4))
+
+    asyncio.run(both())
+    assert dispatch.chosen() == "auto"
 
 
 def test_backward_uses_the_implementation_of_its_forward(calls):

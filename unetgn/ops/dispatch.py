@@ -12,6 +12,7 @@ UNETGN_IMPLEMENTATION for a process.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -33,29 +34,35 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_chosen = _checked(os.environ.get(_VARIABLE) or "auto", f"environment variable {_VARIABLE}")
+_default = _checked(os.environ.get(_VARIABLE) or "auto", f"environment variable {_VARIABLE}")
+_choice = ContextVar(_VARIABLE, default=_default)
+# The choices in force in the whole process, for compilers: they cannot read a context variable, nor guard on one.
+_in_force = [_default]
 
 
 @contextmanager
 def implementation(name: str) -> Iterator[None]:
     """Compute the operator with the named implementation inside the `with` block: auto, triton, aten or reference.
 
-    The choice holds for the whole process, not for one thread. It is taken when the operator is called, and the
-    backward pass of a call uses the implementation of its forward pass. A compiled function is compiled again when the
-    choice changes. Raises ValueError for another name; the call itself raises RuntimeError where the named
-    implementation cannot run on its tensors.
+    The choice holds for the code that the block runs, not for other threads or tasks. It is taken when the operator is
+    called, and the backward pass of a call uses the implementation of its forward pass. A compiled function is compiled
+    again when the choice changes; where several threads choose at a time, it follows the latest of them. Raises
+    ValueError for another name; the call itself raises RuntimeError where the named implementation cannot run on its
+    tensors.
     """
-    global _chosen
-    before, _chosen = _chosen, _checked(name, "unetgn.ops.implementation")
+    _in_force.append(_checked(name, "unetgn.ops.implementation"))
+    token = None if torch.compiler.is_compiling() else _choice.set(name)
     try:
         yield
     finally:
-        _chosen = before
+        _in_force.remove(name)
+        if token is not None:
+            _choice.reset(token)
 
 
 def chosen() -> str:
     """Return the name in force."""
-    return _chosen
+    return _in_force[-1] if torch.compiler.is_compiling() else _choice.get()
 
 
 def resolve(name: str, x: Tensor) -> ModuleType:
@@ -119,14 +126,16 @@ def _torch_func_is_active() -> bool:
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y in the dtype and layout of x (see `layout`), and mean and rstd (N, G) in the dtype of the arithmetic.
 
-    Implementations meet an x with elements, dense in one of the two layouts.
+    Implementations meet an x with elements, dense in one of the two layouts. y shares no memory with x, and is no view.
     """
     x = arguments.x
     if x.numel() == 0:
         return allocate(x, arguments.num_groups)
     if not x.is_contiguous():
         arguments = _dense(arguments)
-    return resolve(arguments.implementation, x).forward(arguments)
+    y, mean, rstd = resolve(arguments.implementation, x).forward(arguments)
+    # A view that comes out of an autograd function cannot be changed in place, as y of nn.GroupNorm can.
+    return y.data if y._is_view() else y, mean, rstd
 
 
 def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:

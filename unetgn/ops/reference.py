@@ -37,9 +37,9 @@ def define(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     x = arguments.x
     h = _flat(x, arguments.pre_bias)
     mean, rstd = _statistics(h, arguments.num_groups, arguments.eps)
-    z = _affine(_normalize(h, mean, rstd), arguments)
-    y = z * torch.sigmoid(z) if arguments.activation else z
-    return y.to(x.dtype).reshape(x.shape), mean, rstd
+    z = _affine(_normalize(h, mean, rstd), arguments).reshape(x.shape)
+    y = z * torch.sigmoid(z) if arguments.activation else z.clone()  # no view of z
+    return y.to(x.dtype), mean, rstd
 
 
 def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:

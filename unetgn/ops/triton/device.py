@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -62,20 +63,25 @@ def _from_environment() -> bool:
     return value == "1"
 
 
-clusters_chosen = _from_environment()  # True where groups too large for one block may be held on chip by a cluster
+_default = _from_environment()
+_clusters = ContextVar(_VARIABLE, default=_default)
+
+
+def clusters_chosen() -> bool:
+    """Return True where groups too large for one block may be held on chip by a cluster."""
+    return _clusters.get()
 
 
 @contextmanager
 def clusters(use: bool) -> Iterator[None]:
-    """Let clusters of blocks hold large groups on chip inside the `with` block, or not. Holds for the whole process.
+    """Let clusters of blocks hold large groups on chip in what the `with` block runs, or not.
 
     Off by default, and UNETGN_TRITON_CLUSTERS=1 turns it on for a process: the kernels have been compiled for sm_90 and
     sm_100 and proven under the interpreter, but no GPU has run them with more than one block yet. Devices without
     clusters take the split path either way.
     """
-    global clusters_chosen
-    before, clusters_chosen = clusters_chosen, use
+    token = _clusters.set(use)
     try:
         yield
     finally:
-        clusters_chosen = before
+        _clusters.reset(token)

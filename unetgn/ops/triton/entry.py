@@ -24,7 +24,7 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """
     x = arguments.x
     # Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1).
-    clusters = device.clusters_chosen and arguments.pre_bias is None
+    clusters = device.clusters_chosen() and arguments.pre_bias is None
     recipe = forward_recipe(
         x.shape,
         x.dtype,
