@@ -9,6 +9,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from unetgn.pipelines.sampling import check_ends_in_noise
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -30,7 +32,7 @@ class ObjectiveConfig:
     min_snr_gamma: float = 5.0
     """Gamma of weighting min_snr; above 0."""
     num_train_timesteps: int = 1000
-    """Noise levels of the schedule."""
+    """Noise levels of the schedule, which must end in noise: of linear betas by default some 460 or more."""
     label_dropout: float = 0.0
     """Probability, in [0, 1), of training a sample without its class, and with the empty caption in the place of its
     own, for classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
@@ -64,6 +66,7 @@ class ObjectiveConfig:
             raise ValueError(f"objective.num_train_timesteps is {self.num_train_timesteps}; at least 1 is needed")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"objective.label_dropout is {self.label_dropout}; a probability below 1 is needed")
+        check_ends_in_noise(make_scheduler(self).alphas_cumprod, f"objective.schedule {self.schedule}")
 
 
 # Names of noise schedules in diffusers.
@@ -161,5 +164,7 @@ def level_weights(snr: Tensor, config: ObjectiveConfig) -> Tensor:
     """
     if config.weighting == "constant":
         return torch.ones_like(snr)
-    per_error_of_image = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-    return snr.clamp(max=config.min_snr_gamma) / per_error_of_image[config.prediction_type]
+    gamma = config.min_snr_gamma
+    if config.prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1)  # 1 where the ratio is 0
+    return snr.clamp(max=gamma) / (snr + 1 if config.prediction_type == "v_prediction" else 1)

@@ -2,6 +2,7 @@
 
 import copy
 import faulthandler
+import inspect
 import io
 import time
 from datetime import timedelta
@@ -67,6 +68,29 @@ def test_training_and_evaluation_give_the_same():
 def test_device_and_dtype_are_those_asked_for():
     norm = GroupNormSiLU(4, 8, device="meta", dtype=torch.bfloat16)
     assert {(p.device.type, p.dtype) for p in norm.parameters()} == {("meta", torch.bfloat16)}
+
+
+def test_its_arguments_are_those_of_group_norm_in_their_order():
+    ours, torchs = (
+        list(inspect.signature(kind.__init__).parameters.values()) for kind in (GroupNormSiLU, nn.GroupNorm)
+    )
+    positional = [parameter.name for parameter in torchs if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert [parameter.name for parameter in ours][: len(positional)] == positional
+    assert {parameter.name for parameter in torchs} <= {parameter.name for parameter in ours}
+    assert {(p.device.type, p.dtype) for p in GroupNormSiLU(4, 8, 1e-5, True, "meta", torch.float64).parameters()} == {
+        ("meta", torch.float64)
+    }
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_without_a_bias_it_has_a_weight_alone(affine):
+    norm = GroupNormSiLU(4, 8, affine=affine, bias=False)
+    assert [name for name, _ in norm.named_parameters()] == (["weight"] if affine else [])
+    x = random(2, 8, 5, 5)
+    if affine:
+        nn.init.normal_(norm.weight)
+    torch.testing.assert_close(norm(x), F.silu(F.group_norm(x, 4, norm.weight, None)))
+    assert torch.equal(copy.deepcopy(norm)(x), norm(x))
 
 
 def test_a_group_count_that_does_not_divide_is_an_error_with_the_nearest_that_would():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from training.objective import ObjectiveConfig, make_scheduler
@@ -29,9 +30,21 @@ class Network(nn.Module):
 
 
 def trained(prediction_type: str = "sample", schedule: str = "linear", levels: int = 1000):
+    betas = (
+        {} if schedule == "squared_cosine" else {"beta_start": 0.1 / levels, "beta_end": 20 / levels}
+    )  # end in noise
     return make_scheduler(
-        ObjectiveConfig(prediction_type=prediction_type, schedule=schedule, num_train_timesteps=levels)
+        ObjectiveConfig(prediction_type=prediction_type, schedule=schedule, num_train_timesteps=levels, **betas)
     )
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("cut", [1, 10, 100, 400])
+def test_a_schedule_that_was_cut_short_is_refused(cut: int, prediction_type: str) -> None:
+    short = DDPMScheduler(num_train_timesteps=cut, prediction_type=prediction_type)
+    for name in SCHEDULERS:
+        with pytest.raises(ValueError, match=rf"over {cut} levels ends with 0?\.?\d+ of the image's variance"):
+            make_sampling_scheduler(name, short, 1)
 
 
 PICTURE = torch.linspace(-0.9, 0.9, 3 * 4 * 4).view(3, 4, 4)

@@ -97,7 +97,11 @@ WRONG = [
     ("objective: {label_dropout: 0.1}\n", [], r"objective\.label_dropout is 0\.1, but model\.num_classes is not set"),
     ("preview: {guidance_scale: 2}\n", [], r"preview\.guidance_scale is 2\.0, but guidance needs a network"),
     ("preview: {scheduler: ddmp}\n", [], r"preview\.scheduler 'ddmp' is unknown; there are ddpm"),
-    ("objective: {num_train_timesteps: 10}\n", [], r"preview\.steps do not fit.*steps is 50;.*10 noise levels"),
+    (
+        "objective: {num_train_timesteps: 10, schedule: squared_cosine}\n",
+        [],
+        r"preview\.steps do not fit.*steps is 50;.*10 noise levels",
+    ),
     ("objective: {prediction_type: sample}\npreview: {scheduler: pndm}\n", [], r"'pndm' cannot use a network"),
     ("train: {learning_rate: .nan}\n", [], r"train\.learning_rate is nan; it must be a finite number"),
     ("seed: 99999999999999999999\n", [], r"seed is 99999999999999999999"),

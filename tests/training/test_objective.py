@@ -61,6 +61,24 @@ def test_the_loss_is_the_mean_squared_error_of_the_target(kind: str, schedule: s
 
 
 @pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squared_cosine", "zero_terminal_snr"])
+@pytest.mark.parametrize("levels", [1, 10, 1000, 50_000])
+def test_weights_of_levels_are_numbers_on_every_schedule(kind: str, schedule: str, levels: int) -> None:
+    """Of 50,000 levels most are pure noise in float32: their ratio of signal to noise is 0."""
+    if (kind, schedule) == ("epsilon", "zero_terminal_snr"):
+        pytest.skip("refused, and tested below")
+    options = {"prediction_type": kind, "schedule": schedule, "num_train_timesteps": levels}
+    try:
+        ObjectiveConfig(**options)
+    except ValueError as error:
+        pytest.skip(f"refused: {error}")
+    for gamma in (1e-3, 5.0, 1e6):
+        weights = Objective(ObjectiveConfig(**options, weighting="min_snr", min_snr_gamma=gamma), None).weights
+        assert weights.isfinite().all()
+        assert (weights >= 0).all()
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
 def test_min_snr_weighs_the_error_of_the_clean_image_by_min_snr_gamma(kind: str) -> None:
     """Whatever is predicted, the loss is min(SNR, gamma) times the error of the image that the prediction implies."""
     config = ObjectiveConfig(prediction_type=kind, weighting="min_snr", min_snr_gamma=3.0)
@@ -116,7 +134,7 @@ def test_without_classes_no_labels_are_passed() -> None:
 
 
 def test_every_level_is_drawn_and_none_beyond() -> None:
-    objective = Objective(ObjectiveConfig(num_train_timesteps=10), num_classes=None)
+    objective = Objective(ObjectiveConfig(num_train_timesteps=10, schedule="squared_cosine"), num_classes=None)
     levels = objective.timesteps(torch.linspace(0, 1 - 1e-12, 1000, dtype=torch.float64))
     assert levels.unique().tolist() == list(range(10))
 
@@ -128,6 +146,8 @@ def test_every_level_is_drawn_and_none_beyond() -> None:
         ({"min_snr_gamma": 0.0}, "objective.min_snr_gamma is 0.0; it must be above 0"),
         ({"label_dropout": 1.0}, "objective.label_dropout is 1.0"),
         ({"num_train_timesteps": 0}, "objective.num_train_timesteps is 0"),
+        ({"num_train_timesteps": 100}, "objective.schedule linear over 100 levels ends with 0.36 of the image's"),
+        ({"beta_end": 1e-3}, "objective.schedule linear over 1000 levels ends with 0.58 of the image's"),
     ],
 )
 def test_contradictory_objectives_are_refused(keys: dict, message: str) -> None:

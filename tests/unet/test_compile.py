@@ -43,6 +43,16 @@ def test_it_compiles_as_one_graph_once_for_all_timesteps(unet, grade):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
+def test_its_blocks_compile_alone_as_those_of_diffusers_models_do():
+    unet = randomized(UNet(channels=(32, 64), depth=1, attention_levels=(1,)))
+    x = noise(2, 3, 8, 8)
+    expected = unet(x, 3).sample
+    counter = torch._dynamo.testing.CompileCounter()
+    unet.compile_repeated_blocks(fullgraph=True, backend=counter)
+    torch.testing.assert_close(unet(x, 3).sample, expected)
+    assert counter.frame_count > 0
+
+
 @pytest.mark.slow
 def test_it_compiles_to_native_code(unet):
     x, t = noise(2, 3, 8, 8), torch.tensor([5, 6])

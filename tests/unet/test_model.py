@@ -316,5 +316,32 @@ def test_diffusers_names_for_recomputation_work(unet):
     assert unet.checkpointing == "none"
     with pytest.raises(ValueError, match="'none', 'activations' or 'blocks', got 'all'"):
         unet.set_checkpointing("all")
-    with pytest.raises(ValueError, match="gradient_checkpointing_func is not supported"):
-        unet.enable_gradient_checkpointing(torch.utils.checkpoint.checkpoint)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        partial(torch.utils.checkpoint.checkpoint, use_reentrant=False),
+        lambda block, *inputs: torch.utils.checkpoint.checkpoint(block.__call__, *inputs, use_reentrant=False),
+    ],
+    ids=["as PyTorch has it", "as diffusers calls it"],
+)
+def test_blocks_are_recomputed_by_the_function_that_is_given(function):
+    unet, calls = randomized(UNet(**SMALL)), []
+
+    def counted(block, *inputs):
+        calls.append(len(inputs))
+        return function(block, *inputs)
+
+    x = noise(2, 3, 8, 8)
+    expected = torch.autograd.grad(unet(x, 3).sample.square().sum(), list(unet.parameters()))
+    unet.enable_gradient_checkpointing(counted)
+    for got, want in zip(
+        torch.autograd.grad(unet(x, 3).sample.square().sum(), list(unet.parameters())), expected, strict=True
+    ):
+        torch.testing.assert_close(got, want)
+    blocks = sum(len(level.resnets) for level in (*unet.down_blocks, unet.mid_block, *unet.up_blocks))
+    assert calls == [3] * blocks
+    with torch.no_grad():
+        unet(x, 3)
+    assert len(calls) == blocks

@@ -10,8 +10,8 @@ from unetgn.ops.checks import check_activation, check_eps, check_int, check_num_
 class GroupNormSiLU(nn.GroupNorm):
     """Normalizes in groups and applies SiLU, in one pass over the input.
 
-    Parameters and state dict are those of `torch.nn.GroupNorm`, so a checkpoint moves either way. The formula, layouts
-    and dtypes are those of `unetgn.group_norm_silu`.
+    Arguments, parameters and state dict are those of `torch.nn.GroupNorm`, so a checkpoint moves either way; bias=False
+    has a weight alone. The formula, layouts and dtypes are those of `unetgn.group_norm_silu`.
 
     Shapes: x (N, num_channels, *spatial) -> the same; pre_bias, scale and shift (N, num_channels), each optional.
     `activation=None` leaves the SiLU out; the module then prints as GroupNorm.
@@ -32,15 +32,18 @@ class GroupNormSiLU(nn.GroupNorm):
         num_channels: int,
         eps: float = 1e-5,
         affine: bool = True,
-        *,
-        activation: str | None = "silu",
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = "silu",
     ) -> None:
         check_num_groups(num_groups, num_channels)
         check_eps(eps)
         check_activation(activation)
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
+        if not bias:  # by hand: torch.nn.GroupNorm has the option from 2.13 on
+            self.register_parameter("bias", None)
         self.activation = activation
 
     def forward(

@@ -29,14 +29,38 @@ EVEN = ("ddim", "pndm")  # diffusers steps down by levels // steps in these, wha
 NOT_FROM_SAMPLE = ("pndm", "euler_ancestral")  # diffusers has no way from a predicted clean image in these
 
 
+MOST_SIGNAL = 0.01  # share of the image's variance that may be left at the last level: Stable Diffusion's has 0.0047
+
+
+def check_ends_in_noise(alphas_cumprod: Tensor, schedule: str) -> None:
+    """Raise ValueError where a noise schedule, called `schedule`, does not end in noise, in which sampling begins.
+
+    alphas_cumprod (levels,) is the share of the image's variance, 1 - alphas_cumprod that of the noise. A network that
+    has never seen pure noise draws rubbish from it (Lin et al. 2023, arXiv 2305.08891, section 3.1).
+    """
+    last, levels = alphas_cumprod[-1].item(), len(alphas_cumprod)
+    if not alphas_cumprod.isfinite().all():
+        raise ValueError(
+            f"{schedule} over {levels} levels has some that are not finite in float32; 1000 levels will do"
+        )
+    if last > MOST_SIGNAL:
+        raise ValueError(
+            f"{schedule} over {levels} levels ends with {last:.2g} of the image's variance (alphas_cumprod), but "
+            f"sampling begins in pure noise: take more levels or larger betas, for at most {MOST_SIGNAL}, or "
+            "squared_cosine, which ends in noise with any number of levels"
+        )
+
+
 def make_sampling_scheduler(name: str, training_scheduler: Any, steps: int) -> Any:
     """Make the scheduler called `name` for a network trained with `training_scheduler`, set to `steps` steps.
 
     Raises ValueError for an unknown name, for one that cannot use what the network predicts or cannot follow its noise
-    schedule, and for steps outside 1 .. the schedule's noise levels or (ddim, pndm) far from dividing them.
+    schedule, for a schedule that does not end in noise, and for steps outside 1 .. the schedule's noise levels or
+    (ddim, pndm) far from dividing them.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler {name!r} is unknown; there are {', '.join(SCHEDULERS)}")
+    check_ends_in_noise(training_scheduler.alphas_cumprod, "the noise schedule that the network was trained on")
     levels = training_scheduler.config.num_train_timesteps
     if not 1 <= steps <= levels:
         raise ValueError(

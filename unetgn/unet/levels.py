@@ -1,13 +1,14 @@
 """Builds the levels of the U-Net as modules, from their plans."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, cat, nn
 
 from unetgn.nn.attention import SelfAttention
-from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.resample import Downsample, InputBranch, Resample, Upsample
 from unetgn.nn.resblock import ResBlock
 from unetgn.nn.transformer import SpatialTransformer
@@ -18,10 +19,11 @@ from unetgn.unet.plan import AttentionPlan, BlockPlan, LevelPlan
 class Level(nn.Module):
     """Holds residual blocks, `resnets.j`, and the attention behind them, `attentions.j` where block j attends.
 
-    `recompute_blocks` keeps only each block's input for the backward pass.
+    `checkpoint`, as torch.utils.checkpoint.checkpoint, is called with a block and its input, and keeps only the latter
+    for the backward pass.
     """
 
-    recompute_blocks = False
+    checkpoint: Callable[..., Tensor] | None = None
 
     def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
         super().__init__()
@@ -32,8 +34,8 @@ class Level(nn.Module):
 
     def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         """Apply residual block `index` and its attention."""
-        if self.recompute_blocks:
-            return recomputed(lambda *inputs: self._block(index, *inputs), x, emb, context, random=True)
+        if self.checkpoint is not None and torch.is_grad_enabled():
+            return self.checkpoint(functools.partial(self._block, index), x, emb, context)
         return self._block(index, x, emb, context)
 
     def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:

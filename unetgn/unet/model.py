@@ -1,5 +1,6 @@
 """Defines the configurable U-Net, as a diffusers model."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -68,6 +69,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
     _keep_in_fp32_modules: list[str] | None = ["time_proj"]  # noqa: RUF012 - for from_pretrained: see FourierFeatures
     _no_split_modules: ClassVar[list[str]] = ["ResBlock", "SelfAttention", "SpatialTransformer"]
+    _repeated_blocks: ClassVar[list[str]] = _no_split_modules  # for compile_repeated_blocks
 
     def __init__(
         self,
@@ -275,18 +277,23 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Set what the backward pass computes again: "none", norms and "activations" only, or whole "blocks"."""
         if grade not in ("none", "activations", "blocks"):
             raise ValueError(f"checkpointing must be 'none', 'activations' or 'blocks', got {grade!r}")
+        self._set_checkpointing(grade, functools.partial(recomputed, random=True))
+
+    def _set_checkpointing(self, grade: CheckpointGrade, function: Callable[..., Any]) -> None:
         self.checkpointing = grade
         for module in self.modules():
             if isinstance(module, Level):
-                module.recompute_blocks = grade == "blocks"
+                module.checkpoint = function if grade == "blocks" else None
             elif hasattr(module, "recompute"):
                 module.recompute = grade == "activations"
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
-        """Call `set_checkpointing("blocks")`, whose name in diffusers this is; takes no function of the caller's."""
-        if gradient_checkpointing_func is not None:
-            raise ValueError("gradient_checkpointing_func is not supported; see UNet.set_checkpointing")
-        self.set_checkpointing("blocks")
+        """Compute whole blocks again, as `set_checkpointing("blocks")`: what diffusers calls it.
+
+        `gradient_checkpointing_func(block, *inputs)` returns what `block(*inputs)` does; for the default see
+        `unetgn.nn.checkpointing`.
+        """
+        self._set_checkpointing("blocks", gradient_checkpointing_func or functools.partial(recomputed, random=True))
 
     def disable_gradient_checkpointing(self) -> None:
         """Call `set_checkpointing("none")`, whose name in diffusers this is."""
