@@ -30,9 +30,7 @@ class Network(nn.Module):
 
 
 def trained(prediction_type: str = "sample", schedule: str = "linear", levels: int = 1000):
-    betas = (
-        {} if schedule == "squared_cosine" else {"beta_start": 0.1 / levels, "beta_end": 20 / levels}
-    )  # end in noise
+    betas = {} if schedule == "squared_cosine" else {"beta_end": 20 / levels}  # which end in noise
     return make_scheduler(
         ObjectiveConfig(prediction_type=prediction_type, schedule=schedule, num_train_timesteps=levels, **betas)
     )
