@@ -89,14 +89,19 @@ def is_of_a_run(path: Path) -> bool:
 
 
 def rename_old_keys(keys: dict[str, Any]) -> bool:
-    """Move the values of keys that had another name once to those of today, and return True where there were any."""
+    """Move the values of keys that had another name once to those of today, and return True where there were any.
+
+    An old key beside its new one stays, to be refused.
+    """
     renamed = False
     for old, new in RENAMED.items():
         (old_group, old_name), (new_group, new_name) = old.split("."), new.split(".")
         group = keys.get(old_group)
         if isinstance(group, dict) and old_name in group:
-            keys.setdefault(new_group, {})[new_name] = group.pop(old_name)
-            renamed = True
+            other = keys.setdefault(new_group, {})
+            if isinstance(other, dict) and new_name not in other:
+                other[new_name] = group.pop(old_name)
+                renamed = True
     return renamed
 
 

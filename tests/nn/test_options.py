@@ -161,11 +161,22 @@ def test_an_option_changes_what_is_built_or_is_refused(name, option):
         after = effect(partial(block, **options), inputs)
     except ValueError:
         return
-    ignored = same(before, after)
-    for_the_network = option == "config.project_resampled" and "resample" not in block.keywords
-    assert ignored == for_the_network, options  # ResBlockConfig is for all blocks of a network, those that resample too
+    assert not same(before, after), options
 
 
 def test_the_definition_of_an_effect_sees_no_difference_where_there_is_none():
     for block, inputs, _ in BLOCKS.values():
         assert same(effect(block, inputs), effect(block, inputs))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: make_norm("batch", 8, eps=-1.0), "eps"),
+        (lambda: SpatialTransformer(32, depth=-3, num_heads=4), "transformer.depth"),
+        (lambda: ResBlock(32, config=ResBlockConfig(project_resampled=True)), "resample='down' or 'up'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()

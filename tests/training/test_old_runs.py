@@ -110,6 +110,19 @@ def test_an_old_key_is_refused_with_its_new_name_in_files_and_on_the_command_lin
     assert getattr(getattr(value, new_group), new_name) == 3
 
 
+@pytest.mark.parametrize("beside", [{"every": 9}, None, 7])
+def test_an_old_key_of_a_run_beside_its_new_one_or_a_group_that_is_none_is_refused(
+    beside: object, old: Path, tmp_path: Path
+) -> None:
+    """Somebody edited it: neither of the two may win without a word."""
+    run = shutil.copytree(old, tmp_path / "run")
+    keys = yaml.safe_load((run / "config.yaml").read_text())
+    keys["checkpoint"] = beside
+    (run / "config.yaml").write_text(yaml.safe_dump(keys))
+    with pytest.raises(ConfigError, match=r"train.checkpoint_every is now called checkpoint.every|checkpoint "):
+        load_config(run / "config.yaml")
+
+
 def test_a_file_called_config_that_no_run_wrote_is_not_translated(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("train: {sample_every: 3}\n")
     with pytest.raises(ConfigError, match=r"train\.sample_every is now called preview\.every"):

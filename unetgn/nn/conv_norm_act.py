@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from unetgn.nn.conv import WeightStandardizedConv, check_spatial_dims, convolution
 from unetgn.nn.fields import check_choice
 from unetgn.nn.norm import GroupNormSiLU
-from unetgn.ops.checks import check_activation
+from unetgn.ops.checks import check_activation, check_eps
 
 NormKind = Literal["group", "instance", "layer", "batch"]
 
@@ -32,7 +32,8 @@ def make_norm(
     The first three are the fused core: statistics are those of the sample itself, in training and in evaluation.
     activation "silu" appends a SiLU, for every kind.
     Raises ValueError where kind is another word, num_groups does not divide the channels or is given to another kind
-    than "group", or spatial_dims is given to another than "batch": the others work over any number of axes.
+    than "group", spatial_dims is given to another than "batch" (the others work over any number of axes), or eps is
+    negative or not finite.
     """
     check_choice("normalization", kind, get_args(NormKind))
     if num_groups is not None and kind != "group":
@@ -43,6 +44,7 @@ def make_norm(
         groups = {"group": 32 if num_groups is None else num_groups, "instance": channels, "layer": 1}
         return GroupNormSiLU(groups[kind], channels, eps, activation=activation)
     check_activation(activation)
+    check_eps(eps)
     axes = check_spatial_dims(2 if spatial_dims is None else spatial_dims)
     batch_norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[axes - 1]
     norm = batch_norm(channels, eps)

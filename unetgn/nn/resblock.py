@@ -83,6 +83,8 @@ class ResBlock(nn.Module):
             raise ValueError(
                 f"strides={strides} and taps={tuple(taps)} are for a ResBlock with resample='down' or 'up'"
             )
+        if resample is None and config.project_resampled:
+            raise ValueError("project_resampled=True is for a ResBlock with resample='down' or 'up'")
         if emb_channels is None and (config.embedding != "add" or not config.activate_embedding):
             raise ValueError(
                 f"embedding={config.embedding!r} with activate_embedding={config.activate_embedding} says how an "

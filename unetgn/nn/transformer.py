@@ -144,6 +144,7 @@ class SpatialTransformer(nn.Module):
         zero_init: bool = True,
     ) -> None:
         super().__init__()
+        check_at_least(0, {"transformer.depth": depth})
         check_cross_only(cross_only, context_dim, depth)
         if linear_projection and spatial_dims is not None:
             raise ValueError(f"spatial_dims={spatial_dims} is for convolutions, but linear_projection is True")

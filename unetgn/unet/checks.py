@@ -4,8 +4,9 @@ An option that names a place (a level, the middle, the table of classes) is an e
 place; so is a variant of a kind of layer that the network does not have.
 
 Some fields only say how attention is made, wherever there is attention (`attention.*`, `decoder.num_heads`, the depths
-of transformers), or how levels are joined (`resample.kind`, `resample.strides`). They may stand where there is nothing
-to make or join: a file that sets `attention_levels` to [] needs no second change. A transformer without any place is an
+of transformers), how levels are joined (`resample.kind`, `resample.strides`), or what a sample without a class gets
+(`condition.null_class`, which every family of checkpoints sets). They may stand where there is nothing to make, join or
+label: a file that sets `attention_levels` to [] needs no second change. A transformer without any place is an
 error all the same, since the network would take a context and never read it.
 """
 

@@ -114,7 +114,7 @@ def _residual_block(config: UNetConfig, plan: BlockPlan) -> ResBlock:
         emb_channels=config.embedding_width,
         spatial_dims=config.spatial_dims,
         norm=config.norm,
-        config=dataclasses.replace(config.resblock, residual_scale=plan.residual_scale),
+        config=dataclasses.replace(config.resblock, residual_scale=plan.residual_scale, project_resampled=False),
         dropout=config.dropout,
     )
 
