@@ -1,10 +1,14 @@
 """Holds forwards to rewrite: in FOUND a norm is followed by SiLU, in NOTHING it only looks so."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.fusion.noise import noise
+from tests import tensors
+
+noise = functools.partial(tensors.noise, dtype=torch.float32)
 
 
 def swish(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A copy of a fused module runs its own layers; exporters see a function of PyTorch's kind."""
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 import unetgn
+from tests import tensors
 from tests.fusion.models import SMALL
-from tests.fusion.noise import noise
+
+noise = functools.partial(tensors.noise, dtype=torch.float32)
 
 
 def pair() -> nn.Sequential:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import unetgn
+from tests import tensors
 from tests.fusion.guided import GuidedUNet, ResBlock
-from tests.fusion.noise import noise
+
+noise = functools.partial(tensors.noise, dtype=torch.float32)
 
 
 class ShiftFirst(ResBlock):

@@ -1,12 +1,16 @@
 """Tests what is taken for SiLU and for a group norm: values alone do not make a class one."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unetgn
-from tests.fusion.noise import noise
+from tests import tensors
+
+noise = functools.partial(tensors.noise, dtype=torch.float32)
 
 
 class WithParameter(nn.Module):

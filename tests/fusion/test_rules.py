@@ -1,5 +1,6 @@
 """Tests what `fuse` takes and leaves by rule: blocks of one's own, subclasses, Sequentials, norms of other names."""
 
+import functools
 import importlib
 import sys
 
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import unetgn
+from tests import tensors
 from tests.fusion.forwards import inputs
-from tests.fusion.noise import noise
 from unetgn.fusion import norm_silu
+
+noise = functools.partial(tensors.noise, dtype=torch.float32)
 
 
 class Taught(nn.Module):

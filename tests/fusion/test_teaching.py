@@ -1,12 +1,16 @@
 """Tests `fuse.rule` and `fuse.read`: what they hold for, when they take effect, and what they refuse."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import unetgn
-from tests.fusion.noise import noise
+from tests import tensors
 from unetgn.fusion import norm_silu
+
+noise = functools.partial(tensors.noise, dtype=torch.float32)
 
 
 class Half(nn.Module):
