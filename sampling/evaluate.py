@@ -105,7 +105,7 @@ def evaluate(samples: Path, config: str) -> dict[str, float | int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 what was asked for cannot be."""
+    """Run the script; return its exit code: 0 done, 2 where the request cannot be met."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

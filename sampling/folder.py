@@ -44,9 +44,11 @@ class Subject:
 
 
 def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
-    """Make the folder this request's; one that no image was made of is forgotten.
+    """Write request.json, which says what the images in the folder are made of.
 
-    Raises SamplingError where the folder holds images of another request, or of nobody knows which.
+    It replaces the request.json of an earlier request, unless the folder holds numbered images. These must be of the
+    same request; their subjects stay in the file. Raises SamplingError where they are of another request, or where
+    request.json is missing or damaged.
     """
     file = out / "request.json"
     asked = asdict(request)

@@ -192,7 +192,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 what was asked for cannot be."""
+    """Run the script; return its exit code: 0 done, 1 failed, 2 where the request cannot be met."""
     try:
         run(parse_arguments(arguments))
     except (SamplingError, CheckpointError, ConfigError) as error:

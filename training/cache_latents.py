@@ -184,7 +184,7 @@ def whole(file: Path, known: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 nothing was started because what was asked for cannot be."""
+    """Run the script; return its exit code: 0 done, 1 failed, 2 not started, because the request cannot be met."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         run(parse_arguments(arguments))

@@ -35,7 +35,7 @@ CONFIG, UNET_CONFIG, SCHEDULER_CONFIG = "config.yaml", "config.json", "scheduler
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints: how often one is made, and how many are kept."""
+    """Sets how often a checkpoint is made, and how many are kept."""
 
     every: int = 1000
     """Steps between two checkpoints; the last step always makes one."""

@@ -127,7 +127,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def check_finite(keys: dict[str, Any], prefix: str = "") -> None:
-    """Raise ValueError where a number is infinite or none."""
+    """Raise ValueError where a number is infinite or NaN."""
     for key, value in keys.items():
         if isinstance(value, dict):
             check_finite(value, f"{prefix}{key}.")

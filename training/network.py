@@ -15,7 +15,8 @@ from unetgn.unet.facts import facts
 from unetgn.unet.model import empty_unet
 
 FREE = ("sample_size", "dropout")  # in these a network may differ from the one whose weights it takes
-LISTED, SHOWN = 5, 100  # fields in an error message, and letters of a value
+LISTED = 5  # an error message names at most this many fields that differ
+SHOWN = 100  # an error message quotes at most this many characters of a value
 
 
 def count_parameters(config: RunConfig) -> int:

@@ -14,10 +14,10 @@ from unetgn.pipelines.sampling import check_ends_in_noise
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Denoising diffusion (Ho et al. 2020, arXiv 2006.11239) with the choices that came after it."""
+    """Configures denoising diffusion (Ho et al. 2020, arXiv 2006.11239) with the choices that came after it."""
 
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    """What the network predicts: the noise, the velocity (Salimans & Ho 2022, arXiv 2202.00512) or the clean image."""
+    """Prediction of the network: the noise, the velocity (Salimans & Ho 2022, arXiv 2202.00512) or the clean image."""
     schedule: Literal["linear", "scaled_linear", "squared_cosine", "zero_terminal_snr"] = "linear"
     """Noise schedule: linear betas (Ho et al. 2020), betas with linear roots (latent diffusion, Rombach et al. 2022,
     arXiv 2112.10752), squared cosine (Nichol & Dhariwal 2021, arXiv 2102.09672), or linear rescaled to end in pure

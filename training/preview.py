@@ -21,7 +21,7 @@ STRIP = 10  # pictures in a strip from noise to image
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Images drawn during training: from the same seeds every time, with the averaged weights."""
+    """Configures the images drawn during training: from the same seeds every time, with the averaged weights."""
 
     every: int = 1000
     """Steps between two previews; 0 is off."""

@@ -168,7 +168,7 @@ def write_pipeline(loop: Loop) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the script, and return its exit code: 0 done, 1 failed, 2 nothing started since it cannot be."""
+    """Run the script; return its exit code: 0 done, 1 failed, 2 not started, because the request cannot be met."""
     stop_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:

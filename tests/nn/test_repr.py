@@ -3,10 +3,12 @@
 import pytest
 
 from unetgn.nn import (
+    GEGLU,
     ClassEmbedding,
     ConvNormAct,
     CrossAttention,
     Downsample,
+    FeedForward,
     FourierFeatures,
     GroupNormSiLU,
     InputBranch,
@@ -18,6 +20,7 @@ from unetgn.nn import (
     SelfAttention,
     SinusoidalFeatures,
     SpatialTransformer,
+    TimestepEmbedding,
     TransformerBlock,
     WeightStandardizedConv,
     make_norm,
@@ -48,6 +51,15 @@ MODULATED = ResBlockConfig(embedding="scale_shift", residual_scale=0.5**0.5)
         (MultiHeadAttention(32, num_heads=2), "MultiHeadAttention(\n  32, heads=2, head_dim=16\n"),
         (TransformerBlock(32, num_heads=2, context_dim=6, cross_only=True), "cross_only=True"),
         (SpatialTransformer(32, linear_projection=True), "linear_projection=True"),
+        (SpatialTransformer(32, depth=0), "32, heads=1, head_dim=32, depth=0, linear_projection=False\n"),
+        (
+            SpatialTransformer(32, depth=2, head_dim=8, context_dim=6, linear_projection=True),
+            "(\n  32, context_dim=6, heads=4, head_dim=8, depth=2, linear_projection=True\n",
+        ),
+        (GEGLU(8, 16), "GEGLU(\n  8, 16, activation='gelu'\n"),
+        (FeedForward(8), "FeedForward(\n  8, hidden=32, activation='geglu'\n"),
+        (TimestepEmbedding(4, 16), "4, 16, activation='silu'\n"),
+        (TimestepEmbedding(4, 16, cond_channels=3), "4, 16, cond_channels=3, activation='silu'\n"),
         (SpatialTransformer(32, num_heads=2, context_dim=6), "32, context_dim=6, heads=2, head_dim=16\n"),
         (SinusoidalFeatures(8), "(8, order='cos_sin', frequency_shift=0.0, frequencies='exp')"),
         (FourierFeatures(8, order="sin_cos"), "(8, order='sin_cos', scale=16.0)"),

@@ -42,7 +42,7 @@ class Manifest:
     """The network sees (latent - shift_factor)·scaling_factor."""
     class_names: list[str] | None
     flipped: bool
-    """Whether the mirrored images are there too."""
+    """True where the cache also holds the mirrored images."""
     text_shape: tuple[int, int] | None
     """Of a caption's embedding: (tokens, width); None without captions."""
     source: dict[str, Any]

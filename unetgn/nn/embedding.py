@@ -143,6 +143,10 @@ class TimestepEmbedding(nn.Module):
             features = features + self.cond_proj(condition.to(features.dtype))
         return self.linear_2(F.silu(self.linear_1(features)))
 
+    def extra_repr(self) -> str:
+        condition = "" if self.cond_proj is None else f", cond_channels={self.cond_proj.in_features}"
+        return f"{self.linear_1.in_features}, {self.linear_2.out_features}{condition}, activation='silu'"
+
 
 class ClassEmbedding(nn.Module):
     """Looks up a row of `weight` for each class: labels as indices (N,) or as rows (N, classes) -> (N, channels).

@@ -38,7 +38,7 @@ class TransformerConfig:
 class GEGLU(nn.Module):
     """Computes value * gelu(gate), the halves of one linear layer: (N, L, channels) -> (N, L, hidden).
 
-    Shazeer 2020 (arXiv 2002.05202), with the exact GELU.
+    Shazeer 2020 (arXiv 2002.05202), section 2, equation 5, with the exact GELU.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -48,6 +48,9 @@ class GEGLU(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         value, gate = self.proj(tokens).chunk(2, dim=-1)
         return value * F.gelu(gate)
+
+    def extra_repr(self) -> str:
+        return f"{self.proj.in_features}, {self.proj.out_features // 2}, activation='gelu'"
 
 
 class FeedForward(nn.Module):
@@ -62,6 +65,10 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.net(tokens)
+
+    def extra_repr(self) -> str:
+        channels, hidden = self.net[2].out_features, self.net[2].in_features
+        return f"{channels}, hidden={hidden}, activation='geglu'"
 
 
 class TransformerBlock(nn.Module):
@@ -149,6 +156,7 @@ class SpatialTransformer(nn.Module):
         if linear_projection and spatial_dims is not None:
             raise ValueError(f"spatial_dims={spatial_dims} is for convolutions, but linear_projection is True")
         heads = count_heads(channels, num_heads=num_heads, head_dim=head_dim)
+        self.channels, self.heads = channels, heads
         self.context_dim = context_dim
         self.linear_projection = linear_projection
         self.norm = build_norm(norm, channels)
@@ -185,7 +193,9 @@ class SpatialTransformer(nn.Module):
         return x + self.proj_out(tokens_to_pixels(tokens, x))
 
     def extra_repr(self) -> str:
-        return f"linear_projection={self.linear_projection}"
+        context = "" if self.context_dim is None else f", context_dim={self.context_dim}"
+        heads = f"heads={self.heads}, head_dim={self.channels // self.heads}, depth={len(self.transformer_blocks)}"
+        return f"{self.channels}{context}, {heads}, linear_projection={self.linear_projection}"
 
 
 def _projection(channels: int, spatial_dims: int | None, linear: bool) -> nn.Module:

@@ -81,9 +81,9 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
 def _with_parameter_gradients(
     dx: Tensor | None, dh: Tensor | None, s0: Tensor, s1: Tensor, arguments: Arguments, needs: Needs
 ) -> Gradients:
-    """Add those of the parameters, from dh (N, C, L) and the sums S0 and S1.
+    """Return all gradients: dx as given, the others from dh (N, C, L) and the sums S0 and S1 of `reference`.
 
-    The sums are (N, C), or (1, C) where they are over samples already: only without scale and shift.
+    The sums are (N, C). Without scale and shift they may be (1, C): summed over the samples already.
     """
     weight, bias, pre_bias = arguments.weight, arguments.bias, arguments.pre_bias
     scale, shift = arguments.scale, arguments.shift

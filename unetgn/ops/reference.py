@@ -95,7 +95,7 @@ def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, nee
 def _with_parameter_gradients(
     dx: Tensor | None, dh: Tensor | None, s0: Tensor, s1: Tensor, arguments: Arguments, needs: Needs
 ) -> Gradients:
-    """Add those of the parameters, from dh (N, C, L) and the sums S0 and S1 (N, C)."""
+    """Return all gradients: dx as given, the others from dh (N, C, L) and the sums S0 and S1 (N, C)."""
     weight, bias, scale = arguments.weight, arguments.bias, arguments.scale
     dscale = None
     if needs.scale:
