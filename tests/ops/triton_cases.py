@@ -169,7 +169,7 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
         "split": (chunks, small),
         "resident": (contiguous.forward_resident(problem, INTERPRETER, width, 1), resident),
     }
-    shared_row = contiguous.segment_of_share(problem, width, 2)
+    shared_row = contiguous.width_in_share(problem, width, 2)
     if shared_row:
         found["cluster"] = (contiguous.forward_resident(problem, INTERPRETER, shared_row, 2), resident)
     return found

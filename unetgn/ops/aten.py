@@ -89,8 +89,8 @@ def _with_parameter_gradients(
     scale, shift = arguments.scale, arguments.shift
     t0, t1, dscale = s0, s1, None
     if scale is not None:
-        gain = 1 + scale.to(s0.dtype)
-        t0, t1 = s0 * gain, s1 * gain
+        factor = 1 + scale.to(s0.dtype)
+        t0, t1 = s0 * factor, s1 * factor
         if needs.scale:
             dscale = s1 if weight is None else s1 * weight.to(s1.dtype)
             dscale = _as(scale, dscale if bias is None else dscale + s0 * bias.to(s0.dtype))
@@ -188,8 +188,8 @@ def _centred(
     rest = of_group(d.mean(2))
     d.sub_(_of_channel(rest, flat))
     rstd = torch.rsqrt(of_group((d * d).mean(2)) + eps)
-    gain = _of_channel(rstd, flat)
-    z = _plus(d.mul_(gain if a is None else gain * a.unsqueeze(-1)), b)
+    rstd_c = _of_channel(rstd, flat)
+    z = _plus(d.mul_(rstd_c if a is None else rstd_c * a.unsqueeze(-1)), b)
     return z.view(h.shape), centre + rest, rstd
 
 
@@ -264,9 +264,9 @@ def _affine(h: Tensor, arguments: Arguments) -> tuple[Tensor | None, Tensor | No
     if scale is None and shift is None:
         return weight, bias
     n, channels = h.shape[0], h.shape[1]
-    gain = h.new_ones(n, channels) if scale is None else 1 + scale.to(h.dtype)
-    b = h.new_zeros(n, channels) if bias is None else gain * bias
-    a = gain if weight is None else gain * weight
+    factor = h.new_ones(n, channels) if scale is None else 1 + scale.to(h.dtype)
+    b = h.new_zeros(n, channels) if bias is None else factor * bias
+    a = factor if weight is None else factor * weight
     return a, b if shift is None else b + shift.to(h.dtype)
 
 

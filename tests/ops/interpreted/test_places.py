@@ -7,8 +7,8 @@ import triton.language as tl
 
 from tests.ops.triton_cases import Case, heuristic
 from unetgn.ops.triton.kernels.elements import pair_of, plane_of
-from unetgn.ops.triton.kernels.forward_channels_last import locate_tile, rows_of_chunk
-from unetgn.ops.triton.kernels.forward_contiguous import locate_chunk
+from unetgn.ops.triton.kernels.forward_channels_last import locate_tile, rows_of_part
+from unetgn.ops.triton.kernels.forward_contiguous import locate_part
 from unetgn.ops.triton.plan_channels_last import Split
 from unetgn.ops.triton.problem import INT32_POSITIONS
 
@@ -17,7 +17,7 @@ from unetgn.ops.triton.problem import INT32_POSITIONS
 def chunk_places(
     out, program, chunks, group_channels, segments, CHUNK: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr
 ):
-    group, base, channel, start, limit = locate_chunk(program, chunks, group_channels, segments, CHUNK, WIDTH, WIDE)
+    group, base, channel, start, limit = locate_part(program, chunks, group_channels, segments, CHUNK, WIDTH, WIDE)
     tl.store(out, group)
     tl.store(out + 1, base)
     tl.store(out + 2, channel)
@@ -38,7 +38,7 @@ def tile_places(out, program, row_blocks, column_blocks, channel_vectors, spatia
 
 @triton.jit
 def rows_of_two_blocks(out, row_block, spatial, ROWS: tl.constexpr):
-    first, count = rows_of_chunk(row_block + tl.arange(0, 2), spatial, ROWS)
+    first, count = rows_of_part(row_block + tl.arange(0, 2), spatial, ROWS)
     tl.store(out + tl.arange(0, 2), first)
     tl.store(out + 2 + tl.arange(0, 2), count)
 

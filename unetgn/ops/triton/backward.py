@@ -128,17 +128,17 @@ def _slots(plan: Plan, problem: Problem) -> int:
 
 
 def _contiguous_resident(plan: plan_contiguous.Resident, problem: Problem, activation: bool, with_xhat: bool) -> Launch:
-    segments = ceil_div(problem.spatial, plan.width)
+    channel_segments = ceil_div(problem.spatial, plan.width)
     return launch_of(
         contiguous.resident_backward,
         BackwardOperands,
         problem.programs,
         plan.num_warps,
-        plane_size=problem.samples * segments * problem.channels,
+        plane_size=problem.samples * channel_segments * problem.channels,
         num_groups=problem.groups,
         group_channels=problem.group_channels,
         spatial=problem.spatial,
-        channel_segments=segments,
+        channel_segments=channel_segments,
         SILU=activation,
         WITH_XHAT=with_xhat,
         TILES=plan.tiles,
@@ -193,17 +193,17 @@ def _contiguous_apply(plan: plan_contiguous.Split, problem: Problem, activation:
 
 def _contiguous_sizes(plan: plan_contiguous.Split, problem: Problem, tile: int) -> dict[str, int]:
     """Return what both passes over tiles of that many elements take."""
-    channel_segments, segments = ceil_div(problem.spatial, plan.width), tile // plan.width
-    sample_tiles = ceil_div(problem.channels * channel_segments, segments)
+    channel_segments, tile_segments = ceil_div(problem.spatial, plan.width), tile // plan.width
+    sample_tiles = ceil_div(problem.channels * channel_segments, tile_segments)
     return {
         "num_groups": problem.groups,
         "group_channels": problem.group_channels,
         "spatial": problem.spatial,
         "channel_segments": channel_segments,
         "sample_tiles": sample_tiles,
-        "SEGMENTS": segments,
+        "SEGMENTS": tile_segments,
         "WIDTH": plan.width,
-        "MASKED": not plan.exact or sample_tiles * segments != problem.channels * channel_segments,
+        "MASKED": not plan.exact or sample_tiles * tile_segments != problem.channels * channel_segments,
         "EXACT": plan.exact,
     }
 

@@ -63,10 +63,10 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
     if clusters:
         for blocks in device.cluster_sizes:
             share = problem.length // blocks
-            segment = segment_of_share(problem, width, blocks)
+            shared_width = width_in_share(problem, width, blocks)
             enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
-            if segment >= problem.vector and share <= problem.resident_elements(FORWARD_SHARE) and enough:
-                return forward_resident(problem, device, segment, blocks)
+            if shared_width >= problem.vector and share <= problem.resident_elements(FORWARD_SHARE) and enough:
+                return forward_resident(problem, device, shared_width, blocks)
     alone = FORWARD_RESIDENT if filled else FORWARD_ALONE
     if problem.length <= problem.resident_elements(alone if width >= problem.vector else SHORT):
         return forward_resident(problem, device, width, 1)
@@ -153,8 +153,8 @@ def backward_resident(problem: Problem, device: Device, width: int, exact: bool)
     )
 
 
-def segment_of_share(problem: Problem, width: int, blocks: int) -> int:
-    """Return the longest segment, at most `width`, of which all blocks get equally many; 0 where there is none."""
+def width_in_share(problem: Problem, width: int, blocks: int) -> int:
+    """Return the width of the longest segments, at most `width`, of which all blocks get equally many; 0 for none."""
     while width and problem.length // width % blocks:
         width //= 2
     return width

@@ -93,13 +93,13 @@ def resident_backward(
     tl.store(pair + 1, m2)
     m1 = (rstd * m1)[None, :, None]
     m2 = (rstd * m2)[None, :, None]
-    gain = rstd[None, :, None]
+    rstd = rstd[None, :, None]
     for step in tl.static_range(STEPS if dx is not None else 0):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):
             xhat, direct = kept[step * TILES + t]
             # rstd last, and in this order: others of the same value spilled on one target or another
-            result = (direct * gain - (m1 + xhat * m2)).to(dx.dtype.element_ty)
+            result = (direct * rstd - (m1 + xhat * m2)).to(dx.dtype.element_ty)
             offsets = (t * ROWS + local) * channels + channel[None, :, :]
             tl.store(dx + offsets, result, mask=within(t * ROWS + local, spatial, MASKED and t == TILES - 1))
 

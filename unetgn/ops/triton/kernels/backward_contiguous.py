@@ -30,16 +30,16 @@ def segment_starts(segment, spatial, channel_segments, WIDTH: tl.constexpr, EXAC
         start = segment * WIDTH
         length = tl.full(segment.shape, WIDTH, tl.int32)
     else:
-        column = (segment % channel_segments) * WIDTH
-        start = (segment // channel_segments).to(tl.int64) * spatial + column
-        length = spatial - column
+        offset = (segment % channel_segments) * WIDTH
+        start = (segment // channel_segments).to(tl.int64) * spatial + offset
+        length = spatial - offset
     return start, length
 
 
 @triton.jit
-def inside_segments(segment, segments, column, length, MASKED: tl.constexpr, EXACT: tl.constexpr):
-    """Return the mask [SEGMENTS, WIDTH] of elements that lie in one of `segments` segments and in its channel."""
-    return within(segment, segments, MASKED)[:, None] & within(column, length[:, None], not EXACT)
+def inside_segments(segment, limit, element, length, MASKED: tl.constexpr, EXACT: tl.constexpr):
+    """Return the mask [SEGMENTS, WIDTH] of elements in one of the first `limit` segments and in its channel."""
+    return within(segment, limit, MASKED)[:, None] & within(element, length[:, None], not EXACT)
 
 
 @triton.jit
@@ -71,9 +71,9 @@ def resident_backward(
         base = group.to(tl.int64) * (group_channels * channel_segments) * WIDTH
     else:
         base = group.to(tl.int64) * group_channels * spatial
-    segments = group_channels * channel_segments
+    group_segments = group_channels * channel_segments
     local = tl.arange(0, SEGMENTS)
-    column = tl.arange(0, WIDTH)[None, :]
+    element = tl.arange(0, WIDTH)[None, :]
     mean = tl.load(mean_of_group + group)
     rstd = tl.load(rstd_of_group + group)
     pre_bias = advance(pre_bias, sample * pre_bias_stride)
@@ -84,8 +84,8 @@ def resident_backward(
     for t in tl.static_range(TILES):
         segment = t * SEGMENTS + local
         start, length = segment_starts(segment, spatial, channel_segments, WIDTH, EXACT)
-        inside = inside_segments(segment, segments, column, length, MASKED and t == TILES - 1, EXACT)
-        offsets = base + start[:, None] + column
+        inside = inside_segments(segment, group_segments, element, length, MASKED and t == TILES - 1, EXACT)
+        offsets = base + start[:, None] + element
         raw = raw + ((tl.load(x + offsets, mask=inside, other=0.0), tl.load(dy + offsets, mask=inside, other=0.0)),)
 
     kept = ()
@@ -94,13 +94,13 @@ def resident_backward(
     for t in tl.static_range(TILES):
         segment = t * SEGMENTS + local
         start, length = segment_starts(segment, spatial, channel_segments, WIDTH, EXACT)
-        own = within(segment, segments, MASKED and t == TILES - 1)
+        own = within(segment, group_segments, MASKED and t == TILES - 1)
         channel = first_channel + segment // channel_segments
         gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
         centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
         xhat = (raw[t][0].to(compute) - centre[:, None]) * rstd
         if not EXACT:
-            xhat = tl.where(column < length[:, None], xhat, 0.0)
+            xhat = tl.where(element < length[:, None], xhat, 0.0)
         dz = activation_gradient(raw[t][1].to(compute), xhat * gamma[:, None] + beta[:, None], SILU)
         s0 = tl.sum(dz, 1)
         s1 = tl.sum(dz * xhat, 1)
@@ -121,8 +121,8 @@ def resident_backward(
         result = (direct - rstd * m1 - xhat * (rstd * m2)).to(dx.dtype.element_ty)
         segment = t * SEGMENTS + local
         start, length = segment_starts(segment, spatial, channel_segments, WIDTH, EXACT)
-        inside = inside_segments(segment, segments, column, length, MASKED and t == TILES - 1, EXACT)
-        tl.store(dx + base + start[:, None] + column, result, mask=inside)
+        inside = inside_segments(segment, group_segments, element, length, MASKED and t == TILES - 1, EXACT)
+        tl.store(dx + base + start[:, None] + element, result, mask=inside)
 
 
 @triton.jit
@@ -137,17 +137,17 @@ def split_tile(
     channels = num_groups * group_channels
     first = (program % sample_tiles) * SEGMENTS
     segment = first + tl.arange(0, SEGMENTS)
-    segments = channels * channel_segments
-    column = tl.arange(0, WIDTH)[None, :]
+    sample_segments = channels * channel_segments
+    element = tl.arange(0, WIDTH)[None, :]
     if EXACT:
         base = (sample * channels * channel_segments + first) * WIDTH
         start, length = segment_starts(tl.arange(0, SEGMENTS), spatial, channel_segments, WIDTH, EXACT)
     else:
         base = sample * channels * spatial
         start, length = segment_starts(segment, spatial, channel_segments, WIDTH, EXACT)
-    own = within(segment, segments, MASKED)
-    offsets = base + start[:, None] + column
-    inside = inside_segments(segment, segments, column, length, MASKED, EXACT)
+    own = within(segment, sample_segments, MASKED)
+    offsets = base + start[:, None] + element
+    inside = inside_segments(segment, sample_segments, element, length, MASKED, EXACT)
     x_tile = tl.load(x + offsets, mask=inside, other=0.0)
     dy_tile = tl.load(dy + offsets, mask=inside, other=0.0)
     channel = segment // channel_segments
@@ -161,7 +161,7 @@ def split_tile(
     centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
     xhat = (x_tile.to(compute) - centre[:, None]) * rstd[:, None]
     if not EXACT:
-        xhat = tl.where(column < length[:, None], xhat, 0.0)
+        xhat = tl.where(element < length[:, None], xhat, 0.0)
     dz = activation_gradient(dy_tile.to(compute), xhat * gamma[:, None] + beta[:, None], SILU)
     slot = (sample * channel_segments + segment % channel_segments) * channels + channel
     return offsets, inside, own, slot, group, rstd, gamma, xhat, dz

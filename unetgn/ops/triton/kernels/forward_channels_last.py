@@ -160,9 +160,9 @@ def resident_forward(
 
 
 @triton.jit
-def rows_of_chunk(chunk, spatial, ROWS: tl.constexpr):
-    """Return (first row, number of rows) of a chunk of at most ROWS rows, in 64 bits, which `spatial` may need."""
-    first = chunk.to(tl.int64) * ROWS
+def rows_of_part(part, spatial, ROWS: tl.constexpr):
+    """Return (first row, number of rows) of a part of at most ROWS rows, in 64 bits, which `spatial` may need."""
+    first = part.to(tl.int64) * ROWS
     return first, tl.minimum(spatial - first, ROWS).to(tl.int32)
 
 
@@ -176,7 +176,7 @@ def locate_tile(
     row_tile = program // column_tiles % row_tiles
     channel = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
     channels = row_vectors * VECTOR
-    first_row, count = rows_of_chunk(row_tile, spatial, ROWS)
+    first_row, count = rows_of_part(row_tile, spatial, ROWS)
     base = (sample * spatial + first_row) * channels
     offsets = tl.arange(0, ROWS)[:, None] * channels + channel[None, :]
     return sample, row_tile, base, channel, offsets, count
@@ -202,14 +202,14 @@ def split_statistics(
     channels = row_vectors * VECTOR
     own, inside = tile_masks(channel, channels, count, ROWS, MASKED)
     tile = tl.load(x + base + offsets, mask=inside, other=0.0).to(compute)
-    weight = number(count, compute)
-    mean = divide(tl.sum(tile, 0), weight)
+    rows = number(count, compute)
+    mean = divide(tl.sum(tile, 0), rows)
     d = tl.where(inside, tile - mean[None, :], 0.0)
     # The deviations measure by how much the mean was rounded: take that back.
-    correction = divide(tl.sum(d, 0), weight)
+    correction = divide(tl.sum(d, 0), rows)
     slot = partials + (sample * row_tiles + row_tile) * 2 * channels + channel
     tl.store(slot, mean + correction, mask=own)
-    tl.store(slot + channels, tl.sum(d * d, 0) - correction * correction * weight, mask=own)
+    tl.store(slot + channels, tl.sum(d * d, 0) - correction * correction * rows, mask=own)
 
 
 @triton.jit
@@ -238,7 +238,7 @@ def merge_statistics(
     first = 0
     while first < chunks:
         k = first + tl.arange(0, SLOTS)[:, None]
-        _first_row, count = rows_of_chunk(k, spatial, ROWS)
+        _first_row, count = rows_of_part(k, spatial, ROWS)
         d = tl.load(slots + k * 2 * channels, mask=(k < chunks) & own, other=0.0) + extra - pivot
         mean += tl.sum(tl.sum(tl.where((k < chunks) & own, d * count.to(compute), 0.0), 1), 0) / length
         first += SLOTS
@@ -246,7 +246,7 @@ def merge_statistics(
     first = 0
     while first < chunks:
         k = first + tl.arange(0, SLOTS)[:, None]
-        _first_row, count = rows_of_chunk(k, spatial, ROWS)
+        _first_row, count = rows_of_part(k, spatial, ROWS)
         d = tl.load(slots + k * 2 * channels, mask=(k < chunks) & own, other=0.0) + extra - mean
         channel_m2 = tl.load(slots + (k * 2 + 1) * channels, mask=(k < chunks) & own, other=0.0)
         m2 += tl.sum(tl.sum(tl.where((k < chunks) & own, channel_m2 + d * d * count.to(compute), 0.0), 1), 0)

@@ -187,24 +187,24 @@ def resident_forward(
 
 
 @triton.jit
-def locate_chunk(
-    program, chunks, group_channels, channel_segments, CHUNK: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr
+def locate_part(
+    program, parts, group_channels, channel_segments, PART: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr
 ):
-    """Return (group, base, channel, start, limit) of a program's chunk.
+    """Return (group, base, channel, start, limit) of a program's part of a group, be it a chunk or a tile to apply.
 
-    The chunk begins in `channel`, counted in its group. `base` is the offset of that channel in x, `start` that of the
-    chunk from there, `limit` the number of its elements. Counting from the channel keeps the offsets of elements in 32
+    The part begins in `channel`, counted in its group. `base` is the offset of that channel in x, `start` that of the
+    part from there, `limit` the number of its elements. Counting from the channel keeps the offsets of elements in 32
     bits however large the group is. WIDE is for channels that are too long even for that.
     """
-    group = program // chunks
+    group = program // parts
     spatial = number(channel_segments, tl.int64) * WIDTH
-    position = (program % chunks).to(tl.int64) * CHUNK
+    position = (program % parts).to(tl.int64) * PART
     channel = position // spatial
     start = position - channel * spatial
     if not WIDE:
         start = start.to(tl.int32)
     base = (group.to(tl.int64) * group_channels + channel) * channel_segments * WIDTH
-    limit = tl.minimum(spatial * group_channels - position, CHUNK).to(tl.int32)
+    limit = tl.minimum(spatial * group_channels - position, PART).to(tl.int32)
     return group, base, channel, tl.zeros([1, 1], tl.int32) + start, limit
 
 
@@ -217,7 +217,7 @@ def split_statistics(
     """Write (mean, M2) of each chunk of TILES * TILE elements to `partials` (N*G, chunks, 2); one program a chunk."""
     compute: tl.constexpr = partials.dtype.element_ty
     program = tl.program_id(0)
-    group, base, channel, start, limit = locate_chunk(
+    group, base, channel, start, limit = locate_part(
         program, chunks, group_channels, channel_segments, TILES * TILE, WIDTH, WIDE
     )
     sample = (group // num_groups).to(tl.int64)
@@ -285,7 +285,7 @@ def split_apply(
     """
     compute: tl.constexpr = mean_of_group.dtype.element_ty
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    group, base, channel, start, limit = locate_chunk(
+    group, base, channel, start, limit = locate_part(
         program, group_tiles, group_channels, channel_segments, TILE, WIDTH, WIDE
     )
     tiles = read_tiles(x + base, start, limit, 1, TILE, VECTOR, MASKED)

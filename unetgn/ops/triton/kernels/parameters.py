@@ -26,8 +26,8 @@ def fold_slots(
     sums += sample * slots * channels
     m1 = tl.zeros([COLUMNS], compute)
     m2 = tl.zeros([COLUMNS], compute)
-    for block in range(COLUMN_TILES):
-        local = block * COLUMNS + tl.arange(0, COLUMNS)
+    for column_tile in range(COLUMN_TILES):
+        local = column_tile * COLUMNS + tl.arange(0, COLUMNS)
         own = local < group_channels
         channel = (group % num_groups) * group_channels + local
         s0 = tl.zeros([SLOTS, COLUMNS], compute)
