@@ -104,8 +104,8 @@ def _with_parameter_gradients(
     if scale is None:
         t0, t1 = s0, s1
     else:
-        gain = 1 + scale.to(s0.dtype)
-        t0, t1 = s0 * gain, s1 * gain
+        factor = 1 + scale.to(s0.dtype)
+        t0, t1 = s0 * factor, s1 * factor
     return Gradients(
         dx=dx,
         dweight=_like(t1.sum(0), weight) if needs.weight else None,
