@@ -90,6 +90,15 @@ def test_choices_that_overlap_in_threads_do_not_meet():
     assert compiled(torch.zeros(())) == len("auto")  # what a compiler sees is as it was, too
 
 
+def test_a_compiler_sees_the_choice_that_a_nested_block_of_another_ones_name_leaves():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: x + len(dispatch.chosen()), fullgraph=True, backend="eager")
+    with implementation("reference"), implementation("aten"):
+        with implementation("reference"):
+            assert compiled(torch.zeros(())) == len("reference")
+        assert compiled(torch.zeros(())) == len("aten")
+
+
 def test_choices_of_tasks_that_take_turns_do_not_meet():
     async def asked(name, turns):
         with implementation(name):

@@ -55,7 +55,7 @@ def implementation(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _in_force.remove(name)
+        del _in_force[len(_in_force) - 1 - _in_force[::-1].index(name)]  # the latest of this name: another stays inside
         if token is not None:
             _choice.reset(token)
 

@@ -43,6 +43,7 @@ from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet.plan import plan_unet
 
 _DEFAULT = UNetConfig()
+_recomputed = functools.partial(recomputed, random=True)  # a block has dropout
 
 
 @dataclass
@@ -277,7 +278,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Set what the backward pass computes again: "none", norms and "activations" only, or whole "blocks"."""
         if grade not in ("none", "activations", "blocks"):
             raise ValueError(f"checkpointing must be 'none', 'activations' or 'blocks', got {grade!r}")
-        self._set_checkpointing(grade, functools.partial(recomputed, random=True))
+        self._set_checkpointing(grade, _recomputed)
 
     def _set_checkpointing(self, grade: CheckpointGrade, function: Callable[..., Any]) -> None:
         self.checkpointing = grade
@@ -293,7 +294,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         `gradient_checkpointing_func(block, *inputs)` returns what `block(*inputs)` does; for the default see
         `unetgn.nn.checkpointing`.
         """
-        self._set_checkpointing("blocks", gradient_checkpointing_func or functools.partial(recomputed, random=True))
+        self._set_checkpointing("blocks", gradient_checkpointing_func or _recomputed)
 
     def disable_gradient_checkpointing(self) -> None:
         """Call `set_checkpointing("none")`, whose name in diffusers this is."""
