@@ -11,6 +11,7 @@ from training.data.autoencoder import load_autoencoder
 from training.data.text import TextEncoder, context_dims
 from training.files import writing
 from unetgn import UNet, interop
+from unetgn.pipelines.sampling import NO_SIGNAL, loses_the_image, without_pure_noise
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ def save_pipeline(unet: UNet, scheduler: DDPMScheduler, folder: Path, *, cache: 
 def save_latent_pipeline(unet: UNet, scheduler: DDPMScheduler, folder: Path, cache: Path) -> None:
     """Write the pipeline of a network of latents; its parts alone where the autoencoder has a shift_factor."""
     autoencoder = load_autoencoder(cache)
+    if loses_the_image(scheduler) and scheduler.alphas_cumprod[-1] < NO_SIGNAL:
+        scheduler = without_pure_noise(
+            scheduler
+        )  # diffusers begins at the last level, whatever the network can say of it
     if autoencoder.shift_factor:
         parts = {"unet": unet, "scheduler": scheduler, "vae": autoencoder.model}
         for name, part in parts.items():

@@ -1,0 +1,135 @@
+"""Runs README's commands as they stand there, but for fewer steps, and judges what they make."""
+
+import json
+import re
+import shlex
+from functools import partialmethod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DDPMPipeline, DPMSolverMultistepScheduler
+from PIL import Image
+from scipy.spatial.distance import cdist
+from sklearn.datasets import load_digits
+
+from sampling.evaluate import main as evaluate
+from sampling.sample import main as sample
+from tests.pipelines.digits import FOLDER, assert_digits
+from training.train import main as train
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+MAINS = {"training/train.py": train, "sampling/sample.py": sample, "sampling/evaluate.py": evaluate}
+# What other tests run, and where.
+ELSEWHERE = {
+    "training/cache_latents.py": "tests/training/test_latent_runs.py",
+    "latent256_ldm": "tests/training/test_latent_runs.py",
+    "SHARDS": "tests/training/test_train_on_shards.py",
+    "tensorboard": "another project's",
+    "pip": ".ci/run, from a clean checkout, and so the next ones",
+    "make": "",
+    "python3": "",
+    "ruff": "",
+    "pytest": "",
+}
+# Weights that are trained already, and what makes a step quick and leaves them as they are.
+TRAINED = ["model.channels=[16,32]", f"train.initial_weights={FOLDER / 'epsilon'}", "train.learning_rate=1e-9"]
+QUICK = ["train.steps=1", "train.warmup_steps=0", "train.batch_size=8", "train.trackers=[]", "preview.every=0"]
+
+
+def commands() -> list[list[str]]:
+    """Split the lines of README's shell blocks into words, without the launcher's own."""
+    lines = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ").splitlines()
+    split = (shlex.split(line, comments=True) for line in lines)
+    return [re.sub(r"^.*accelerate launch( --\w+ \d+)*|^python ", "", shlex.join(words)).split() for words in split]
+
+
+RUN = [words for words in commands() if words[0] in MAINS and not any(key in " ".join(words) for key in ELSEWHERE)]
+
+
+def test_every_command_is_run_here_or_elsewhere() -> None:
+    left = [words for words in commands() if words not in RUN]
+    assert [words for words in left if not any(key in " ".join(words) for key in ELSEWHERE)] == []
+    assert {words[0] for words in RUN} == MAINS.keys()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the commands are run, with photographs."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "PICTURES").mkdir()
+    shades = np.random.default_rng(0).integers(0, 256, (12, 40, 48, 3), dtype=np.uint8)
+    for number, picture in enumerate(shades):
+        Image.fromarray(picture).save(folder / "PICTURES" / f"{number}.jpg")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("words", RUN, ids=" ".join)
+def test_a_command_does_what_it_says(
+    words: list[str],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In README's order: what is trained first is what is sampled."""
+    script, *arguments = words
+    if script == "training/train.py":
+        if words != RUN[0]:
+            monkeypatch.chdir(tmp_path)  # into a folder that has no run
+            (tmp_path / "PICTURES").symlink_to(folder / "PICTURES")
+        arguments += QUICK if "PICTURES" in " ".join(words) else QUICK + TRAINED
+    elif "--batch-size" in arguments:
+        arguments += ["--seeds", "0-99", "--steps", "50"]  # in the place of 500 images in 250 steps
+    assert MAINS[script](arguments) == 0, capsys.readouterr().err
+    if script == "sampling/sample.py":
+        judge(Path(arguments[arguments.index("--out") + 1]))
+    if script == "sampling/evaluate.py":
+        figures = json.loads(Path("runs/digits8_ddpm/demo/evaluation.json").read_text())
+        assert figures["samples"] == 100
+        assert figures["label_agreement"] > 0.95
+        assert figures["frechet_distance"] < 0.4  # where sampling fails it is 3 and more
+        assert figures["novelty"] > 0.85
+
+
+def judge(out: Path) -> None:
+    """Check that the images in a folder are the digits that its list says."""
+    _, *lines = (out / "samples.csv").read_text().splitlines()
+    names, _, labels = zip(*(line.split(",")[:3] for line in lines), strict=True)
+    pixels = np.stack([np.asarray(Image.open(out / name)) for name in names])
+    images = torch.from_numpy(pixels).float()[:, None] / 127.5 - 1
+    assert_digits(images, [int(label) for label in labels])
+
+
+def strangeness(pixels: np.ndarray) -> np.ndarray:
+    """Measure how far digits (N, 64) in [0, 1] are from the nearest real one, in units of the farthest real one's."""
+    real = load_digits().data / 16
+    among_real = np.sort(cdist(real, real), axis=1)[:, 1]  # 0 is the distance to itself
+    return cdist(pixels, real).min(1) / among_real.max()
+
+
+def test_the_saved_pipeline_draws_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippet for diffusers in 50 steps in the place of 1,000, and what README says of other schedulers."""
+    snippet = next(code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "DDPMPipeline" in code)
+    call = DDPMPipeline.__call__
+    monkeypatch.setattr(DDPMPipeline, "__call__", partialmethod(call, num_inference_steps=50))
+    torch.manual_seed(0)
+    exec(snippet, {})
+    drawn = np.asarray(Image.open("digit.png"), dtype=float) / 255
+    assert strangeness(drawn.reshape(1, 64)) < 1
+
+    line = re.search(r"`(pipeline.scheduler = .*?)`", README, re.DOTALL)
+    pipeline = DDPMPipeline.from_pretrained("runs/digits8_ddpm/pipeline")
+    exec(line[1].replace("\n", " "), globals(), {"pipeline": pipeline})
+    assert isinstance(pipeline.scheduler, DPMSolverMultistepScheduler)
+    images = call(pipeline, batch_size=16, num_inference_steps=20, output_type="np").images
+    assert np.median(strangeness(images.reshape(16, 64))) < 1
