@@ -6,12 +6,11 @@ a pickle. What is random needs no saving: it is a function of the step (training
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -20,17 +19,18 @@ from torch import Tensor
 
 from training.errors import CheckpointError, CheckpointFormatError
 from training.files import delete, delete_unfinished, sha256, writing
+from training.manifest import MANIFEST, read_manifest, write_manifest
 from unetgn import __version__
+from unetgn.json_files import read_object
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-FORMAT = 2  # of what is written; format 1 has no number in its manifest, and the configuration's keys of its time
 CHECKPOINTS = "checkpoints"  # where a run's folder has them
 PREFIX = "step-"
 
 TensorFile = Literal["model", "ema", "optimizer"]
-CONFIG, UNET_CONFIG, SCHEDULER_CONFIG = "config.yaml", "config.json", "scheduler_config.json"
+TENSORS: tuple[TensorFile, ...] = get_args(TensorFile)
+CONFIGS = CONFIG, UNET_CONFIG, SCHEDULER_CONFIG = "config.yaml", "config.json", "scheduler_config.json"
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,15 @@ class Checkpoint:
     def read(cls, path: Path) -> Checkpoint:
         """Read the manifest, and take the other files on trust: for one that was verified before.
 
-        Raises CheckpointError where it is missing or damaged, CheckpointFormatError where it has another format.
+        Raises OSError where it cannot be read, CheckpointError where it is missing or damaged, CheckpointFormatError
+        where it has another format.
         """
-        try:
-            keys = json.loads((path / MANIFEST).read_text())
-            number = keys.pop("format", 1)
-            if number in (1, FORMAT):
-                checkpoint = cls(path=path, **(from_format_1(keys) if number == 1 else keys))
-                dict(checkpoint.sha256), int(checkpoint.step)
-                return checkpoint
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path} is no checkpoint: it has no {MANIFEST}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is damaged: {MANIFEST} cannot be read ({error})") from error
-        writer = f"unetgn {keys['unetgn_version']}" if "unetgn_version" in keys else "the unetgn that wrote it"
-        raise CheckpointFormatError(
-            f"{path} has format {number}, but this is unetgn {__version__}, which reads formats 1 to {FORMAT}: use "
-            f"{writer}, or a newer one"
-        )
+        keys = read_manifest(path)
+        if path.name.startswith(PREFIX) and path.name != checkpoint_path(path.parent, keys["step"]).name:
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} says that it is of step {keys['step']}")
+        if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in TENSORS} | {*CONFIGS}:
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} names files that no checkpoint has")
+        return cls(path=path, **keys)
 
     def write(
         self, tensors: Mapping[TensorFile, dict[str, Tensor]], *, config: str, unet_config: str, scheduler_config: str
@@ -119,16 +110,19 @@ class Checkpoint:
                 for text_name, text in texts.items():
                     (unfinished / text_name).write_text(text)
                 written = replace(self, sha256={file.name: sha256(file) for file in sorted(unfinished.iterdir())})
-                manifest = {"format": FORMAT, **asdict(written)}
-                del manifest["path"]
-                (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+                keys = asdict(written)
+                del keys["path"]
+                write_manifest(unfinished, keys)
         except SafetensorError as error:  # how safetensors says that the system refused to write
             raise OSError(f"{self.path} could not be written: {error}") from error
         return written
 
     def tensors(self, name: TensorFile) -> dict[str, Tensor]:
-        """Read one of the files of tensors, onto the CPU."""
-        return load_file(self.path / f"{name}.safetensors")
+        """Read one of the files of tensors, onto the CPU. Raises CheckpointError."""
+        try:
+            return load_file(self._file(f"{name}.safetensors"))
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.path} is damaged: {name}.safetensors cannot be read ({error})") from error
 
     def digest(self, name: TensorFile) -> str:
         """Return the sha256 of one of the files of tensors."""
@@ -137,32 +131,26 @@ class Checkpoint:
     @property
     def config_file(self) -> Path:
         """Holds the run's whole configuration, for `training.config_files.load_config`."""
-        return self.path / CONFIG
+        return self._file(CONFIG)
 
     def unet_config(self) -> dict[str, Any]:
-        """Read the network's configuration, for `UNet.from_config`."""
-        return json.loads((self.path / UNET_CONFIG).read_text())
+        """Read the network's configuration, for `UNet.from_config`. Raises CheckpointError."""
+        return self._keys(UNET_CONFIG)
 
     def scheduler_config(self) -> dict[str, Any]:
-        """Read the configuration of the scheduler that adds the noise, for `DDPMScheduler.from_config`."""
-        return json.loads((self.path / SCHEDULER_CONFIG).read_text())
+        """Read the configuration of the scheduler that adds the noise. Raises CheckpointError."""
+        return self._keys(SCHEDULER_CONFIG)
 
+    def _keys(self, name: str) -> dict[str, Any]:
+        try:
+            return read_object(self._file(name))
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} is damaged: {error}") from error
 
-def from_format_1(keys: dict[str, Any]) -> dict[str, Any]:
-    """Translate the manifest of format 1, which had no versions of ours and its numbers in two groups."""
-    counters, window = keys["counters"], keys["window"]
-    return {
-        "step": keys["step"],
-        "world_size": keys["world_size"],
-        "images": keys["images"],
-        "ema_step": counters["ema_step"],
-        "scaler": counters["scaler"],
-        "window_sums": window["sums"],
-        "window_steps": window["steps"],
-        "torch_version": keys["torch"],
-        "unetgn_version": "0.1.0",
-        "sha256": keys["sha256"],
-    }
+    def _file(self, name: str) -> Path:
+        if name not in self.sha256:
+            raise CheckpointError(f"{self.path} is damaged: {MANIFEST} has no sha256 of {name}")
+        return self.path / name
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -181,6 +169,29 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
 
 
+def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
+    """Raise CheckpointError where tensors of a file are not those that are wanted, or not finite.
+
+    Their names, shapes and types have to be those of `wanted`, whose values do not count.
+    """
+    for name in [*wanted, *found]:
+        if name not in found:
+            raise CheckpointError(f"{file} is of another network: it lacks {name}")
+        if name not in wanted:
+            raise CheckpointError(f"{file} is of another network: it has {name}, which this one has not")
+        for fact in ("shape", "dtype"):
+            here, there = getattr(found[name], fact), getattr(wanted[name], fact)
+            if here != there:
+                raise CheckpointError(f"{file} is of another network: the {fact} of {name} is {here}, not {there}")
+    if wrong := not_finite(found):
+        raise CheckpointError(f"{file}: {wrong} holds numbers that are not finite")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor that holds a number which is not finite; None where all are."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+
+
 def delete_old(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what a killed save left behind."""
     delete_unfinished(folder)
@@ -197,7 +208,10 @@ def delete_newer(folder: Path, step: int) -> None:
 
 
 def verify(path: Path) -> Checkpoint:
-    """Read a checkpoint's manifest and compare every file with it. Raises CheckpointError."""
+    """Read a checkpoint's manifest and compare every file with it.
+
+    Raises CheckpointError where they differ, OSError where they cannot be read: that is no sign of damage.
+    """
     checkpoint = Checkpoint.read(path)
     for name, known in checkpoint.sha256.items():
         if not (path / name).is_file():

@@ -17,10 +17,11 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from training.checkpoint import CONFIG, MANIFEST
+from training.checkpoint import CONFIG
 from training.config import RunConfig
 from training.data.config import DataConfig
 from training.errors import ConfigError
+from training.manifest import MANIFEST
 from training.run_directory import STATUS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

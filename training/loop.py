@@ -10,7 +10,7 @@ from typing import NoReturn
 from torch import Tensor
 from tqdm import tqdm
 
-from training.checkpoint import Checkpoint, checkpoint_path, delete_old
+from training.checkpoint import Checkpoint, checkpoint_path, delete_old, not_finite
 from training.config import RunConfig
 from training.config_files import to_yaml
 from training.data.samples import IndexedSamples, Samples, StepBatches
@@ -231,6 +231,12 @@ class Loop:
         state = self.state
         sums, tensors = self.window.all_sums(), state.tensors()
         if self.accelerator.is_main_process:
+            for kind, contents in tensors.items():
+                if name := not_finite(contents):
+                    raise Diverged(
+                        f"after step {state.step} {name} of {kind} is not finite: it was not saved, and the "
+                        "checkpoints before it are as they were"
+                    )
             checkpoint = Checkpoint(
                 checkpoint_path(self.run.checkpoints, state.step),
                 step=state.step,

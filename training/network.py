@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import Checkpoint, TensorFile, find_checkpoint, is_run_or_checkpoint
+from training.checkpoint import Checkpoint, TensorFile, check_tensors, find_checkpoint, is_run_or_checkpoint
 from training.config import RunConfig
 from training.errors import CheckpointError, ConfigError
 from unetgn import UNet
@@ -75,9 +75,14 @@ def load_network(path: Path) -> UNet:
 
 
 def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
-    """Load the U-Net of a checkpoint with its weights "ema" or "model"."""
-    unet = UNet.from_config(checkpoint.unet_config())
-    unet.load_state_dict(checkpoint.tensors(weights))
+    """Load the U-Net of a checkpoint with its weights "ema" or "model". Raises CheckpointError."""
+    tensors = checkpoint.tensors(weights)
+    try:
+        unet = UNet.from_config(checkpoint.unet_config())
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its config.json describes no network: {error}") from error
+    check_tensors(tensors, unet.state_dict(), checkpoint.path / f"{weights}.safetensors")
+    unet.load_state_dict(tensors)
     return unet
 
 

@@ -15,11 +15,12 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from training.checkpoint import Checkpoint, TensorFile
+from training.checkpoint import TENSORS, Checkpoint, TensorFile, check_tensors, not_finite
 from training.config import EMAConfig, TrainConfig
 from training.data.samples import Purpose, random_generator
+from training.errors import Diverged
 from training.objective import Objective
-from training.optimizer import optimizer_from_tensors, optimizer_to_tensors
+from training.optimizer import check_optimizer_tensors, optimizer_from_tensors, optimizer_to_tensors
 from training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
 from unetgn import UNet
 
@@ -174,11 +175,15 @@ class TrainState:
     def averaged(self) -> Iterator[UNet]:
         """Lend the network in evaluation mode with the averaged weights, for as long as the context lasts.
 
-        Of a sharded network it is a whole copy, so that one rank may run it alone; but every rank has to enter.
+        Of a sharded network it is a whole copy, so that one rank may run it alone; but every rank has to enter. Raises
+        Diverged where the averaged weights are not finite: nothing is to be drawn or written from them.
         """
         if self.sharded:
-            yield self._averaged_copy()
+            copied = self._averaged_copy()
+            self._check_average(copied.state_dict())
+            yield copied
             return
+        self._check_average(self.averaged_state())
         self.ema.store(self.unet.parameters())
         self.ema.copy_to(self.unet.parameters())
         self.unet.eval()
@@ -186,6 +191,10 @@ class TrainState:
             yield self.unet
         finally:
             self.ema.restore(self.unet.parameters())
+
+    def _check_average(self, state: dict[str, Tensor]) -> None:
+        if name := not_finite(state):
+            raise Diverged(f"after step {self.step} the averaged weights are not finite: {name}")
 
     def _averaged_copy(self) -> UNet:
         unet = copy.deepcopy(self.unsharded)
@@ -199,13 +208,19 @@ class TrainState:
         return scaler.state_dict() if scaler else None
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put the state back as the checkpoint has it. Raises CheckpointError where it is of another network."""
-        now, averaged = self.unet.state_dict(), checkpoint.tensors("ema")
-        weights = checkpoint.tensors("model")
+        """Put the state back as the checkpoint has it.
+
+        Raises CheckpointError, before anything is changed, where a tensor is not one of this network or not finite.
+        """
+        now, weights, averaged, moments = self.unet.state_dict(), *map(checkpoint.tensors, TENSORS)
+        check_tensors(weights, now, checkpoint.path / "model.safetensors")
+        check_tensors(averaged, now, checkpoint.path / "ema.safetensors")
+        parameters = {name: now[name] for name in self.names()}
+        check_optimizer_tensors(moments, parameters, checkpoint.path / "optimizer.safetensors")
         self.unet.load_state_dict({name: part_of(tensor, now[name]) for name, tensor in weights.items()})
         for name, shadow in zip(self.names(), self.ema.shadow_params, strict=True):
             shadow.copy_(part_of(averaged[name], shadow))
-        optimizer_from_tensors(self.optimizer, self.names(), checkpoint.tensors("optimizer"))
+        optimizer_from_tensors(self.optimizer, self.names(), moments)
         self.ema.optimization_step = checkpoint.ema_step
         if self.accelerator.scaler and checkpoint.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)

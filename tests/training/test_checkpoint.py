@@ -27,6 +27,7 @@ from training.checkpoint import (
     verify,
 )
 from training.errors import CheckpointError
+from training.manifest import checksum
 
 
 def write(folder: Path, step: int) -> Path:
@@ -53,11 +54,13 @@ def test_what_was_written_is_read_back_and_verifies(tmp_path: Path) -> None:
 
 
 def change_manifest(path: Path, **changes: object) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+    """Change keys as a stranger would, who makes the checksum right again."""
+    manifest = json.loads((path / "manifest.json").read_text()) | changes
+    del manifest["manifest_sha256"]
+    (path / "manifest.json").write_text(json.dumps(manifest | {"manifest_sha256": checksum(manifest)}))
 
 
-@pytest.mark.parametrize("number", [0, 3, "2", None])
+@pytest.mark.parametrize("number", [0, 4, "2", None])
 def test_a_checkpoint_of_another_format_is_refused_by_name_and_never_passed_over(
     number: object, tmp_path: Path
 ) -> None:
@@ -66,7 +69,7 @@ def test_a_checkpoint_of_another_format_is_refused_by_name_and_never_passed_over
     path = write(tmp_path, 2)
     change_manifest(path, format=number, unetgn_version="7.1")
     message = re.escape(
-        f"{path} has format {number}, but this is unetgn {unetgn.__version__}, which reads formats 1 to 2"
+        f"{path} has format {number!r}, but this is unetgn {unetgn.__version__}, which reads formats 1 to 3"
     )
     for look in (verify, find_checkpoint, Checkpoint.read):
         with pytest.raises(CheckpointError, match=message + ": use unetgn 7.1, or a newer one"):

@@ -11,9 +11,10 @@ import yaml
 from sampling.sample import main as draw
 from tests.training.launched import SIX_STEPS
 from tests.training.runs import assert_equal_bits, losses
-from training.checkpoint import FORMAT, Checkpoint, verify
+from training.checkpoint import Checkpoint, verify
 from training.config_files import RENAMED, load_config
 from training.errors import ConfigError
+from training.manifest import FORMAT
 from training.train import main
 
 

@@ -1,9 +1,7 @@
 """The state of an optimizer goes through tensors with names and back, exactly."""
 
-import pytest
 import torch
 
-from training.errors import CheckpointError
 from training.optimizer import optimizer_from_tensors, optimizer_to_tensors
 
 
@@ -42,5 +40,3 @@ def test_an_optimizer_goes_on_exactly_from_its_tensors() -> None:
         step(one, optimizer)
         step(other, fresh)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    with pytest.raises(CheckpointError, match="a parameter that the model has not: head"):
-        optimizer_from_tensors(fresh, names, {"head/exp_avg": torch.zeros(1)})

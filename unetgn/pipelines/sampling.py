@@ -92,7 +92,7 @@ def make_sampling_scheduler(name: str, training_scheduler: Any, steps: int) -> A
 
 
 def keep_levels(scheduler: Any) -> None:
-    """Remove level -1, to which rounding takes diffusers' "trailing" timesteps at some numbers of steps: 61, 103, …"""
+    """Take level -1 away, which rounding adds to diffusers' "trailing" timesteps at 61, 103, … steps."""
     kept = scheduler.timesteps >= 0
     scheduler.timesteps = scheduler.timesteps[kept]
     if hasattr(scheduler, "sigmas"):
