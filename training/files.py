@@ -31,8 +31,8 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         flush_all(unfinished)
-        if path.is_dir():
-            delete(path)  # no folder can be renamed to one that holds something
+        if path.is_symlink() or path.is_dir():
+            delete(path)  # no folder can be renamed to one that holds something, nor to a link
         unfinished.replace(path)
     except BaseException:
         delete(unfinished)
@@ -64,8 +64,8 @@ def delete_unfinished(folder: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Delete a file or a folder, if it is there. A folder is renamed first: half of it is never seen as one."""
-    if not path.is_dir():
+    """Delete a file, a link or a folder, if it is there. A folder is renamed first: half of it is never seen as one."""
+    if path.is_symlink() or not path.is_dir():  # of a link to a folder, the link: what lies elsewhere is not ours
         path.unlink(missing_ok=True)
         return
     condemned = path

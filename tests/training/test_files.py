@@ -16,7 +16,8 @@ from training import files
 from training.checkpoint import Checkpoint, checkpoint_path
 from training.data.encoding import Cache
 from training.data.latents import Manifest
-from training.files import delete_unfinished, write_json, write_png, write_text, writing
+from training.files import delete, delete_unfinished, write_json, write_png, write_text, writing
+from training.manifest import read_manifest
 from training.pipeline import save_pipeline
 from training.preview import draw_loss
 from training.run_directory import RunDirectory
@@ -142,3 +143,19 @@ def test_two_processes_that_write_one_file_do_not_meet_in_its_temporary_name(tmp
     with writing(tmp_path / "a") as unfinished:
         assert str(os.getpid()) in unfinished.name
         np.save(unfinished.open("wb"), np.zeros(1))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a folder", "nothing"])
+def test_a_link_to_elsewhere_is_deleted_and_replaced_and_what_it_leads_to_stays(there: bool, tmp_path: Path) -> None:
+    """Checkpoints are put on another disk and linked to."""
+    run, elsewhere = tmp_path / "run", tmp_path / "other disk"
+    run.mkdir()
+    checkpoint(run, 1)
+    (run / "step-000001").rename(elsewhere)
+    (run / "step-000001").symlink_to(elsewhere if there else tmp_path / "nowhere")
+    checkpoint(run, 2)
+    assert [path.name for path in run.iterdir()] == ["step-000001"]
+    assert Checkpoint.read(run / "step-000001").ema_step == 2
+    (run / "link").symlink_to(elsewhere)
+    delete(run / "link")
+    assert Checkpoint(elsewhere, **read_manifest(elsewhere)).ema_step == 1

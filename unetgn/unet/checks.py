@@ -19,6 +19,8 @@ from unetgn.nn.resample import BOX, ResampleKind, axis_strides
 from unetgn.unet.description import UNetDescription
 from unetgn.unet.plan import UNetPlan, plan_unet
 
+MOST = 1000  # levels, blocks of a level, layers of a transformer
+
 
 def check_unet(config: UNetDescription) -> None:
     """Raise ValueError, naming the field, for the first contradiction in `config`."""
@@ -39,6 +41,7 @@ def check_unet(config: UNetDescription) -> None:
     if not 0 <= config.dropout <= 1:
         raise ValueError(f"dropout is a probability, from 0 to 1, got {config.dropout}")
     _check_lengths(config)
+    _check_counts(config)
     if min(config.depths) < 0 or min(config.channels) < 1:
         raise ValueError(f"depth={config.depth} and channels={config.channels} must be at least 0 and 1 at each level")
     _check_attention(config)
@@ -46,6 +49,27 @@ def check_unet(config: UNetDescription) -> None:
     _check_transformer(config, plan_unet(config))
     _check_resampling(config)
     _check_conditions(config)
+
+
+def _check_counts(config: UNetDescription) -> None:
+    """Refuse what no memory holds: a file may say anything, and a plan of 10^6 blocks takes minutes to make."""
+    transformer = config.transformer
+    counts: dict[str, Any] = {
+        "the number of channels": len(config.channels),
+        "depth": config.depth,
+        "decoder.depth": config.decoder.depth,
+        "decoder.transformer_depth": config.decoder.transformer_depth,
+        "transformer.depth": transformer and transformer.depth,
+    }
+    for name, value in counts.items():
+        if _largest(value) > MOST:
+            raise ValueError(f"{name} is {_largest(value)}; at most {MOST} are built")
+
+
+def _largest(value: Any) -> int:
+    if isinstance(value, tuple):
+        return max(map(_largest, value), default=0)
+    return value or 0
 
 
 def _check_lengths(config: UNetDescription) -> None:
