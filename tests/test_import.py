@@ -26,8 +26,8 @@ def modules():
     return {name: set(found) for name, found in json.loads(result.stdout).items()}
 
 
-def test_the_packages_import_neither_diffusers_nor_triton_nor_torch(modules):
-    assert not modules["package"] & {"diffusers", "triton", "torch", "PIL"}
+def test_the_packages_import_neither_diffusers_nor_triton_nor_the_compiler(modules):
+    assert not modules["package"] & {"diffusers", "triton", "torch._dynamo", "torch._inductor", "PIL"}
 
 
 def test_calling_the_operator_on_the_cpu_imports_neither_diffusers_nor_triton(modules):

@@ -13,6 +13,7 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
 
 from unetgn.interop import diffusers_condition, diffusers_unet2d
+from unetgn.interop.diffusers_config import others_of
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet import UNet
 from unetgn.unet.config import UNetConfig
@@ -36,6 +37,7 @@ def to_diffusers(unet: UNet) -> ModelMixin:
         model = model_class(**options)
     weights = {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
     model.load_state_dict(weights, assign=True)
+    model.register_to_config(**{key: value for key, value in others_of(unet).items() if key not in model.config})
     return model.train(unet.training)
 
 
