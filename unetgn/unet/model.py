@@ -333,7 +333,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         switches = {"_keep_in_fp32_modules": None, "_supports_param_buffer_assignment": False}  # copied: in torch_dtype
         plain = type(cls.__name__, (cls,), switches)
         with_info = kwargs.pop("output_loading_info", False)
-        load = super(UNet, plain).from_pretrained
+        load = super(UNet, plain).from_pretrained  # type: ignore[misc]
         model, info = load(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
         model.__class__ = cls
         model._initialize([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
