@@ -5,6 +5,7 @@ advises, and then the model converts and computes what it computed before the st
 """
 
 import copy
+import tempfile
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,23 @@ def part_on_meta(model):
     model.conv_in.to("meta")
 
 
+def mapped_to_disk(model):
+    """Load the model with its last block on disk, and take the hooks off: those weights are nowhere then."""
+    places = {name: "cpu" for name, _ in model.named_children()} | {"up_blocks": "disk"}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = type(model).from_pretrained(folder, device_map=places, offload_folder=f"{folder}/disk")
+        return unhooked(loaded)
+
+
+def prepared(model):
+    return accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+
+
+def unwrapped(model):
+    return accelerate.utils.extract_model_from_parallel(model, keep_fp32_wrapper=False)
+
+
 @dataclass(frozen=True)
 class State:
     """Holds a state, what its refusal says (None: it converts), what undoes it, and the doors at which it occurs."""
@@ -139,6 +157,11 @@ STATES = {
     "offloaded as a whole": State(
         done(lambda m: accelerate.cpu_offload_with_hook(m, CPU)), "remove_hook_from_module", unhooked
     ),
+    "offloaded to disk": State(
+        lambda m: accelerate.disk_offload(m, tempfile.mkdtemp(), execution_device=CPU), "remove_hook_from_mod", unhooked
+    ),
+    "mapped to disk": State(mapped_to_disk, "on the meta device: load all of its weights first, without", doors=CROSS),
+    "prepared": State(prepared, r"accelerator\.unwrap_model\(model, keep_fp32_wrapper=False\)", unwrapped),
     **{
         f"group offload {kind}": State(
             done(lambda m, kind=kind: m.enable_group_offload(**GROUPS, offload_type=kind)),
@@ -167,6 +190,9 @@ STATES = {
         done(lambda m: nn.utils.remove_weight_norm(m.conv_in)),
     ),
     "own forward": State(done(own_forward), "mid_block has a forward of its own"),
+    "quantized by torch": State(
+        lambda m: torch.ao.quantization.quantize_dynamic(m, {nn.Linear}), r"is torch\.ao\..*builds Linear", doors=CROSS
+    ),
     "another class": State(done(replaced), "conv_out is Scaled, where the configuration builds Conv2d"),
     **{
         f"{name} of {kind.__name__}": State(set_value(kind, **{name: value}), rf"has {name}=.*register_to_config")
@@ -284,6 +310,29 @@ def test_gradient_checkpointing_comes_along_with_a_function_of_its_own(door, own
     with torch.enable_grad():
         converted.train()(IMAGES[:, : 3 if door == "unet2d" else 4], 5, *[CONTEXT] * (door != "unet2d"))
     assert bool(calls) == own
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_model_without_weights_gives_the_names_and_shapes(door, made):
+    converted = DOORS[door][1](fresh(made, door).to("meta"))
+    expected = DOORS[door][1](made[door])
+    assert all(tensor.is_meta for tensor in converted.state_dict().values())
+    assert {k: t.shape for k, t in converted.state_dict().items()} == {
+        k: t.shape for k, t in expected.state_dict().items()
+    }
+
+
+def test_what_is_neither_model_nor_folder_is_named_with_what_would_be_right(made):
+    pipeline = diffusers.DDPMPipeline(made["unet2d"], diffusers.DDPMScheduler())
+    with pytest.raises(TypeError, match=r"takes a model or a folder, got DDPMPipeline; .* \.unet"):
+        from_diffusers(pipeline)
+
+
+def test_a_configuration_that_diffusers_cannot_build_names_the_option(made):
+    model = fresh(made, "condition")
+    model.register_to_config(encoder_hid_dim_type="ip_image_proj")
+    with pytest.raises(ValueError, match="encoder_hid_dim_type='ip_image_proj' is not supported"):
+        from_diffusers(model)
 
 
 def test_an_option_that_the_configuration_says_too_converts(made):

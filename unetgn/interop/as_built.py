@@ -7,7 +7,7 @@ what undoes it. What changes no number is left out with a warning.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -61,40 +61,40 @@ def _wholes(model: nn.Module) -> Iterator[tuple[bool, str, str]]:
     compiled = holds["_compiled_call_impl"]
     in_place = "convert it before .compile(), and compile the result (_compiled_call_impl = None takes it back)"
     yield bool(compiled), f"is compiled in place at {_some(compiled)}", in_place
-    offloaded = holds["_hf_hook"] or (["hf_device_map"] if len(getattr(model, "hf_device_map", ())) > 1 else [])
-    yield bool(offloaded), f"is offloaded or dispatched by accelerate ({_some(offloaded)})", _ACCELERATES
+    offloaded = holds["_hf_hook"]
+    yield bool(offloaded), f"is offloaded or dispatched by accelerate (at {_some(offloaded)})", _ACCELERATES
     for path in holds["_diffusers_hook"]:
         for hook in vars(modules[path])["_diffusers_hook"].hooks:
             advice = _HOOKS.get(hook, "convert it before that is enabled, or disable it")
             yield True, f"has diffusers' hook {hook!r} at {_some([path])}", advice
     quantized = bool(getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None))
     yield quantized, "is quantized", "load it without quantization_config (or model.dequantize() where there is that)"
-    yield from _weights([*model.named_parameters(), *model.named_buffers()])
+    yield from _weights([*model.named_parameters(), *model.named_buffers()], mapped=hasattr(model, "hf_device_map"))
 
 
 _MARKS = ("_compiled_call_impl", "_hf_hook", "_diffusers_hook")
 
 
-def _weights(tensors: list[tuple[str, Tensor]]) -> Iterator[tuple[bool, str, str]]:
+def _weights(tensors: list[tuple[str, Tensor]], *, mapped: bool) -> Iterator[tuple[bool, str, str]]:
+    """Yield what may be the matter with weights. All on the meta device, they stand for shapes, if nothing put them."""
     classes = {type(tensor).__name__ for _, tensor in tensors if type(tensor) not in (Tensor, nn.Parameter)}
     advice = "convert the model as it was before it was quantized, sharded or wrapped"
     yield bool(classes), f"has weights of the class {', '.join(sorted(classes))}", advice
     devices = {tensor.device for _, tensor in tensors}
     meta = [key for key, tensor in tensors if tensor.is_meta]
-    yield len(devices) > 1 and bool(meta), f"has {_some(meta)} on the meta device", "load all of its weights first"
+    offloaded = bool(meta) and (mapped or len(devices) > 1)
+    yield offloaded, f"has {_some(meta)} on the meta device", "load all of its weights first, without device_map"
     spread = f"has weights on {', '.join(sorted(map(str, devices)))}"
     yield len(devices) > 1, spread, "move it to one device first, with model.to(device)"
     small = {tensor.dtype for _, tensor in tensors if tensor.is_floating_point() and tensor.itemsize == 1}
     yield bool(small), f"has weights in {', '.join(map(str, small))}", "model.to(torch.bfloat16) first"
 
 
-def check_as_built(model: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Raise ValueError where a model differs from the one that `build` makes of its configuration.
+def check_as_built(model: nn.Module, reference: nn.Module) -> None:
+    """Raise ValueError where a model differs from `reference`, which its configuration builds.
 
     Warns where it differs in options that change no number and do not come along.
     """
-    with torch.device("meta"):
-        reference = build()
     modules = dict(model.named_modules())
     left_out: list[str] = []
     for path, built in reference.named_modules():
@@ -121,15 +121,15 @@ def _differences(module: nn.Module, built: nn.Module, *, is_root: bool) -> Itera
         advice = "undo what replaced it"
         if torch.nn.utils.parametrize.is_parametrized(module):
             advice = "torch.nn.utils.parametrize.remove_parametrizations(module, name) first"
-        yield f"is {kind.__name__}, where the configuration builds {expected.__name__}: {advice}"
+        given = kind.__name__ if kind.__name__ != expected.__name__ else f"{kind.__module__}.{kind.__name__}"
+        yield f"is {given}, where the configuration builds {expected.__name__}: {advice}"
         return
     attributes = vars(module)
     hooks = [name for name in _TORCHS if name.endswith("_hooks") and _runs(name) and attributes.get(name)]
     if hooks:
         yield f"has {', '.join(sorted(hooks))}, which do not come along: remove them first (handle.remove())"
-    forward = attributes.get("forward")
-    is_wrapped = forward is not None and getattr(forward, "__func__", None) is not kind.forward
-    if is_wrapped and _STAND_IN not in attributes:
+    forward = attributes.get("forward", module.forward)
+    if getattr(forward, "__func__", None) not in _own_forwards(kind) and _STAND_IN not in attributes:
         unwrap = "undo that first (accelerator.unwrap_model(model, keep_fp32_wrapper=False), if it was prepare)"
         yield f"has a forward of its own on the instance: {unwrap}"
     if any(attributes.get(name) is not None for name in _FREEU):
@@ -147,6 +147,14 @@ def _differences(module: nn.Module, built: nn.Module, *, is_root: bool) -> Itera
                 f"has {name}={_short(given)}, where the configuration builds {name}={_short(value)}: set it back, or "
                 "say it in the configuration (model.register_to_config)"
             )
+
+
+def _own_forwards(kind: Any) -> list[Any]:
+    """Return the forward of a class and what it decorates: accelerate binds the innermost when it takes itself off."""
+    forwards = [kind.forward]
+    while hasattr(forwards[-1], "__wrapped__"):
+        forwards.append(forwards[-1].__wrapped__)
+    return forwards
 
 
 def _runs(name: str) -> bool:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unetgn.interop.as_built import check_as_built, check_whole
@@ -29,6 +30,9 @@ def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | No
         if variant is not None:
             raise ValueError(f"variant={variant!r} chooses among files; a model in memory has none")
         return _converted_model(model_or_folder)
+    if not isinstance(model_or_folder, (str, Path)):
+        kind = type(model_or_folder).__name__
+        raise TypeError(f"from_diffusers takes a model or a folder, got {kind}; a pipeline holds its model as .unet")
     folder = Path(model_or_folder)
     if not (folder / "config.json").is_file() and (folder / "unet" / "config.json").is_file():
         folder = folder / "unet"
@@ -46,7 +50,13 @@ def _converted_model(model: Any) -> UNet:
     config = {**model.config, "class": class_name}
     options = {name: config[name] for name in inspect.signature(type(model)).parameters if name in config}
     weights = {key: tensor for key, tensor in model.state_dict().items() if not _is_left_over(key)}
-    check_as_built(model, lambda: type(model)(**options))
+    try:
+        with torch.device("meta"):
+            built = type(model)(**options)
+    except Exception as error:
+        convert(family, config, weights)  # which names the option
+        raise ValueError(f"{class_name}: diffusers cannot build a model of this configuration ({error})") from error
+    check_as_built(model, built)
     unet = convert(family, config, weights)
     checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     if checkpointing:

@@ -22,6 +22,7 @@ from unetgn.unet import UNet
 from unetgn.unet.config import UNetConfig
 from unetgn.unet.facts import facts
 from unetgn.unet.levels import Level
+from unetgn.unet.model import empty_unet
 from unetgn.unet.plan import LevelPlan, plan_unet
 
 
@@ -40,7 +41,7 @@ def to_diffusers(unet: UNet) -> ModelMixin:
         check_whole(unet)
     if not isinstance(unet, UNet):
         raise TypeError(f"to_diffusers takes a unetgn.UNet, got {type(unet).__name__}")
-    check_as_built(unet, lambda: UNet.from_unet_config(unet.unet_config))
+    check_as_built(unet, empty_unet(unet.unet_config))
     model_class, options = _expressed(unet.unet_config)
     with torch.device("meta"):
         model = model_class(**options)
