@@ -22,7 +22,7 @@ from torch import nn
 import unetgn
 from tests.tensors import randomized
 from unetgn import UNet
-from unetgn.interop import from_diffusers, to_diffusers
+from unetgn.interop import convert, from_diffusers, to_diffusers
 
 CPU = torch.device("cpu")
 PLAIN = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
@@ -160,7 +160,7 @@ STATES = {
     "offloaded to disk": State(
         lambda m: accelerate.disk_offload(m, tempfile.mkdtemp(), execution_device=CPU), "remove_hook_from_mod", unhooked
     ),
-    "mapped to disk": State(mapped_to_disk, "on the meta device: load all of its weights first, without", doors=CROSS),
+    "mapped to disk": State(mapped_to_disk, "on the meta device: load all of its weights first", doors=CROSS),
     "prepared": State(prepared, r"accelerator\.unwrap_model\(model, keep_fp32_wrapper=False\)", unwrapped),
     **{
         f"group offload {kind}": State(
@@ -173,7 +173,9 @@ STATES = {
         done(lambda m: m.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)),
         "before enable_layerwise_casting",
     ),
-    "float8": State(lambda m: m.to(torch.float8_e4m3fn), r"model\.to\(torch\.bfloat16\) first"),
+    "float8": State(
+        lambda m: m.to(torch.float8_e4m3fn), r"with \.to\(torch\.bfloat16\)", lambda m: m.to(torch.bfloat16)
+    ),
     "quantized": State(done(lambda m: setattr(m, "is_quantized", True)), "without quantization_config"),
     "weights of a class": State(done(subclassed), "weights of the class Int8"),
     "partly on meta": State(done(part_on_meta), "conv_in.weight.* on the meta device"),
@@ -267,20 +269,28 @@ def fresh(made, door):
 
 @pytest.mark.parametrize(("name", "door"), MEMBERS, ids=[f"{name}-{door}" for name, door in MEMBERS])
 def test_a_model_in_a_state_converts_or_says_what_to_do_first(name, door, made):
-    state, convert = STATES[name], DOORS[door][1]
+    state, through = STATES[name], DOORS[door][1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = state.make(fresh(made, door))
         if state.says is not None:
             with pytest.raises(ValueError, match=state.says):
-                convert(model)
+                through(model)
         if state.says is not None and state.undo is None:
             return
         model = model if state.undo is None else state.undo(model)
-        converted = convert(model)
+        converted = through(model)
     dtype = next(converted.parameters()).dtype
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
     torch.testing.assert_close(outputs(converted, door, dtype), outputs(model, door, dtype), **tolerance)
+
+
+@pytest.mark.parametrize("name", ["offloaded to disk", "float8", "partly on meta", "weights of a class"])
+def test_the_weights_alone_of_such_a_model_are_refused_too(name, made):
+    model = STATES[name].make(fresh(made, "unet2d"))
+    weights = {**model.state_dict(), "conv_out.bias": torch.zeros(3)}
+    with pytest.raises(ValueError, match="the checkpoint has "):
+        convert("diffusers-unet2d", model.config, weights)
 
 
 @pytest.mark.parametrize("name", LEAN)

@@ -12,20 +12,14 @@ from typing import Any
 
 import torch
 from diffusers.models import attention_processor
-from torch import Tensor, nn
+from torch import nn
+
+from unetgn.interop.transfer import weight_faults
 
 _TORCHS = frozenset(vars(nn.Module()))
-_FREE = frozenset(  # may differ: what comes along, what another option decides, and what pipelines read
-    {
-        "gradient_checkpointing",
-        "checkpointing",
-        "checkpoint",
-        "recompute",
-        "fused_projections",
-        "sample_size",
-        "inplace",
-    }
-)
+# These may differ: they come along, follow from another option, or are there for pipelines.
+_FREE = {"gradient_checkpointing", "checkpointing", "checkpoint", "recompute", "fused_projections", "sample_size"}
+_FREE |= {"inplace"}
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 _FREEU = ("s1", "s2", "b1", "b2")
 _STAND_IN = "_unetgn_stand_in"  # of a fused module, whose forward computes the same
@@ -51,7 +45,7 @@ def _wholes(model: nn.Module) -> Iterator[tuple[bool, str, str]]:
     modules = dict(model.named_modules())
     holds = {name: [path for path, module in modules.items() if vars(module).get(name) is not None] for name in _MARKS}
     yield hasattr(model, "_orig_mod"), "is compiled", "convert model._orig_mod, and compile the result"
-    yield isinstance(vars(model).get("_modules", {}).get("module"), nn.Module), "wraps a model", "convert model.module"
+    yield isinstance(getattr(model, "module", None), nn.Module), "wraps a model", "convert model.module"
     yield hasattr(model, "merge_and_unload"), "has adapters of PEFT", "convert model.merge_and_unload()"
     adapted = [path for path, module in modules.items() if hasattr(module, "base_layer")]
     unload = "model.fuse_lora() and model.unload_lora() first"
@@ -69,25 +63,13 @@ def _wholes(model: nn.Module) -> Iterator[tuple[bool, str, str]]:
             yield True, f"has diffusers' hook {hook!r} at {_some([path])}", advice
     quantized = bool(getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None))
     yield quantized, "is quantized", "load it without quantization_config (or model.dequantize() where there is that)"
-    yield from _weights([*model.named_parameters(), *model.named_buffers()], mapped=hasattr(model, "hf_device_map"))
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    mapped = hasattr(model, "hf_device_map") and any(tensor.is_meta for tensor in tensors.values())
+    yield mapped, "has weights on the meta device", "load all of its weights first, without device_map"
+    yield from weight_faults(tensors)
 
 
 _MARKS = ("_compiled_call_impl", "_hf_hook", "_diffusers_hook")
-
-
-def _weights(tensors: list[tuple[str, Tensor]], *, mapped: bool) -> Iterator[tuple[bool, str, str]]:
-    """Yield what may be the matter with weights. All on the meta device, they stand for shapes, if nothing put them."""
-    classes = {type(tensor).__name__ for _, tensor in tensors if type(tensor) not in (Tensor, nn.Parameter)}
-    advice = "convert the model as it was before it was quantized, sharded or wrapped"
-    yield bool(classes), f"has weights of the class {', '.join(sorted(classes))}", advice
-    devices = {tensor.device for _, tensor in tensors}
-    meta = [key for key, tensor in tensors if tensor.is_meta]
-    offloaded = bool(meta) and (mapped or len(devices) > 1)
-    yield offloaded, f"has {_some(meta)} on the meta device", "load all of its weights first, without device_map"
-    spread = f"has weights on {', '.join(sorted(map(str, devices)))}"
-    yield len(devices) > 1, spread, "move it to one device first, with model.to(device)"
-    small = {tensor.dtype for _, tensor in tensors if tensor.is_floating_point() and tensor.itemsize == 1}
-    yield bool(small), f"has weights in {', '.join(map(str, small))}", "model.to(torch.bfloat16) first"
 
 
 def check_as_built(model: nn.Module, reference: nn.Module) -> None:
@@ -107,7 +89,7 @@ def check_as_built(model: nn.Module, reference: nn.Module) -> None:
                 raise ValueError(f"{where} {difference}")
             left_out.append(difference.removeprefix(_LEAN))
     if left_out:
-        text = f"not in the converted network, since they change no number: {_some(sorted(set(left_out)))}"
+        text = f"not in the converted network, since they change no number: {', '.join(sorted(set(left_out)))}"
         warnings.warn(text, stacklevel=2)
 
 
@@ -141,11 +123,11 @@ def _differences(module: nn.Module, built: nn.Module, *, is_root: bool) -> Itera
             yield f"{_LEAN}enable_forward_chunking"
         elif name in _TORCHS or name in _FREE or name.startswith("_") or not isinstance(value, _PLAIN):
             continue
-        elif attributes.get(name, getattr(module, name, None)) != value:
-            given = attributes.get(name, getattr(module, name, None))
+        elif getattr(module, name, None) != value:
+            found = _short(getattr(module, name, None))
             yield (
-                f"has {name}={_short(given)}, where the configuration builds {name}={_short(value)}: set it back, or "
-                "say it in the configuration (model.register_to_config)"
+                f"has {name}={found}, where the configuration builds {name}={_short(value)}: set it back, or say it in "
+                "the configuration (model.register_to_config)"
             )
 
 
