@@ -49,7 +49,11 @@ _recomputed = functools.partial(recomputed, random=True)  # a block has dropout
 
 @dataclass
 class UNetOutput(BaseOutput):
-    """Holds the network's output: `sample`, (N, out_channels, *spatial)."""
+    """Holds the network's output: `sample`, (N, out_channels, *spatial).
+
+    A process that loads an exported network imports this module first, or the network is exported with
+    return_dict=False.
+    """
 
     sample: Tensor
 
