@@ -63,8 +63,8 @@ class Rounded(nn.Linear):
 
 
 class RoundingConfig(quantization_config.QuantizationConfigMixin):
-    def __init__(self, quant_method=quantization_config.QuantizationMethod.SDNQ, steps=8, **kwargs):
-        self.quant_method, self.steps = quantization_config.QuantizationMethod.SDNQ, steps
+    def __init__(self, quant_method=quantization_config.QuantizationMethod.GGUF, steps=8, **kwargs):
+        self.quant_method, self.steps = quantization_config.QuantizationMethod.GGUF, steps
 
     def to_diff_dict(self):
         return self.to_dict()
@@ -91,8 +91,8 @@ class Rounding(base.DiffusersQuantizer):
 
 
 def test_a_quantizer_of_diffusers_loads_our_network_and_its_folder_comes_back(folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "sdnq", RoundingConfig)
-    monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "sdnq", Rounding)
+    monkeypatch.setitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "gguf", RoundingConfig)
+    monkeypatch.setitem(auto.AUTO_QUANTIZER_MAPPING, "gguf", Rounding)
     unet = UNet.from_pretrained(folder, quantization_config=RoundingConfig(), torch_dtype=torch.float32)
     rounded = unet.time_embedding.linear_1
     assert type(rounded) is Rounded
