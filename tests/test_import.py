@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import unetgn
 
 STAGES = {  # in one process, one after the other
-    "package": "import unetgn, unetgn.unet, unetgn.pipelines",
-    "operator": "import torch; unetgn.GroupNormSiLU(2, 4)(torch.ones(1, 4, 3)).sum().backward()",
+    "package": "import unetgn",
+    "packages": "import unetgn.unet, unetgn.pipelines",
+    "exported": "import torch; x = torch.ones(2, 4, 3); y = torch.export.load(sys.argv[1]).module()(x)",
+    "operator": "assert torch.equal(unetgn.GroupNormSiLU(2, 4).requires_grad_(False)(x), y)",
+    "derivative": "unetgn.GroupNormSiLU(2, 4)(x).sum().backward()",
     "attributes": "unetgn.nn, unetgn.ops",
     "configuration": "unetgn.UNetConfig(), unetgn.ResBlock",
     "pictures": "import unetgn.pipelines.pictures",
@@ -18,22 +22,31 @@ STAGES = {  # in one process, one after the other
 
 
 @pytest.fixture(scope="module")
-def modules():
-    """Map each stage to the modules that a process holds after it."""
+def modules(tmp_path_factory):
+    """Map each stage to the modules that a process holds after it. The argument is a program of our operator."""
+    program = tmp_path_factory.mktemp("exported") / "norm.pt2"
+    torch.export.save(torch.export.export(unetgn.GroupNormSiLU(2, 4), (torch.ones(2, 4, 3),)), program)
     code = "import json, sys; found = {}\n"
     code += "".join(f"{stage}; found[{name!r}] = list(sys.modules)\n" for name, stage in STAGES.items())
-    result = subprocess.run([sys.executable, "-c", f"{code}print(json.dumps(found))"], capture_output=True, check=True)
+    command = [sys.executable, "-c", f"{code}print(json.dumps(found))", str(program)]
+    result = subprocess.run(command, capture_output=True, check=True)
     return {name: set(found) for name, found in json.loads(result.stdout).items()}
 
 
-def test_the_packages_import_neither_diffusers_nor_triton_nor_torch(modules):
-    assert not modules["package"] & {"diffusers", "triton", "torch", "PIL"}
+def test_the_packages_import_neither_diffusers_nor_triton_nor_the_compiler(modules):
+    assert not modules["packages"] & {"diffusers", "triton", "torch._dynamo", "torch._inductor", "PIL"}
+
+
+def test_a_program_that_was_exported_loads_in_a_new_process_after_importing_the_package_alone(modules):
+    assert "exported" in modules  # the process loaded and ran it, and the operator agreed
+    assert "unetgn.ops.library" in modules["package"]
+    assert not modules["exported"] & {"diffusers", "unetgn.nn"}
 
 
 def test_calling_the_operator_on_the_cpu_imports_neither_diffusers_nor_triton(modules):
     assert "unetgn.ops.aten" in modules["operator"]
-    assert "diffusers" not in modules["operator"]
-    assert not {name for name in modules["operator"] if name.startswith("unetgn.ops.triton")}
+    assert "diffusers" not in modules["derivative"]
+    assert not {name for name in modules["derivative"] if name.startswith("unetgn.ops.triton")}
 
 
 def test_the_packages_are_reached_as_attributes(modules):

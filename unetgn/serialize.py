@@ -1,9 +1,12 @@
-"""Turns frozen dataclasses into plain dicts and back, for JSON: strict about names and kinds of values."""
+"""Turns frozen dataclasses into plain dicts and back, for JSON: strict about names and kinds of values.
+
+Files are read by frameworks and users too, who write keys of their own into them: `split` puts these aside.
+"""
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -32,8 +35,7 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], path: str = "") ->
     for key, value in values.items():
         place = f"{path}.{key}" if path else key
         if key not in hints:
-            near = get_close_matches(key, hints, n=1)
-            advice = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(hints)}"
+            advice = f"; {_near(key, hints)}" if _near(key, hints) else f"; it has {', '.join(hints)}"
             raise ValueError(f"{place!r} is not a field of {kind.__name__}{advice}")
         arguments[key] = _convert(hints[key], value, place)
     required = [field.name for field in dataclasses.fields(kind) if _is_required(field)]  # type: ignore[arg-type]
@@ -41,6 +43,50 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], path: str = "") ->
     if missing:
         raise ValueError(f"{path or kind.__name__} needs {', '.join(missing)}")
     return kind(**arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Holds the keys of a dict that are fields of a dataclass, and the others, both nested as they were.
+
+    `names` has the others by their places, each with the nearest field in brackets.
+    """
+
+    known: dict[str, Any]
+    others: dict[str, Any]
+    names: tuple[str, ...]
+
+
+def split(kind: type, values: Mapping[str, Any], path: str = "") -> Split:
+    """Split a dict into what `from_plain` takes for a dataclass of `kind` and what somebody else wrote into it."""
+    hints = typing.get_type_hints(kind)
+    known, others, names = {}, {}, []
+    for key, value in values.items():
+        place = f"{path}.{key}" if path else key
+        nested = _nested(hints[key]) if key in hints else None
+        if key not in hints:
+            others[key] = value
+            near = _near(key, hints)
+            names.append(f"{place!r} ({near})" if near else repr(place))
+        elif nested is not None and isinstance(value, Mapping):
+            inner = split(nested, value, place)
+            known[key] = inner.known
+            others |= {key: inner.others} if inner.others else {}
+            names += inner.names
+        else:
+            known[key] = value
+    return Split(known, others, tuple(names))
+
+
+def _nested(hint: Any) -> type | None:
+    """Return the dataclass that a field holds, if it can hold one."""
+    options = (hint, *typing.get_args(hint))
+    return next((option for option in options if isinstance(option, type) and dataclasses.is_dataclass(option)), None)
+
+
+def _near(key: str, names: Iterable[str]) -> str:
+    near = get_close_matches(key, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def check_types(config: Any) -> None:

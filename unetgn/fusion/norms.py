@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from unetgn.fusion.classes import ClassPredicate, forward_of, matcher, owner_of, path_of
-from unetgn.fusion.recognition import is_casting_group_norm, unknown_names
+from unetgn.fusion.recognition import is_casting_group_norm, unknown_names, used_names
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -47,6 +47,12 @@ def is_norm(module: nn.Module) -> bool:
     return _is_norm_class(type(module))
 
 
+def is_other_norm(module: nn.Module) -> bool:
+    """Return True for a group norm that is no nn.GroupNorm: a module without children that calls the function."""
+    own = type(module).__module__.partition(".")[0] == "unetgn"
+    return not (own or module._modules or is_norm(module)) and "group_norm" in used_names(forward_of(module))
+
+
 def is_plain_group_norm(norm: nn.Module) -> bool:
     """Return True where the forward of the norm's class computes nn.GroupNorm and nothing else."""
     return forward_of(norm) in _group_norm_forwards
@@ -67,6 +73,10 @@ def why_not_fused(norm: nn.Module) -> str | None:
     if is_fusable(norm):
         return None
     owner = owner_of(type(norm), "forward")
+    if is_other_norm(norm):
+        return (
+            f"{owner.__name__} calls group_norm itself: fuse knows torch.nn.GroupNorm and its subclasses, make it one"
+        )
     rule = _rule_for(type(norm))
     if path_of(owner) in _reasons or rule is None:
         return _reasons.get(path_of(owner), f"{owner.__name__} has a forward of its own in place of GroupNorm's")

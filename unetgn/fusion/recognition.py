@@ -51,9 +51,12 @@ def used_names(method: Any) -> frozenset[str]:
     return frozenset(name for code in codes(original.__code__) for name in code.co_names)
 
 
-def unknown_names(method: Callable[..., Any], known: frozenset[str]) -> str | None:
-    """Return why a rule that knows these names does not know the method any more; None where it does."""
-    unknown = used_names(method) - known
+def unknown_names(method: Callable[..., Any], known: frozenset[str], used: frozenset[str] | None = None) -> str | None:
+    """Return why a rule that knows these names does not know the method any more; None where it does.
+
+    `used` are the names that count, by default all that the method uses.
+    """
+    unknown = (used_names(method) if used is None else used) - known
     if not unknown:
         return None
     return f"{inspect.unwrap(method).__qualname__} uses {', '.join(sorted(unknown))}, which its rule does not know"

@@ -18,6 +18,7 @@ from torch import nn
 from unetgn.fusion.classes import ClassPredicate, inherits, matcher, owner_of
 from unetgn.fusion.norms import child_norms
 from unetgn.fusion.recognition import unknown_names
+from unetgn.fusion.switches import names_without, switches_off
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Norms = Callable[[nn.Module], tuple[str, ...]]
@@ -29,6 +30,7 @@ class BlockRule:
     """Puts `function(block, …)` in the place of the block's `method`; `norms(block)` are the paths of those it fuses.
 
     It is not for a method that uses other names than `uses`, nor for a block of which `refuses(block)` says why not.
+    Other names do no harm where a switch that is off keeps them from being used.
     """
 
     matches: ClassPredicate
@@ -40,9 +42,14 @@ class BlockRule:
 
     def why_not(self, block: nn.Module) -> str | None:
         """Return why this rule is not for a block of its class; None where it is."""
+        if self.uses is None:
+            return self.refuses(block)
         method = getattr(type(block), self.method)
-        unknown = unknown_names(method, self.uses) if self.uses is not None else None
-        return unknown or self.refuses(block)
+        return unknown_names(method, self.uses, names_without(method, self.off(block))) or self.refuses(block)
+
+    def off(self, block: nn.Module) -> tuple[str, ...]:
+        """Return the switches of the block that the rule does not know, and that have to stay off for it."""
+        return () if self.uses is None else switches_off(block, getattr(type(block), self.method), self.uses)
 
 
 _rules: list[BlockRule] = []

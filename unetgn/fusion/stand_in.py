@@ -27,8 +27,8 @@ class StandIn:
     """Says what runs in the place of `method`: `function`, or without one what rewriting makes of the method.
 
     `norms` are the paths of the norms that it fuses; `only` says of some of them that not every call is fused.
-    `activations` are the block's children whose calls rewriting may take for SiLU. Modules that are fused alike have
-    equal stand-ins.
+    `activations` are the block's children whose calls rewriting may take for SiLU; `off` are attributes that have to be
+    False. Modules that are fused alike have equal stand-ins.
     """
 
     method: str
@@ -36,6 +36,7 @@ class StandIn:
     function: Callable[..., Any] | None = None
     activations: frozenset[str] = frozenset()
     only: tuple[tuple[str, str], ...] = ()
+    off: tuple[str, ...] = ()
 
     def function_for(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function of the module, within the decorators of the class's method. Raises CannotWrapError."""
@@ -87,13 +88,15 @@ def remove(module: nn.Module) -> None:
 def _runner(original: Callable[..., Any], stand_in: StandIn) -> Callable[..., Any]:
     """Return the function that is bound to modules. It runs the original where the module has no record (any more).
 
-    A wrapper of somebody else's may hold it for longer than the module does.
+    A wrapper of somebody else's may hold it for longer than the module does. A switch may be turned on later.
     """
     function = stand_in.function_for(original)
+    off = stand_in.off
 
     @functools.wraps(original)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return (function if RECORD in self.__dict__ else original)(self, *args, **kwargs)
+        is_as_fused = RECORD in self.__dict__ and not (off and any(getattr(self, name) for name in off))
+        return (function if is_as_fused else original)(self, *args, **kwargs)
 
     del run.__wrapped__  # accelerate unwraps a forward down to the innermost, which would be the original
     run.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from torch import nn
 
 from unetgn.fusion import rules
 from unetgn.fusion.activations import is_silu_module, register_activation
-from unetgn.fusion.norms import child_norms, children, register_norm, why_not_fused
+from unetgn.fusion.norms import child_norms, children, is_other_norm, register_norm, why_not_fused
 from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
 from unetgn.fusion.rewriting import find_pairs
@@ -61,6 +61,11 @@ class Fuse:
             fused += [FusedPlace(_join(path, norm), name, norm, only) for norm, only in done.fused.items()]
             left += [LeftPlace(_join(path, norm), name, norm, reason) for norm, reason in done.left.items()]
             settled.update(_join(path, norm) for norm in (*done.fused, *done.left))
+            if is_other_norm(module) and path:
+                block, _, norm = path.rpartition(".")
+                left.append(
+                    LeftPlace(path, type(model.get_submodule(block)).__name__, norm, why_not_fused(module) or "")
+                )
         return Report(type(model).__name__, tuple(fused), tuple(left))
 
 
@@ -114,7 +119,7 @@ def _fuse_by_rule(module: nn.Module, rule: rules.BlockRule, norms: dict[str, nn.
     refusal = rule.why_not(module) if fusable else None
     if refusal is not None:
         return _settle(module, None, left | dict.fromkeys(fusable, refusal))
-    return _settle(module, StandIn(rule.method, fusable, function=rule.function), left)
+    return _settle(module, StandIn(rule.method, fusable, function=rule.function, off=rule.off(module)), left)
 
 
 def _fuse_by_rewriting(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:

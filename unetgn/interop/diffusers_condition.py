@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.diffusers_unet2d import block_kinds, middle_scale, resampling
 from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
@@ -24,7 +25,6 @@ from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
-from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.model import empty_unet
@@ -100,7 +100,8 @@ class ConditionOptions:
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
     """Convert a UNet2DConditionModel that was built with `config`."""
-    unet = empty_unet(translate(from_plain(ConditionOptions, config), class_name=class_name))
+    options, others = read_options(ConditionOptions, config, class_name)
+    unet = keep(empty_unet(translate(options, class_name=class_name)), others)
     return fill(unet, Names(diffusers_sources(unet)), state_dict, copy=copy)
 
 

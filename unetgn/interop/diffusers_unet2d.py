@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
@@ -18,7 +19,6 @@ from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig, ResampleKind
 from unetgn.nn.resblock import ResBlockConfig
-from unetgn.serialize import from_plain
 from unetgn.unet import UNet
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.model import empty_unet
@@ -64,7 +64,8 @@ class UNet2DOptions:
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
     """Convert a UNet2DModel that was built with `config`; files with the names of 2022 are recognised."""
-    unet = empty_unet(translate(from_plain(UNet2DOptions, config), class_name=class_name))
+    options, others = read_options(UNet2DOptions, config, class_name)
+    unet = keep(empty_unet(translate(options, class_name=class_name)), others)
     old = any(key.endswith(".proj_attn.weight") for key in state_dict)
     return fill(unet, Names(diffusers_sources(unet, old_attention=old)), state_dict, copy=copy)
 

@@ -1,11 +1,14 @@
 """Converts diffusers' U-Nets to ours: a model in memory, or a folder that `save_pretrained` wrote."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from unetgn.interop.as_built import check_as_built, check_whole
 from unetgn.interop.families import FAMILIES, convert
 from unetgn.interop.files import read_checkpoint
 from unetgn.unet import UNet
@@ -19,15 +22,17 @@ def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | No
 
     model_or_folder: the model, whose weights are copied, or the folder of a model or of a whole pipeline. variant:
     "fp16" for the files of that name. Device and dtype are the original's; evaluation mode.
-    Raises ValueError for another class, options that are not supported, a folder without safetensors files, and keys
-    that do not fit.
+    Gradient checkpointing comes along. Raises ValueError for another class, options that are not supported, a folder
+    without safetensors files, keys that do not fit, and, with what to do first, for a model that is not as its
+    configuration builds it: offloaded, compiled, adapted, quantized or changed (`unetgn.interop.as_built`).
     """
     if isinstance(model_or_folder, nn.Module):
         if variant is not None:
             raise ValueError(f"variant={variant!r} chooses among files; a model in memory has none")
-        class_name = type(model_or_folder).__name__
-        config = dict(getattr(model_or_folder, "config", {}))
-        return convert(_family(class_name), {**config, "class": class_name}, model_or_folder.state_dict())
+        return _converted_model(model_or_folder)
+    if not isinstance(model_or_folder, (str, Path)):
+        kind = type(model_or_folder).__name__
+        raise TypeError(f"from_diffusers takes a model or a folder, got {kind}; a pipeline holds its model as .unet")
     folder = Path(model_or_folder)
     if not (folder / "config.json").is_file() and (folder / "unet" / "config.json").is_file():
         folder = folder / "unet"
@@ -36,6 +41,33 @@ def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | No
     config = json.loads((folder / "config.json").read_text())
     class_name = config.get("_class_name", "")
     return _converted(_family(class_name), class_name, config, _read_folder(folder, variant))
+
+
+def _converted_model(model: Any) -> UNet:
+    check_whole(model)
+    class_name = type(model).__name__
+    family = _family(class_name)
+    config = {**model.config, "class": class_name}
+    options = {name: config[name] for name in inspect.signature(type(model)).parameters if name in config}
+    weights = {key: tensor for key, tensor in model.state_dict().items() if not _is_left_over(key)}
+    try:
+        with torch.device("meta"):
+            built = type(model)(**options)
+    except Exception as error:
+        convert(family, config, weights)  # which names the option
+        raise ValueError(f"{class_name}: diffusers cannot build a model of this configuration ({error})") from error
+    check_as_built(model, built)
+    unet = convert(family, config, weights)
+    checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    if checkpointing:
+        function = checkpointing[0]._gradient_checkpointing_func
+        unet.enable_gradient_checkpointing(None if function.__module__.startswith("diffusers.") else function)
+    return unet
+
+
+def _is_left_over(key: str) -> bool:
+    """Return True for the joint projections of `fuse_qkv_projections`, which nothing reads once it is undone."""
+    return key.rpartition(".")[0].endswith((".to_qkv", ".to_kv"))
 
 
 def _converted(family: str, class_name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> UNet:

@@ -11,12 +11,18 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
+from torch import nn
 
 from unetgn.interop import diffusers_condition, diffusers_unet2d
+from unetgn.interop.as_built import check_as_built, check_whole
+from unetgn.interop.diffusers_config import others_of
+from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet import UNet
 from unetgn.unet.config import UNetConfig
 from unetgn.unet.facts import facts
+from unetgn.unet.levels import Level
+from unetgn.unet.model import empty_unet
 from unetgn.unet.plan import LevelPlan, plan_unet
 
 
@@ -27,16 +33,30 @@ def to_diffusers(unet: UNet) -> ModelMixin:
     the latter cannot say it (it then takes a context that it never reads). A null class becomes an ordinary last class,
     `num_class_embeds` being one more than num_classes: pass its index where `unet` takes None.
     Sinusoids of time.frequencies="power" become diffusers' "exp", equal but for 3e-5 of a radian near t = 950.
-    Raises ValueError, naming the fields, where diffusers cannot express the architecture; TypeError for another class.
+    Gradient checkpointing comes along, as that of whole blocks.
+    Raises ValueError, naming the fields, where diffusers cannot express the architecture; with what to do first, where
+    `unet` is not as its configuration builds it (`unetgn.interop.as_built`); TypeError for another class.
     """
+    if isinstance(unet, nn.Module):
+        check_whole(unet)
     if not isinstance(unet, UNet):
         raise TypeError(f"to_diffusers takes a unetgn.UNet, got {type(unet).__name__}")
+    check_as_built(unet, empty_unet(unet.unet_config))
     model_class, options = _expressed(unet.unet_config)
     with torch.device("meta"):
         model = model_class(**options)
     weights = {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
     model.load_state_dict(weights, assign=True)
+    model.register_to_config(**{key: value for key, value in others_of(unet).items() if key not in model.config})
+    if unet.is_gradient_checkpointing:
+        model.enable_gradient_checkpointing(_own_checkpointing(unet))
     return model.train(unet.training)
+
+
+def _own_checkpointing(unet: UNet) -> Callable[..., Any] | None:
+    """Return the function that recomputes blocks, where it is not ours."""
+    functions = (level.checkpoint for level in unet.modules() if isinstance(level, Level) and level.checkpoint)
+    return next((function for function in functions if getattr(function, "func", None) is not recomputed), None)
 
 
 def _expressed(config: UNetConfig) -> tuple[type[ModelMixin], dict[str, Any]]:

@@ -1,11 +1,11 @@
 """Fills a U-Net of ours from a foreign state dict: every key is accounted for, or nothing is loaded."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unetgn.unet import UNet
 
@@ -42,6 +42,9 @@ def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bo
     All floating-point tensors get the widest dtype among them. With `copy` nothing is shared with the state dict.
     Raises ValueError, listing the keys, where keys are missing, left over, of another shape, or constants differ.
     """
+    for is_so, what, advice in weight_faults(state_dict):
+        if is_so:
+            raise ValueError(f"the checkpoint {what}: {advice}")
     expected = unet.state_dict()
     _check_keys(names, expected, state_dict)
     dtype = _widest_dtype(state_dict)
@@ -65,6 +68,31 @@ def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bo
         raise ValueError(f"{len(misshapen)} keys have another shape than the configuration says: {_some(misshapen)}")
     unet.load_state_dict(loaded, assign=True)
     return unet.eval()
+
+
+def weight_faults(tensors: Mapping[str, Tensor]) -> Iterator[tuple[bool, str, str]]:
+    """Yield whether tensors cannot be copied as they are, what they then are, and what to do first.
+
+    All of them on the meta device stand for names and shapes.
+    """
+    classes = {type(tensor).__name__ for tensor in tensors.values() if type(tensor) not in (Tensor, nn.Parameter)}
+    before = "convert the weights as they were before they were quantized, sharded or wrapped"
+    yield bool(classes), f"has weights of the class {', '.join(sorted(classes))}", before
+    devices = sorted({str(tensor.device) for tensor in tensors.values()})
+    meta = [key for key, tensor in tensors.items() if tensor.is_meta]
+    partly = len(devices) > 1 and bool(meta)
+    yield partly, f"has {_some(meta)} on the meta device", "load all of its weights first, without offloading"
+    yield (
+        len(devices) > 1,
+        f"has weights on {', '.join(devices)}",
+        "move all of them to one device first, with .to(device)",
+    )
+    small = {str(t.dtype) for t in tensors.values() if t.is_floating_point() and t.itemsize == 1}
+    yield (
+        bool(small),
+        f"has weights in {', '.join(sorted(small))}",
+        "turn them into a wider dtype, with .to(torch.bfloat16)",
+    )
 
 
 def _check_keys(names: Names, expected: Mapping[str, Tensor], state_dict: Mapping[str, Tensor]) -> None:

@@ -102,7 +102,8 @@ class FourierFeatures(nn.Module):
             raise ValueError(f"Fourier features come in pairs: time.width must be even, got {width}")
         self.order = order
         self.width, self.scale = width, scale
-        self.register_buffer("weight", torch.randn(width // 2) * scale)
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("weight", torch.randn(width // 2, dtype=dtype) * scale)
 
     def forward(self, timesteps: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return _waves(timesteps.to(dtype)[:, None] * (2 * math.pi * self.weight.to(dtype)), self.order)

@@ -41,6 +41,7 @@ from unetgn.unet.inputs import (
 )
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet.plan import plan_unet
+from unetgn.unet.saved import read_config
 
 _DEFAULT = UNetConfig()
 _recomputed = functools.partial(recomputed, random=True)  # a block has dropout
@@ -48,7 +49,11 @@ _recomputed = functools.partial(recomputed, random=True)  # a block has dropout
 
 @dataclass
 class UNetOutput(BaseOutput):
-    """Holds the network's output: `sample`, (N, out_channels, *spatial)."""
+    """Holds the network's output: `sample`, (N, out_channels, *spatial).
+
+    A process that loads an exported network imports this module first, or the network is exported with
+    return_dict=False.
+    """
 
     sample: Tensor
 
@@ -101,8 +106,10 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         given = locals()
         super().__init__()
         options = {field.name: given[field.name] for field in fields(UNetConfig)}
-        self.unet_config = UNetConfig.from_dict(options | kwargs)  # which names what is no field, and the nearest one
-        self.register_to_config(**self.unet_config.to_dict())
+        private = {key: value for key, value in kwargs.items() if key.startswith("_")}  # diffusers' own, of a `config`
+        more = {key: value for key, value in kwargs.items() if key not in private}
+        self.unet_config = UNetConfig.from_dict(options | more)  # which names what is no field, and the nearest one
+        self.register_to_config(**private, **self.unet_config.to_dict())
         self._keep_in_fp32_modules = None  # in `to`, FourierFeatures sees to it itself
         self.checkpointing: CheckpointGrade = "none"
         self._build_embeddings(self.unet_config)
@@ -318,11 +325,38 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return from_diffusers(model_or_folder, variant=variant)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, **kwargs: Any) -> Any:
+        """Load a network that `save_pretrained` wrote: diffusers' own function, with its arguments.
+
+        With low_cpu_mem_usage=False and ignore_mismatched_sizes=True, tensors of another shape than the file's are
+        those of a new network.
+        """
+        if kwargs.get("low_cpu_mem_usage", True) is not False:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        # diffusers refuses to combine the two; without its reading into empty weights FourierFeatures is float32 anyway
+        switches = {"_keep_in_fp32_modules": None, "_supports_param_buffer_assignment": False}  # copied: in torch_dtype
+        plain = type(cls.__name__, (cls,), switches)
+        with_info = kwargs.pop("output_loading_info", False)
+        load = super(UNet, plain).from_pretrained  # type: ignore[misc]
+        model, info = load(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
+        model.__class__ = cls
+        model._initialize([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+        return (model, info) if with_info else model
+
+    def _initialize(self, keys: Sequence[str]) -> None:
+        """Give the named tensors the values of a new network: diffusers leaves unwritten memory there."""
+        fresh = type(self).from_unet_config(self.unet_config).state_dict() if keys else {}
+        state = self.state_dict()
+        for key in keys:
+            state[key].copy_(fresh[key])
+
+    @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
-        """Read config.json as ConfigMixin does; a key that is no field is an error here, not a warning."""
-        public = {key: value for key, value in config_dict.items() if not key.startswith("_")}
-        UNetConfig.from_dict(public)
-        return super().extract_init_dict(config_dict, **kwargs)
+        """Read config.json or a model's `config` as ConfigMixin does: what `unetgn.unet.saved` says."""
+        config = read_config(config_dict, kwargs, cls.__name__)
+        arguments, unused, hidden = super().extract_init_dict(config.known, **kwargs)
+        unused |= {key: value for key, value in config.others.items() if key != "dtype"}  # `from_config` would take it
+        return arguments, unused, hidden | config.kept_beside(arguments)
 
 
 def empty_unet(config: UNetConfig) -> UNet:
