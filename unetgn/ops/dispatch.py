@@ -18,7 +18,6 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from unetgn.ops import aten, reference
 from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
@@ -61,8 +60,10 @@ def implementation(name: str) -> Iterator[None]:
 
 
 def chosen() -> str:
-    """Return the name in force."""
-    return _in_force[-1] if torch.compiler.is_compiling() else _choice.get()
+    """Return the name in force. ONNX has no fused operator: what is exported to it is the definition."""
+    if not torch.compiler.is_compiling():
+        return _choice.get()
+    return "reference" if torch.onnx.is_in_onnx_export() else _in_force[-1]
 
 
 def resolve(name: str, x: Tensor) -> ModuleType:
@@ -96,31 +97,6 @@ def _triton(x: Tensor) -> ModuleType:
 
         _triton_module = entry
     return _triton_module
-
-
-def is_plain(x: Tensor) -> bool:
-    """Return True where x may go straight to an implementation.
-
-    It is an ordinary tensor then, and no compiler, dispatch mode (FLOP counter, fake tensors, selective checkpointing)
-    or tensor subclass looks at it.
-    """
-    return type(x) in _ORDINARY and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
-
-
-_ORDINARY = (Tensor, torch.nn.Parameter)
-
-
-def is_transformed() -> bool:
-    """Return True where a `torch.func` transform or forward-mode differentiation is under way.
-
-    The operator is evaluated by its definition then, which PyTorch can differentiate and map to any depth.
-    """
-    return _torch_func_is_active() or forward_ad._current_level >= 0
-
-
-@torch.compiler.assume_constant_result  # a compiler guards on the transforms that it compiles under
-def _torch_func_is_active() -> bool:
-    return torch._C._are_functorch_transforms_active()
 
 
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from unetgn.ops import autograd, dispatch, library, reference  # noqa: F401  # library: registers torch.ops.unetgn
+from unetgn.ops import autograd, dispatch, library, reference, tracing  # noqa: F401  # library: registers torch.ops.unetgn
 from unetgn.ops.arguments import Arguments, tensors_of
 from unetgn.ops.checks import check_activation, check_arguments
 
@@ -56,13 +57,21 @@ def group_norm_silu(
     (arXiv 2105.05233), section 3.
     """
     check_activation(activation)
+    compiling = torch.compiler.is_compiling()
+    if not compiling and has_torch_function_variadic(x, weight, bias, pre_bias, scale, shift):
+        extras = {"activation": activation, "pre_bias": pre_bias, "scale": scale, "shift": shift}
+        tensors = (x, weight, bias, pre_bias, scale, shift)
+        return handle_torch_function(group_norm_silu, tensors, x, num_groups, weight, bias, eps, **extras)
     implementation = dispatch.chosen()
     silu = activation is not None
     arguments = Arguments(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
     check_arguments(arguments)
-    if dispatch.is_transformed():
+    if not compiling and not torch._C._is_torch_function_enabled():  # called again, by the handler of a subclass
+        arguments = tracing.without_subclass(arguments)
+        x = arguments.x
+    if tracing.is_transformed():
         return reference.define(arguments)[0]
-    if not dispatch.is_plain(x):
+    if not tracing.is_plain(x):
         if implementation == "reference":  # for a compiler, plain PyTorch
             return reference.forward(arguments)[0]
         return torch.ops.unetgn.group_norm_silu(*arguments)[0]
