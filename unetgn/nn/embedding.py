@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetgn.nn.fields import check_at_least, check_choice, check_positive
-from unetgn.ops.tracing import has_values
+from unetgn.ops.dispatch import has_values
 
 MAX_PERIOD = 10_000
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetgn.ops import dispatch, reference, tracing
+from unetgn.ops import dispatch, reference
 from unetgn.ops.arguments import Arguments, Gradients, Needs, constants_of, in_order, spread, tensors_of
 
 
@@ -57,10 +57,10 @@ def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
-    mapped = tracing.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(dy)  # is_grads_batched
+    mapped = dispatch.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(dy)  # is_grads_batched
     if torch.is_grad_enabled() or mapped:
         return reference.differentiable_gradients(dy, arguments, needs, mapped=mapped)
-    if tracing.is_plain(arguments.x):
+    if dispatch.is_plain(arguments.x):
         return dispatch.backward(dy, arguments, mean, rstd, needs)
     named = arguments._asdict()
     del named["eps"]

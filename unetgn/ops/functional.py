@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from unetgn.ops import autograd, dispatch, library, reference, tracing  # noqa: F401  # library: registers torch.ops.unetgn
+from unetgn.ops import autograd, dispatch, reference, sharding
 from unetgn.ops.arguments import Arguments, tensors_of
 from unetgn.ops.checks import check_activation, check_arguments
 
@@ -67,13 +67,14 @@ def group_norm_silu(
     arguments = Arguments(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
     check_arguments(arguments)
     if not compiling and not torch._C._is_torch_function_enabled():  # called again, by the handler of a subclass
-        arguments = tracing.without_subclass(arguments)
+        arguments = dispatch.without_subclass(arguments)
         x = arguments.x
-    if tracing.is_transformed():
+    if dispatch.is_transformed():
         return reference.define(arguments)[0]
-    if not tracing.is_plain(x):
+    if not dispatch.is_plain(x):
         if implementation == "reference":  # for a compiler, plain PyTorch
             return reference.forward(arguments)[0]
+        sharding.register_for(x)
         return torch.ops.unetgn.group_norm_silu(*arguments)[0]
     if torch.is_grad_enabled() and _requires_grad(arguments):
         return autograd.apply(*arguments)
