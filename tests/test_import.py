@@ -30,9 +30,10 @@ def test_the_packages_import_neither_diffusers_nor_triton_nor_torch(modules):
     assert not modules["package"] & {"diffusers", "triton", "torch", "PIL"}
 
 
-def test_calling_the_operator_on_the_cpu_imports_neither_diffusers_nor_triton(modules):
+def test_calling_the_operator_on_the_cpu_imports_neither_diffusers_nor_triton_nor_a_compiler(modules):
     assert "unetgn.ops.aten" in modules["operator"]
     assert "diffusers" not in modules["operator"]
+    assert "torch._dynamo" not in modules["operator"]  # the compiler, which takes more than a second
     assert not {name for name in modules["operator"] if name.startswith("unetgn.ops.triton")}
 
 
