@@ -1,5 +1,7 @@
 """Defines the public function: what it computes, its arguments, and the way that a call takes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -59,7 +61,7 @@ def group_norm_silu(
     check_activation(activation)
     compiling = torch.compiler.is_compiling()
     if not compiling and has_torch_function_variadic(x, weight, bias, pre_bias, scale, shift):
-        extras = {"activation": activation, "pre_bias": pre_bias, "scale": scale, "shift": shift}
+        extras: dict[str, Any] = {"activation": activation, "pre_bias": pre_bias, "scale": scale, "shift": shift}
         tensors = (x, weight, bias, pre_bias, scale, shift)
         return handle_torch_function(group_norm_silu, tensors, x, num_groups, weight, bias, eps, **extras)
     implementation = dispatch.chosen()

@@ -40,10 +40,10 @@ def silu_after(layers: Sequence[nn.Module], index: int) -> int | None:
     return None
 
 
-def hands_on(module: nn.Module) -> bool:
+def hands_on(module: Any) -> bool:
     """Return True where the forward of the module's class returns its input: in training, too, and without a draw."""
     forward = forward_of(module)
-    return forward is nn.Identity.forward or (forward in _DROPOUT_FORWARDS and module.p == 0)
+    return forward is nn.Identity.forward or (forward in _DROPOUT_FORWARDS and bool(module.p == 0))
 
 
 @rule(nn.Sequential, norms=norms_before_silu)
