@@ -45,6 +45,8 @@ def group_norm_silu(
     a mean and a 1/sqrt(var + eps) for each group, and the arguments (C,) and (N, C). Within `torch.func` transforms
     (grad, vmap, jvp, …), in forward-mode differentiation, and for gradients of gradients the definition is evaluated in
     plain PyTorch: right, but not fused. Two runs on one machine give the same bits.
+    Tensor subclasses and modes with `__torch_function__` are asked, as PyTorch's functions ask them; DTensors are
+    sharded by sample.
 
     Raises, with what was given and what would be right:
         TypeError     x or a parameter is no tensor, is sparse, nested or of another dtype; num_groups is no int, eps no
