@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import unetgn
 from tests import tensors
+from tests.fusion import guided
 
 noise = functools.partial(tensors.noise, dtype=torch.float32)
 
@@ -129,3 +132,30 @@ def test_a_single_value_a_group_is_refused_as_before():
     unetgn.fuse(model)
     with pytest.raises(ValueError, match="Expected more than 1 value"):
         model(noise(1, 4, 1, 1))
+
+
+MODES = {
+    "fake tensors": FakeTensorMode,
+    "the meta device": lambda: torch.device("meta"),
+    "a counter": lambda: FlopCounterMode(display=False),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_copies_are_recognized_by_trial_where_tensors_have_no_numbers(mode):
+    """Every class is new here: what was once recognized is known."""
+
+    class SiLU(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(x)
+
+    class GroupNorm32(nn.GroupNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float()).type(x.dtype)
+
+    class Block(guided.ResBlock):
+        pass
+
+    with MODES[mode]():
+        model = nn.ModuleList([nn.Sequential(GroupNorm32(2, 4), SiLU()), Block(4, 3, True, None, False)])
+        assert [place.path for place in unetgn.fuse(model).fused] == ["0.0", "1.in_layers.0", "1.out_layers.0"]

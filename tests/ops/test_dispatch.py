@@ -10,6 +10,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 from torch._dynamo.testing import EagerAndRecordGraphs
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import unetgn
 from unetgn.ops import aten, dispatch, implementation, reference
@@ -201,3 +203,87 @@ for got, want in zip(torch.autograd.grad(y.square().sum(), x), torch.autograd.gr
 """
     result = in_a_process(code, TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stderr
+
+
+class Tagged(torch.Tensor):
+    """Computes as any tensor."""
+
+
+def recorded(way):
+    """Let a tracer, a transform or a mode run a function of X, and return what `has_values` said within."""
+    said = []
+
+    class Asking(torch.nn.Module):
+        def forward(self, x):
+            said.append(dispatch.has_values(x))
+            return x.sum()
+
+    way(Asking())
+    return said[0]
+
+
+def with_fake_tensors(ask):
+    with FakeTensorMode() as mode:
+        ask(mode.from_tensor(X))
+
+
+SEEN = {
+    "eager": lambda ask: ask(X),
+    "a parameter": lambda ask: ask(torch.nn.Parameter(X)),
+    "a subclass": lambda ask: ask(X.as_subclass(Tagged)),
+}
+HIDDEN = {
+    "export": lambda ask: torch.export.export(ask, (X,), strict=False),
+    "make_fx": lambda ask: make_fx(ask)(X),
+    "make_fx, symbolic": lambda ask: make_fx(ask, tracing_mode="symbolic")(X),
+    "fake tensors": with_fake_tensors,
+    "fake tensors outside of their mode": lambda ask: ask(FakeTensorMode().from_tensor(X)),
+    "the meta device": lambda ask: ask(X.to("meta")),
+    "vmap": lambda ask: torch.func.vmap(ask)(X),
+    "grad": lambda ask: torch.func.grad(ask)(X),
+    "jvp": lambda ask: torch.func.jvp(ask, (X,), (X,)),
+    "functionalize": lambda ask: torch.func.functionalize(ask)(X),
+    "jit.trace": lambda ask: torch.jit.trace(ask, X, check_trace=False),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", [*SEEN, *HIDDEN])
+def test_values_are_looked_at_where_nobody_records_or_maps_the_call(way):
+    assert recorded((SEEN | HIDDEN)[way]) is (way in SEEN)
+
+
+def test_a_compiler_finds_that_values_are_hidden():
+    """It reads the code instead of running it, and sees the branch that is taken."""
+    double = lambda x: x * 2 if dispatch.has_values(x) else x * 3  # noqa: E731
+    compiled = torch.compile(double, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(X), X * 3)
+    assert torch.equal(double(X), X * 2)
+
+
+@pytest.mark.parametrize("mode", [False, True], ids=["a subclass", "a mode"])
+def test_a_handler_of_functions_sees_one_call_of_the_public_function(mode):
+    seen = []
+
+    class Watching(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **kwargs or {})
+
+    expected = unetgn.group_norm_silu(X, 3, torch.ones(6), pre_bias=torch.ones(2, 6))
+    if mode:
+        with Mode():
+            y = unetgn.group_norm_silu(X, 3, torch.ones(6), pre_bias=torch.ones(2, 6))
+        seen = [function for function in seen if function is unetgn.group_norm_silu]
+    else:
+        y = unetgn.group_norm_silu(X.as_subclass(Watching), 3, torch.ones(6), pre_bias=torch.ones(2, 6))
+        del seen[1:]  # what `y` is asked for
+        assert type(y) is Watching
+    assert seen == [unetgn.group_norm_silu]
+    assert torch.equal(y.as_subclass(torch.Tensor), expected)

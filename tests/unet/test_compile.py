@@ -96,3 +96,16 @@ def test_it_compiles_with_numbers_for_the_timestep(timesteps):
         for timestep in timesteps:
             expected = unet(x, timestep, class_labels=LABELS).sample
             torch.testing.assert_close(compiled(x, timestep, class_labels=LABELS).sample, expected)
+
+
+def test_a_batch_that_is_as_large_as_another_size_compiles_with_symbolic_sizes():
+    """A compiler that makes sizes symbolic may know one of two equal sizes by its number and the other by its name."""
+    torch._dynamo.reset()
+    unet = randomized(UNet(channels=(32,), depth=0, attention_levels=(), mid={"depth": 0}, num_classes=3))
+    x, t, labels = noise(3, 3, 8, 8), torch.tensor([5, 6, 7]), torch.tensor([0, 1, 2])
+    compiled = torch.compile(unet, backend="eager", fullgraph=True, dynamic=True)
+    rows = torch.nn.functional.one_hot(labels, 3).float()
+    with torch.no_grad():
+        for given in (labels, rows):
+            expected = unet(x, t, class_labels=given).sample
+            torch.testing.assert_close(compiled(x, t, class_labels=given).sample, expected)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from unetgn import ops
 from unetgn.fusion.activations import is_bare_silu
@@ -74,6 +75,10 @@ def fused_group_norm(
     Noise that is drawn like the result, and code that flattens it, depend on the layout. What varies over space, or
     would change x's dtype, is applied outside of the fused operator.
     """
+    tensors = (x, weight, bias, pre_bias, scale, shift)
+    if not torch.compiler.is_compiling() and has_torch_function(tensors):
+        extras = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
+        return handle_torch_function(fused_group_norm, tensors, x, num_groups, weight, bias, eps, **extras)
     if x.numel() == num_groups:
         F.group_norm(x, num_groups)  # raises: PyTorch has no norm of a single value a group, the operator has
     channel_bias = _per_channel(pre_bias, x)
@@ -137,9 +142,10 @@ def _per_channel(extra: Tensor | None, x: Tensor) -> Tensor | None:
     if not extra.is_floating_point():
         return None
     samples, channels = x.shape[:2]
-    if extra.numel() != extra.shape[0] * channels or extra.shape[0] not in (1, samples):
+    rows = extra.shape[0]
+    if extra.numel() != rows * channels or (rows != samples and rows != 1):  # `in` and `len` fix symbolic sizes
         return None
     if extra.dtype != x.dtype and torch.promote_types(extra.dtype, x.dtype) != x.dtype:
         return None
     flat = extra.flatten(1)
-    return flat if len(flat) == samples else flat.expand(samples, channels)
+    return flat if rows == samples else flat.expand(samples, channels)

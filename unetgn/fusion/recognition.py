@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import _disable_current_modes
 
 CASTING = frozenset({"super", "forward", "float", "float32", "torch", "th", "type", "type_as", "to", "dtype"})
 SIGMOID = frozenset({"torch", "th", "nn", "functional", "F", "sigmoid", "silu"})
@@ -76,22 +78,30 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(constant)
 
 
+@contextmanager
+def trial() -> Iterator[None]:
+    """Compute with numbers inside the block, also where the caller works with fake or meta tensors."""
+    with _disable_current_modes(), torch.device("cpu"), torch.no_grad():
+        yield
+
+
 def _gives_silu(function: Callable[[Tensor], Tensor]) -> bool:
-    probe = torch.linspace(-6, 6, 25, dtype=torch.float64)
-    try:
-        values, halves = function(probe.clone()), function(probe.bfloat16())
-        same = values.dtype == probe.dtype and torch.allclose(values, F.silu(probe), rtol=1e-12, atol=0)
-        return same and halves.dtype == torch.bfloat16
-    except Exception:  # somebody else's function may raise anything: it is no SiLU then
-        return False
+    with trial():
+        probe = torch.linspace(-6, 6, 25, dtype=torch.float64)
+        try:
+            values, halves = function(probe.clone()), function(probe.bfloat16())
+            same = values.dtype == probe.dtype and torch.allclose(values, F.silu(probe), rtol=1e-12, atol=0)
+            return same and halves.dtype == torch.bfloat16
+        except Exception:  # somebody else's function may raise anything: it is no SiLU then
+            return False
 
 
 def _gives_group_norm(cls: type) -> bool:
-    plain = nn.GroupNorm(2, 4, dtype=torch.float32, device="cpu")
-    with torch.no_grad():
+    with trial():
+        plain = nn.GroupNorm(2, 4, dtype=torch.float32)
         plain.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
         plain.bias.copy_(torch.tensor([0.0, 1.0, 0.0, -1.0]))
-        x = torch.linspace(-3, 5, 24, dtype=torch.float32, device="cpu").view(1, 4, 6)
+        x = torch.linspace(-3, 5, 24, dtype=torch.float32).view(1, 4, 6)
         expected = plain(x)
         plain.__class__ = cls
         try:

@@ -35,8 +35,8 @@ class Fuse:
     `fuse.rule` gives it a forward that is written by hand. Fusing a fused model changes nothing.
 
     Call it before anything wraps a forward in a way that hides it (`accelerator.prepare` in mixed precision does);
-    hooks of accelerate and diffusers are no hindrance. `torch.compile`, `torch.export` and `torch.jit.trace` take a
-    fused model; unfuse it before `torch.jit.script`.
+    hooks of accelerate and diffusers are no hindrance. `torch.compile`, `torch.export`, `torch.fx` and
+    `torch.jit.trace` take a fused model where they take the model; unfuse it before `torch.jit.script`.
 
     Results lie in memory as the original's do, so seeded noise that is drawn like them is the same. On a GPU this holds
     for contiguous tensors alone: PyTorch's group norm makes channels_last contiguous there, and the operator keeps it.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetgn.nn.fields import check_at_least, check_choice, check_positive
+from unetgn.ops.dispatch import has_values
 
 MAX_PERIOD = 10_000
 
@@ -183,7 +184,7 @@ class ClassEmbedding(nn.Module):
             embedded = self._unlabelled(batch)
         elif labels.ndim and labels.shape[0] != batch:
             raise ValueError(f"class_labels must have one entry for each of {batch} samples, got {labels.shape[0]}")
-        elif labels.ndim == 2 and labels.shape[1] in {self.num_classes, len(self.weight)}:
+        elif labels.ndim == 2 and (labels.shape[1] == self.num_classes or labels.shape[1] == self.weight.shape[0]):
             embedded = (labels.to(self.weight.dtype) * self.scale) @ self.weight[: labels.shape[1]]
         elif labels.ndim == 1 and _is_integral(labels.dtype):
             indices = labels.long()  # an embedding takes no shorter ones
@@ -207,7 +208,7 @@ class ClassEmbedding(nn.Module):
 
         A look at labels on a GPU would wait for it, and its kernel checks them itself.
         """
-        if torch.compiler.is_compiling() or labels.device.type != "cpu" or not labels.numel():
+        if not has_values(labels) or not labels.numel():
             return
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= len(self.weight):

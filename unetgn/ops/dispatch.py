@@ -7,6 +7,9 @@
 
 `with unetgn.ops.implementation("reference"): ...` chooses for a block of code, the environment variable
 UNETGN_IMPLEMENTATION for a process.
+
+Here is asked, too, who looks at a call (a compiler, a tracer, a transform, a dispatch mode, a tensor subclass): that
+says which way it takes, and whether numbers of a tensor may be looked at.
 """
 
 import os
@@ -15,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,8 +65,10 @@ def implementation(name: str) -> Iterator[None]:
 
 
 def chosen() -> str:
-    """Return the name in force."""
-    return _in_force[-1] if torch.compiler.is_compiling() else _choice.get()
+    """Return the name in force. ONNX has no fused operator: what is exported to it is the definition."""
+    if not torch.compiler.is_compiling():
+        return _choice.get()
+    return "reference" if torch.onnx.is_in_onnx_export() else _in_force[-1]
 
 
 def resolve(name: str, x: Tensor) -> ModuleType:
@@ -98,16 +104,16 @@ def _triton(x: Tensor) -> ModuleType:
     return _triton_module
 
 
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
 def is_plain(x: Tensor) -> bool:
     """Return True where x may go straight to an implementation.
 
-    It is an ordinary tensor then, and no compiler, dispatch mode (FLOP counter, fake tensors, selective checkpointing)
-    or tensor subclass looks at it.
+    It holds its own numbers then, and no compiler, dispatch mode (FLOP counter, fake tensors, selective checkpointing)
+    or subclass that computes in another way (fake tensors, DTensor) looks at it.
     """
-    return type(x) in _ORDINARY and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
-
-
-_ORDINARY = (Tensor, torch.nn.Parameter)
+    return _is_ordinary(x) and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
 
 def is_transformed() -> bool:
@@ -118,12 +124,39 @@ def is_transformed() -> bool:
     return _torch_func_is_active() or forward_ad._current_level >= 0
 
 
+def has_values(x: Tensor) -> bool:
+    """Return True where the program may look at numbers of x, and go another way for others.
+
+    That is on the CPU alone, where it does not have to wait for them, and where nobody records or maps the call.
+    """
+    return x.is_cpu and is_plain(x) and not is_transformed() and not torch.jit.is_tracing()
+
+
+def without_subclass(arguments: Arguments) -> Arguments:
+    """Return the arguments with ordinary tensors for those of a subclass that does not compute in a way of its own.
+
+    Such a subclass (`__torch_function__` without `__torch_dispatch__`, as MONAI's MetaTensor) has had its say before
+    the operator computes; the backward pass must not meet methods that it overrides.
+    """
+    return Arguments._make(map(_without_subclass, arguments))
+
+
+def _without_subclass(value: Any) -> Any:
+    if isinstance(value, Tensor) and type(value) not in _ORDINARY and _is_ordinary(value):
+        return Tensor.as_subclass(value, Tensor)
+    return value
+
+
+def _is_ordinary(x: Tensor) -> bool:
+    return type(x) in _ORDINARY or type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
 def _torch_func_is_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-# A compiler guards on the transforms that it compiles under. This is `torch.compiler.assume_constant_result` without
-# the import of the compiler, which takes longer than all else here.
+# As `torch.compiler.assume_constant_result` marks it, which imports the compiler: a second and a half for each process.
+# A compiler guards on the transforms that it compiles under.
 _torch_func_is_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -1,9 +1,12 @@
 """Defines the public function: what it computes, its arguments, and the way that a call takes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from unetgn.ops import autograd, dispatch, library, reference  # noqa: F401  # library: registers torch.ops.unetgn
+from unetgn.ops import autograd, dispatch, reference, sharding
 from unetgn.ops.arguments import Arguments, tensors_of
 from unetgn.ops.checks import check_activation, check_arguments
 
@@ -42,6 +45,8 @@ def group_norm_silu(
     a mean and a 1/sqrt(var + eps) for each group, and the arguments (C,) and (N, C). Within `torch.func` transforms
     (grad, vmap, jvp, …), in forward-mode differentiation, and for gradients of gradients the definition is evaluated in
     plain PyTorch: right, but not fused. Two runs on one machine give the same bits.
+    Tensor subclasses and modes with `__torch_function__` are asked, as PyTorch's functions ask them; DTensors are
+    sharded by sample.
 
     Raises, with what was given and what would be right:
         TypeError     x or a parameter is no tensor, is sparse, nested or of another dtype; num_groups is no int, eps no
@@ -56,15 +61,24 @@ def group_norm_silu(
     (arXiv 2105.05233), section 3.
     """
     check_activation(activation)
+    compiling = torch.compiler.is_compiling()
+    if not compiling and has_torch_function_variadic(x, weight, bias, pre_bias, scale, shift):
+        extras: dict[str, Any] = {"activation": activation, "pre_bias": pre_bias, "scale": scale, "shift": shift}
+        tensors = (x, weight, bias, pre_bias, scale, shift)
+        return handle_torch_function(group_norm_silu, tensors, x, num_groups, weight, bias, eps, **extras)
     implementation = dispatch.chosen()
     silu = activation is not None
     arguments = Arguments(x, num_groups, weight, bias, eps, silu, pre_bias, scale, shift, implementation)
     check_arguments(arguments)
+    if not compiling and not torch._C._is_torch_function_enabled():  # called again, by the handler of a subclass
+        arguments = dispatch.without_subclass(arguments)
+        x = arguments.x
     if dispatch.is_transformed():
         return reference.define(arguments)[0]
     if not dispatch.is_plain(x):
         if implementation == "reference":  # for a compiler, plain PyTorch
             return reference.forward(arguments)[0]
+        sharding.register_for(x)
         return torch.ops.unetgn.group_norm_silu(*arguments)[0]
     if torch.is_grad_enabled() and _requires_grad(arguments):
         return autograd.apply(*arguments)

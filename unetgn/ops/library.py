@@ -22,7 +22,7 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 # PyTorch keeps compiled graphs on disk, which call these operators by position: keep the order where nothing is added.
 _library.define(f"group_norm_silu({', '.join(SCHEMA.values())}) -> (Tensor y, Tensor mean, Tensor rstd)", tags=_TAGS)
-_BACKWARD_SCHEMA = {
+BACKWARD_SCHEMA = {
     "dy": "Tensor dy",
     "x": SCHEMA["x"],
     "mean": "Tensor mean",
@@ -32,7 +32,7 @@ _BACKWARD_SCHEMA = {
     "implementation": SCHEMA["implementation"],
 }
 _library.define(
-    f"group_norm_silu_backward({', '.join(_BACKWARD_SCHEMA.values())}) -> "
+    f"group_norm_silu_backward({', '.join(BACKWARD_SCHEMA.values())}) -> "
     f"({', '.join(f'Tensor {name}' for name in Gradients._fields)})",
     tags=_TAGS,
 )
@@ -40,7 +40,7 @@ _library.define(
 
 def _by_name(values: tuple[Any, ...]) -> tuple[Tensor, Arguments, Tensor, Tensor, Needs]:
     """Return dy, the arguments, mean, rstd and needs from what the registered backward is given; eps is not needed."""
-    named = dict(zip(_BACKWARD_SCHEMA, values, strict=True))
+    named = dict(zip(BACKWARD_SCHEMA, values, strict=True))
     dy, mean, rstd, needs = (named.pop(name) for name in ("dy", "mean", "rstd", "needs"))
     return dy, Arguments(eps=math.nan, **named), mean, rstd, Needs._make(needs)
 

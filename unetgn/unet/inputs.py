@@ -17,6 +17,11 @@ from unetgn.unet.config import UNetConfig
 def check_tensors(**given: Any) -> None:
     """Raise TypeError, naming the argument, where one is neither a tensor nor None."""
     for name, value in given.items():
+        if isinstance(value, torch.fx.Proxy):
+            raise TypeError(
+                f"torch.fx.symbolic_trace cannot follow this network, which looks at the shape of {name}; "
+                "torch.export.export and make_fx can"
+            )
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
@@ -28,8 +33,9 @@ def as_timesteps(timestep: Tensor | float | int, batch: int, sample: Tensor) -> 
             raise TypeError(f"timestep must be a number or a tensor, got {timestep!r}")
         timestep = torch.tensor(timestep, dtype=feature_dtype(sample.dtype), device=sample.device)
     timesteps = timestep.to(sample.device).reshape(-1)
-    if timesteps.shape[0] not in (1, batch):
-        raise ValueError(f"timestep must be a number or one for each of {batch} samples, got {timesteps.shape[0]}")
+    count = timesteps.shape[0]
+    if count != batch and count != 1:  # `in` would compare symbolic sizes by identity
+        raise ValueError(f"timestep must be a number or one for each of {batch} samples, got {count}")
     return timesteps.expand(batch)
 
 

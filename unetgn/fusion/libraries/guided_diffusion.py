@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unetgn.fusion.activations import is_silu_module
 from unetgn.fusion.norm_silu import norm_silu
 from unetgn.fusion.norms import is_norm
-from unetgn.fusion.recognition import is_bare, used_names
+from unetgn.fusion.recognition import is_bare, trial, used_names
 from unetgn.fusion.rules import rule
 from unetgn.fusion.switches import switches_off
 
@@ -117,7 +117,7 @@ def _agrees(
     """Return True where method and rule give the same numbers for a random block of the class, dropout included."""
     if list(inspect.signature(method).parameters)[1:] != ["x", "emb"]:
         return False
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with trial(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         try:
             block = _miniature(cls, updown, use_scale_shift_norm)

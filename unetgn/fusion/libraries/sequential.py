@@ -1,31 +1,65 @@
-"""Registers the rule for `nn.Sequential`: a group norm and the SiLU that is its next neighbour."""
+"""Registers the rule for `nn.Sequential`: a group norm and the SiLU after it.
+
+Between the two there may be modules that hand on what they are given: nn.Identity, and dropout that drops nothing, as
+MONAI's ADN has it (norm, dropout, activation).
+"""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from unetgn.fusion.activations import is_bare_silu, is_silu_module
+from unetgn.fusion.classes import forward_of
 from unetgn.fusion.norm_silu import norm_silu
 from unetgn.fusion.norms import children, is_fusable, is_norm
+from unetgn.fusion.recognition import is_bare
 from unetgn.fusion.rules import rule
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_DROPOUT_FORWARDS = {dropout.forward for dropout in _DROPOUTS}
 
 
 def norms_before_silu(block: nn.Module) -> tuple[str, ...]:
-    """Return the names of the norms whose next neighbour is a SiLU."""
-    pairs = pairwise(children(block))
-    return tuple(name for (name, norm), (_, act) in pairs if is_norm(norm) and is_silu_module(act))
+    """Return the names of the norms that a SiLU follows."""
+    named = children(block)
+    layers = [layer for _, layer in named]
+    norms = (index for index, layer in enumerate(layers) if is_norm(layer))
+    return tuple(named[index][0] for index in norms if silu_after(layers, index) is not None)
+
+
+def silu_after(layers: Sequence[nn.Module], index: int) -> int | None:
+    """Return the place of the SiLU that follows a layer, past modules that hand on what they are given; else None."""
+    for place in range(index + 1, len(layers)):
+        if is_silu_module(layers[place]):
+            return place
+        if not hands_on(layers[place]):
+            return None
+    return None
+
+
+def hands_on(module: Any) -> bool:
+    """Return True where the forward of the module's class returns its input: in training, too, and without a draw."""
+    forward = forward_of(module)
+    return forward is nn.Identity.forward or (forward in _DROPOUT_FORWARDS and bool(module.p == 0))
 
 
 @rule(nn.Sequential, norms=norms_before_silu)
 def sequential(block: nn.Sequential, x: Any) -> Any:
-    """Run the chain, with each pair as one call. A caller that takes the chain apart gets its parts as they are."""
+    """Run the chain, with each norm and its SiLU as one call. A caller that takes the chain apart gets its parts.
+
+    Whatever carries a hook is called.
+    """
     layers = list(block)
     index = 0
     while index < len(layers):
-        is_pair = index + 1 < len(layers) and is_fusable(layers[index]) and is_bare_silu(layers[index + 1])
-        x = norm_silu(layers[index], layers[index + 1], x) if is_pair else layers[index](x)
-        index += 2 if is_pair else 1
+        act = silu_after(layers, index) if is_fusable(layers[index]) else None
+        if act is not None and is_bare_silu(layers[act]) and all(map(is_bare, layers[index + 1 : act])):
+            x = norm_silu(layers[index], layers[act], x)
+            index = act + 1
+        else:
+            x = layers[index](x)
+            index += 1
     return x
