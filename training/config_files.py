@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import typing
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from training.checkpoint import CONFIG, MANIFEST
 from training.config import RunConfig
 from training.data.config import DataConfig
 from training.errors import ConfigError
+from training.files import user_path
 from training.run_directory import STATUS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -47,7 +49,7 @@ def find_config(name: str) -> Path:
 
     Raises ConfigError where there is none.
     """
-    for candidate in (Path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
+    for candidate in (user_path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -127,6 +129,18 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
     return parser
+
+
+def list_keys() -> str:
+    """List every key with its meaning, type and default, as it is written on the command line."""
+    groups = make_parser().format_help().split("\n\n")[2:]
+    listed = []
+    for group in groups:
+        # jsonargparse knows options, `--key VALUE`, one for a group of keys from a file, and one for help on a group.
+        entries = re.split(r"\n(?=  --)", group)
+        kept = [entry for entry in entries if not re.match(r"  --\S+(\.help\n| CONFIG )", entry)]
+        listed.append("\n".join(re.sub(r"^  --(\S+) ?(\S+)", r"  \1=\2", entry) for entry in kept))
+    return "\n\n".join(listed)
 
 
 def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, override: str) -> jsonargparse.Namespace:

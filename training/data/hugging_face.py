@@ -18,7 +18,7 @@ from training.data.images import WITHOUT_CLASSES, Images, fingerprint_files, lis
 from training.data.looking import look_at_all
 from training.data.pictures import Facts
 from training.data.pixels import Framing
-from training.data.splits import splits_among
+from training.data.splits import splits_among, word_end
 from training.errors import reason
 
 FORMATS = {
@@ -34,7 +34,9 @@ def import_datasets() -> Any:
     """Import the package `datasets`. Raises ValueError where it is not installed."""
     try:
         import datasets
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "datasets":  # one of those that it needs: its own message says which
+            raise
         raise ValueError('data.name datasets and stream need a package: pip install -e ".[train,data]"') from error
     return datasets
 
@@ -63,7 +65,7 @@ def find_files(path: str) -> Files:
     if (root / "state.json").is_file():
         saved = json.loads((root / "state.json").read_text())["_data_files"]
         return Files("arrow", [str(root / item["filename"]) for item in saved], {})
-    found = [Path(entry.path) for entry in walk(root)] if root.is_dir() else match(path)
+    found = [file for part in ([root] if root.is_dir() else match(path)) for file in files_in(part)]
     files = sorted(str(file) for file in found if format_of(file.name) and not file.name.startswith("."))
     formats = {format_of(file) or "" for file in files}
     endings = Counter(file.suffix or "no ending" for file in found if not format_of(file.name))
@@ -78,8 +80,13 @@ def find_files(path: str) -> Files:
     return Files(formats.pop(), files, endings)
 
 
+def files_in(path: Path) -> list[Path]:
+    """List the files of a folder and of all below it; a file is itself."""
+    return [Path(entry.path) for entry in walk(path)] if path.is_dir() else [path]
+
+
 def match(pattern: str) -> list[Path]:
-    """List the files that a glob means. What is there under the very name that stands in it is no pattern."""
+    """List the files and folders that a glob means. What is there under the very name that stands in it is no pattern."""
     path = Path(pattern)
     there = next((part for part in (path, *path.parents) if os.path.lexists(part)), Path())
     rest = os.path.relpath(path, there) if there != path else ""
@@ -96,9 +103,14 @@ def check_one_split(path: str, files: Sequence[str]) -> None:
     common = os.path.commonpath([str(Path(file).parent) for file in files])
     parts = {part for file in files for part in Path(os.path.relpath(file, common)).parts}
     if splits := splits_among(parts):
+        name = splits.get("train", min(splits.values()))
+        file = next(Path(file) for file in files if name in Path(os.path.relpath(file, common)).parts)
+        above = next((folder for folder in file.parents if folder.name == name), None)
+        # A folder of its own, or what the files are called up to the word that means the split.
+        one = above or f"{file.parent}/{glob.escape(name[: word_end(name)])}*"
         raise ValueError(
             f"data.path {path!r} holds files of the splits {', '.join(sorted(splits))}: give those of one, by its "
-            f"folder or by a glob such as data.path={common}/{splits.get('train', min(splits.values()))[:5]}*"
+            f"folder or by a glob, data.path={one}"
         )
 
 

@@ -103,6 +103,7 @@ class Digits(Images):
 
     def usable(self) -> np.ndarray:
         """Return the numbers of all images."""
+        self.tally = Tally(len(self), smallest=(8, 8), largest=(8, 8))
         return np.arange(len(self))
 
 
@@ -251,6 +252,6 @@ def check_count(num_classes: int, names: Sequence[str]) -> None:
         )
 
 
-def shorten(names: Sequence[str], shown: int = 8) -> str:
+def shorten(names: Sequence[str], shown: int = 10) -> str:
     """List names, the first and the last of many."""
     return ", ".join(names if len(names) <= shown else [*names[: shown - 1], "…", names[-1]])

@@ -27,7 +27,7 @@ REFUSED: dict[type[Exception], tuple[str, str]] = {
     TooSmall: ("are smaller than data.image_size × data.crop_scale", "remove them or ask for a smaller size"),
     TooLarge: ("have more pixels than data.max_pixels", "raise it, or remove them"),
     InColour: ("are in colour, but model.in_channels is 1", "set model.in_channels=3 model.out_channels=3 to train on "
-               "their colours, or data.to_grey=true to drop these"),
+               "colours, or data.to_grey=true to train on shades of grey"),
 }  # fmt: skip
 
 
@@ -97,7 +97,8 @@ def look_at_all(images: Looked) -> tuple[np.ndarray, Tally]:
             logger.warning("skipping a broken image: %s (%s)", images.name(index), reason(found))
     for kind, (name, error) in refused.items():
         what, remedy = REFUSED[kind]
-        raise ValueError(f"{counts[kind]} of {len(images)} images {what}, first {name} ({error}): {remedy}")
+        said = "" if kind is InColour else f" ({error})"
+        raise ValueError(f"{counts[kind]} of {len(images)} images {what}, first {name}{said}: {remedy}")
     if tally.broken > BROKEN_AT_MOST * len(images):
         raise ValueError(
             f"{tally.broken} of {len(images)} images cannot be read, more than {BROKEN_AT_MOST:.0%}; the first is "

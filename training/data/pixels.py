@@ -75,7 +75,7 @@ class Framing:
 
     def _in_channels(self, picture: Image.Image) -> Image.Image:
         if self.channels == 1 and not self.to_grey and is_colour(picture):
-            raise InColour("in colour, but model.in_channels is 1 (with data.to_grey=true it would become grey)")
+            raise InColour("in colour, but model.in_channels is 1")
         return picture.convert("L" if self.channels == 1 else "RGB")
 
     def cut(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:

@@ -275,8 +275,13 @@ def open_on_hub(path: str, image_column: str, label_column: str, subset: str | N
     try:
         builder = datasets.load_dataset_builder(path, subset)
         data = builder.as_streaming_dataset(split=split)
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(f"data.path {path!r} is neither here nor to be had on the hub: {reason(error)}") from error
+    except OSError as error:
+        raise ValueError(
+            f"data.path {path!r} is not here, and the hub cannot be reached: {reason(error)}: connect this machine, or "
+            "download the data set elsewhere and give its folder"
+        ) from error
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"data.path {path!r} is on the hub, but not as data.subset and data.split have it: {reason(error)}"

@@ -29,6 +29,11 @@ def split_of(name: str) -> tuple[str, str] | None:
     return SPLITS[found], " ".join(words)
 
 
+def word_end(name: str) -> int:
+    """Return where the word that means a split ends in a name."""
+    return next(word.end() for word in re.finditer(r"[a-z]+", name.lower()) if word[0] in SPLITS)
+
+
 def splits_among(names: Iterable[str]) -> dict[str, str]:
     """Find names that differ in the split that they mean: a name of each split; {} where there are not two.
 
