@@ -133,14 +133,20 @@ def make_parser() -> jsonargparse.ArgumentParser:
 
 def list_keys() -> str:
     """List every key with its meaning, type and default, as it is written on the command line."""
-    groups = make_parser().format_help().split("\n\n")[2:]
-    listed = []
-    for group in groups:
+    known, listed = known_keys(), []
+    for group in make_parser().format_help().split("\n\n")[2:]:
         # jsonargparse knows options, `--key VALUE`, one for a group of keys from a file, and one for help on a group.
-        entries = re.split(r"\n(?=  --)", group)
-        kept = [entry for entry in entries if not re.match(r"  --\S+(\.help\n| CONFIG )", entry)]
-        listed.append("\n".join(re.sub(r"^  --(\S+) ?(\S+)", r"  \1=\2", entry) for entry in kept))
-    return "\n\n".join(listed)
+        for entry in re.split(r"\n(?=  --)", group):
+            option = re.match(r"  --(\S+) ?(\S*)", entry)
+            key = option[1] if option else ""
+            if option is None:
+                listed.append(f"\n{entry}")
+            elif key in known and not known[key].group:
+                listed.append(f"  {key}={option[2]}{entry[option.end() :]}")
+            elif key in known and known[key].optional:
+                inside = "".join(f"\n  {name}=…" for name in known if name.startswith(f"{key}."))
+                listed.append(f"  {key}=null{entry[option.end() :]}{inside}")
+    return "\n".join(listed).strip()
 
 
 def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, override: str) -> jsonargparse.Namespace:

@@ -66,6 +66,7 @@ class RunDirectory:
                 raise RunDirectoryError(
                     f"{self.path} is in use by another run; wait for it, or give another folder"
                 ) from error
+            self.unlock()
             raise RunDirectoryError(
                 f"{self.path} cannot be locked, which keeps two runs out of one folder: its file system answers "
                 f"'{error.strerror}'. Give a folder on another file system, such as a local disk (some network file "

@@ -86,7 +86,7 @@ def files_in(path: Path) -> list[Path]:
 
 
 def match(pattern: str) -> list[Path]:
-    """List the files and folders that a glob means. What is there under the very name that stands in it is no pattern."""
+    """List the files and folders that a glob means. What is there under the very name that is given is no pattern."""
     path = Path(pattern)
     there = next((part for part in (path, *path.parents) if os.path.lexists(part)), Path())
     rest = os.path.relpath(path, there) if there != path else ""
@@ -277,6 +277,11 @@ def open_table(path: str) -> tuple[Any, Files]:
     files = find_files(path)
     if files.kind == "webdataset":
         raise ValueError(f"data.path {path!r} holds tar shards, which are read in sequence only: set data.name=stream")
+    if any("::" in os.path.abspath(file) for file in files.paths):
+        raise ValueError(
+            f"data.path {path!r} has '::' in its name, which `datasets` takes for two addresses: rename it, or set "
+            "data.name=stream, which reads it as it is"
+        )
     try:
         if (Path(path) / "state.json").is_file():
             return datasets.load_from_disk(path), files

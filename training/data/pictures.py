@@ -89,7 +89,9 @@ def normalize(picture: Image.Image) -> tuple[Image.Image, Profile]:
 
     A profile that cannot be applied is left aside. Raises ValueError for pixels whose range of values is not known.
     """
-    profile, turn = picture.info.get("icc_profile"), orientation(picture)
+    profile = picture.info.get("icc_profile")
+    picture.load()  # which turns some formats upright already, and then says so
+    turn = orientation(picture)
     picture = to_8_bit(picture)
     alpha = None
     if picture.has_transparency_data:
@@ -116,7 +118,7 @@ def orientation(picture: Image.Image) -> Image.Transpose | None:
 
 
 def to_8_bit(picture: Image.Image) -> Image.Image:
-    """Decode the picture, and return it with 8 bits a channel.
+    """Return the picture with 8 bits a channel.
 
     Raises ValueError for modes whose range of values is not known (32-bit integers and floats).
     """
@@ -124,7 +126,6 @@ def to_8_bit(picture: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(picture, dtype=np.uint32) // 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {picture.mode} (32 bits) have no known range: save it with 8 or 16 bits")
-    picture.load()
     return picture
 
 

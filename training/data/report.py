@@ -92,7 +92,7 @@ class Report:
 def report_images(
     config: DataConfig, images: Images, train: np.ndarray, held_out: np.ndarray, classes: int | None
 ) -> Report:
-    """Make the report of images by number, those to train on and those held out, for a network of so many classes or none."""
+    """Make the report of images by number; the network has so many classes, or none."""
     labels = np.array([images.label(int(index)) for index in train])
     count = len(images.class_names) if images.class_names is not None else classes
     counts = None if count is None or not len(labels) or labels.min() < 0 else np.bincount(labels, minlength=count)

@@ -10,7 +10,7 @@ PREFIXES = ("model.diffusion_model.", "model.")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".bin")
 ADVICE = """A pickle runs any code, so none is opened here. Where you trust it, convert it once, and give {converted!r}:
     import torch; from safetensors.torch import save_file
-    state = torch.load({pickle!r}, map_location="cpu", weights_only=True)
+    state = torch.load(open({pickle!r}, "rb"), map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)
     save_file({{k: v.clone().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}}, {converted!r})"""
 
