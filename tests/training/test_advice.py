@@ -6,18 +6,17 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from tests.training.launched import SIX_STEPS
 from tests.training.shards import png, table, write_tar
-from training.config_files import known_keys, list_keys, load_config
+from training.config import RunConfig
+from training.config_files import check_key, known_keys, list_keys, make_parser
 from training.errors import RunDirectoryError
 from training.resume import flat
 from training.run_directory import RunDirectory
@@ -50,6 +49,7 @@ def advised(message: str) -> list[str]:
 
 def follow(line: list[str], capsys: pytest.CaptureFixture[str], rounds: int = 2) -> str:
     """Start a dry run, and again with what it advises, until it is content; return what it said first."""
+    capsys.readouterr()  # what was said before is not its own
     first = ""
     for _ in range(rounds + 1):
         code = main([*line, "--dry-run"])
@@ -203,24 +203,24 @@ def test_what_is_advised_about_data_is_taken(
     said = follow(["--config", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "run"),
                    f"data.path={tmp_path / 'set'}", *keys], capsys)  # fmt: skip
     assert ("num_classes=null" in said) == (cause in HAVE_NO_CLASSES)
-    assert said.count("\n") == 1
+    assert said.count("train.py: error:") == 1
 
 
-def test_every_line_of_the_help_is_a_key_that_is_taken(tmp_path: Path) -> None:
+def test_every_line_of_the_help_is_a_key_that_is_taken() -> None:
     keys = re.findall(r"^  ([\w.]+)=", list_keys(), flags=re.MULTILINE)
-    assert "--" not in re.sub(r"\s--\S+\s", " ", "".join(re.findall(r"^  \S.*", list_keys(), flags=re.MULTILINE)))
-    assert set(keys) >= {key for key, about in known_keys().items() if not about.group}
-    (tmp_path / "a.yaml").write_text("seed: 0\n")
-    config = load_config(tmp_path / "a.yaml")
-    values = flat(config)
-    line = [f"{key}={yaml.safe_dump(as_list(values[key]), default_flow_style=True).splitlines()[0]}"
-            for key in keys if key in values]  # fmt: skip
-    assert len(line) > 60
-    assert asdict(load_config(tmp_path / "a.yaml", line)) == asdict(config)
+    assert "  --" not in list_keys()
+    assert set(keys) == {key for key, about in known_keys().items() if not about.group or about.optional}
+    values = flat(RunConfig())
+    line = {key: values[key] for key in keys if key in values}
+    for key, value in line.items():
+        check_key("command line", key, "null" if value is None else str(value))
+    parsed = make_parser().parse_args([f"--{key}={written(value)}" for key, value in line.items()])
+    assert RunConfig(**vars(make_parser().instantiate(parsed))) == RunConfig()
 
 
-def as_list(value: Any) -> Any:
-    return [as_list(item) for item in value] if isinstance(value, tuple) else value
+def written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return "null" if value is None else str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def test_a_resume_with_another_configuration_is_told_how_to_take_the_weights(
@@ -229,15 +229,8 @@ def test_a_resume_with_another_configuration_is_told_how_to_take_the_weights(
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "tiny.yaml").write_text(SIX_STEPS)
     for resume in ("auto", str(tmp_path / "run")):
-        line = [
-            "--config",
-            str(tmp_path / "tiny.yaml"),
-            "--output",
-            str(tmp_path / "run"),
-            "--resume",
-            resume,
-            "--dry-run",
-        ]
+        line = ["--config", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "run"), "--dry-run"]
+        line += ["--resume", resume]
         assert main([*line, "train.learning_rate=1e-4"]) == 2
         said = capsys.readouterr().err
         options = re.search(r"with these weights: (.*) and another --output", said)
