@@ -168,6 +168,7 @@ class RowDecoder:
     def __init__(self, stream: ShardStream, tally: Tally | None = None) -> None:
         self.stream, self.tally = stream, tally
         self.read = self.broken = 0
+        self.last: tuple[str, Exception] = ("", ValueError())  # of the broken ones
         self.numbers: Mapping[str, int] = {name: i for i, name in enumerate(stream.class_names or [])}
 
     def pictures(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Picture]:
@@ -188,19 +189,24 @@ class RowDecoder:
                 self.leave_out(name, error)
             else:
                 yield Picture(image, label)
+            if self.read >= READ_BEFORE_JUDGING and self.broken > BROKEN_AT_MOST * self.read:
+                raise self.too_many()
 
     def leave_out(self, name: str, error: Exception) -> None:
-        """Count a picture that is broken or unfit, and say so. Raises DataError where these are too many."""
-        self.broken += 1
+        """Count a picture that is broken or unfit, and say so."""
+        self.broken, self.last = self.broken + 1, (name, error)
         logger.warning("skipping a broken image: %s (%s)", name, reason(error))
         if self.tally is not None:
             self.tally.leave_out(name, reason(error))
-        if self.read >= READ_BEFORE_JUDGING and self.broken > BROKEN_AT_MOST * self.read:
-            what, remedy = REFUSED.get(type(error), ("are broken or too small", "mend the shards"))
-            raise DataError(
-                f"{self.broken} of {self.read} images of {self.stream.config.path!r} {what}, more than "
-                f"{BROKEN_AT_MOST:.0%}; the last is {name} ({reason(error)}): {remedy}"
-            ) from error
+
+    def too_many(self) -> DataError:
+        """Say that too many are broken, and what would do about the last one."""
+        name, error = self.last
+        what, remedy = REFUSED.get(type(error), ("are broken or too small", "mend the shards"))
+        return DataError(
+            f"{self.broken} of {self.read} images of {self.stream.config.path!r} {what}, more than "
+            f"{BROKEN_AT_MOST:.0%}; the last is {name} ({reason(error)}): {remedy}"
+        )
 
     def label(self, name: str, row: Row) -> int:
         """Return the class of a row, -1 for a network without classes. Raises DataError where it has none."""
