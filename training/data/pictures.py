@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageChops, ImageCms, features
 
 # By their names in Pillow, with the endings of their files. None of these runs a program or follows a link, as EPS, PDF
 # and WMF do. TGA has no signature, so that it is tried last.
@@ -32,8 +32,11 @@ ENDINGS = {
     "SGI": ("sgi", "rgb", "rgba", "bw"),
     "TGA": ("tga", "icb", "vda", "vst"),
 }
+NEEDS = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # which a Pillow may have been built without
 Image.init()
-FORMATS = [name for name in ENDINGS if name in Image.OPEN]  # an older Pillow lacks some
+FORMATS = [
+    name for name in ENDINGS if name in Image.OPEN and (name not in NEEDS or features.check(NEEDS[name]))
+]
 IMAGE_SUFFIXES = frozenset(f".{ending}" for name in FORMATS for ending in ENDINGS[name])
 
 MAX_PIXELS = 89_478_485  # what Pillow takes for a decompression bomb: a quarter of a gibibyte with three bytes a pixel

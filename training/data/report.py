@@ -99,7 +99,7 @@ def report_images(
     return make_report(
         config,
         channels=images.shape[0],
-        images=len(train) + len(held_out),
+        images=len(train) + len(held_out) if images.tally is None else images.tally.images,
         trained_on=len(train),
         held_out=len(held_out),
         tally=images.tally,

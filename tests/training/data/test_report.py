@@ -42,8 +42,9 @@ def test_the_start_says_one_paragraph_and_the_run_keeps_it(tmp_path: Path, capsy
     assert start(tmp_path, f"data.path={path}") == 0
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if str(path) in line]
-    for part in ("20 images", "8×9 to 27×9 pixels", "18 in colour and 2 grey", "2 files left out by ending (1 with .svg, "
-                 "1 with .txt)", "2 classes: cat, dog", "2 held out, 18 to train on", "turned upright",
+    for part in ("20 images", "8×9 to 27×9 pixels", "18 in colour and 2 grey",
+                 "2 files left out by ending (1 with .svg, 1 with .txt)", "2 classes: cat, dog",
+                 "2 held out, 18 to train on", "turned upright",
                  "the middle 8×8 cut out", "mirrored"):  # fmt: skip
         assert part in line
     kept = json.loads((tmp_path / "run" / DATA).read_text())
