@@ -111,8 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     pictures = Pictures(source.images, source.indices, source.captions)
     manifest = cache.write_shards(manifest, pictures, arguments.batch_size, source.data.num_workers)
     channels, height, _ = manifest.shape
-    classes = max(source.images.label(int(index)) for index in source.indices) + 1
-    print(report_images(source.data, source.images, source.indices, np.array([], dtype=int), classes or None))
+    highest = max(source.images.label(int(index)) for index in source.indices)
+    print(report_images(source.data, source.images, source.indices, np.array([], dtype=int), highest + 1 or None))
     classes = "" if manifest.class_names is None else f" of {len(manifest.class_names)} classes"
     print(
         f"{manifest.images} images{classes} in {arguments.out}; to train on them: data.name=latents "
