@@ -34,9 +34,7 @@ ENDINGS = {
 }
 NEEDS = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # which a Pillow may have been built without
 Image.init()
-FORMATS = [
-    name for name in ENDINGS if name in Image.OPEN and (name not in NEEDS or features.check(NEEDS[name]))
-]
+FORMATS = [name for name in ENDINGS if name in Image.OPEN and (name not in NEEDS or features.check(NEEDS[name]))]
 IMAGE_SUFFIXES = frozenset(f".{ending}" for name in FORMATS for ending in ENDINGS[name])
 
 MAX_PIXELS = 89_478_485  # what Pillow takes for a decompression bomb: a quarter of a gibibyte with three bytes a pixel
