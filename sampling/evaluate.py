@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.svm import SVC
 
 from training.config_files import find_config, load_config
 from training.data.config import open_images, split
+from training.data.pictures import open_picture
 from training.errors import ConfigError
-from training.files import write_json
+from training.files import user_path, write_json
 
 
 class EvaluationError(Exception):
@@ -65,7 +65,7 @@ def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     if len(rows) < 2:
         raise EvaluationError(f"{folder} holds {len(rows)} sample(s); a distribution needs several")
     try:
-        pixels = [np.asarray(Image.open(folder / row["file"]), dtype=np.float64).ravel() / 255 for row in rows]
+        pixels = [np.asarray(open_picture(folder / row["file"]), dtype=np.float64).ravel() / 255 for row in rows]
         return np.stack(pixels), np.array([int(row["class_label"] or -1) for row in rows])
     except (KeyError, ValueError, OSError) as error:
         raise EvaluationError(f"{listing} and its images are not as sampling/sample.py writes them: {error}") from error
@@ -109,10 +109,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=Path, required=True, help="folder that sampling/sample.py wrote")
+    parser.add_argument("--samples", type=user_path, required=True, help="folder that sampling/sample.py wrote")
     parser.add_argument("--config", default="digits8_ddpm", help="configuration that names the real images, such as "
                         "RUN/config.yaml (default: digits8_ddpm)")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="JSON file to write (default: evaluation.json beside the samples)")
+    parser.add_argument(
+        "--out", type=user_path, help="JSON file to write (default: evaluation.json beside the samples)"
+    )
     parsed = parser.parse_args(arguments)
     try:
         figures = evaluate(parsed.samples, parsed.config)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from training.data.pictures import open_picture
 from training.files import write_json, write_png, writing
 from unetgn.pipelines.pictures import to_grid
 
@@ -103,7 +103,7 @@ def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> None
         writer = csv.DictWriter(lines, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    arrays = [np.asarray(Image.open(file_of(out, seed))) for seed in subjects]
+    arrays = [np.asarray(open_picture(file_of(out, seed))) for seed in subjects]
     pixels = np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
     first = torch.from_numpy(pixels[:GRID]).permute(0, 3, 1, 2).float() / 127.5 - 1
     write_png(out / "grid.png", to_grid(first))

@@ -7,6 +7,7 @@ number of processes. What was stopped goes on where it was when the same line is
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import sys
 from collections.abc import Sequence
@@ -20,9 +21,10 @@ from sampling.folder import Request, SamplingError, Subject, claim, file_of, wri
 from sampling.trained import Trained, load_trained, open_autoencoder, open_text_encoder
 from training.checkpoint import find_checkpoint
 from training.data.autoencoder import Autoencoder, digest
+from training.data.images import shorten
 from training.data.text import TextEncoder
 from training.errors import CheckpointError, ConfigError
-from training.files import write_png
+from training.files import user_path, write_png
 from training.processes import ask_main
 from unetgn.pipelines.pictures import to_picture, to_uint8
 from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sample
@@ -48,13 +50,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("--checkpoint", type=user_path, required=True, help="a run's folder, or one of its checkpoints")
     parser.add_argument("--seeds", type=parse_numbers, required=True, help="one image each, as in 0-63 or 0,5,8-9")
-    parser.add_argument("--out", type=Path, required=True, help="folder for 000000.png …, grid.png and samples.csv")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="folder for 000000.png …, grid.png and samples.csv"
+    )
     parser.add_argument(
         "--class-labels",
-        type=parse_numbers,
-        help="classes as in 0-9, cycled: seed n has number n modulo their count (default: all)",
+        nargs="+",
+        metavar="CLASS",
+        help='classes by number, as in 0-9, or by name, as in cat,dog or "sea lion" dog (RUN/data.json has the names), '
+        "cycled: seed n has number n modulo their count (default: all)",
     )
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="for networks that read text; cycled likewise")
     parser.add_argument(
@@ -66,9 +72,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or raw weights")
     parser.add_argument("--image-size", type=int, help="height and width of what the network makes, images or latents "
                         "(default: what it was trained on)")  # fmt: skip
-    parser.add_argument("--autoencoder", type=Path, metavar="FOLDER",
+    parser.add_argument("--autoencoder", type=user_path, metavar="FOLDER",
                         help="what makes images of latents (default: in data.path of the run)")  # fmt: skip
-    parser.add_argument("--text-encoder", type=Path, metavar="FOLDER",
+    parser.add_argument("--text-encoder", type=user_path, metavar="FOLDER",
                         help="what reads the prompts (default: in data.path of the run)")  # fmt: skip
     parser.add_argument(
         "--npz", action="store_true", help="also write samples.npz: arr_0 (N, H, W, C) uint8, seeds, labels"
@@ -85,16 +91,61 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parsed
 
 
+def parse_classes(given: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return the numbers of classes that are given by name or by number, several parted by commas, numbers as ranges.
+
+    Raises SamplingError for what is neither, and for what is the name of one class and the number of another.
+    """
+    number = {name: i for i, name in enumerate(names)}
+    parts = [part for text in given for part in ([text] if text in number else text.split(","))]
+    labels: list[int] = []
+    for part in (part.strip() for part in parts):
+        kind, marked, marked_part = part.partition("=")
+        if marked and kind == "number":
+            labels += to_numbers(marked_part, names)
+        elif part not in number:
+            labels += to_numbers(part, names)
+        elif part.isdecimal() and int(part) != number[part] and int(part) < len(names):
+            raise SamplingError(
+                f"--class-labels {part} is the name of class {number[part]}, and class {part} is {names[int(part)]!r}: "
+                f"say which by number, --class-labels number={number[part]} or number={part}"
+            )
+        else:
+            labels.append(number[part])
+    return labels
+
+
+def to_numbers(part: str, names: Sequence[str]) -> list[int]:
+    """Read a number or a range. Raises SamplingError with the names that there are for anything else."""
+    try:
+        return parse_numbers(part)
+    except argparse.ArgumentTypeError as error:
+        there = f"the names are {shorten(names)}" if names else "this run knows no names of its classes (data.json)"
+        near = difflib.get_close_matches(part, names, n=1)
+        raise SamplingError(
+            f"--class-labels {part!r} is neither the name nor the number of a class; {there}, numbers are as in 0-9"
+            + (f". Did you mean {near[0]!r}?" if near else "")
+        ) from error
+
+
 def choose_subjects(
-    seeds: Sequence[int], labels: list[int] | None, prompts: list[str] | None, num_classes: int | None
+    seeds: Sequence[int],
+    classes: Sequence[str] | None,
+    prompts: list[str] | None,
+    num_classes: int | None,
+    *,
+    names: Sequence[str] = (),
 ) -> dict[int, Subject]:
     """Return the subject of each seed: classes (default: all) and prompts, both cycling. Raises SamplingError."""
-    if num_classes is None and labels is not None:
+    labels: list[int] | None = None
+    if num_classes is None and classes is not None:
         raise SamplingError("--class-labels was given, but this network was trained without classes: leave it out")
     if num_classes is not None:
-        labels = list(range(num_classes)) if labels is None else labels
+        labels = list(range(num_classes)) if classes is None else parse_classes(classes, names)
         if wrong := [label for label in labels if label >= num_classes]:
             raise SamplingError(f"--class-labels {wrong}: this network has the classes 0 to {num_classes - 1}")
+        if len(set(labels)) < len(labels):
+            raise SamplingError(f"--class-labels {' '.join(classes or [])} names a class twice")
     return {
         seed: Subject(labels[seed % len(labels)] if labels else None, prompts[seed % len(prompts)] if prompts else None)
         for seed in seeds
@@ -154,7 +205,9 @@ def run(arguments: argparse.Namespace) -> None:
     size = arguments.image_size or trained.unet.config.sample_size
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")
-    subjects = choose_subjects(arguments.seeds, arguments.class_labels, arguments.prompts, num_classes)
+    subjects = choose_subjects(
+        arguments.seeds, arguments.class_labels, arguments.prompts, num_classes, names=trained.class_names
+    )
     autoencoder = open_autoencoder(trained, arguments.autoencoder)
     text_encoder = open_text_encoder(trained, arguments.text_encoder, arguments.prompts)
     request = Request(

@@ -10,9 +10,10 @@ from typing import Literal
 from diffusers import DDPMScheduler
 
 from sampling.folder import SamplingError
-from training.checkpoint import Checkpoint, TensorFile
+from training.checkpoint import Checkpoint, TensorFile, run_of
 from training.config_files import load_config
 from training.data.autoencoder import Autoencoder, load_autoencoder
+from training.data.report import read_class_names
 from training.data.text import TextEncoder, context_dims
 from training.network import load_checkpoint
 from unetgn import UNet
@@ -31,6 +32,8 @@ class Trained:
     """Share of labels and texts that were left out in training."""
     digest: str
     """The sha256 of the weights."""
+    class_names: list[str]
+    """Names of its classes in the order of their numbers; [] where they have none."""
     cache: Path | None
     """Folder of the latents that it was trained on; None where it was trained on pixels."""
 
@@ -49,6 +52,7 @@ def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trai
         scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
         dropped=config.objective.label_dropout,
         digest=checkpoint.digest(name),
+        class_names=read_class_names(run_of(checkpoint)) or [],
         cache=config.data.cache,
     )
 

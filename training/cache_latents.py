@@ -25,9 +25,10 @@ from training.data.config import DataConfig, open_images
 from training.data.encoding import Cache, Pictures
 from training.data.images import Images, fingerprint
 from training.data.latents import MANIFEST, Manifest, read_manifest
+from training.data.report import report_images
 from training.data.text import TextEncoder, read_captions
 from training.errors import ConfigError, DataError, RunDirectoryError
-from training.files import TEMPORARY, sha256
+from training.files import TEMPORARY, sha256, user_path
 from training.run_directory import RunDirectory
 
 logger = logging.getLogger("training")
@@ -46,11 +47,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="cache_latents.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--autoencoder", type=Path, required=True, metavar="FOLDER",
+    parser.add_argument("--autoencoder", type=user_path, required=True, metavar="FOLDER",
                         help="diffusers' AutoencoderKL, or a pipeline that has one")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cache")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the cache")
     parser.add_argument("--flip", action="store_true", help="encode the mirrored images too, for data.random_flip")
-    parser.add_argument("--text-encoder", type=Path, metavar="FOLDER",
+    parser.add_argument("--text-encoder", type=user_path, metavar="FOLDER",
                         help="a Stable Diffusion pipeline: encode captions too, with its text_encoder/ and tokenizer/. "
                         "Captions are NAME.txt beside NAME.png (data.name folder), or a column (datasets)")  # fmt: skip
     parser.add_argument("--caption-column", default="text", metavar="NAME", help="column of captions (default: text)")
@@ -110,6 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     pictures = Pictures(source.images, source.indices, source.captions)
     manifest = cache.write_shards(manifest, pictures, arguments.batch_size, source.data.num_workers)
     channels, height, _ = manifest.shape
+    highest = max(source.images.label(int(index)) for index in source.indices)
+    print(report_images(source.data, source.images, source.indices, np.array([], dtype=int), highest + 1 or None))
     classes = "" if manifest.class_names is None else f" of {len(manifest.class_names)} classes"
     print(
         f"{manifest.images} images{classes} in {arguments.out}; to train on them: data.name=latents "
@@ -140,6 +143,7 @@ def describe(source: Source, *, flipped: bool, shard_size: int) -> Manifest:
         text_shape=None if text_encoder is None else (text_encoder.tokens, text_encoder.width),
         source={
             **{f"data.{key}": getattr(source.data, key) for key in KEYS},
+            **({"data.to_grey": True} if source.data.to_grey else {}),
             "fingerprint of the images": fingerprint(source.images, source.indices),
             "autoencoder": digest(autoencoder.model),
             "text encoder": None if text_encoder is None else digest(text_encoder.model),

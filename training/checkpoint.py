@@ -158,6 +158,11 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"{PREFIX}{step:06d}"
 
 
+def run_of(checkpoint: Checkpoint) -> Path:
+    """Name the folder of the run that a checkpoint lies in."""
+    return checkpoint.path.resolve().parent.parent
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in a folder by step, oldest first, good or bad."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and path.name.removeprefix(PREFIX).isdigit()]

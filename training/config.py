@@ -7,6 +7,7 @@ them. training/config_files.py reads all of them from YAML and from the command 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -60,6 +61,8 @@ class TrainConfig:
     """Trackers by their name in Accelerate: tensorboard, wandb, …; an empty list is off."""
 
     def __post_init__(self) -> None:
+        if self.initial_weights is not None:
+            object.__setattr__(self, "initial_weights", os.path.expanduser(self.initial_weights))
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")

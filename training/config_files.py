@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import typing
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from training.checkpoint import CONFIG
 from training.config import RunConfig
 from training.data.config import DataConfig
 from training.errors import ConfigError
+from training.files import user_path
 from training.manifest import MANIFEST
 from training.run_directory import STATUS
 
@@ -48,7 +50,7 @@ def find_config(name: str) -> Path:
 
     Raises ConfigError where there is none.
     """
-    for candidate in (Path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
+    for candidate in (user_path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -128,6 +130,24 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig)
     return parser
+
+
+def list_keys() -> str:
+    """List every key with its meaning, type and default, as it is written on the command line."""
+    known, listed = known_keys(), []
+    for group in make_parser().format_help().split("\n\n")[2:]:
+        # jsonargparse knows options, `--key VALUE`, one for a group of keys from a file, and one for help on a group.
+        for entry in re.split(r"\n(?=  --)", group):
+            option = re.match(r"  --(\S+) ?(\S*)", entry)
+            key = option[1] if option else ""
+            if option is None:
+                listed.append(f"\n{entry}")
+            elif key in known and not known[key].group:
+                listed.append(f"  {key}={option[2]}{entry[option.end() :]}")
+            elif key in known and known[key].optional:
+                inside = "".join(f"\n  {name}=…" for name in known if name.startswith(f"{key}."))
+                listed.append(f"  {key}=null{entry[option.end() :]}{inside}")
+    return "\n".join(listed).strip()
 
 
 def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, override: str) -> jsonargparse.Namespace:

@@ -33,3 +33,10 @@ class Diverged(Exception):
 
 class Preempted(Exception):
     """Says that a signal asked the run to stop; its state is saved."""
+
+
+def reason(error: BaseException) -> str:
+    """Return what the innermost of a chain of errors says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"

@@ -40,6 +40,11 @@ def writing(path: Path) -> Iterator[Path]:
     flush(path.parent)
 
 
+def user_path(text: str) -> Path:
+    """Return the path that a user wrote: ~ is the home folder, ~name somebody else's."""
+    return Path(os.path.expanduser(text))
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     with writing(path) as unfinished:

@@ -13,6 +13,7 @@ from training.data.autoencoder import load_autoencoder
 from training.data.config import open_images, split
 from training.data.images import Images, check_classes
 from training.data.latents import Latents
+from training.data.report import Report, make_report, report_images
 from training.data.samples import IndexedSamples, Samples
 from training.data.stream import ShardStream
 from training.data.text import TextEncoder, check_texts
@@ -77,6 +78,23 @@ def read_all(images: Images) -> np.ndarray:
         if images.empty_text is not None:
             TextEncoder(images.folder)
     return usable
+
+
+def report(config: RunConfig, samples: Samples, held_out: IndexedSamples | None) -> Report:
+    """Say what was taken; on the main process, which has looked at the images."""
+    if isinstance(samples, IndexedSamples):
+        none = np.array([], dtype=int)
+        held = none if held_out is None else held_out.indices
+        return report_images(config.data, samples.images, samples.indices, held, config.model.num_classes)
+    assert isinstance(samples, ShardStream)
+    return make_report(
+        config.data,
+        channels=config.model.in_channels,
+        tally=samples.tally,
+        left_out=samples.shards.left_out,
+        class_names=samples.class_names,
+        reads_classes=config.model.num_classes is not None,
+    )
 
 
 def preview_conditions(config: RunConfig, samples: Samples) -> Conditions:

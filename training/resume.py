@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
 FREE = ("train.steps", "train.log_every", "train.validate_every", "train.trackers", "train.processes", "data.path",
-        "data.num_workers", "checkpoint", "preview")  # fmt: skip
+        "data.num_workers", "data.to_grey", "data.max_pixels", "checkpoint", "preview")  # fmt: skip
 
 ABSENT = "left out"
 
@@ -66,7 +66,7 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
         differences = "; ".join(f"{key} was {before.get(key, ABSENT)} and is {now.get(key, ABSENT)}" for key in fixed)
         raise CheckpointError(
             f"{checkpoint.path} was made with another configuration: {differences}. Set it back, or begin a run of its "
-            "own with another --output"
+            f"own with these weights: train.initial_weights={checkpoint.path} --resume none and another --output"
         )
     if "train.steps" in changed:
         logger.warning("train.steps was %s and is %s: the learning rate follows the new one", before["train.steps"],
@@ -74,7 +74,8 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
     if checkpoint.images != samples.fingerprint():
         raise CheckpointError(
             f"{checkpoint.path} was made with other images than are here now ({samples}; data.path, --overfit): "
-            "put them back, or begin a run of its own with another --output"
+            "put them back, or begin a run of its own with these weights: "
+            f"train.initial_weights={checkpoint.path} --resume none and another --output"
         )
     if checkpoint.step > config.train.steps:
         raise CheckpointError(

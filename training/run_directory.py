@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import os
 import time
@@ -61,8 +62,15 @@ class RunDirectory:
             # A record lock belongs to this process alone: the loader's forked workers do not inherit it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise RunDirectoryError(
+                    f"{self.path} is in use by another run; wait for it, or give another folder"
+                ) from error
+            self.unlock()
             raise RunDirectoryError(
-                f"{self.path} is in use by another run; wait for it, or give another folder"
+                f"{self.path} cannot be locked, which keeps two runs out of one folder: its file system answers "
+                f"'{error.strerror}'. Give a folder on another file system, such as a local disk (some network file "
+                "systems lock once they are mounted for it)"
             ) from error
         delete_unfinished(self.path)
 

@@ -18,15 +18,15 @@ import torch
 
 from training.checkpoint import CONFIG, Checkpoint, delete_newer, delete_old
 from training.config import RunConfig
-from training.config_files import find_config, load_config, make_parser, to_yaml
+from training.config_files import find_config, list_keys, load_config, to_yaml
 from training.data.samples import Samples
 from training.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted, RunDirectoryError
-from training.files import write_text
+from training.files import user_path, write_text
 from training.loop import Loop
 from training.network import count_parameters, load_initial_weights, make_network
 from training.objective import Objective
 from training.pipeline import save_pipeline
-from training.prepare import prepare_samples, preview_conditions
+from training.prepare import prepare_samples, preview_conditions, report
 from training.processes import ask_main, describe, make_accelerator
 from training.resume import check_same_run, find_start, flat
 from training.run_directory import RunDirectory
@@ -38,12 +38,12 @@ logger = logging.getLogger("training")
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the options of this script; what is left over is `key=value`."""
-    keys = "keys of the configuration, as in train.steps=100:\n\n" + make_parser().format_help().split("\n\n", 2)[2]
+    keys = f"keys of the configuration, as in train.steps=100:\n\n{list_keys()}"
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
-    parser.add_argument("--output", type=Path, help="folder of the run (default: runs/NAME of the configuration)")
+    parser.add_argument("--output", type=user_path, help="folder of the run (default: runs/NAME of the configuration)")
     parser.add_argument(
         "--resume",
         default="none",
@@ -79,12 +79,13 @@ def run(arguments: argparse.Namespace) -> None:
     samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
     conditions = preview_conditions(config, samples)
     what = describe(config, accelerator, count_parameters(config), samples)
+    taken = report(config, samples, held_out) if accelerator.is_main_process else None
     start = ask_main(accelerator, lambda: take_output(config, output, samples, accelerator.num_processes, arguments))
     initial = load_initial_weights(config) if start is None else None
     if accelerator.is_main_process:
         after = f", going on after step {start.step}" if start is not None and start.step else ""
         dry = "\na dry run: nothing was written" if arguments.dry_run else ""
-        print(f"{what}\nwriting to {output.path}{after}{dry}")
+        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}")
     if arguments.dry_run:
         return
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
@@ -92,7 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
     loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
     if start is not None:
         loop.restore(start)
-    if accelerator.is_main_process:
+    if taken is not None:
+        taken.write(output.path)
         write_text(output.path / CONFIG, to_yaml(config))
         output.resume_logs(state.step)
     train(loop)
@@ -110,7 +112,7 @@ def take_output(
     else:
         output.lock()  # before looking: another run may be about to save, or to delete
     try:
-        found = find_start(output, arguments.resume)
+        found = find_start(output, os.path.expanduser(arguments.resume))
         if found is not None:
             check_same_run(config, samples, found, processes)
     except BaseException:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from sampling import sample as script
 from sampling.evaluate import main as evaluate
-from sampling.sample import main, parse_numbers
+from sampling.folder import SamplingError
+from sampling.sample import main, parse_classes, parse_numbers
 from training.train import main as train
 
 TINY = """
@@ -165,6 +167,59 @@ def test_what_is_no_list_of_seeds_is_refused(text: str, capsys: pytest.CaptureFi
         main(["--checkpoint", "x", "--out", "y", f"--seeds={text}"])
     assert exit_.value.code == 2
     assert "argument --seeds" in capsys.readouterr().err
+
+
+NAMES = ["ant", "bee", "black, white", "3", "10", "sea lion", "x", "y", "z", "9"]
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"),
+    [
+        (["ant"], [0]),
+        (["ant,bee"], [0, 1]),
+        (["ant", "sea lion"], [0, 5]),
+        (["black, white"], [2]),
+        (["black, white", "ant,x"], [2, 0, 6]),
+        (["0-2,bee"], [0, 1, 2, 1]),
+        (["3"], [3]),
+        (["10"], [4]),
+        (["number=4,5-6"], [4, 5, 6]),
+    ],
+)
+def test_classes_are_given_by_name_or_by_number(given: list[str], numbers: list[int]) -> None:
+    assert parse_classes(given, NAMES) == numbers
+
+
+def test_what_is_the_name_of_one_class_and_the_number_of_another_is_asked_about() -> None:
+    names = ["1", "10", "2"]
+    with pytest.raises(SamplingError, match="1 is the name of class 0, and class 1 is '10': say which") as refused:
+        parse_classes(["1"], names)
+    advised = [part.rstrip(".") for part in str(refused.value).split() if part.startswith("number=")]
+    assert [parse_classes([part], names) for part in advised] == [[0], [1]]
+    assert parse_classes(["10"], names) == [1]  # there is no class 10
+
+
+@pytest.mark.parametrize("given", ["cat", "bea", "1-", "-1", "sea", ""])
+def test_what_is_no_class_is_refused_with_the_names(given: str) -> None:
+    with pytest.raises(SamplingError, match="neither the name nor the number of a class; the names are ant, bee, "):
+        parse_classes([given], NAMES)
+    with pytest.raises(SamplingError, match="this run knows no names of its classes"):
+        parse_classes([given], [])
+
+
+def test_a_run_knows_its_classes_by_name(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert data["class_names"] == [str(digit) for digit in range(10)]
+    names = [f"digit {digit}" for digit in range(10)]
+    (tmp_path / "run" / "data.json").write_text(json.dumps(data | {"class_names": names}))
+    assert draw(tmp_path / "run", tmp_path / "named", "--seeds", "0-1", "--class-labels", "digit 7", "digit 2") == 0
+    assert draw(run, tmp_path / "numbered", "--seeds", "0-1", "--class-labels", "7,2") == 0
+    assert (tmp_path / "named" / "samples.csv").read_text() == (tmp_path / "numbered" / "samples.csv").read_text()
+    newest = tmp_path / "run" / "checkpoints" / "step-000030"
+    assert draw(newest, tmp_path / "checkpoint", "--seeds", "0", "--class-labels", "digit 7") == 0
+    assert draw(run, tmp_path / "out", "--seeds", "0", "--class-labels", "digit 7") == 2
+    assert "the names are 0, 1, 2" in capsys.readouterr().err
 
 
 def test_lists_of_numbers_are_read() -> None:

@@ -12,7 +12,7 @@ from tests.training.forked import succeed
 from tests.training.launched import TWO
 from tests.training.shards import png, write_shards, write_tar
 from training import throughput
-from training.data.pixels import Framing
+from training.data import pixels
 from training.train import main
 
 pytest.importorskip("datasets")
@@ -99,15 +99,17 @@ def test_waiting_for_a_stream_is_counted_as_waiting_for_the_loader(
 def test_a_signal_in_the_middle_of_decoding_breaks_no_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real_check, calls = Framing.check, []
+    real_open, calls = pixels.open_picture, []
 
-    def signalled(framing: Framing, picture: Image.Image) -> Image.Image:
+    def signalled(source: bytes, max_pixels: int) -> Image.Image:
         calls.append(1)
-        if len(calls) == 24 + 10:  # the start looks at all 24; the third step takes the ninth image and three more
+        if (
+            len(calls) == 2 * 24 + 10
+        ):  # the start looks at all 24 twice; the third step takes the ninth image and three more
             signal.raise_signal(signal.SIGTERM)
-        return real_check(framing, picture)
+        return real_open(source, max_pixels)
 
-    monkeypatch.setattr(Framing, "check", signalled)
+    monkeypatch.setattr(pixels, "open_picture", signalled)
     keys = ["data.name=stream", f"data.path={write_shards(tmp_path / 'set', 'tar')}"]
     with caplog.at_level(logging.WARNING):
         assert run(tmp_path, *keys) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import numpy as np
 from training.data.hugging_face import HuggingFaceImages
 from training.data.images import Digits, ImageFolder, Images
 from training.data.latents import Latents
+from training.data.pictures import MAX_PIXELS
 from training.data.pixels import Framing
 
 # Keys that some sources take alone; elsewhere they would be ignored, so they are refused.
@@ -20,6 +22,9 @@ ONLY_FOR = {
     "crop_scale": ("folder", "datasets", "stream"),
     "image_column": ("datasets", "stream"),
     "label_column": ("datasets", "stream"),
+    "class_names": ("stream",),
+    "to_grey": ("folder", "datasets", "stream"),
+    "max_pixels": ("folder", "datasets", "stream"),
     "shuffle_buffer": ("stream",),
     "subset": ("stream",),
     "split": ("stream",),
@@ -48,13 +53,20 @@ class DataConfig:
     """Cut the square out of the image at a random place instead of its middle; not for digits."""
     crop_scale: float = 1.0
     """random_crop only: the image's shorter side is resized to image_size × crop_scale before; 1 or more."""
+    to_grey: bool = False
+    """Turn images in colour grey, for a network of one channel; without it they are refused there."""
+    max_pixels: int = MAX_PIXELS
+    """Largest number of pixels of an image, its width times its height: one that would take all memory is refused."""
     held_out: float = 0.0
     """Share of the images, in [0, 1), that is never trained on; the same images whatever the run's seed."""
     image_column: str = "image"
     """datasets and stream only: the column of images; in tar shards the ending of their files, `image` for any."""
     label_column: str = "label"
     """datasets and stream only: the column of class labels, which a network without classes does not read; a data set
-    without it has none. In tar shards the ending of a file or a key in `json`; `label` also finds `cls`."""
+    without it has none. Texts are names of classes. In tar shards the ending of a file or a key in `json`; `label`
+    also finds `cls`."""
+    class_names: tuple[str, ...] | None = None
+    """stream only: where labels are texts, these in the order of their numbers; other data sets know them before."""
     shuffle_buffer: int = 1000
     """stream only: images that a reader holds to draw the next one from; 1 keeps the order within the shards."""
     subset: str | None = None
@@ -63,6 +75,8 @@ class DataConfig:
     """stream only: of a data set on the hub, the split."""
 
     def __post_init__(self) -> None:
+        if self.path is not None:
+            object.__setattr__(self, "path", os.path.expanduser(self.path))
         if self.image_size < 1:
             raise ValueError(f"data.image_size is {self.image_size}; it is a number of pixels, at least 1")
         if self.num_workers < 0:
@@ -80,6 +94,10 @@ class DataConfig:
             raise ValueError(f"data.crop_scale is {self.crop_scale}; it enlarges what is cropped from, at least 1")
         if self.crop_scale != 1 and not self.random_crop:
             raise ValueError(f"data.crop_scale is {self.crop_scale}, but data.random_crop is off: set both or neither")
+        if self.max_pixels < 1:
+            raise ValueError(f"data.max_pixels is {self.max_pixels}; it is a number of pixels, at least 1")
+        if self.class_names is not None and len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"data.class_names is {list(self.class_names)}, which names a class twice")
         if self.shuffle_buffer < 1:
             raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it is a number of images, at least 1")
         for item in fields(self):
@@ -100,7 +118,13 @@ def make_framing(config: DataConfig, channels: int) -> Framing:
     """Return how pictures become arrays. Raises ValueError for channels that no picture has."""
     if channels not in (1, 3):
         raise ValueError(f"model.in_channels is {channels}, but images have 1 (grey) or 3 (RGB) channels")
-    return Framing(config.image_size, channels, config.random_crop, config.crop_scale)
+    if config.to_grey and channels == 3:
+        raise ValueError(
+            "data.to_grey is true, but model.in_channels is 3: set model.in_channels=1 model.out_channels=1"
+        )
+    return Framing(
+        config.image_size, channels, config.random_crop, config.crop_scale, config.to_grey, config.max_pixels
+    )
 
 
 def open_images(config: DataConfig, channels: int) -> Images:

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from training.data.autoencoder import Autoencoder
-from training.data.images import Images, reason
+from training.data.images import Images
 from training.data.latents import EMPTY_TEXT, Manifest
 from training.data.samples import BatchReader, load_batches
 from training.data.text import TextEncoder
-from training.errors import DataError
+from training.errors import DataError, reason
 from training.files import sha256, writing
 
 

@@ -7,15 +7,19 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.data.images import Images, fingerprint_files, read_all, reason, walk
+from training.data.images import WITHOUT_CLASSES, Images, fingerprint_files, list_endings, walk
+from training.data.looking import look_at_all
+from training.data.pictures import Facts
 from training.data.pixels import Framing
+from training.data.splits import splits_among, word_end
+from training.errors import reason
 
 FORMATS = {
     ".parquet": "parquet",
@@ -24,20 +28,32 @@ FORMATS = {
     ".tar.gz": "webdataset",
     ".tgz": "webdataset",
 }
-SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 
 
 def import_datasets() -> Any:
     """Import the package `datasets`. Raises ValueError where it is not installed."""
     try:
         import datasets
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "datasets":  # one of those that it needs: its own message says which
+            raise
         raise ValueError('data.name datasets and stream need a package: pip install -e ".[train,data]"') from error
     return datasets
 
 
-def find_files(path: str) -> tuple[str, list[str]]:
-    """Find the format ("parquet", "arrow" or "webdataset") and the sorted files of a folder, a file or a glob.
+@dataclass(frozen=True)
+class Files:
+    """Holds the files of a data set."""
+
+    kind: str
+    """The builder of `datasets` that reads them: "parquet", "arrow" or "webdataset"."""
+    paths: list[str]
+    left_out: Mapping[str, int]
+    """Of files beside them, how many by ending."""
+
+
+def find_files(path: str) -> Files:
+    """Find the sorted files of a folder, a file or a glob, and their format.
 
     Of a folder that `save_to_disk` wrote these are its Arrow files. Raises ValueError where there are none, or files of
     several formats or splits.
@@ -45,25 +61,36 @@ def find_files(path: str) -> tuple[str, list[str]]:
     root = Path(path)
     if (root / "dataset_dict.json").is_file():
         parts = sorted(part.name for part in root.iterdir() if part.is_dir())
-        raise ValueError(f"data.path {path!r} holds several splits: give one, for example {root / parts[0]}")
+        raise ValueError(f"data.path {path!r} holds several splits: give one, for example data.path={root / parts[0]}")
     if (root / "state.json").is_file():
         saved = json.loads((root / "state.json").read_text())["_data_files"]
-        return "arrow", [str(root / item["filename"]) for item in saved]
-    if root.is_dir():
-        found = [Path(entry.path) for entry in walk(root)]
-    else:
-        found = [Path(file) for file in glob.glob(path, recursive=True)]
+        return Files("arrow", [str(root / item["filename"]) for item in saved], {})
+    found = [file for part in ([root] if root.is_dir() else match(path)) for file in files_in(part)]
     files = sorted(str(file) for file in found if format_of(file.name) and not file.name.startswith("."))
-    formats = {format_of(file) for file in files}
+    formats = {format_of(file) or "" for file in files}
+    endings = Counter(file.suffix or "no ending" for file in found if not format_of(file.name))
     if len(formats) != 1:
-        endings = Counter(file.suffix or "no ending" for file in found)
-        what = ", ".join(f"{count} with {ending}" for ending, count in sorted(endings.items())) or "no file"
+        all_endings = Counter(file.suffix or "no ending" for file in found)
         raise ValueError(
             f"data.path {path!r} should be a folder that save_to_disk wrote, or a folder or glob of files that are all "
-            f"*.parquet, all *.arrow or, streamed, all *.tar; found {what} (for plain image files: data.name=folder)"
+            f"*.parquet, all *.arrow or, streamed, all *.tar; found {list_endings(all_endings) or 'no file'} (for "
+            "plain image files: data.name=folder)"
         )
     check_one_split(path, files)
-    return formats.pop() or "", files
+    return Files(formats.pop(), files, endings)
+
+
+def files_in(path: Path) -> list[Path]:
+    """List the files of a folder and of all below it; a file is itself."""
+    return [Path(entry.path) for entry in walk(path)] if path.is_dir() else [path]
+
+
+def match(pattern: str) -> list[Path]:
+    """List the files and folders that a glob means. What is there under the very name that is given is no pattern."""
+    path = Path(pattern)
+    there = next((part for part in (path, *path.parents) if os.path.lexists(part)), Path())
+    rest = os.path.relpath(path, there) if there != path else ""
+    return [Path(file) for file in glob.glob(os.path.join(glob.escape(str(there)), rest).rstrip("/"), recursive=True)]
 
 
 def format_of(name: str) -> str | None:
@@ -74,102 +101,167 @@ def format_of(name: str) -> str | None:
 def check_one_split(path: str, files: Sequence[str]) -> None:
     """Raise ValueError where names of files or folders say that some are for training and others for testing."""
     common = os.path.commonpath([str(Path(file).parent) for file in files])
-    parts = {part.lower() for file in files for part in Path(os.path.relpath(file, common)).parts}
-    words = [re.match(r"[a-z]+", part) for part in parts]
-    splits = sorted({SPLITS[word[0]] for word in words if word and word[0] in SPLITS})
-    if len(splits) > 1:
+    parts = {part for file in files for part in Path(os.path.relpath(file, common)).parts}
+    if splits := splits_among(parts):
+        name = splits.get("train", min(splits.values()))
+        file = next(Path(file) for file in files if name in Path(os.path.relpath(file, common)).parts)
+        above = next((folder for folder in file.parents if folder.name == name), None)
+        # A folder of its own, or what the files are called up to the word that means the split.
+        one = above or f"{file.parent}/{glob.escape(name[: word_end(name)])}*"
         raise ValueError(
-            f"data.path {path!r} holds files of the splits {', '.join(splits)}: give those of one, by its folder or by "
-            f"a glob such as {common}/train*"
+            f"data.path {path!r} holds files of the splits {', '.join(sorted(splits))}: give those of one, by its "
+            f"folder or by a glob, data.path={one}"
         )
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Says which columns of a row hold the image and the label."""
+    """Says which columns of a table hold the image and the label; None: there are no labels."""
 
     image: str
-    label: tuple[str, ...]  # () without labels; ("json", "label") for a key within a column
+    label: str | None
+    features: Mapping[str, Any]
+    """Of each column, what `datasets` takes it for."""
+    wanted_label: str
+    """Holds what data.label_column says."""
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Holds the names of the classes where the data set has them."""
+        return None if self.label is None else getattr(self.features[self.label], "names", None)
+
+    def image_of(self, row: dict[str, Any]) -> bytes:
+        """Return the contents of a row's image. Raises ValueError where there are none."""
+        return contents(row.get(self.image), self.image)
 
     def label_of(self, row: dict[str, Any]) -> Any:
         """Return the label of a row, whatever stands there; None where nothing does."""
-        value: Any = row
-        for key in self.label:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+        return None if self.label is None else row.get(self.label)
 
-    def class_names(self, features: Any) -> list[str] | None:
-        """Return the names of the classes where the data set has them."""
-        return getattr(features[self.label[0]], "names", None) if len(self.label) == 1 else None
+    def why_no_labels(self) -> str:
+        """Say why there are no labels, and what would do: another column, where one could be of labels."""
+        missing = f"the images have no classes: there is no column {self.wanted_label!r}"
+        others = [name for name in self.features if name not in (self.image, self.label)]
+        could = sorted((kind, name) for name in others if (kind := kind_of(self.features[name])) is not None)
+        if not could:
+            return f"{missing} beside {self.image!r}: {WITHOUT_CLASSES}"
+        listed = ", ".join(f"{name} ({what})" for (_, what), name in could)
+        return f"{missing}; these could be of labels: {listed}: set data.label_column={could[0][1]}"
 
 
-def find_columns(path: str, features: Any, image_column: str, label_column: str) -> Columns:
-    """Find the columns of a table. Raises ValueError where that of images is missing; labels may be."""
+def kind_of(feature: Any) -> tuple[int, str] | None:
+    """Say what labels a column could hold, likely ones first; None where it can hold none."""
+    if getattr(feature, "names", None):
+        return 0, f"{len(feature.names)} classes"
+    dtype = str(getattr(feature, "dtype", ""))
+    return (1, "numbers") if re.match("u?int", dtype) else (2, "text") if "string" in dtype else None
+
+
+def find_columns(path: str, features: Mapping[str, Any], image_column: str, label_column: str) -> Columns:
+    """Find the columns of a table. Raises ValueError where that of images is missing or holds none; labels may be."""
+    datasets = import_datasets()
     if image_column not in features:
-        raise ValueError(f"data.image_column {image_column!r} is not in {path!r}; its columns: {list(features)}")
-    return Columns(image_column, (label_column,) if label_column in features else ())
+        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        remedy = f"; set data.image_column={images[0]}" if images else ""
+        raise ValueError(
+            f"data.image_column {image_column!r} is not in {path!r}; its columns: {list(features)}{remedy}"
+        )
+    feature = features[image_column]
+    plain = getattr(feature, "dtype", None) in ("binary", "large_binary")
+    encoded = isinstance(feature, dict) and {"bytes", "path"} == set(feature)
+    if not (plain or encoded or isinstance(feature, datasets.Image)):
+        raise ValueError(f"data.image_column {image_column!r} of {path!r} holds no images but {feature}")
+    return Columns(image_column, label_column if label_column in features else None, features, label_column)
 
 
-def find_endings(path: str, features: Any, image_column: str, label_column: str) -> Columns:
-    """Find the columns of tar shards, which are the endings of the files in them.
+def contents(value: Any, column: str) -> bytes:
+    """Return the contents of an image, as a column holds it. Raises ValueError where it holds none."""
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(held, bytes):
+        return held
+    named = value.get("path") if isinstance(value, dict) else None
+    if named is None:
+        raise ValueError(f"no image: its {column!r} is empty; remove the row, or name another data.image_column")
+    raise ValueError(
+        f"its {column!r} only names a file, {named!r}, and what a data set names is not opened: save the data set with "
+        "save_to_disk, which puts the files into it"
+    )
 
-    `image` and `label`, the defaults, mean any ending of an image, and `cls` or a key of that name in `json`.
-    """
-    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if image_column == "image" and image_column not in features:
-        if len(images) != 1:
-            endings = [name for name in features if not name.startswith("__")]
-            raise ValueError(
-                f"data.path {path!r}: of the endings {endings} in the shards {len(images)} are of images; name one as "
-                "data.image_column"
-            )
-        image_column = images[0]
-    columns = find_columns(path, features, image_column, label_column)
-    if columns.label:
-        return columns
-    if label_column == "label" and "cls" in features:
-        return Columns(image_column, ("cls",))
-    inside = "json" in features and label_column in features["json"]
-    return Columns(image_column, ("json", label_column) if inside else ())
+
+def number_of(label: Any) -> int:
+    """Return the class that a label means by its number, -1 where it means none."""
+    if isinstance(label, float) and label.is_integer():  # as tables have it where some labels are missing
+        return int(label)
+    return int(label) if isinstance(label, int) and label >= 0 else -1
+
+
+def number_classes(labels: Sequence[Any]) -> tuple[list[int], list[str] | None]:
+    """Number labels, -1 for none: as they are numbered, or texts in order, then with the names of the classes."""
+    texts = {label for label in labels if isinstance(label, str)}
+    if not texts:
+        return [number_of(label) for label in labels], None
+    names = sorted(texts, key=lambda text: (int(text) if text.isdecimal() else -1, text))
+    number = {name: i for i, name in enumerate(names)}
+    return [number.get(label, -1) if isinstance(label, str) else -1 for label in labels], names
 
 
 class HuggingFaceImages(Images):
     """Reads a data set on this disk by number: what `save_to_disk` wrote, or Parquet or Arrow files.
 
-    Such files are first copied into the cache of `datasets` (environment variable HF_DATASETS_CACHE).
+    Such files are first copied into the cache of `datasets` (environment variable HF_DATASETS_CACHE). Labels that are
+    texts are the names of the classes, which are numbered in their order.
     """
 
     def __init__(self, path: str, framing: Framing, image_column: str, label_column: str) -> None:
         datasets = import_datasets()
         self.path, self.framing, self.shape = path, framing, framing.shape
-        data, self._files = open_table(path)
-        columns = find_columns(path, data.features, image_column, label_column)
+        data, files = open_table(path)
+        self._files, self.left_out = files.paths, files.left_out
+        self._columns = find_columns(path, data.features, image_column, label_column)
         if not len(data):
             raise ValueError(f"data.path {path!r} holds no rows")
-        self._labels: list[Any] | None = list(data[label_column]) if columns.label else None
-        self.class_names = columns.class_names(data.features) if columns.label else None
-        self._image, self._decoder = image_column, datasets.Image()
-        self._data = as_encoded_images(data.select_columns([image_column]), path, image_column)
+        self._values: list[Any] | None = None if self._columns.label is None else list(data[label_column])
+        self._labels, texts = number_classes(self._values or [])
+        self.class_names = self._columns.class_names or texts
+        encoded = datasets.Image(decode=False)  # decoding is for us to do, and to survive
+        self._data = data.select_columns([image_column]).cast_column(image_column, encoded)
 
     def __len__(self) -> int:
         return len(self._data)
 
     def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
-        return self.framing(self._decoder.decode_example(self._data[index][self._image]), random)
+        return self.framing.read(self._columns.image_of(self._data[index]), random)
+
+    def look(self, index: int) -> Facts:
+        """Read an image, and say what it is."""
+        return self.framing.facts(self._columns.image_of(self._data[index]))
 
     def label(self, index: int) -> int:
-        """Return the label as it stands in the data set; -1 for what is no number from 0 on."""
-        label = None if self._labels is None else self._labels[index]
-        return label if isinstance(label, int) and label >= 0 else -1
+        """Return the number of the class; -1 for what is no number from 0 on and no text."""
+        return self._labels[index] if self._labels else -1
 
     def name(self, index: int) -> str:
         return f"{self.path} row {index}"
 
     def usable(self) -> np.ndarray:
-        return read_all(self)
+        numbers, self.tally = look_at_all(self)
+        return numbers
 
     def fingerprint(self) -> str:
         return fingerprint_shards(self._files)
+
+    def why_no_classes(self) -> str:
+        if self._values is None:
+            return self._columns.why_no_labels()
+        return (
+            f"the images have no classes: the column {self._columns.label!r} of {self.path!r} holds neither class "
+            f"numbers nor texts, but such as {self._values[0]!r}: name another data.label_column of "
+            f"{list(self._columns.features)}"
+        )
+
+    def why_no_class(self, index: int) -> str:
+        value = None if self._values is None else self._values[index]
+        return f"its {self._columns.label!r} is {value!r}; remove the row, or give it one"
 
 
 def fingerprint_shards(files: Sequence[str]) -> str:
@@ -179,29 +271,24 @@ def fingerprint_shards(files: Sequence[str]) -> str:
     return fingerprint_files(facts + [(file, -1) for file in files if not Path(file).is_file()], here)
 
 
-def open_table(path: str) -> tuple[Any, list[str]]:
+def open_table(path: str) -> tuple[Any, Files]:
     """Open the `datasets.Dataset` of a path, and find its files. Raises ValueError where it is none."""
     datasets = import_datasets()
-    kind, files = find_files(path)
-    if kind == "webdataset":
+    files = find_files(path)
+    if files.kind == "webdataset":
         raise ValueError(f"data.path {path!r} holds tar shards, which are read in sequence only: set data.name=stream")
+    if any("::" in os.path.abspath(file) for file in files.paths):
+        raise ValueError(
+            f"data.path {path!r} has '::' in its name, which `datasets` takes for two addresses: rename it, or set "
+            "data.name=stream, which reads it as it is"
+        )
     try:
         if (Path(path) / "state.json").is_file():
             return datasets.load_from_disk(path), files
-        return datasets.load_dataset(kind, data_files=files, split="train"), files
+        # As a list of its own kind, names are not taken for patterns; the times tell its cache of other contents.
+        absolute = [os.path.abspath(file) for file in files.paths]
+        times = [(str(os.path.getmtime(file)),) for file in absolute]
+        listed = datasets.data_files.DataFilesList(absolute, times)
+        return datasets.load_dataset(files.kind, data_files={"train": listed}, split="train"), files
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"data.path {path!r} cannot be read as {kind} files: {reason(error)}") from error
-
-
-def as_encoded_images(data: Any, path: str, column: str) -> Any:
-    """Have the column of images read as {"bytes": …, "path": …}: decoding is for us to do, and to survive.
-
-    Raises ValueError where the column holds something else.
-    """
-    datasets = import_datasets()
-    feature = data.features[column]
-    plain = getattr(feature, "dtype", None) in ("binary", "large_binary")
-    encoded = isinstance(feature, dict) and {"bytes", "path"} == set(feature)
-    if not (plain or encoded or isinstance(feature, datasets.Image)):
-        raise ValueError(f"data.image_column {column!r} of {path!r} holds no images but {feature}")
-    return data.cast_column(column, datasets.Image(decode=False))
+        raise ValueError(f"data.path {path!r} cannot be read as {files.kind} files: {reason(error)}") from error

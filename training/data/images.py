@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from training.data.pixels import Framing, TooSmall
+from training.data.looking import Tally, look_at_all
+from training.data.pictures import IMAGE_SUFFIXES, Facts
+from training.data.pixels import Framing
+from training.data.splits import check_class_folders
 
-logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-BROKEN_AT_MOST = 0.01  # share of the files that may be unreadable before it is an error
+WITHOUT_CLASSES = "set model.num_classes=null objective.label_dropout=0"  # the keys that speak of classes
 LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
 
 
@@ -29,6 +27,8 @@ class Images(Protocol):
 
     shape: tuple[int, int, int]  # (C, H, W)
     class_names: list[str] | None  # None: the images have no classes, or classes without names
+    left_out: Mapping[str, int] = MappingProxyType({})  # of the files that are no images, how many by ending
+    tally: Tally | None = None  # what `usable` found the pictures to be
 
     def __len__(self) -> int: ...
 
@@ -59,6 +59,14 @@ class Images(Protocol):
     def fingerprint(self) -> str:
         """Return a text that these images keep wherever they are moved to, and that no other images have."""
         ...
+
+    def why_no_classes(self) -> str:
+        """Say why no image has a class, and what would do."""
+        return f"the images have no classes: {WITHOUT_CLASSES}"
+
+    def why_no_class(self, index: int) -> str:
+        """Say why an image has no class, and what would do."""
+        return "remove it, or give it one"
 
 
 class Digits(Images):
@@ -95,35 +103,42 @@ class Digits(Images):
 
     def usable(self) -> np.ndarray:
         """Return the numbers of all images."""
+        self.tally = Tally(len(self), smallest=(8, 8), largest=(8, 8))
         return np.arange(len(self))
 
 
 class ImageFolder(Images):
     """Reads image files of a folder: `path/CLASS/*.png` with classes in alphabetic order, or `path/*.png` without.
 
-    Links to folders and files are followed. Raises ValueError where the folder is missing, holds no image, or has
-    images both in it and in subfolders.
+    Links to folders and files are followed. Raises ValueError where the folder is missing, holds no image, has images
+    both in it and in subfolders, or subfolders that are splits of a data set.
     """
 
     def __init__(self, path: str, framing: Framing) -> None:
         self.root, self.framing, self.shape = Path(path), framing, framing.shape
         if not self.root.is_dir():
             raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
-        sizes = {
-            Path(entry.path).relative_to(self.root): entry.stat().st_size
-            for entry in walk(self.root)
-            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
-        }
-        self.files = sorted(sizes)
+        sizes: dict[Path, int] = {}
+        left_out: Counter[str] = Counter()
+        for entry in walk(self.root):
+            ending = Path(entry.name).suffix.lower()
+            if ending in IMAGE_SUFFIXES:
+                sizes[Path(entry.path).relative_to(self.root)] = entry.stat().st_size
+            else:
+                left_out[ending or "no ending"] += 1
+        self.files, self.left_out = sorted(sizes), left_out
         if not self.files:
-            known = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"data.path {path!r} holds no images; files with these endings would be read: {known}")
+            known, found = ", ".join(sorted(IMAGE_SUFFIXES)), list_endings(left_out) or "nothing"
+            raise ValueError(
+                f"data.path {path!r} holds no images; files with these endings would be read: {known}; found {found}"
+            )
         loose = sum(len(file.parts) == 1 for file in self.files)
         if 0 < loose < len(self.files):
             raise ValueError(
                 f"data.path {path!r} holds {loose} images itself and {len(self.files) - loose} in subfolders: put all "
                 "into subfolders, one a class, or all into the folder itself"
             )
+        check_class_folders(self.root, self.files)
         self.class_names = None if loose else sorted({file.parts[0] for file in self.files})
         number = {name: i for i, name in enumerate(self.class_names or [])}
         self._labels = [number.get(file.parts[0], -1) for file in self.files]
@@ -134,8 +149,11 @@ class ImageFolder(Images):
         return len(self.files)
 
     def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
-        with Image.open(self.root / self.files[index]) as picture:
-            return self.framing(picture, random)
+        return self.framing.read(self.root / self.files[index], random)
+
+    def look(self, index: int) -> Facts:
+        """Read an image, and say what it is."""
+        return self.framing.facts(self.root / self.files[index])
 
     def label(self, index: int) -> int:
         return self._labels[index]
@@ -144,11 +162,20 @@ class ImageFolder(Images):
         return str(self.root / self.files[index])
 
     def usable(self) -> np.ndarray:
-        return read_all(self)
+        numbers, self.tally = look_at_all(self)
+        return numbers
 
     def fingerprint(self) -> str:
         """Compute a sha256 of the files, with their names within the folder."""
         return self._fingerprint
+
+    def why_no_classes(self) -> str:
+        return f"{super().why_no_classes()}, or put the images of each class into a subfolder of {self.root}"
+
+
+def list_endings(counts: Mapping[str, int]) -> str:
+    """List files by ending: '3 with .svg, 1 with .txt'."""
+    return ", ".join(f"{count} with {ending}" for ending, count in sorted(counts.items()))
 
 
 def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[os.DirEntry[str]]:
@@ -197,66 +224,34 @@ def check_classes(num_classes: int | None, images: Images, indices: np.ndarray) 
     """Raise ValueError where images have other classes than the network. One without classes reads no labels."""
     if num_classes is None:
         return
-    if images.class_names is not None:
-        check_count(num_classes, len(images.class_names))
     labels = [images.label(int(index)) for index in indices]
     if max(labels) < 0:
-        check_count(num_classes, 0)
-    wrong = next((place for place, label in enumerate(labels) if not 0 <= label < num_classes), None)
-    if wrong is not None:
-        what = "no class number" if labels[wrong] < 0 else f"the class {labels[wrong]}"
+        raise ValueError(f"model.num_classes is {num_classes}, but {images.why_no_classes()}")
+    if images.class_names is not None:
+        check_count(num_classes, images.class_names)
+    if min(labels) < 0:
+        index = int(indices[labels.index(min(labels))])
         raise ValueError(
-            f"{images.name(int(indices[wrong]))} has {what}, but with model.num_classes {num_classes} classes are "
-            f"numbers from 0 to {num_classes - 1}: set it, or name the right data.label_column"
+            f"{images.name(index)} has no class number, but with model.num_classes {num_classes} classes are numbers "
+            f"from 0 to {num_classes - 1}: {images.why_no_class(index)}"
+        )
+    if max(labels) >= num_classes:
+        raise ValueError(
+            f"{images.name(int(indices[labels.index(max(labels))]))} has the class {max(labels)}, but with "
+            f"model.num_classes {num_classes} classes are numbers from 0 to {num_classes - 1}: set model.num_classes="
+            f"{max(labels) + 1}, or name the right data.label_column"
         )
 
 
-def check_count(num_classes: int | None, classes: int) -> None:
+def check_count(num_classes: int, names: Sequence[str]) -> None:
     """Raise ValueError where the network's number of classes is not that of the images."""
-    if num_classes is not None and num_classes != classes:
+    if num_classes != len(names):
         raise ValueError(
-            f"model.num_classes is {num_classes}, but the images have {classes or 'no'} classes: "
-            f"set model.num_classes to {classes or 'null'}"
+            f"model.num_classes is {num_classes}, but the images have {len(names)} classes ({shorten(names)}): set "
+            f"model.num_classes={len(names)}"
         )
 
 
-def reason(error: BaseException) -> str:
-    """Return what the innermost of a chain of errors says."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"
-
-
-def read_all(images: Images) -> np.ndarray:
-    """Decode every image once and return the numbers of those that can be read.
-
-    A broken image found now is a line in the log; found in the middle of the night it is a lost run.
-    Raises ValueError where an image is too small, or more than 1 % are broken.
-    """
-
-    def problem(index: int) -> Exception | None:
-        try:
-            images.image(index)
-        except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
-            return error
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        reading = tqdm(pool.map(problem, range(len(images))), "reading images", len(images), disable=None)
-        problems = list(reading)
-    small = [(images.name(i), error) for i, error in enumerate(problems) if isinstance(error, TooSmall)]
-    broken = [(images.name(i), error) for i, error in enumerate(problems) if error and not isinstance(error, TooSmall)]
-    if small:
-        file, error = small[0]
-        raise ValueError(
-            f"{len(small)} of {len(images)} images are smaller than data.image_size × data.crop_scale, first {file} "
-            f"({error}): remove them or ask for a smaller size"
-        )
-    for file, error in broken:
-        logger.warning("skipping a broken image: %s (%s)", file, reason(error))
-    if len(broken) > BROKEN_AT_MOST * len(images):
-        raise ValueError(
-            f"{len(broken)} of {len(images)} images cannot be read, more than {BROKEN_AT_MOST:.0%}; the first is "
-            f"{broken[0][0]}: mend or remove them"
-        )
-    return np.array([i for i, error in enumerate(problems) if error is None])
+def shorten(names: Sequence[str], shown: int = 10) -> str:
+    """List names, the first and the last of many."""
+    return ", ".join(names if len(names) <= shown else [*names[: shown - 1], "…", names[-1]])

@@ -70,7 +70,9 @@ def read_manifest(folder: Path) -> Manifest:
         return manifest
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {MANIFEST}: give a folder that training/cache_latents.py wrote") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ValueError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / MANIFEST} is not as training/cache_latents.py writes it: {error}") from error
 
 
@@ -182,8 +184,10 @@ class Latents(Images):
             return self._shards[name].get_slice(tensor)[rows]
         except FileNotFoundError as error:
             raise ValueError(f"{self.folder / name} is missing: {REMEDY}") from error
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             raise ValueError(f"{self.folder / name} is damaged ({error}): {REMEDY}") from error
+        except OSError as error:  # a disk that fails, a file that is not ours to read: nothing to delete
+            raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
 
     def _verify(self, name: str) -> None:
         file = self.folder / name

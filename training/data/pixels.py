@@ -1,15 +1,22 @@
-"""Turns pictures into the arrays that are trained on: orientation, colours, size, crop."""
+"""Turns pictures into the arrays that are trained on: channels, size, crop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from training.data.pictures import MAX_PIXELS, Facts, Profile, is_colour, normalize, open_picture
 
 
 class TooSmall(ValueError):
     """Says that an image has fewer pixels than the run asks for."""
+
+
+class InColour(ValueError):
+    """Says that an image is in colour, and the network's images are grey."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class Framing:
     channels: int
     random_crop: bool = False
     crop_scale: float = 1.0
+    to_grey: bool = False  # else pictures in colour are refused where there is one channel
+    max_pixels: int = MAX_PIXELS  # of a picture, before it is decoded
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -34,15 +43,40 @@ class Framing:
         """Turn any picture into an array of `shape`, float32 in [-1, 1]: `check` it, then `cut`."""
         return self.cut(self.check(picture), random)
 
+    def read(self, source: Path | bytes, random: np.random.Generator | None = None) -> np.ndarray:
+        """Read the picture in a file, or in its contents, as an array."""
+        return self.cut(self.open(source), random)
+
+    def open(self, source: Path | bytes) -> Image.Image:
+        """Open and `check` the picture in a file, or in its contents."""
+        with open_picture(source, self.max_pixels) as picture:
+            return self.check(picture)
+
+    def facts(self, source: Path | bytes) -> Facts:
+        """Do what `open` does, and say what the picture was found to be."""
+        with open_picture(source, self.max_pixels) as picture:
+            whole, profile = self._normalize(picture)
+        self._in_channels(whole)
+        return Facts(whole.size, is_colour(whole), profile)
+
     def check(self, picture: Image.Image) -> Image.Image:
-        """Return the picture upright and in the colours asked for. What can be wrong with a picture comes up here.
+        """Return the picture upright and in the channels asked for. What can be wrong with a picture comes up here.
 
         Raises TooSmall where a side is shorter than it would be resized to: enlarging would teach the model blur.
+        Raises InColour where colours would be lost unasked.
         """
+        return self._in_channels(self._normalize(picture)[0])
+
+    def _normalize(self, picture: Image.Image) -> tuple[Image.Image, Profile]:
         needed = round(self.size * self.crop_scale)
         if min(picture.size) < needed:
             raise TooSmall(f"{picture.width}×{picture.height} pixels, where {needed}×{needed} are needed")
-        return to_8_bit(ImageOps.exif_transpose(picture)).convert("L" if self.channels == 1 else "RGB")
+        return normalize(picture)
+
+    def _in_channels(self, picture: Image.Image) -> Image.Image:
+        if self.channels == 1 and not self.to_grey and is_colour(picture):
+            raise InColour("in colour, but model.in_channels is 1")
+        return picture.convert("L" if self.channels == 1 else "RGB")
 
     def cut(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
         """Cut the square out of a checked picture: at a place drawn from `random`, or without that in the middle."""
@@ -73,18 +107,3 @@ def random_square(picture: Image.Image, shorter: int, size: int, random: np.rand
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (int(random.integers(side - size + 1)) for side in picture.size)
     return picture.crop((left, top, left + size, top + size))
-
-
-def to_8_bit(image: Image.Image) -> Image.Image:
-    """Return the picture with 8 bits a channel and without transparency, which becomes white.
-
-    Raises ValueError for modes whose range of values is not known (32-bit integers and floats).
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} (32 bits) have no known range: save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from training.data.images import Images, fingerprint, reason
-from training.errors import DataError
+from training.data.images import Images, fingerprint
+from training.errors import DataError, reason
 
 Batch = dict[str, torch.Tensor]
 

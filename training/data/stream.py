@@ -8,36 +8,28 @@ resumed run begins a new pass, in an order of its own.
 
 from __future__ import annotations
 
+import json
 import logging
-import re
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from training.data.config import DataConfig, make_framing
-from training.data.hugging_face import (
-    as_encoded_images,
-    find_columns,
-    find_endings,
-    find_files,
-    fingerprint_shards,
-    import_datasets,
-)
-from training.data.images import BROKEN_AT_MOST, check_count, reason
+from training.data.hugging_face import fingerprint_shards, number_of
+from training.data.images import check_count, shorten
+from training.data.looking import BROKEN_AT_MOST, REFUSED, Tally
 from training.data.samples import Batch, Draws, Purpose, Samples, StepBatches, load_batches, random_generator
-from training.errors import DataError
+from training.data.shards import BROKEN, Row, open_shards
+from training.errors import DataError, reason
 
 logger = logging.getLogger(__name__)
 
 READ_BEFORE_JUDGING = 100  # images, before a share of broken ones is too large
-Row = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -51,22 +43,29 @@ class ShardStream(Samples):
         assert config.path is not None  # DataConfig sees to it
         self.config, self.num_classes, self.seed = config, num_classes, seed
         self.framing, self.draws = make_framing(config, channels), Draws(seed, config.random_flip)
-        self._files, data = open_shards(config)
-        find = find_endings if "__key__" in data.features else find_columns
-        self.columns = find(config.path, data.features, config.image_column, config.label_column)
-        names = self.columns.class_names(data.features)
-        if names or not self.columns.label:  # else the labels are numbers, and each is checked when it is read
-            check_count(num_classes, len(names or []))
-        self._data = as_encoded_images(data, config.path, self.columns.image)
+        self.shards = open_shards(
+            config.path,
+            image_column=config.image_column,
+            label_column=config.label_column,
+            subset=config.subset,
+            split=config.split,
+        )
+        self.tally: Tally | None = None
+        self.class_names = self.shards.columns.class_names or list(config.class_names or []) or None
+        if num_classes is not None:
+            if not self.shards.labelled:
+                raise ValueError(f"model.num_classes is {num_classes}, but {self.shards.columns.why_no_labels()}")
+            if self.class_names is not None:  # else the labels are numbers, and each is checked when it is read
+                check_count(num_classes, self.class_names)
 
     def __str__(self) -> str:
-        return f"a stream of {self._data.num_shards} shards"
+        return f"a stream of {len(self.shards)} shards"
 
     def progress(self, samples: int) -> dict[str, float]:
         return {}
 
     def fingerprint(self) -> str:
-        return fingerprint_shards(self._files)
+        return fingerprint_shards(self.shards.files)
 
     def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
         """Load batches as Samples says. Raises DataError while reading.
@@ -87,7 +86,7 @@ class ShardStream(Samples):
         Raises ValueError where a reader would have no shard, DataError where the images are unfit.
         """
         workers = max(1, num_workers)
-        shards, readers = self._data.num_shards, ranks * workers
+        shards, readers = len(self.shards), ranks * workers
         if shards < readers:
             raise ValueError(
                 f"data.path {self.config.path!r} has {shards} shards for {readers} readers ({ranks} processes × "
@@ -100,26 +99,47 @@ class ShardStream(Samples):
                 shards,
                 readers,
             )
-        rows = (row for shard in range(shards) for row in self.read_shard(shard))
-        if not sum(1 for _ in RowDecoder(self).pictures(islice(rows, READ_BEFORE_JUDGING))):
+        self.check_texts()
+        self.tally = Tally()
+        if not sum(1 for _ in RowDecoder(self, self.tally).pictures(self.first_rows())):
             raise DataError(
                 f"data.path {self.config.path!r}: none of the first {READ_BEFORE_JUDGING} images is readable"
+                f"; the first: {self.tally.first_broken}"
+            )
+
+    def first_rows(self) -> Iterator[tuple[str, Row]]:
+        """Read the rows that are looked at before the start."""
+        rows = (row for shard in range(len(self.shards)) for row in self.read_shard(shard))
+        return islice(rows, READ_BEFORE_JUDGING)
+
+    def check_texts(self) -> None:
+        """Raise ValueError where labels are texts, whose numbers nobody has said."""
+        if self.num_classes is None or self.class_names is not None:
+            return
+        labels = (self.shards.columns.label_of(row) for _, row in self.first_rows())
+        if texts := sorted({label for label in labels if isinstance(label, str)}):
+            raise ValueError(
+                f"the labels of data.path {self.config.path!r} are texts, and a stream does not know them all before: "
+                f"name them in the order of their numbers, as in 'data.class_names={json.dumps(texts)}' (these are "
+                f"in the first {READ_BEFORE_JUDGING} images), or, for Parquet and Arrow on this disk, set "
+                "data.name=datasets, which finds them by itself"
             )
 
     def rows(self, order: np.random.Generator, reader: int, readers: int) -> Iterator[tuple[str, Row]]:
         """Read the mixed rows, with their names, of the shards that `reader` of `readers` has in this order's pass."""
-        shards = order.permutation(self._data.num_shards)[reader::readers]
+        shards = order.permutation(len(self.shards))[reader::readers]
         rows = (row for shard in shards for row in self.read_shard(int(shard)))
         return mix(rows, self.config.shuffle_buffer, order)
 
     def read_shard(self, shard: int) -> Iterator[tuple[str, Row]]:
-        """Read the rows of a shard, images encoded, and what messages call them."""
-        one = self._data.shard(num_shards=self._data.num_shards, index=shard)
-        # In a loader's worker, iter(one) would leave out what it takes for the other workers'; one.iter does not. Of
-        # several rows it makes a table, for which datasets 4.0 does not order the columns of tar shards alike.
-        for number, columns in enumerate(one.iter(batch_size=1), start=1):
-            row = {key: values[0] for key, values in columns.items()}
-            yield f"{row.get('__key__', f'row {number}')} of {self._files[shard]}", row
+        """Read the rows of a shard, with their names. Raises DataError, naming the shard, where it is broken."""
+        try:
+            yield from self.shards.rows(shard)
+        except (*BROKEN, ValueError) as error:
+            file = self.shards.files[shard]
+            raise DataError(
+                f"the shards of data.path {self.config.path!r} cannot be read: {file}: {reason(error)}"
+            ) from error
 
 
 def mix(rows: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T]:
@@ -134,30 +154,6 @@ def mix(rows: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T
     yield from (buffer[i] for i in random.permutation(len(buffer)))
 
 
-def open_shards(config: DataConfig) -> tuple[list[str], Any]:
-    """Open what data.path means, on this disk or on the hub: its files and its `datasets.IterableDataset`.
-
-    Raises ValueError where it means nothing, or where a data set on the hub cannot be had, or not as it was asked for.
-    """
-    datasets, path = import_datasets(), config.path or ""
-    # Where the first part of a/b is a folder here, b is a mistake and no data set on the hub.
-    on_hub = re.fullmatch(r"[\w-]+/[\w.-]+", path) and not Path(path).parent.exists()
-    if not on_hub and (config.subset is not None or config.split != "train"):
-        raise ValueError(
-            f"data.subset and data.split are for a data set on the hub: remove them for data.path {path!r}"
-        )
-    name, files = (path, None) if on_hub else find_files(path)
-    try:
-        builder = datasets.load_dataset_builder(name, config.subset, data_files=files)
-        data = builder.as_streaming_dataset(split=config.split)
-    except (OSError, ValueError, tarfile.TarError, datasets.exceptions.DatasetsError) as error:
-        missing = isinstance(error, (OSError, datasets.exceptions.DatasetNotFoundError))
-        where = "is neither here nor to be had on the hub" if missing else (
-            "is on the hub, but not as data.subset and data.split have it")  # fmt: skip
-        raise ValueError(f"data.path {path!r} {where if on_hub else 'cannot be read'}: {reason(error)}") from error
-    return [str(file) for file in builder.config.data_files[config.split]], data
-
-
 @dataclass(frozen=True)
 class Picture:
     """Holds a row, decoded and checked."""
@@ -167,46 +163,73 @@ class Picture:
 
 
 class RowDecoder:
-    """Decodes rows, leaves out what is broken or too small, and judges how much that is."""
+    """Decodes rows, leaves out what is broken or unfit, and judges how much that is."""
 
-    def __init__(self, stream: ShardStream) -> None:
-        self.stream, self.decoder = stream, import_datasets().Image()
+    def __init__(self, stream: ShardStream, tally: Tally | None = None) -> None:
+        self.stream, self.tally = stream, tally
         self.read = self.broken = 0
+        self.last: tuple[str, Exception] = ("", ValueError())  # of the broken ones
+        self.numbers: Mapping[str, int] = {name: i for i, name in enumerate(stream.class_names or [])}
 
     def pictures(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Picture]:
         """Decode the pictures of the named rows; warn of each that is left out.
 
         Raises DataError where that is more than 1 % of at least a hundred rows, and for a label that is no class.
         """
+        framing = self.stream.framing
         for name, row in rows:
             self.read += 1
             label = self.label(name, row)
             try:
-                image = self.stream.framing.check(self.decoder.decode_example(row[self.stream.columns.image]))
+                encoded = self.stream.shards.columns.image_of(row)
+                image = framing.open(encoded)
+                if self.tally is not None:
+                    self.tally.add(name, framing.facts(encoded))
             except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
-                self.broken += 1
-                logger.warning("skipping a broken image: %s (%s)", name, reason(error))
-                if self.read >= READ_BEFORE_JUDGING and self.broken > BROKEN_AT_MOST * self.read:
-                    raise DataError(
-                        f"{self.broken} of {self.read} images of {self.stream.config.path!r} are broken or too small, "
-                        f"more than {BROKEN_AT_MOST:.0%}; the last is {name} ({reason(error)}): mend the "
-                        "shards, or ask for a smaller data.image_size"
-                    ) from error
+                self.leave_out(name, error)
             else:
                 yield Picture(image, label)
+            if self.read >= READ_BEFORE_JUDGING and self.broken > BROKEN_AT_MOST * self.read:
+                raise self.too_many()
+
+    def leave_out(self, name: str, error: Exception) -> None:
+        """Count a picture that is broken or unfit, and say so."""
+        self.broken, self.last = self.broken + 1, (name, error)
+        logger.warning("skipping a broken image: %s (%s)", name, reason(error))
+        if self.tally is not None:
+            self.tally.leave_out(name, reason(error))
+
+    def too_many(self) -> DataError:
+        """Say that too many are broken, and what would do about the last one."""
+        name, error = self.last
+        what, remedy = REFUSED.get(type(error), ("are broken or too small", "mend the shards"))
+        return DataError(
+            f"{self.broken} of {self.read} images of {self.stream.config.path!r} {what}, more than "
+            f"{BROKEN_AT_MOST:.0%}; the last is {name} ({reason(error)}): {remedy}"
+        )
 
     def label(self, name: str, row: Row) -> int:
-        """Return the class of a row, -1 for a network without classes."""
+        """Return the class of a row, -1 for a network without classes. Raises DataError where it has none."""
         classes = self.stream.num_classes
         if classes is None:
             return -1
-        label = self.stream.columns.label_of(row)
-        if not isinstance(label, int) or not 0 <= label < classes:
+        label = self.stream.shards.columns.label_of(row)
+        if label is None:
+            raise DataError(f"{name} has no label; remove the row, or give it one")
+        if isinstance(label, str):
+            if label not in self.numbers:
+                known = shorten(list(self.numbers)) or "none"
+                raise DataError(
+                    f"{name} has the label {label!r}, which is not in data.class_names ({known}): add it, and set "
+                    f"model.num_classes to their number"
+                )
+            return self.numbers[label]
+        if not 0 <= number_of(label) < classes:
             raise DataError(
                 f"{name} has the label {label!r}, but with model.num_classes {classes} they are numbers from "
                 f"0 to {classes - 1}: set it, or name the right data.label_column"
             )
-        return label
+        return number_of(label)
 
 
 class ShardReader(IterableDataset):
@@ -224,8 +247,6 @@ class ShardReader(IterableDataset):
                 yield default_collate([self.sample(counter, next(pictures)) for counter in counters])
         except DataError as error:
             yield error
-        except (OSError, ValueError, tarfile.TarError) as error:
-            yield DataError(f"the shards of data.path {self.stream.config.path!r} cannot be read: {reason(error)}")
 
     def pictures(self, reader: int, readers: int) -> Iterator[Picture]:
         """Decode pass after pass over this reader's shards. Raises DataError where a pass has nothing to give."""

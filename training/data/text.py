@@ -27,7 +27,9 @@ class TextEncoder:
     def __init__(self, folder: Path) -> None:
         try:
             from transformers import CLIPTextModel, CLIPTokenizer
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if error.name != "transformers":  # one of those that it needs: its own message says which
+                raise
             raise ValueError("text embeddings need the package transformers: pip install transformers") from error
         config = folder / "text_encoder" / "config.json"
         kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None

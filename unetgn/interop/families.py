@@ -55,10 +55,12 @@ def load(family: str, path: str | Path, *, class_name: str | None = None, ema: b
     """
     if class_name is not None:
         config["class"] = class_name
-    return _convert(family, config, read_checkpoint(path, ema=ema), copy=False)
+    return _convert(family, config, read_checkpoint(path, ema=ema), copy=False, named="class_name")
 
 
-def _convert(family: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, copy: bool) -> UNet:
+def _convert(
+    family: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, copy: bool, named: str = "'class'"
+) -> UNet:
     if family not in FAMILIES:
         reason = "it has no group norms and no biases, and is another architecture" if family == "edm2" else "unknown"
         raise ValueError(f"family {family!r} is not supported ({reason}); these are: {', '.join(FAMILIES)}")
@@ -67,5 +69,5 @@ def _convert(family: str, config: Mapping[str, Any], state_dict: Mapping[str, Te
     classes = converter.CLASSES
     class_name = config.get("class", classes[0] if len(classes) == 1 else None)
     if class_name not in classes:
-        raise ValueError(f"{family}: class {class_name!r} is not supported; give {' or '.join(classes)} as 'class'")
+        raise ValueError(f"{family}: class {class_name!r} is not supported; give {' or '.join(classes)} as {named}")
     return converter.convert(options, state_dict, class_name=class_name, copy=copy)

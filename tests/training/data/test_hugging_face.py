@@ -46,7 +46,7 @@ def labelled(folder: Path, labels: list) -> HuggingFaceImages:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["a", "b"], "model.num_classes is 3, but the images have no classes"),
+        (["a", "b"], "model.num_classes is 3, but the images have 2 classes (a, b): set model.num_classes=2"),
         (
             [0, -1],
             "set row 1 has no class number, but with model.num_classes 3 classes are numbers from 0 to 2: ",

@@ -174,6 +174,46 @@ def test_images_and_labels_of_tar_shards_are_found_by_their_endings(
     assert batch["label"].tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    "second", [("png", "PNG"), ("JPG", "JPEG"), ("webp", "WEBP"), ("jp2", "JPEG2000"), ("gif", "GIF")]
+)
+def test_shards_of_one_format_and_then_of_another_are_all_read(
+    second: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hundred and twenty of JPEG come first: as many as the start looks at."""
+    for shard, (ending, kind) in enumerate((("jpg", "JPEG"), second)):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (100 * shard,) * 3).save(file, kind)
+        write_tar(tmp_path / f"{shard}.tar", {f"{i:04d}": {ending: file.getvalue(), "cls": b"1"} for i in range(120)})
+    stream = open_stream(tmp_path, image_size=8)
+    stream.check(1, 0)
+    with caplog.at_level(logging.WARNING):
+        found = seen(read(stream, batches=80))
+    assert sum(shade < 50 for shade in found) == sum(shade > 50 for shade in found) == 120
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("ending", ["pth", "pkl", "npy", "msgpack", "pickle", "pt"])
+def test_what_else_is_in_a_shard_is_not_decoded(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: object, **__: object) -> None:
+        raise AssertionError("decoded")
+
+    for name in ("torch.load", "pickle.loads", "numpy.load"):
+        monkeypatch.setattr(name, decoded)
+    write_tar(tmp_path / "0.tar", {f"{i}": {"png": png(7), ending: b"x", "cls": b"2"} for i in range(3)})
+    (batch,) = read(open_stream(tmp_path), batches=1)
+    assert batch["label"].tolist() == [2, 2, 2]
+
+
+def test_colours_for_one_channel_are_refused_before_the_start(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(file, "PNG")
+    write_tar(tmp_path / "0.tar", {f"{i:04d}": {"png": file.getvalue()} for i in range(120)})
+    stream = ShardStream(DataConfig(name="stream", path=str(tmp_path), image_size=8), 1, None, 0)
+    with pytest.raises(DataError, match=r"in colour, but model\.in_channels is 1.*or data\.to_grey=true"):
+        stream.check(1, 0)
+
+
 def test_labels_are_left_alone_where_the_network_has_no_classes(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {f"{i}": {"png": png(i), "cls": b"77"} for i in range(3)})
     (batch,) = read(open_stream(tmp_path, num_classes=None), batches=1)

@@ -1,0 +1,127 @@
+"""Looks at every image before a run begins: which can be read, and what they are."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from training.data.pictures import Facts, TooLarge
+from training.data.pixels import InColour, TooSmall
+from training.errors import reason
+
+logger = logging.getLogger(__name__)
+
+BROKEN_AT_MOST = 0.01  # share of the images that may be unreadable before it is an error
+AHEAD = 4  # images for each thread that are read, or wait to be asked for, at a time
+
+# What no run begins with: what is said of such images, and what would do.
+REFUSED: dict[type[Exception], tuple[str, str]] = {
+    TooSmall: ("are smaller than data.image_size × data.crop_scale", "remove them or ask for a smaller size"),
+    TooLarge: ("have more pixels than data.max_pixels", "raise it, or remove them"),
+    InColour: ("are in colour, but model.in_channels is 1", "set model.in_channels=3 model.out_channels=3 to train on "
+               "colours, or data.to_grey=true to train on shades of grey"),
+}  # fmt: skip
+
+
+class Looked(Protocol):
+    """Numbers images that can be looked at."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def look(self, index: int) -> Facts: ...
+
+
+@dataclass
+class Tally:
+    """Adds up what pictures were found to be."""
+
+    images: int = 0
+    colour: int = 0
+    smallest: tuple[int, int] | None = None
+    """Width and height of the picture with the fewest pixels."""
+    largest: tuple[int, int] | None = None
+    profiles: Counter[str] = field(default_factory=Counter)
+    """Pictures whose colour profile was "applied" or "broken"."""
+    first_broken_profile: str | None = None
+    """The name of a picture."""
+    broken: int = 0
+    """Pictures that cannot be read, and are left out."""
+    first_broken: str | None = None
+    """The name of one, and what is wrong with it."""
+
+    def add(self, name: str, facts: Facts) -> None:
+        """Count a picture."""
+        self.images += 1
+        self.colour += facts.colour
+        self.smallest = min(self.smallest or facts.size, facts.size, key=np.prod)
+        self.largest = max(self.largest or facts.size, facts.size, key=np.prod)
+        if facts.profile != "none":
+            self.profiles[facts.profile] += 1
+        if facts.profile == "broken" and self.first_broken_profile is None:
+            self.first_broken_profile = name
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Count a picture that cannot be read."""
+        self.broken += 1
+        self.first_broken = self.first_broken or f"{name} ({why})"
+
+
+def look_at_all(images: Looked) -> tuple[np.ndarray, Tally]:
+    """Decode every image once; return the numbers of those that can be read, and what they are.
+
+    A broken image found now is a line in the log; found in the middle of the night it is a lost run.
+    Raises ValueError where an image is one of REFUSED, or more than 1 % are broken.
+    """
+    usable, tally = [], Tally()
+    refused: dict[type[Exception], tuple[str, str]] = {}  # of each kind the first one
+    counts: Counter[type] = Counter()
+    for index, found in enumerate(tqdm(look(images), "reading images", len(images), disable=None)):
+        if isinstance(found, Facts):
+            usable.append(index)
+            tally.add(images.name(index), found)
+        elif type(found) in REFUSED:
+            counts[type(found)] += 1
+            refused.setdefault(type(found), (images.name(index), str(found)))
+        else:
+            tally.leave_out(images.name(index), reason(found))
+            logger.warning("skipping a broken image: %s (%s)", images.name(index), reason(found))
+    for kind, (name, error) in refused.items():
+        what, remedy = REFUSED[kind]
+        said = "" if kind is InColour else f" ({error})"
+        raise ValueError(f"{counts[kind]} of {len(images)} images {what}, first {name}{said}: {remedy}")
+    if tally.broken > BROKEN_AT_MOST * len(images):
+        raise ValueError(
+            f"{tally.broken} of {len(images)} images cannot be read, more than {BROKEN_AT_MOST:.0%}; the first is "
+            f"{tally.first_broken}: mend or remove them"
+        )
+    return np.array(usable), tally
+
+
+def look(images: Looked) -> Iterator[Facts | Exception]:
+    """Look at the images in order, in threads: a few of them ahead, so that memory does not grow with their number."""
+
+    def one(index: int) -> Facts | Exception:
+        try:
+            return images.look(index)
+        except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
+            return error.with_traceback(None)  # which holds the picture
+
+    threads = os.cpu_count() or 1
+    waiting: deque[Future[Facts | Exception]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for index in range(len(images)):
+            waiting.append(pool.submit(one, index))
+            if len(waiting) == AHEAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
