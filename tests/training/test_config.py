@@ -102,7 +102,6 @@ WRONG = [
         [],
         r"preview\.steps do not fit.*steps is 50;.*10 noise levels",
     ),
-    ("objective: {prediction_type: sample}\npreview: {scheduler: pndm}\n", [], r"'pndm' cannot use a network"),
     ("train: {learning_rate: .nan}\n", [], r"train\.learning_rate is nan; it must be a finite number"),
     ("seed: 99999999999999999999\n", [], r"seed is 99999999999999999999"),
     ("model: {spatial_dims: 3}\n", [], r"model\.spatial_dims is 3, but images have 2 axes"),

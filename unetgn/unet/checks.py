@@ -52,7 +52,7 @@ def check_unet(config: UNetDescription) -> None:
 
 
 def _check_counts(config: UNetDescription) -> None:
-    """Refuse what no memory holds: a file may say anything, and a plan of 10^6 blocks takes minutes to make."""
+    """Raise ValueError for what no memory holds: a file may say anything, and a plan of 10^6 blocks takes minutes."""
     transformer = config.transformer
     counts: dict[str, Any] = {
         "the number of channels": len(config.channels),
