@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint = ask_main(accelerator, lambda: find_checkpoint(arguments.checkpoint))  # verified once, for all
     trained = load_trained(checkpoint, arguments.weights)
     num_classes = trained.unet.config.num_classes
-    if arguments.guidance_scale != 1 and trained.dropped == 0:
+    if arguments.guidance_scale != 1 and not trained.unconditional:
         raise SamplingError(
             f"--guidance-scale {arguments.guidance_scale}: guidance needs a network that was trained with classes or "
             "texts and without (objective.label_dropout above 0), and this one was not: leave it out"

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from training.checkpoint import CONFIG, Checkpoint, delete_newer, delete_old
-from training.config import RunConfig
+from training.config import RunConfig, conditional_only
 from training.config_files import find_config, load_config, make_parser, to_yaml
 from training.data.samples import Samples
+from training.data.text import context_dims
 from training.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted, RunDirectoryError
 from training.files import write_text
 from training.loop import Loop
@@ -88,7 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         return
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
-    state = TrainState(make_network(config, initial), objective, config.train, config.ema, accelerator, config.seed)
+    network = make_network(config, initial, start)
+    state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed)
     loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
     if start is not None:
         loop.restore(start)
@@ -163,6 +165,9 @@ def write_pipeline(loop: Loop) -> None:
         loop.signals.unless_stopped(lambda: save_pipeline(unet, scheduler, folder, cache=cache))
         if loop.signals.received:
             raise Preempted(f"stopped by a signal after the last step, while {folder} was written")
+        if conditional_only(loop.config) and context_dims(loop.config.model):
+            logger.warning("%s was trained with captions only: call it with guidance_scale=1, since the default of "
+                           "StableDiffusionPipeline draws with the empty caption", folder)  # fmt: skip
         loop.draw_loss()
         print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}")
 

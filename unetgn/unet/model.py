@@ -123,6 +123,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 features if condition.class_entry == "before_mlp" else embedding,
                 null_class=condition.null_class,
                 missing=condition.missing_class,
+                null_class_trained=condition.null_class_trained,
                 bias=condition.class_bias,
                 scale=condition.class_scale,
             )
