@@ -187,8 +187,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_summary(arguments.out, subjects, npz=arguments.npz)
-        print(f"{len(subjects)} images in {arguments.out}, all in one picture: {arguments.out / 'grid.png'}")
+        shown = write_summary(arguments.out, subjects, npz=arguments.npz)
+        print(f"{len(subjects)} images in {arguments.out}; {arguments.out / 'grid.png'} shows {shown}")
 
 
 def main(arguments: list[str] | None = None) -> int:

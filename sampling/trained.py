@@ -28,7 +28,7 @@ class Trained:
     scheduler: DDPMScheduler
     """The one that it was trained with."""
     unconditional: bool
-    """Says whether training met samples without their class or text: this run's, or that of the weights it began with."""
+    """Says whether training met samples without class or text: this run's, or that of its first weights."""
     digest: str
     """The sha256 of the weights."""
     cache: Path | None

@@ -121,9 +121,7 @@ def test_an_empty_text_is_refused_where_training_had_captions_only() -> None:
     text = UNet(channels=(32, 64), depth=1, transformer={"context_dim": 4})
     trained = Trained(text, DDPMScheduler(), unconditional=False, digest="", cache=None)
     for prompts in ([""], ["a cat", " "]):
-        with pytest.raises(
-            SamplingError, match="--prompts has an empty text, but this network was trained with"
-        ):
+        with pytest.raises(SamplingError, match="--prompts has an empty text, but this network was trained with"):
             open_text_encoder(trained, None, prompts)
     for allowed, prompts in ((replace(trained, unconditional=True), [""]), (trained, ["a cat"])):
         with pytest.raises(SamplingError, match="holds no CLIP text encoder"):

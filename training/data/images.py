@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 BROKEN_AT_MOST = 0.01  # share of the files that may be unreadable before it is an error
+AHEAD = 256  # images that wait to be read, or to be asked for
 LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
+
+T = TypeVar("T")
 
 
 class Images(Protocol):
@@ -234,29 +238,46 @@ def read_all(images: Images) -> np.ndarray:
     Raises ValueError where an image is too small, or more than 1 % are broken.
     """
 
-    def problem(index: int) -> Exception | None:
+    small: dict[int, str] = {}
+    broken: dict[int, str] = {}
+
+    def look(index: int) -> None:
         try:
             images.image(index)
+        except TooSmall as error:
+            small[index] = str(error)
         except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
-            return error
-        return None
+            broken[index] = reason(error)  # not the error itself: it would hold the image
 
     with ThreadPoolExecutor() as pool:
-        reading = tqdm(pool.map(problem, range(len(images))), "reading images", len(images), disable=None)
-        problems = list(reading)
-    small = [(images.name(i), error) for i, error in enumerate(problems) if isinstance(error, TooSmall)]
-    broken = [(images.name(i), error) for i, error in enumerate(problems) if error and not isinstance(error, TooSmall)]
+        for _ in tqdm(map_in_order(pool, look, range(len(images))), "reading images", len(images), disable=None):
+            pass
     if small:
-        file, error = small[0]
+        first = min(small)
         raise ValueError(
-            f"{len(small)} of {len(images)} images are smaller than data.image_size × data.crop_scale, first {file} "
-            f"({error}): remove them or ask for a smaller size"
+            f"{len(small)} of {len(images)} images are smaller than data.image_size × data.crop_scale, first "
+            f"{images.name(first)} ({small[first]}): remove them or ask for a smaller size"
         )
-    for file, error in broken:
-        logger.warning("skipping a broken image: %s (%s)", file, reason(error))
+    for index in sorted(broken):
+        logger.warning("skipping a broken image: %s (%s)", images.name(index), broken[index])
     if len(broken) > BROKEN_AT_MOST * len(images):
         raise ValueError(
             f"{len(broken)} of {len(images)} images cannot be read, more than {BROKEN_AT_MOST:.0%}; the first is "
-            f"{broken[0][0]}: mend or remove them"
+            f"{images.name(min(broken))}: mend or remove them"
         )
-    return np.array([i for i, error in enumerate(problems) if error is None])
+    return np.array([i for i in range(len(images)) if i not in broken])
+
+
+def map_in_order(pool: Executor, function: Callable[[int], T], items: Iterable[int]) -> Iterator[T]:
+    """Give the results in order, as `pool.map` does, which would queue all items at once; here some wait."""
+    waiting: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:  # after Ctrl-C the pool would finish them first
+            future.cancel()
