@@ -7,6 +7,9 @@ written as JSON. Images above 32 pixels are first averaged down to that.
 
 from __future__ import annotations
 
+from training.last_words import last_words  # the first of all
+
+# isort: split
 import argparse
 import csv
 import sys
@@ -168,6 +171,8 @@ def main(arguments: list[str] | None = None) -> int:
         figures = evaluate(parsed.samples, parsed.config)
         for name, figure in figures.items():
             print(f"{name:>23}  {figure:.4g}", flush=True)
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("evaluate.py", error)
     except (EvaluationError, ConfigError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2

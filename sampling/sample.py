@@ -1,4 +1,4 @@
-"""Make images with a trained U-Net: accelerate launch sampling/sample.py --checkpoint RUN --seeds 0-63 --out DIR
+"""Make images with a trained U-Net: python sampling/sample.py --checkpoint RUN --seeds 0-63 --out DIR
 
 Image n depends on seed n alone, up to the rounding that batch size and device bring: not on the other images or the
 number of processes. What was stopped goes on where it was when the same line is started again.
@@ -6,6 +6,9 @@ number of processes. What was stopped goes on where it was when the same line is
 
 from __future__ import annotations
 
+from training.last_words import last_words  # the first of all
+
+# isort: split
 import argparse
 import math
 import sys
@@ -198,6 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (SamplingError, CheckpointError, ConfigError) as error:
         print(f"sample.py: error: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("sample.py", error)
     except OSError as error:  # a folder that may not be written, a full disk
         print(f"sample.py: {error}; the images that were made stay", file=sys.stderr)
         return 1

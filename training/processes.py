@@ -138,7 +138,7 @@ def check_processes(started: int, asked: int | None) -> None:
 def command_for(processes: int) -> str:
     """Write the launcher's command line for so many processes of one machine."""
     if processes == 1:
-        return "accelerate launch --num_processes 1 training/train.py …"
+        return "python training/train.py …"
     return f"accelerate launch --multi_gpu --num_processes {processes} training/train.py … (so on CPUs, too)"
 
 
