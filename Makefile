@@ -53,7 +53,7 @@ clean: ## remove the environment
 	rm -rf .venv
 
 .venv/bin/python:
-	@$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('This needs Python 3.10 or later, and $(PYTHON) is %d.%d: say make … PYTHON=python3.11' % sys.version_info[:2])"
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('This needs Python 3.10 or later, and $(PYTHON) is %d.%d: make demo PYTHON=python3.11, for example' % sys.version_info[:2])"
 	$(PYTHON) -m venv .venv
 
 .venv/train: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
