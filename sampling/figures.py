@@ -57,7 +57,7 @@ def frechet_distance(first: Rows, second: Rows) -> float:
 
 
 def fit_classifier(real: np.ndarray, labels: np.ndarray) -> SVC:
-    """Fit a support vector machine to images (N, D); its kernel's width follows the spread of their values."""
+    """Train a support vector machine on images (N, D); its kernel's width follows the spread of their values."""
     return SVC(gamma="scale").fit(real, labels)
 
 
