@@ -5,8 +5,6 @@ CONSTRAINTS ?= $(shell $(PYTHON) -c "import sys; print('constraints.txt' if sys.
 BIN := .venv/bin
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	--num_cpu_threads_per_process $(CORES)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 # `make demo KEYS="train.steps=200" SEEDS=0-63` changes what the demo trains and samples.
@@ -21,9 +19,9 @@ help: ## list the commands
 	@grep -hE '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed 's/:.* ## /\t/' | expand -t 12
 
 demo: .venv/train ## train on real handwritten digits, sample, evaluate, say where the pictures are
-	$(LAUNCH) training/train.py --config digits8_ddpm --output $(RUN) --resume auto $(KEYS)
+	$(BIN)/python training/train.py --config digits8_ddpm --output $(RUN) --resume auto $(KEYS)
 	rm -rf $(RUN)/demo
-	$(LAUNCH) sampling/sample.py --checkpoint $(RUN) --seeds $(SEEDS) --batch-size 250 --out $(RUN)/demo
+	$(BIN)/python sampling/sample.py --checkpoint $(RUN) --seeds $(SEEDS) --batch-size 250 --out $(RUN)/demo
 	$(BIN)/python sampling/evaluate.py --samples $(RUN)/demo --config $(RUN)/config.yaml
 	@echo "The pictures: $(RUN)/demo/grid.png, $(RUN)/samples, $(RUN)/denoise, $(RUN)/loss.png"
 
@@ -55,6 +53,7 @@ clean: ## remove the environment
 	rm -rf .venv
 
 .venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 10) or sys.exit('This needs Python 3.10 or later, and $(PYTHON) is %d.%d: make demo PYTHON=python3.11, for example' % sys.version_info[:2])"
 	$(PYTHON) -m venv .venv
 
 .venv/train: pyproject.toml $(CONSTRAINTS) | .venv/bin/python

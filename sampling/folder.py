@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from dataclasses import asdict, dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import torch
 
 from training.data.pictures import open_picture
 from training.files import write_json, write_png, writing
-from unetgn.pipelines.pictures import to_grid
+from unetgn.pipelines.pictures import tile_pixels
 
-GRID = 256  # images in grid.png at most
+GRID, SIDE = 256, 32  # images in grid.png at most, and in a row or column of classes
+GRID_PIXELS = 2**25  # which are fewer where images are large
 
 
 class SamplingError(Exception):
@@ -92,22 +95,62 @@ def file_of(out: Path, seed: int) -> Path:
     return out / f"{seed:06d}.png"
 
 
-def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> None:
-    """Write grid.png, samples.csv and, where asked for, samples.npz, of the images of `subjects`."""
-    rows = [
-        {"file": file_of(out, seed).name, "seed": seed, "class_label": subject.label}
-        | ({} if subject.prompt is None else {"prompt": subject.prompt})
-        for seed, subject in subjects.items()
-    ]
+def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> str:
+    """Write grid.png, samples.csv and, where asked for, samples.npz, of the images of `subjects`.
+
+    Returns what grid.png shows of them. Images are read one at a time: no memory grows with their number.
+    """
+    prompts = any(subject.prompt is not None for subject in subjects.values())
     with writing(out / "samples.csv") as unfinished, unfinished.open("w", newline="") as lines:
-        writer = csv.DictWriter(lines, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    arrays = [np.asarray(open_picture(file_of(out, seed))) for seed in subjects]
-    pixels = np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
-    first = torch.from_numpy(pixels[:GRID]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    write_png(out / "grid.png", to_grid(first))
+        writer = csv.writer(lines)
+        writer.writerow(["file", "seed", "class_label", *(["prompt"] if prompts else [])])
+        for seed, subject in subjects.items():
+            row = [file_of(out, seed).name, seed, subject.label]
+            writer.writerow([*row, subject.prompt] if prompts else row)
     if npz:
-        labels = [-1 if subject.label is None else subject.label for subject in subjects.values()]
-        with writing(out / "samples.npz") as unfinished, unfinished.open("wb") as archive:
-            np.savez(archive, arr_0=pixels, seeds=list(subjects), labels=labels)
+        write_archive(out, subjects)
+    return write_grid(out, subjects)
+
+
+def read_pixels(file: Path) -> np.ndarray:
+    """Read an image as (H, W, C) uint8."""
+    array = np.asarray(open_picture(file))
+    return array if array.ndim == 3 else array[..., None]
+
+
+def write_archive(out: Path, subjects: dict[int, Subject]) -> None:
+    """Write samples.npz, as numpy.savez does of arr_0 (N, H, W, C) uint8, seeds and labels (-1: none)."""
+    shape = read_pixels(file_of(out, next(iter(subjects)))).shape
+    labels = [-1 if subject.label is None else subject.label for subject in subjects.values()]
+    with writing(out / "samples.npz") as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(subjects), *shape)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for seed in subjects:
+                member.write(read_pixels(file_of(out, seed)).tobytes())
+        for name, numbers in (("seeds", list(subjects)), ("labels", labels)):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(numbers))
+
+
+def write_grid(out: Path, subjects: dict[int, Subject]) -> str:
+    """Write grid.png, and return what it shows of how many images."""
+    shape = read_pixels(file_of(out, next(iter(subjects)))).shape
+    most = max(1, min(GRID, GRID_PIXELS // (shape[0] * shape[1])))
+    labels = sorted({subject.label for subject in subjects.values() if subject.label is not None})[: min(SIDE, most)]
+    if len(labels) < 2:
+        chosen: list[int | None] = list(islice(subjects, most))
+        columns, how = None, ""
+    else:
+        rows = min(SIDE, most // len(labels))
+        of_class = {label: [seed for seed in subjects if subjects[seed].label == label][:rows] for label in labels}
+        filled = zip_longest(*of_class.values())  # a row holds one image of each class, None where there is no more
+        chosen = [seed for row in filled for seed in row]
+        columns, how = len(labels), f", a class a column: {', '.join(map(str, labels))}"
+    tiles = np.full((len(chosen), *shape), 255, np.uint8)
+    for tile, seed in zip(tiles, chosen, strict=True):
+        if seed is not None:
+            tile[:] = read_pixels(file_of(out, seed))
+    write_png(out / "grid.png", tile_pixels(torch.from_numpy(tiles), columns))
+    shown = sum(seed is not None for seed in chosen)
+    return f"{'all' if shown == len(subjects) else shown} of {len(subjects)} images{how}"

@@ -1,4 +1,4 @@
-"""Make images with a trained U-Net: accelerate launch sampling/sample.py --checkpoint RUN --seeds 0-63 --out DIR
+"""Make images with a trained U-Net: python sampling/sample.py --checkpoint RUN --seeds 0-63 --out DIR
 
 Image n depends on seed n alone, up to the rounding that batch size and device bring: not on the other images or the
 number of processes. What was stopped goes on where it was when the same line is started again.
@@ -6,6 +6,9 @@ number of processes. What was stopped goes on where it was when the same line is
 
 from __future__ import annotations
 
+from training.last_words import last_words  # the first of all
+
+# isort: split
 import argparse
 import difflib
 import math
@@ -197,7 +200,7 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint = ask_main(accelerator, lambda: find_checkpoint(arguments.checkpoint))  # verified once, for all
     trained = load_trained(checkpoint, arguments.weights)
     num_classes = trained.unet.config.num_classes
-    if arguments.guidance_scale != 1 and trained.dropped == 0:
+    if arguments.guidance_scale != 1 and not trained.unconditional:
         raise SamplingError(
             f"--guidance-scale {arguments.guidance_scale}: guidance needs a network that was trained with classes or "
             "texts and without (objective.label_dropout above 0), and this one was not: leave it out"
@@ -240,8 +243,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_summary(arguments.out, subjects, npz=arguments.npz)
-        print(f"{len(subjects)} images in {arguments.out}, all in one picture: {arguments.out / 'grid.png'}")
+        shown = write_summary(arguments.out, subjects, npz=arguments.npz)
+        print(f"{len(subjects)} images in {arguments.out}; {arguments.out / 'grid.png'} shows {shown}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -251,6 +254,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (SamplingError, CheckpointError, ConfigError) as error:
         print(f"sample.py: error: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("sample.py", error)
     except OSError as error:  # a folder that may not be written, a full disk
         print(f"sample.py: {error}; the images that were made stay", file=sys.stderr)
         return 1

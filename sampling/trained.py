@@ -28,8 +28,8 @@ class Trained:
     unet: UNet
     scheduler: DDPMScheduler
     """The one that it was trained with."""
-    dropped: float
-    """Share of labels and texts that were left out in training."""
+    unconditional: bool
+    """Says whether training met samples without class or text: this run's, or that of its first weights."""
     digest: str
     """The sha256 of the weights."""
     class_names: list[str]
@@ -47,10 +47,14 @@ def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trai
     """Load the network of a checkpoint, in evaluation mode, and what belongs to it. Raises ConfigError."""
     name: TensorFile = "ema" if weights == "ema" else "model"
     config = load_config(checkpoint.config_file)
+    unet = load_checkpoint(checkpoint, name).eval()
+    condition = unet.unet_config.condition
+    known_before = unet.config.num_classes is None or (condition.null_class and condition.null_class_trained)
+    met_before = config.train.initial_weights is not None and known_before
     return Trained(
-        unet=load_checkpoint(checkpoint, name).eval(),
+        unet=unet,
         scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
-        dropped=config.objective.label_dropout,
+        unconditional=config.objective.label_dropout > 0 or met_before,
         digest=checkpoint.digest(name),
         class_names=read_class_names(run_of(checkpoint)) or [],
         cache=config.data.cache,
@@ -84,7 +88,12 @@ def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] |
             raise SamplingError("--prompts or --text-encoder was given, but this network reads no text: leave it out")
         return None
     if prompts is None:
-        raise SamplingError("this network reads text: give --prompts TEXT …, which may be an empty one")
+        raise SamplingError("this network reads text: give --prompts TEXT …")
+    if not trained.unconditional and not all(prompt.strip() for prompt in prompts):
+        raise SamplingError(
+            "--prompts has an empty text, but this network was trained with captions only (objective.label_dropout was "
+            "0), so that it draws rubbish without: say what to draw, or train with objective.label_dropout above 0"
+        )
     try:
         text_encoder = TextEncoder(asked or trained.cache or Path())
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Checks what is shipped, and what it claims."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -83,3 +84,19 @@ def test_hooks_and_templates_are_yaml_with_what_their_readers_ask_for() -> None:
         form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
         assert {"name", "description", "body"} <= set(form)
         assert all({"type", "attributes"} <= set(part) for part in form["body"])
+
+
+@pytest.mark.parametrize("version", [(2, 7, 18), (3, 8, 10), (3, 9, 0)])
+def test_make_says_which_python_it_needs(version: tuple[int, ...], tmp_path: Path) -> None:
+    """The Python of the test says that it is an older one."""
+    python = tmp_path / "python3"
+    python.write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = {version}; exec(sys.argv[1])' \"$2\"\n"
+    )
+    python.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    line = ["make", f"PYTHON={python}", ".venv/bin/python"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"needs Python 3.10 or later, and {python} is {version[0]}.{version[1]}: " in done.stderr
+    assert not (tmp_path / ".venv").exists()

@@ -9,6 +9,9 @@ when the same line is started again. To train on DIR: data.name=latents data.pat
 
 from __future__ import annotations
 
+from training.last_words import last_words  # the first of all
+
+# isort: split
 import argparse
 import hashlib
 import logging
@@ -195,9 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, RunDirectoryError) as error:
         print(f"cache_latents.py: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("cache_latents.py: stopped; the same line goes on after the last whole shard", file=sys.stderr)
-        return 1
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("cache_latents.py", error)
     except DataError as error:
         print(f"cache_latents.py: {error}; the shards that were written stay", file=sys.stderr)
         return 1

@@ -200,16 +200,25 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 def delete_old(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what a killed save left behind."""
     delete_unfinished(folder)
-    for path in list_checkpoints(folder)[:-keep]:
+    for path in old(list_checkpoints(folder), keep):
         delete(path)
+
+
+def old(checkpoints: list[Path], keep: int) -> list[Path]:
+    """List those that `delete_old` deletes, of checkpoints by step."""
+    return checkpoints[:-keep]
+
+
+def newer(folder: Path, step: int) -> list[Path]:
+    """List the checkpoints after `step`."""
+    return [path for path in list_checkpoints(folder) if step_of(path) > step]
 
 
 def delete_newer(folder: Path, step: int) -> None:
     """Delete the checkpoints after `step`, naming them: the run that now goes on from `step` is another one."""
-    for path in list_checkpoints(folder):
-        if step_of(path) > step:
-            logger.warning("deleting %s, since the run goes on from step %d", path, step)
-            delete(path)
+    for path in newer(folder, step):
+        logger.warning("deleting %s, since the run goes on from step %d", path, step)
+        delete(path)
 
 
 def verify(path: Path) -> Checkpoint:

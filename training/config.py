@@ -159,11 +159,22 @@ def check_model(config: RunConfig) -> None:
             f"data.name {data.name} has no text for it to read: leave it out, or cache latents with captions "
             "(training/cache_latents.py --text-encoder) and train on those"
         )
+    if not model.condition.null_class_trained:
+        raise ValueError(
+            "model.condition.null_class_trained is false, but that is for training to find out, by "
+            "objective.label_dropout: leave it out"
+        )
     for name, value in (("condition.vector_dim", model.condition.vector_dim),
                         ("condition.augment_dim", model.condition.augment_dim),
                         ("time_cond_proj_dim", model.time_cond_proj_dim)):  # fmt: skip
         if value is not None:
             raise ValueError(f"model.{name} is {value}, but training has nothing to feed into it: leave it out")
+
+
+def conditional_only(config: RunConfig) -> bool:
+    """Return True where the network has classes or reads text, and training shows it no sample without."""
+    conditional = config.model.num_classes is not None or bool(context_dims(config.model))
+    return conditional and config.objective.label_dropout == 0 and config.train.initial_weights is None
 
 
 def check_guidance(config: RunConfig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import re
 import typing
 from argparse import ArgumentError
@@ -23,8 +24,10 @@ from training.config import RunConfig
 from training.data.config import DataConfig
 from training.errors import ConfigError
 from training.files import user_path
+from training.hints import nearest_key
 from training.manifest import MANIFEST
 from training.run_directory import STATUS
+from training.values import as_meant
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -60,19 +63,19 @@ def find_config(name: str) -> Path:
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read the configuration in a file, changed by `key=value` arguments. Raises ConfigError."""
     try:
-        text = path.read_text()
-        keys = yaml.load(text, OnceLoader)
+        keys = yaml.load(path.read_text(), OnceLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(keys, dict):
         raise ConfigError(f"{path}: holds no keys; it should look like configs/digits8_ddpm.yaml")
-    if is_of_a_run(path) and rename_old_keys(keys):
-        text = yaml.safe_dump(keys)
+    if is_of_a_run(path):
+        rename_old_keys(keys)
+    keys = as_meant(RunConfig, keys)
     for key, value in walk(keys):
         check_key(str(path), key, value)
     parser = make_parser()
     try:
-        parsed = parser.parse_string(text)
+        parsed = parser.parse_string(yaml.safe_dump(keys))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
     for override in overrides or []:
@@ -156,9 +159,11 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
     if not equals:
         raise ConfigError(f"command line: {override!r} is neither an option nor key=value, such as train.steps=100")
     check_key("command line", key, value)
+    meant = as_meant(known_keys()[key].kind, value)
+    check_key("command line", key, meant)
     try:
         # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
-        alone = parser.parse_args([f"--{key}={value}"])
+        alone = parser.parse_args([f"--{key}={value if meant == value else json.dumps(meant)}"])
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"command line, {override}: {explain(error)}") from error
     names = key.split(".")
@@ -175,8 +180,9 @@ def explain(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """Says what a key may hold: keys of its own (`group`), null (`optional`)."""
+    """Says what a key may hold: values of the type `kind`, keys of its own (`group`), null (`optional`)."""
 
+    kind: Any
     group: bool
     optional: bool
 
@@ -193,7 +199,7 @@ def keys_of(config: type, prefix: str = "") -> Iterator[tuple[str, Key]]:
     for item in fields(config):
         name, kind = prefix + item.name, types[item.name]
         inner = [part for part in (kind, *typing.get_args(kind)) if is_dataclass(part)]
-        yield name, Key(bool(inner), type(None) in typing.get_args(kind))
+        yield name, Key(kind, bool(inner), type(None) in typing.get_args(kind))
         for part in inner:
             yield from keys_of(typing.cast(type, part), f"{name}.")
 
@@ -212,7 +218,9 @@ def check_key(source: str, key: str, value: object) -> None:
     if key in RENAMED:
         raise ConfigError(f"{source}: {key} is now called {RENAMED[key]}: write that in its place")
     if key not in known:
-        raise ConfigError(f"{source}: unknown key {key!r}.{nearest(key, list(known))}")
+        near = nearest_key(key, list(known))
+        asked = f" Did you mean {near!r}?" if near else " train.py --help lists all keys"
+        raise ConfigError(f"{source}: unknown key {key!r}.{asked}")
     null = value is None or (source == "command line" and value == "null")
     if null and known[key].optional:
         return
@@ -225,8 +233,7 @@ def check_key(source: str, key: str, value: object) -> None:
 
 def nearest(name: str, known: list[str]) -> str:
     """Ask ' Did you mean …?', or nothing where nothing is near."""
-    last = [other for other in known if other.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]  # right key, wrong group
-    matches = last or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,12 +28,23 @@ def count_parameters(config: RunConfig) -> int:
         raise ConfigError(f"model: {error}") from error
 
 
-def make_network(config: RunConfig, initial: UNet | None) -> UNet:
-    """Make the network of `config.model` in float32, of the weights of `initial`, or random ones of the run's seed."""
+def make_network(config: RunConfig, initial: UNet | None, start: Checkpoint | None = None) -> UNet:
+    """Make the network of `config.model` in float32, of the weights of `initial`, or random ones of the run's seed.
+
+    It says whether training meets its null class, or met it before: in `initial`, or in what the run that goes on from
+    `start` began with.
+    """
+    model, before = config.model, initial
+    if start is not None and config.train.initial_weights is not None:
+        with torch.device("meta"):
+            before = UNet.from_config(start.unet_config())
+    if model.num_classes is not None and model.condition.null_class and config.objective.label_dropout == 0:
+        trained = before is not None and before.unet_config.condition.null_class_trained
+        model = replace(model, condition=replace(model.condition, null_class_trained=trained))
     if initial is None:
         torch.manual_seed(config.seed)
-        return UNet.from_unet_config(config.model)
-    network = empty_unet(config.model)
+        return UNet.from_unet_config(model)
+    network = empty_unet(model)
     weights = initial.state_dict().items()
     network.load_state_dict({key: tensor.to(torch.float32, copy=True) for key, tensor in weights}, assign=True)
     return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,10 @@ from training.errors import ConfigError, DataError
 from training.preview import Conditions
 from training.processes import ask_main
 from training.validate import SEED as VALIDATION_SEED
+
+logger = logging.getLogger("training")
+
+LISTED = 10  # a message names at most this many classes
 
 
 def prepare_samples(
@@ -67,7 +72,17 @@ def prepare_images(
         raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable)}")
     if config.train.validate_every > 0 and not len(held_out):
         raise ConfigError(f"data.held_out is {config.data.held_out}, which is none of {len(usable)} images: raise it")
+    warn_of_unseen_classes(config.model.num_classes, images, train)
     return images, train, held_out
+
+
+def warn_of_unseen_classes(num_classes: int | None, images: Images, train: np.ndarray) -> None:
+    """Warn of classes that no image to train on is of: the network would draw rubbish for them."""
+    unseen = set(range(num_classes or 0)) - {images.label(int(index)) for index in train} if num_classes else set()
+    if unseen:
+        listed = ", ".join(map(str, sorted(unseen)[:LISTED])) + (" …" if len(unseen) > LISTED else "")
+        logger.warning("%d of %d classes (%s) have no image to train on: sample without them", len(unseen), num_classes,
+                       listed)  # fmt: skip
 
 
 def read_all(images: Images) -> np.ndarray:

@@ -115,13 +115,19 @@ def decode(autoencoder: Autoencoder, latents: Tensor, on_step: Callable[[], None
     return torch.cat(images)
 
 
-def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int], list[float]], path: Path) -> None:
-    """Draw losses against steps: every logged one, the mean over the last twentieth of them, and the held-out ones."""
+def import_pyplot() -> Any:
+    """Import what draws to files. Raises ModuleNotFoundError where matplotlib is not installed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int], list[float]], path: Path) -> None:
+    """Draw losses against steps: every logged one, the mean over the last twentieth of them, and the held-out ones."""
+    pyplot = import_pyplot()
     steps, losses = training
     window = max(1, len(losses) // 20)
     smooth = [sum(part) / len(part) for part in (losses[max(0, i - window) : i + 1] for i in range(len(losses)))]

@@ -22,7 +22,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
-from training.config import RunConfig
+from training.config import RunConfig, conditional_only
 from training.data.samples import Samples
 from training.errors import ConfigError
 
@@ -138,7 +138,7 @@ def check_processes(started: int, asked: int | None) -> None:
 def command_for(processes: int) -> str:
     """Write the launcher's command line for so many processes of one machine."""
     if processes == 1:
-        return "accelerate launch --num_processes 1 training/train.py …"
+        return "python training/train.py …"
     return f"accelerate launch --multi_gpu --num_processes {processes} training/train.py … (so on CPUs, too)"
 
 
@@ -151,9 +151,14 @@ def describe(config: RunConfig, accelerator: Accelerator, parameters: int, sampl
     several = {DistributedType.NO: "", DistributedType.FSDP: ", FSDP2"}.get(accelerator.distributed_type, ", DDP")
     if fsdp_is_asked_for() and not accelerator.is_fsdp2:
         several += " (Accelerate has FSDP on accelerators only: this tries out the configuration, not FSDP)"
+    only = (
+        "\nnever without its class or text (objective.label_dropout is 0): no sampling without, no guidance"
+        if conditional_only(config)
+        else ""
+    )
     return (
         f"{accelerator.num_processes} process(es) on {accelerator.device}{several}, precision {train.mixed_precision}\n"
         f"{batch} images a step ({train.batch_size} × {train.gradient_accumulation} accumulated × "
         f"{accelerator.num_processes} processes), {train.steps} steps over {samples}{passes}\n"
-        f"{parameters:,} parameters"
+        f"{parameters:,} parameters{only}"
     )

@@ -98,16 +98,24 @@ class RunDirectory:
     def resume_logs(self, step: int) -> None:
         """Keep the logged rows up to `step`: those after it will be logged again."""
         for name, columns in COLUMNS.items():
-            file = self.path / name
-            rows: list[dict[str, str]] = []
-            if file.exists():
-                with file.open(newline="", errors="replace") as lines:
-                    whole = (line.replace("\0", "") for line in lines)
-                    rows = [row for row in csv.DictReader(whole) if is_whole(row) and int(row["step"]) <= step]
-            with writing(file) as unfinished, unfinished.open("w", newline="") as lines:
+            rows = [row for row in self.rows(name) if int(row["step"]) <= step]
+            with writing(self.path / name) as unfinished, unfinished.open("w", newline="") as lines:
                 writer = csv.DictWriter(lines, columns)
                 writer.writeheader()
                 writer.writerows(rows)
+
+    def rows_after(self, name: str, step: int) -> int:
+        """Count the logged rows after `step`, which `resume_logs` deletes."""
+        return sum(int(row["step"]) > step for row in self.rows(name))
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Read the rows of a log that were written to their end; none where there is no log yet."""
+        file = self.path / name
+        if not file.exists():
+            return []
+        with file.open(newline="", errors="replace") as lines:
+            whole = (line.replace("\0", "") for line in lines)
+            return [row for row in csv.DictReader(whole) if is_whole(row)]
 
     def log(self, name: str, row: dict[str, float]) -> None:
         """Append a row to metrics.csv or validation.csv; its keys are COLUMNS."""

@@ -1,11 +1,13 @@
-"""Train a diffusion U-Net: accelerate launch training/train.py --config digits8_ddpm [key=value …]
+"""Train a diffusion U-Net: python training/train.py --config digits8_ddpm [key=value …]
 
-The same script for one process or many machines. `key=value` changes one key of the configuration: train.steps=100.
+Several processes, on one machine or many: accelerate launch training/train.py …. `key=value` changes one key of the
+configuration: train.steps=100.
 """
 
 from __future__ import annotations
 
-from training.parent import stop_with_parent  # the first of all
+from training.last_words import last_words  # these two are the first of all
+from training.parent import stop_with_parent
 
 # isort: split
 import argparse
@@ -16,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import CONFIG, Checkpoint, delete_newer, delete_old
-from training.config import RunConfig
+from training.checkpoint import CONFIG, Checkpoint, delete_newer, delete_old, list_checkpoints, newer, old
+from training.config import RunConfig, conditional_only
 from training.config_files import find_config, list_keys, load_config, to_yaml
 from training.data.samples import Samples
+from training.data.text import context_dims
 from training.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted, RunDirectoryError
 from training.files import user_path, write_text
 from training.loop import Loop
@@ -27,9 +30,10 @@ from training.network import count_parameters, load_initial_weights, make_networ
 from training.objective import Objective
 from training.pipeline import save_pipeline
 from training.prepare import prepare_samples, preview_conditions, report
+from training.preview import import_pyplot
 from training.processes import ask_main, describe, make_accelerator
 from training.resume import check_same_run, find_start, flat
-from training.run_directory import RunDirectory
+from training.run_directory import COLUMNS, RunDirectory
 from training.signals import StopSignals
 from training.step import TrainState
 
@@ -76,6 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
     output = RunDirectory(arguments.output or Path("runs") / name)
     accelerator = make_accelerator(config, output.path)
+    import_pyplot()  # what is missing is said now, not at the first preview
     samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
     conditions = preview_conditions(config, samples)
     what = describe(config, accelerator, count_parameters(config), samples)
@@ -84,12 +89,13 @@ def run(arguments: argparse.Namespace) -> None:
     initial = load_initial_weights(config) if start is None else None
     if accelerator.is_main_process:
         after = f", going on after step {start.step}" if start is not None and start.step else ""
-        dry = "\na dry run: nothing was written" if arguments.dry_run else ""
+        dry = dry_run_words(config, output, start) if arguments.dry_run else ""
         print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}")
     if arguments.dry_run:
         return
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
-    state = TrainState(make_network(config, initial), objective, config.train, config.ema, accelerator, config.seed)
+    network = make_network(config, initial, start)
+    state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed)
     loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
     if start is not None:
         loop.restore(start)
@@ -124,6 +130,18 @@ def take_output(
     return found
 
 
+def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | None) -> str:
+    """Say that nothing was written, and what the run would delete before its first step."""
+    step = 0 if start is None else start.step
+    after = newer(output.checkpoints, step)
+    before = old([path for path in list_checkpoints(output.checkpoints) if path not in after], config.checkpoint.keep)
+    rows = {name: count for name in COLUMNS if (count := output.rows_after(name, step))}
+    doomed = [f"{path} (after step {step})" for path in after]
+    doomed += [f"{path} (checkpoint.keep is {config.checkpoint.keep})" for path in before]
+    doomed += [f"{count} rows of {output.path / name} (after step {step})" for name, count in rows.items()]
+    return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)
+
+
 def train(loop: Loop) -> None:
     """Train to the last step and write the pipeline; status.json says how far it came, and how it ended."""
     state = loop.state
@@ -153,7 +171,9 @@ def start_trackers(loop: Loop) -> None:
     """Tell the trackers of the run and its configuration."""
     flattened = flat(loop.config).items()
     keys = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flattened}
-    loop.accelerator.init_trackers(loop.run.path.name, config=keys)
+    # TensorBoard leaves out what an earlier part of the run logged from this step on.
+    options = {"tensorboard": {"purge_step": loop.state.step + 1}} if loop.state.step else {}
+    loop.accelerator.init_trackers(loop.run.path.name, config=keys, init_kwargs=options)
 
 
 def write_pipeline(loop: Loop) -> None:
@@ -165,6 +185,9 @@ def write_pipeline(loop: Loop) -> None:
         loop.signals.unless_stopped(lambda: save_pipeline(unet, scheduler, folder, cache=cache))
         if loop.signals.received:
             raise Preempted(f"stopped by a signal after the last step, while {folder} was written")
+        if conditional_only(loop.config) and context_dims(loop.config.model):
+            logger.warning("%s was trained with captions only: call it with guidance_scale=1, since the default of "
+                           "StableDiffusionPipeline draws with the empty caption", folder)  # fmt: skip
         loop.draw_loss()
         print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}")
 
@@ -188,6 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Preempted as error:
         print(f"train.py: {error}; go on with --resume auto", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("train.py", error)
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"train.py: {error}; what was saved before is as it was", file=sys.stderr)
         return 1

@@ -1,10 +1,14 @@
 """The three figures against their definitions, and against what is known of the digits."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from sampling.evaluate import frechet_distance, label_agreement, novelty
+from sampling.evaluate import Pictures, frechet_distance, label_agreement, main, novelty
+from sampling.figures import moments
 from training.data.config import split
 from training.data.images import Digits
 
@@ -42,6 +46,60 @@ def test_the_machine_agrees_with_true_labels_and_not_with_wrong_ones() -> None:
     pixels, labels = digits()
     assert label_agreement(pixels[1200:], labels[1200:], pixels[:1200], labels[:1200]) > 0.95
     assert label_agreement(pixels[1200:], (labels[1200:] + 1) % 10, pixels[:1200], labels[:1200]) < 0.05
+
+
+@pytest.mark.parametrize("scale", [1 / 16, 16, 255])
+def test_the_machine_takes_its_scale_from_the_images(scale: float) -> None:
+    pixels, labels = digits()
+    shares = [label_agreement(k * pixels[1500:], labels[1500:], k * pixels[:800], labels[:800]) for k in (1, scale)]
+    assert min(shares) > 0.9
+    assert shares[0] == pytest.approx(shares[1], abs=0.01)
+
+
+def test_moments_of_blocks_are_those_of_numpy_at_any_mean() -> None:
+    rows = np.random.default_rng(0).standard_normal((700, 5)) + 1e6
+    mean, covariance = moments(iter(rows))
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(covariance, np.cov(rows, rowvar=False), rtol=1e-6, atol=1e-8)
+
+
+def test_large_images_are_averaged_down() -> None:
+    image = np.arange(2 * 64 * 96, dtype=np.float64).reshape(2, 64, 96)
+    (row,) = Pictures(lambda number: image, [0])
+    expected = image.reshape(2, 32, 2, 32, 3).mean((2, 4)).transpose(1, 2, 0).ravel()
+    np.testing.assert_allclose(row, expected)
+
+
+def write_samples(folder: Path) -> None:
+    """Write real digits, the first 200, as if they were samples."""
+    images = Digits()
+    lines = ["file,seed,class_label"]
+    for seed in range(200):
+        grey = ((images.image(seed)[0] + 1) * 127.5).round().astype(np.uint8)
+        Image.fromarray(grey).save(folder / f"{seed:06d}.png")
+        lines.append(f"{seed:06d}.png,{seed},{images.label(seed)}")
+    (folder / "samples.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_figures_are_said_before_a_file_is_written_and_with_their_ceiling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_samples(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["--samples", str(tmp_path), "--out", str(tmp_path / "file" / "evaluation.json")]) == 1
+    said = capsys.readouterr()
+    figures = dict(line.split() for line in said.out.splitlines())
+    assert float(figures["label_agreement"]) > 0.95
+    assert 0.9 < float(figures["label_agreement_of_real"]) < 1
+    assert float(figures["novelty"]) < 0.05  # copies
+    assert "the figures above are whole" in said.err
+
+
+def test_a_sample_of_another_shape_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_samples(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "000007.png")
+    assert main(["--samples", str(tmp_path)]) == 2
+    assert "sample 7 has the shape (C, H, W) (3, 8, 8), the real images have (1, 8, 8)" in capsys.readouterr().err
 
 
 def test_novelty_is_one_for_unseen_images_and_zero_for_copies() -> None:

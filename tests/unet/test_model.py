@@ -1,6 +1,7 @@
 """Checks the U-Net as a whole: sizes, modes, files, and recomputation."""
 
 import json
+import logging
 import subprocess
 import sys
 from functools import partial
@@ -8,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from peft import LoraConfig, get_peft_model
 
 from tests import tensors
@@ -345,3 +346,21 @@ def test_blocks_are_recomputed_by_the_function_that_is_given(function):
     with torch.no_grad():
         unet(x, 3)
     assert len(calls) == blocks
+
+
+def test_a_change_of_dtype_says_nothing_where_there_is_nothing_to_say():
+    said = []
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    handler = logging.Handler()
+    handler.emit = said.append
+    logger.addHandler(handler)
+    try:
+        unet = UNet(channels=(32,), depth=1)
+        unet.to(torch.float16), unet.to("cpu", torch.float64), unet.to(dtype=torch.float32)
+        assert said == []
+        UNet2DModel(block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)).to(
+            torch.float16
+        )
+        assert len(said) == 1
+    finally:
+        logger.removeHandler(handler)

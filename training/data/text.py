@@ -17,6 +17,8 @@ from unetgn import UNetConfig
 
 logger = logging.getLogger(__name__)
 
+BLOCK = 1024  # captions that are read into tokens at a time
+
 
 class TextEncoder:
     """Runs CLIP's text encoder and tokenizer (Radford et al. 2021, arXiv 2103.00020) out of a diffusers folder.
@@ -62,7 +64,8 @@ class TextEncoder:
 
     def too_long(self, captions: Sequence[str]) -> int:
         """Count the captions that are cut off."""
-        return sum(len(ids) > self.tokens for ids in self.tokenizer(list(captions)).input_ids)
+        parts = (list(captions[start : start + BLOCK]) for start in range(0, len(captions), BLOCK))
+        return sum(len(ids) > self.tokens for part in parts for ids in self.tokenizer(part).input_ids)
 
 
 def read_captions(images: Images, indices: Sequence[int], column: str) -> list[str]:

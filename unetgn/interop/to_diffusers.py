@@ -6,7 +6,7 @@ and compared: what does not come back is what diffusers cannot express.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ def to_diffusers(unet: UNet) -> ModelMixin:
 
     UNet2DConditionModel where `unet` has transformers, else UNet2DModel; without any attention also the former, where
     the latter cannot say it (it then takes a context that it never reads). A null class becomes an ordinary last class,
-    `num_class_embeds` being one more than num_classes: pass its index where `unet` takes None.
+    `num_class_embeds` being one more than num_classes: pass its index where `unet` takes None. One that was not trained
+    is left out.
     Sinusoids of time.frequencies="power" become diffusers' "exp", equal but for 3e-5 of a radian near t = 950.
     Gradient checkpointing comes along, as that of whole blocks.
     Raises ValueError, naming the fields, where diffusers cannot express the architecture; with what to do first, where
@@ -42,10 +43,13 @@ def to_diffusers(unet: UNet) -> ModelMixin:
     if not isinstance(unet, UNet):
         raise TypeError(f"to_diffusers takes a unetgn.UNet, got {type(unet).__name__}")
     check_as_built(unet, empty_unet(unet.unet_config))
-    model_class, options = _expressed(unet.unet_config)
+    config, weights = unet.unet_config, {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
+    if not config.condition.null_class_trained:  # to diffusers it would be a class like any other
+        config = replace(config, condition=replace(config.condition, null_class=False, null_class_trained=True))
+        weights["class_embedding.weight"] = weights["class_embedding.weight"][: config.class_rows].clone()
+    model_class, options = _expressed(config)
     with torch.device("meta"):
         model = model_class(**options)
-    weights = {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
     model.load_state_dict(weights, assign=True)
     model.register_to_config(**{key: value for key, value in others_of(unet).items() if key not in model.config})
     if unet.is_gradient_checkpointing:

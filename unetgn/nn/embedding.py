@@ -155,9 +155,10 @@ class ClassEmbedding(nn.Module):
 
     Labels as rows mix the rows of `weight` linearly, so that a one-hot label gives what its index gives. `scale`
     multiplies the result, before the `bias`. With `null_class` one more last row stands for "no label": for labels
-    None, and for the index `num_classes`. Without it, `missing` says what labels None give: "zeros" (EDM) or "error".
+    None, and for the index `num_classes`; where that row was not trained, both are refused. Without it, `missing` says
+    what labels None give: "zeros" (EDM) or "error".
     Raises ValueError where labels are missing, of another shape or batch, or (on the CPU) not among the classes, and
-    where `missing` is "zeros" beside a null class.
+    where `missing` is "zeros" beside a null class, or `null_class_trained` False without one.
     The null class is that of Ho & Salimans 2022 (arXiv 2207.12598), algorithm 1.
     """
 
@@ -168,6 +169,7 @@ class ClassEmbedding(nn.Module):
         *,
         null_class: bool = True,
         missing: Literal["zeros", "error"] = "error",
+        null_class_trained: bool = True,
         bias: bool = False,
         scale: float = 1.0,
     ) -> None:
@@ -175,7 +177,10 @@ class ClassEmbedding(nn.Module):
         check_choice("missing", missing, ("zeros", "error"))
         if null_class and missing != "error":
             raise ValueError(f"missing={missing!r} is for null_class=False: a null class stands for missing labels")
+        if not null_class and not null_class_trained:
+            raise ValueError("null_class_trained=False is for null_class=True: there is no other null class")
         self.num_classes, self.null_class, self.missing, self.scale = num_classes, null_class, missing, scale
+        self.known = num_classes + (null_class and null_class_trained)  # rows that labels may name
         self.weight = nn.Parameter(torch.randn(num_classes + null_class, channels))
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
@@ -184,7 +189,7 @@ class ClassEmbedding(nn.Module):
             embedded = self._unlabelled(batch)
         elif labels.ndim and labels.shape[0] != batch:
             raise ValueError(f"class_labels must have one entry for each of {batch} samples, got {labels.shape[0]}")
-        elif labels.ndim == 2 and (labels.shape[1] == self.num_classes or labels.shape[1] == self.weight.shape[0]):
+        elif labels.ndim == 2 and (labels.shape[1] == self.num_classes or labels.shape[1] == self.known):
             embedded = (labels.to(self.weight.dtype) * self.scale) @ self.weight[: labels.shape[1]]
         elif labels.ndim == 1 and _is_integral(labels.dtype):
             indices = labels.long()  # an embedding takes no shorter ones
@@ -200,6 +205,7 @@ class ClassEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         missing = "null_class=True" if self.null_class else f"missing={self.missing!r}"
+        missing += ", null_class_trained=False" if self.known < len(self.weight) else ""
         channels, scale = self.weight.shape[1], f"scale={self.scale:.4g}"
         return f"{self.num_classes}, {channels}, {missing}, bias={self.bias is not None}, {scale}"
 
@@ -211,11 +217,18 @@ class ClassEmbedding(nn.Module):
         if not has_values(labels) or not labels.numel():
             return
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= len(self.weight):
+        if low < 0 or high >= self.known:
             wrong = low if low < 0 else high
-            raise ValueError(f"class_labels has {wrong}; this network's classes are 0 to {len(self.weight) - 1}")
+            raise ValueError(f"class_labels has {wrong}; this network's classes are 0 to {self.known - 1}")
 
     def _unlabelled(self, batch: int) -> Tensor:
+        if self.known < len(self.weight):
+            raise ValueError(
+                f"class_labels are missing, and this network was trained with its {self.num_classes} classes only "
+                "(objective.label_dropout was 0; condition.null_class_trained is False), so that without one it draws "
+                f"rubbish: give class_labels from 0 to {self.num_classes - 1}, without guidance, or train with "
+                "objective.label_dropout above 0"
+            )
         if self.null_class:
             return self.weight[-1].expand(batch, -1) * self.scale
         if self.missing == "zeros":

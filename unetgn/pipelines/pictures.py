@@ -27,11 +27,16 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:
     """Lay (N, C, H, W) in [-1, 1] out as one picture, `columns` a row (default: about square); enlarge small images."""
-    count = len(images)
+    return tile_pixels(to_uint8(images), columns)
+
+
+def tile_pixels(pixels: Tensor, columns: int | None = None) -> Image.Image:
+    """Lay (N, H, W, C) uint8 out as one picture, as `to_grid` does."""
+    count = len(pixels)
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    factor = max(1, READABLE // max(images.shape[-2:]))
-    pixels = to_uint8(images).repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    factor = max(1, READABLE // max(pixels.shape[1:3]))
+    pixels = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     pixels = torch.nn.functional.pad(pixels, (0, 0, 1, 1, 1, 1), value=255)  # a white line between two images
     empty = pixels.new_full((rows * columns - count, *pixels.shape[1:]), 255)
     grid = rearrange(torch.cat([pixels, empty]), "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)

@@ -212,7 +212,7 @@ def _check_conditions(config: UNetDescription) -> None:
     condition, time, plain = config.condition, config.time, type(config.condition)()
     if config.addition_time_embed_dim is not None and condition.vector_dim is None:
         raise ValueError(f"addition_time_embed_dim={config.addition_time_embed_dim} needs condition.vector_dim")
-    for name in ("class_entry", "class_bias", "class_scale", "missing_class"):
+    for name in ("class_entry", "class_bias", "class_scale", "missing_class", "null_class_trained"):
         if config.num_classes is None and getattr(condition, name) != getattr(plain, name):
             raise ValueError(f"condition.{name}={getattr(condition, name)!r} needs num_classes")
     if time.features == "fourier" and config.addition_time_embed_dim is None:

@@ -23,6 +23,10 @@ class ConditionConfig:
     """Adds a last row to the class table, for missing and dropped labels."""
     missing_class: Literal["error", "zeros"] = "error"
     """Says what missing labels are without a null class: an "error", or "zeros" as in EDM."""
+    null_class_trained: bool = True
+    """Says that training met the null class. Training sets it: without dropped labels that row stays as random as it
+    began, so that missing labels are an error.
+    """
     class_entry: Literal["before_mlp", "after_mlp"] = "after_mlp"
     """Adds the class to the time features "before_mlp" (SongUNet) or to the embedding "after_mlp"."""
     class_bias: bool = False
@@ -43,6 +47,8 @@ class ConditionConfig:
         check_at_least(1, {"condition.augment_dim": self.augment_dim, "condition.vector_dim": self.vector_dim})
         if self.null_class and self.missing_class != "error":
             raise ValueError("condition.missing_class='zeros' and condition.null_class=True contradict each other")
+        if not self.null_class and not self.null_class_trained:
+            raise ValueError("condition.null_class_trained=False needs condition.null_class=True")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ def facts(config: UNetDescription) -> dict[str, Any]:
         **{name: getattr(config, name) for name in ("in_channels", "out_channels", "spatial_dims", "dropout")},
         "sample_size": list(config.sample_size) if isinstance(config.sample_size, tuple) else config.sample_size,
         "num_classes": config.class_rows,
-        "condition": dataclasses.replace(config.condition, null_class=False, missing_class="error"),
+        "condition": dataclasses.replace(
+            config.condition, null_class=False, missing_class="error", null_class_trained=True
+        ),
         "time_cond_proj_dim": config.time_cond_proj_dim,
         "addition_time_embed_dim": config.addition_time_embed_dim,
         "time": (time.features, time.order, time.frequency_shift, config.feature_width, config.embedding_width),

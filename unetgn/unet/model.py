@@ -1,6 +1,7 @@
 """Defines the configurable U-Net, as a diffusers model."""
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -43,6 +44,13 @@ from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet.plan import plan_unet
 from unetgn.unet.saved import read_config
 
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Return False for diffusers' advice, at each `to(dtype)`, to keep modules in float32 where it names none."""
+    return "in UNet that should be kept in float32: []" not in record.getMessage()
+
+
+logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
 _DEFAULT = UNetConfig()
 _recomputed = functools.partial(recomputed, random=True)  # a block has dropout
 
@@ -130,6 +138,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 features if condition.class_entry == "before_mlp" else embedding,
                 null_class=condition.null_class,
                 missing=condition.missing_class,
+                null_class_trained=condition.null_class_trained,
                 bias=condition.class_bias,
                 scale=condition.class_scale,
             )

@@ -1,0 +1,136 @@
+"""Ctrl-C, and packages that are missing, end every script in one line; a dry run says what would be deleted."""
+
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.training.launched import ROOT, SIX_STEPS
+from training import last_words
+from training.last_words import EXTRAS, STOPPED
+from training.train import main as train
+
+# Where each script spends its time, as (module, name) that is called there; and a line that gets there.
+PLACES = {
+    ("training.train", "--config digits8_ddpm --dry-run"): (
+        "training.train.prepare_samples", "training.train.ask_main", "training.train.import_pyplot",
+        "training.data.images.Digits.usable", "training.train.load_config", "training.train.make_accelerator",
+    ),
+    ("sampling.sample", "--checkpoint x --seeds 0 --out y"): (
+        "sampling.sample.find_checkpoint", "sampling.sample.Accelerator", "sampling.sample.parse_arguments",
+    ),
+    ("sampling.evaluate", "--samples {}"): (
+        "sampling.evaluate.open_real", "sampling.evaluate.load_config", "training.data.images.Digits.usable",
+    ),
+    ("training.cache_latents", "--autoencoder x --out y data.name=folder data.path=x"): (
+        "training.cache_latents.load_autoencoder", "training.cache_latents.load_data_config",
+    ),
+}  # fmt: skip
+CASES = [(script, line, place) for (script, line), places in PLACES.items() for place in places]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def miss(*_: object, **__: object) -> None:
+    raise ModuleNotFoundError("No module named 'matplotlib.x'", name="matplotlib.x")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [(interrupt, 1, "stopped"), (miss, 2, 'the package matplotlib is not installed: pip install -e ".[train]"')],
+)
+@pytest.mark.parametrize(("script", "line", "place"), CASES, ids=[f"{script}-{place}" for script, _, place in CASES])
+def test_what_ends_a_script_anywhere_is_one_line(
+    script: str, line: str, place: str, end: Callable[..., None], code: int, words: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(place, end)
+    monkeypatch.chdir(tmp_path)
+    assert importlib.import_module(script).main(line.format(tmp_path).split()) == code
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert words in said
+    assert said.startswith(f"{script.partition('.')[2]}.py: ")
+
+
+@pytest.mark.parametrize("name", [Path(name).stem for name in STOPPED])
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "ModuleNotFoundError(name='tqdm')"])
+def test_the_imports_of_a_script_end_in_one_line_too(name: str, error: str) -> None:
+    program = f"import sys; sys.argv = ['{name}.py']; import training.last_words; raise {error}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == (1 if error == "KeyboardInterrupt" else 2)
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"{name}.py: ")
+
+
+def test_a_script_imports_its_last_words_before_all_that_may_be_missing() -> None:
+    for name in STOPPED:
+        file = next(ROOT / folder / name for folder in ("training", "sampling") if (ROOT / folder / name).is_file())
+        imports = re.findall(r"^(?:from|import) ([\w.]+)", file.read_text(), re.MULTILINE)
+        assert imports[:2] == ["__future__", "training.last_words"], name
+
+
+def test_every_package_that_scripts_need_has_its_extra() -> None:
+    wanted = set()
+    for folder in ("training", "sampling"):
+        for file in (ROOT / folder).rglob("*.py"):
+            wanted |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
+    wanted -= {"training", "sampling", "unetgn", "transformers", *sys.stdlib_module_names}
+    assert wanted <= set(EXTRAS), wanted - set(EXTRAS)
+
+
+def test_a_module_of_ours_that_is_missing_is_no_package() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        last_words.last_words("train.py", ModuleNotFoundError(name="training.nothing"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train six steps, with checkpoints at 2, 4 and 6 and rows in TensorBoard."""
+    folder = tmp_path_factory.mktemp("resumed")
+    (folder / "tiny.yaml").write_text(SIX_STEPS.replace("trackers: []", "trackers: [tensorboard]"))
+    assert train(line(folder)) == 0
+    return folder
+
+
+def line(folder: Path, *more: str) -> list[str]:
+    return ["--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"), "preview.every=0", *more]
+
+
+def test_a_dry_run_names_what_the_run_would_delete_and_rows_are_not_shown_twice(
+    run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints, again = run / "run" / "checkpoints", ["--resume", str(run / "run" / "checkpoints" / "step-000004")]
+    capsys.readouterr()
+    assert train(line(run, "--resume", "auto", "--dry-run")) == 0
+    assert "would delete" not in capsys.readouterr().out
+    assert train(line(run, *again, "--dry-run", "checkpoint.keep=1")) == 0
+    said = [text for text in capsys.readouterr().out.splitlines() if text.startswith("the run would delete ")]
+    before = {path for path in checkpoints.iterdir() if path.is_dir()}
+    assert {text.split()[4] for text in said if "checkpoints" in text} == {
+        str(checkpoints / "step-000002"), str(checkpoints / "step-000006")
+    }  # fmt: skip
+    assert f"the run would delete 2 rows of {run / 'run' / 'metrics.csv'} (after step 4)" in said
+    assert train(line(run, *again, "checkpoint.keep=1", "train.steps=5")) == 0
+    after = {path for path in checkpoints.iterdir() if path.is_dir()}
+    assert before - after == {checkpoints / "step-000002", checkpoints / "step-000004", checkpoints / "step-000006"}
+    shown = EventAccumulator(str(run / "run" / "tb" / "run"), size_guidance={"scalars": 0})
+    shown.Reload()
+    assert [event.step for event in shown.Scalars("loss")] == [1, 2, 3, 4, 5]
+
+
+def test_matplotlib_is_there_before_the_first_step_or_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "tiny.yaml").write_text(SIX_STEPS)
+    for more in ([], ["--dry-run"]):
+        assert train([*line(tmp_path), *more]) == 2
+        assert 'matplotlib is not installed: pip install -e ".[train]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
