@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import zipfile
 from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
@@ -15,9 +14,11 @@ import torch
 
 from training.data.pictures import open_picture
 from training.files import write_json, write_png, writing
+from unetgn.json_files import read_object
 from unetgn.pipelines.pictures import tile_pixels
 
 GRID, SIDE = 256, 32  # images in grid.png at most, and in a row or column of classes
+REQUEST_LIMIT = 2**28  # bytes: some fifty for each image
 GRID_PIXELS = 2**25  # which are fewer where images are large
 
 
@@ -78,7 +79,7 @@ def read_request(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise SamplingError(f"{file.parent} holds numbered images that were not made here: give another --out")
     try:
-        request = json.loads(file.read_text())
+        request = read_object(file, limit=REQUEST_LIMIT)
         if {"label", "prompt"} <= set.intersection(*(set(subject) for subject in request["subjects"].values())):
             return request
         reason = "a subject lacks its label or prompt"

@@ -6,7 +6,9 @@ a pickle. What is random needs no saving: it is a function of the step (training
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"  # where a run's folder has them
 PREFIX = "step-"
+ASIDE = DAMAGED, LEFT = "damaged", "left"  # why a checkpoint was put aside, at the end of its name
 
 TensorFile = Literal["model", "ema", "optimizer"]
 TENSORS: tuple[TensorFile, ...] = get_args(TensorFile)
@@ -85,7 +88,7 @@ class Checkpoint:
         where it has another format.
         """
         keys = read_manifest(path)
-        if path.name.startswith(PREFIX) and path.name != checkpoint_path(path.parent, keys["step"]).name:
+        if path.name.removeprefix(PREFIX).isdigit() and step_of(path) != keys["step"]:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} says that it is of step {keys['step']}")
         if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in TENSORS} | {*CONFIGS}:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} names files that no checkpoint has")
@@ -198,9 +201,13 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def delete_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what a killed save left behind."""
+    """Delete all but the newest `keep` checkpoints, what was put aside, and what a killed save left behind.
+
+    Only after a checkpoint has been written: until then these are what there is.
+    """
     delete_unfinished(folder)
-    for path in old(list_checkpoints(folder), keep):
+    aside = [path for reason in ASIDE for path in folder.glob(f"{PREFIX}*.{reason}*")]
+    for path in [*old(list_checkpoints(folder), keep), *aside]:
         delete(path)
 
 
@@ -214,11 +221,22 @@ def newer(folder: Path, step: int) -> list[Path]:
     return [path for path in list_checkpoints(folder) if step_of(path) > step]
 
 
-def delete_newer(folder: Path, step: int) -> None:
-    """Delete the checkpoints after `step`, naming them: the run that now goes on from `step` is another one."""
+def put_aside(folder: Path, step: int) -> None:
+    """Give the checkpoints after `step` other names, which say why: the run goes on from `step` and makes them anew.
+
+    They are step-N.damaged, or step-N.left where they are sound. Raises OSError where one cannot be read or renamed.
+    """
     for path in newer(folder, step):
-        logger.warning("deleting %s, since the run goes on from step %d", path, step)
-        delete(path)
+        try:
+            verify(path)
+            reason = LEFT
+        except CheckpointError:
+            reason = DAMAGED
+        names = (f"{path.name}.{reason}{number or ''}" for number in itertools.count())
+        aside = next(named for name in names if not os.path.lexists(named := path.with_name(name)))
+        path.rename(aside)
+        logger.warning("the run goes on from step %d: %s is now %s, until the next checkpoint is written", step, path,
+                       aside.name)  # fmt: skip
 
 
 def verify(path: Path) -> Checkpoint:
@@ -239,7 +257,8 @@ def newest_valid(folder: Path) -> Checkpoint | None:
     """Find the newest checkpoint in a folder that verifies, naming each newer one that does not; None without any.
 
     Raises CheckpointError where there are checkpoints and all are damaged: starting afresh would hide the loss.
-    Raises CheckpointFormatError rather than pass over what another version of unetgn wrote.
+    Raises CheckpointFormatError rather than pass over what another version of unetgn wrote, and OSError rather than
+    pass over what could not be read this time.
     """
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):

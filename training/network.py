@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from training.checkpoint import Checkpoint, TensorFile, check_tensors, find_chec
 from training.config import RunConfig
 from training.errors import CheckpointError, ConfigError
 from unetgn import UNet
+from unetgn.json_files import read_object
 from unetgn.unet.facts import facts
 from unetgn.unet.model import empty_unet
 
@@ -81,7 +81,7 @@ def load_network(path: Path) -> UNet:
     folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
         raise ValueError("holds no network: give the folder of a diffusers pipeline or model, or of a run of ours")
-    if json.loads((folder / "config.json").read_text()).get("_class_name") == UNet.__name__:
+    if read_object(folder / "config.json").get("_class_name") == UNet.__name__:
         return UNet.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     return UNet.from_diffusers(folder)
 

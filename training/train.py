@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import CONFIG, Checkpoint, delete_newer, delete_old, list_checkpoints, newer, old
+from training.checkpoint import CONFIG, Checkpoint, list_checkpoints, newer, old, put_aside
 from training.config import RunConfig, conditional_only
 from training.config_files import find_config, list_keys, load_config, to_yaml
 from training.data.samples import Samples
 from training.data.text import context_dims
 from training.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted, RunDirectoryError
-from training.files import user_path, write_text
+from training.files import delete_unfinished, user_path, write_text
 from training.loop import Loop
 from training.network import count_parameters, load_initial_weights, make_network
 from training.objective import Objective
@@ -111,7 +111,7 @@ def take_output(
 ) -> Checkpoint | None:
     """Lock the run's folder, and find the checkpoint to go on from (None: begin); on the main process, for all.
 
-    The checkpoints after that one are deleted. A dry run locks and deletes nothing.
+    The checkpoints after that one are put aside. A dry run locks and changes nothing.
     """
     if arguments.dry_run:
         output.check_writable()
@@ -125,13 +125,13 @@ def take_output(
         output.unlock()
         raise
     if not arguments.dry_run:
-        delete_newer(output.checkpoints, 0 if found is None else found.step)
-        delete_old(output.checkpoints, config.checkpoint.keep)
+        put_aside(output.checkpoints, 0 if found is None else found.step)
+        delete_unfinished(output.checkpoints)
     return found
 
 
 def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | None) -> str:
-    """Say that nothing was written, and what the run would delete before its first step."""
+    """Say that nothing was written, and what would be deleted: rows at once, checkpoints once the run has saved."""
     step = 0 if start is None else start.step
     after = newer(output.checkpoints, step)
     before = old([path for path in list_checkpoints(output.checkpoints) if path not in after], config.checkpoint.keep)

@@ -15,6 +15,7 @@ import diffusers
 import peft
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models import attention_processor
 from torch import nn
@@ -113,6 +114,7 @@ def mapped_to_disk(model):
 
 
 def prepared(model):
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests of the process had another precision
     return accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
 
 

@@ -59,4 +59,4 @@ def assert_digits(images: Tensor, classes: list[int]) -> None:
     real = digits.data[np.isin(digits.target, classes)] / 16
     assert ((pixels <= 0) | (pixels >= 1)).mean() < 0.6  # of real ones 0.54: many have a whole black edge
     assert abs(pixels.mean() - real.mean()) < 0.05
-    assert abs(pixels.std() - real.std()) < 0.1  # guidance adds contrast
+    assert abs(pixels.clip(0, 1).std() - real.std()) < 0.08

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -19,11 +20,11 @@ from training.checkpoint import (
     CheckpointConfig,
     TensorFile,
     checkpoint_path,
-    delete_newer,
     delete_old,
     find_checkpoint,
     list_checkpoints,
     newest_valid,
+    put_aside,
     verify,
 )
 from training.errors import CheckpointError
@@ -165,12 +166,41 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_no_half_one(
     verify(good)
 
 
-def test_checkpoints_after_the_one_that_is_gone_on_from_are_deleted_by_name(
+def test_checkpoints_after_the_one_that_is_gone_on_from_are_put_aside_until_the_next_one_stands(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step)
-    delete_newer(tmp_path, 1)
+    damage(tmp_path / "step-000002", "flipped")
+    (tmp_path / "step-000003.left").mkdir()  # from another time
+    put_aside(tmp_path, 1)
+    names = ["step-000001", "step-000002.damaged", "step-000003.left", "step-000003.left1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert verify(tmp_path / "step-000003.left1").step == 3
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000001"]
-    assert "step-000002" in caplog.text
-    assert "step-000003" in caplog.text
+    assert "step-000002 is now step-000002.damaged, until" in caplog.text
+    write(tmp_path, 2)
+    delete_old(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000002"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_file_that_cannot_be_read_this_time_is_no_damage(
+    error: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed read that counted as damage cost the newest checkpoint."""
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2)
+    real = io.open
+
+    def fail(file: object, *arguments: object, **more: object) -> object:
+        if str(file) == str(newest / name):
+            raise OSError(error, os.strerror(error), str(file))
+        return real(file, *arguments, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", fail)
+    for look in (newest_valid, find_checkpoint):
+        with pytest.raises(OSError, match=re.escape(os.strerror(error))):
+            look(tmp_path)
+    assert len(list_checkpoints(tmp_path)) == 2

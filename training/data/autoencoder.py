@@ -6,13 +6,14 @@ Rombach et al. 2022 (arXiv 2112.10752), with diffusers' AutoencoderKL.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+
+from unetgn.json_files import read_object
 
 
 class Autoencoder:
@@ -76,7 +77,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
 def is_autoencoder(folder: Path) -> bool:
     """Return True where diffusers saved an AutoencoderKL to this very folder."""
     config = folder / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("_class_name") == "AutoencoderKL"
+    return config.is_file() and read_object(config).get("_class_name") == "AutoencoderKL"
 
 
 def digest(model: nn.Module) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from training.data.pictures import Facts
 from training.data.pixels import Framing
 from training.data.splits import splits_among, word_end
 from training.errors import reason
+from unetgn.json_files import read_object
 
 FORMATS = {
     ".parquet": "parquet",
@@ -63,8 +63,7 @@ def find_files(path: str) -> Files:
         parts = sorted(part.name for part in root.iterdir() if part.is_dir())
         raise ValueError(f"data.path {path!r} holds several splits: give one, for example data.path={root / parts[0]}")
     if (root / "state.json").is_file():
-        saved = json.loads((root / "state.json").read_text())["_data_files"]
-        return Files("arrow", [str(root / item["filename"]) for item in saved], {})
+        return Files("arrow", [str(file) for file in saved_files(root)], {})
     found = [file for part in ([root] if root.is_dir() else match(path)) for file in files_in(part)]
     files = sorted(str(file) for file in found if format_of(file.name) and not file.name.startswith("."))
     formats = {format_of(file) or "" for file in files}
@@ -78,6 +77,16 @@ def find_files(path: str) -> Files:
         )
     check_one_split(path, files)
     return Files(formats.pop(), files, endings)
+
+
+def saved_files(root: Path) -> list[Path]:
+    """List the files that `save_to_disk` says it wrote into a folder. Raises ValueError where it does not."""
+    saved = read_object(root / "state.json").get("_data_files")
+    items = saved if isinstance(saved, list) and all(isinstance(item, dict) for item in saved) else []
+    names = [str(item.get("filename")) for item in items]
+    if not names or any(name != Path(name).name for name in names):
+        raise ValueError(f"{root / 'state.json'} is not as save_to_disk writes it: it names no files of its folder")
+    return [root / name for name in names]
 
 
 def files_in(path: Path) -> list[Path]:

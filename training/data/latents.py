@@ -10,8 +10,6 @@ A shard holds, one row an image: `mean` and `std` of the autoencoder's posterior
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,11 @@ from tqdm import tqdm
 
 from training.data.images import Images
 from training.files import sha256, write_json
+from unetgn.json_files import read_object
 
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
+MANIFEST_LIMIT = 2**26  # bytes: a hundred for each shard
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,12 @@ class Manifest:
     @property
     def shards(self) -> list[str]:
         """Return the names of all the shards that there will be."""
-        return [f"latents-{number:05d}.safetensors" for number in range(math.ceil(self.images / self.shard_size))]
+        return [f"latents-{number:05d}.safetensors" for number in range(self.shard_count)]
+
+    @property
+    def shard_count(self) -> int:
+        """Count the shards that there will be."""
+        return -(-self.images // self.shard_size)
 
     def write(self, folder: Path) -> None:
         """Replace the folder's manifest as a whole."""
@@ -63,7 +68,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a cache. Raises ValueError where there is none, or it is damaged."""
     try:
-        keys = json.loads((folder / MANIFEST).read_text())
+        keys = read_object(folder / MANIFEST, limit=MANIFEST_LIMIT)
         text_shape = None if keys["text_shape"] is None else tuple(keys["text_shape"])
         manifest = Manifest(**keys | {"shape": tuple(keys["shape"]), "text_shape": text_shape})
         check_types(manifest)
@@ -101,6 +106,19 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
 
 
+def is_shard(name: str) -> bool:
+    """Return True for the name of a shard."""
+    return name.startswith("latents-")
+
+
+def unfinished(path: str, finished: int, wanted: int) -> str:
+    """Say that a cache is unfinished."""
+    return (
+        f"{path} is unfinished, {finished} of {wanted} shards are there: start "
+        "training/cache_latents.py again with the same line, and it goes on"
+    )
+
+
 class Latents(Images):
     """Reads the images of a cache as diffusion sees them: z = (mean + std·noise - shift_factor)·scaling_factor.
 
@@ -120,12 +138,12 @@ class Latents(Images):
                 "data.random_flip is true, but the mirror image of a latent is not the latent of the mirrored image, "
                 f"and {path} holds the images one way round: make it with --flip, or set data.random_flip to false"
             )
+        wanted = self.manifest.shard_count
+        if wanted > len(self.manifest.sha256):  # asked first: a manifest may speak of any number
+            raise ValueError(unfinished(path, sum(map(is_shard, self.manifest.sha256)), wanted))
         finished = [name for name in self.manifest.shards if name in self.manifest.sha256]
-        if len(finished) < len(self.manifest.shards):
-            raise ValueError(
-                f"{path} is unfinished, {len(finished)} of {len(self.manifest.shards)} shards are there: start "
-                "training/cache_latents.py again with the same line, and it goes on"
-            )
+        if len(finished) < wanted:
+            raise ValueError(unfinished(path, len(finished), wanted))
         self._labels = np.concatenate([self._read(name, "label", slice(None)) for name in finished])
         if len(self._labels) != self.manifest.images:
             raise ValueError(f"{path}: the shards hold {len(self._labels)} images, {MANIFEST} has {len(self)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from training.data.config import DataConfig
 from training.data.images import Images, list_endings, shorten
 from training.data.looking import Tally
 from training.files import write_json
+from unetgn.json_files import read_object
 
 DATA = "data.json"  # in a run's folder
 
@@ -172,7 +172,7 @@ def list_treatment(config: DataConfig, channels: int) -> list[str]:
 def read_class_names(run: Path) -> list[str] | None:
     """Read the names of the classes that a run was trained on; None where it knows none."""
     try:
-        names = json.loads((run / DATA).read_text())["class_names"]
+        names = read_object(run / DATA)["class_names"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

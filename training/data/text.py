@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from training.data.hugging_face import HuggingFaceImages, open_table
 from training.data.images import ImageFolder, Images
 from unetgn import UNetConfig
+from unetgn.json_files import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class TextEncoder:
                 raise
             raise ValueError("text embeddings need the package transformers: pip install transformers") from error
         config = folder / "text_encoder" / "config.json"
-        kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+        kind = read_object(config).get("model_type") if config.is_file() else None
         if kind != "clip_text_model" or not (folder / "tokenizer").is_dir():
             raise ValueError(
                 f"{folder} holds no CLIP text encoder: give the folder of a Stable Diffusion pipeline, which has "

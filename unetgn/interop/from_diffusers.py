@@ -1,7 +1,6 @@
 """Converts diffusers' U-Nets to ours: a model in memory, or a folder that `save_pretrained` wrote."""
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,12 @@ from torch import Tensor, nn
 from unetgn.interop.as_built import check_as_built, check_whole
 from unetgn.interop.families import FAMILIES, convert
 from unetgn.interop.files import read_checkpoint
+from unetgn.json_files import read_object
 from unetgn.unet import UNet
 
 CLASS_FAMILIES = {"UNet2DModel": "diffusers-unet2d", "UNet2DConditionModel": "diffusers-unet2d-condition"}
 STEM = "diffusion_pytorch_model"
+INDEX_LIMIT = 2**26  # bytes: a hundred for each tensor
 
 
 def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | None = None) -> UNet:
@@ -38,7 +39,7 @@ def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | No
         folder = folder / "unet"
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: give the folder of a diffusers model, or of a pipeline")
-    config = json.loads((folder / "config.json").read_text())
+    config = read_object(folder / "config.json", finite=False)
     class_name = config.get("_class_name", "")
     return _converted(_family(class_name), class_name, config, _read_folder(folder, variant))
 
@@ -89,9 +90,18 @@ def _read_folder(folder: Path, variant: str | None) -> dict[str, Tensor]:
     if single.is_file():
         return read_checkpoint(single)
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = _shards(index)
         return {key: tensor for shard in shards for key, tensor in read_checkpoint(folder / shard).items()}
     pickle = folder / f"{STEM}{middle}.bin"
     if pickle.is_file():
         return read_checkpoint(pickle)  # which says why it is refused
     raise ValueError(f"{folder} has neither {single.name} nor {index.name}")
+
+
+def _shards(index: Path) -> list[str]:
+    """List the files that an index names. Raises ValueError where these are not files of its own folder."""
+    files = read_object(index, limit=INDEX_LIMIT).get("weight_map")
+    names = sorted(set(map(str, files.values()))) if isinstance(files, dict) else []
+    if not names or any(name != Path(name).name for name in names):
+        raise ValueError(f"{index} has no weight_map to files beside it")
+    return names
