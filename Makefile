@@ -13,7 +13,7 @@ SEEDS ?= 0-499
 KEYS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick slow lint types format durations clean
+.PHONY: help demo test quick thorough slow lint types format durations clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed 's/:.* ## /\t/' | expand -t 12
@@ -25,13 +25,16 @@ demo: .venv/train ## train on real handwritten digits, sample, evaluate, say whe
 	$(BIN)/python sampling/evaluate.py --samples $(RUN)/demo --config $(RUN)/config.yaml
 	@echo "The pictures: $(RUN)/demo/grid.png, $(RUN)/samples, $(RUN)/denoise, $(RUN)/loss.png"
 
-test: .venv/test lint types ## check style and types, and run every test but those marked slow or gpu
+test: .venv/test lint types ## check style and types, and run every test but those marked thorough, slow or gpu
 	$(PYTEST)
+
+thorough: .venv/test ## run what CI adds: kernels at their edges, FSDP2, several machines, the examples
+	$(PYTEST) -m thorough
 
 quick: .venv/test lint types ## the same in 90 seconds: the tests of what changed since the last commit, or the 500 fastest
 	$(PYTEST) $$($(BIN)/python tests/structure/quick.py)
 
-slow: .venv/test ## run the long lists that `make test` leaves out
+slow: .venv/test ## run the long lists that `make test` and CI leave out
 	$(PYTEST) -m slow
 
 lint: .venv/test ## check style

@@ -24,8 +24,13 @@ def run_interpreted(*arguments: str | Path) -> None:
 
 
 def test_kernels_are_right_under_the_interpreter() -> None:
+    run_interpreted(FOLDER / "test_kernels_against_the_definition.py", FOLDER / "test_places.py")
+
+
+@pytest.mark.thorough
+def test_kernels_are_right_at_their_edges_under_the_interpreter() -> None:
     those = "not test_sizes_of_one or triton-interpreted and float32 and (1000 or pre_bias or nan)"
-    run_interpreted(FOLDER, FOLDER.parent / "test_sizes_of_one.py", "-k", those)
+    run_interpreted(FOLDER / "test_edges.py", FOLDER.parent / "test_sizes_of_one.py", "-k", those)
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ import pytest
 
 from tests.structure.imports import ROOT
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def counted() -> dict[str, list[str]]:

@@ -11,6 +11,8 @@ from tests.training.forked import succeed
 from tests.training.launched import FSDP2, ON_CPUS, TWO
 from tests.training.runs import assert_close, assert_equal_bits, logged, rows, weights
 
+pytestmark = pytest.mark.thorough
+
 SHARDED = {"script": ON_CPUS, "launcher": FSDP2, "processes": 2}
 
 

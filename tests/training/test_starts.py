@@ -58,6 +58,7 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
+@pytest.mark.thorough
 def test_two_machines_find_each_other(tiny: Path, tmp_path: Path) -> None:
     """One process on each; the machines are one here."""
     launcher = ROOT / "configs" / "accelerate" / "machines.yaml"

@@ -37,6 +37,7 @@ def test_a_signal_to_one_rank_ends_the_other_ones_wait_for_its_loader(workers: i
     assert weights(output, 6)
 
 
+@pytest.mark.thorough
 def test_a_process_whose_launcher_died_while_it_was_starting_stops(tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "orphan"
     line = ["--config", str(tiny), "--output", str(output), "train.steps=100000", "preview.every=0"]
@@ -50,6 +51,7 @@ def test_a_process_whose_launcher_died_while_it_was_starting_stops(tiny: Path, t
     assert status(output)["state"] in ("", "preempted")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_whose_launcher_died_saves_and_stops(end: signal.Signals, tiny: Path, tmp_path: Path) -> None:
     """A launcher of one process passes no signal on."""
