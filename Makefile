@@ -26,7 +26,7 @@ demo: .venv/train ## train on real handwritten digits, sample, evaluate, say whe
 	@echo "The pictures: $(RUN)/demo/grid.png, $(RUN)/samples, $(RUN)/denoise, $(RUN)/loss.png"
 
 test: .venv/test lint types ## check style and types, and run every test but those marked thorough, slow or gpu
-	$(PYTEST)
+	$(PYTEST) $(if $(MARKS),-m "$(MARKS)")
 
 thorough: .venv/test ## run what CI adds: kernels at their edges, FSDP2, several machines, the examples
 	$(PYTEST) -m thorough
