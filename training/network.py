@@ -90,11 +90,12 @@ def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
     """Load the U-Net of a checkpoint with its weights "ema" or "model". Raises CheckpointError."""
     tensors = checkpoint.tensors(weights)
     try:
-        unet = UNet.from_config(checkpoint.unet_config())
-    except (TypeError, ValueError) as error:
+        with torch.device("meta"):  # a file may ask for any size: its tensors say first what there is
+            unet = UNet.from_config(checkpoint.unet_config())
+    except (TypeError, ValueError, RuntimeError) as error:  # the last where a size is beyond what torch counts
         raise CheckpointError(f"{checkpoint.path}: its config.json describes no network: {error}") from error
     check_tensors(tensors, unet.state_dict(), checkpoint.path / f"{weights}.safetensors")
-    unet.load_state_dict(tensors)
+    unet.load_state_dict(tensors, assign=True)
     return unet
 
 

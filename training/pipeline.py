@@ -36,9 +36,7 @@ def save_latent_pipeline(unet: UNet, scheduler: DDPMScheduler, folder: Path, cac
     """Write the pipeline of a network of latents; its parts alone where the autoencoder has a shift_factor."""
     autoencoder = load_autoencoder(cache)
     if loses_the_image(scheduler) and scheduler.alphas_cumprod[-1] < NO_SIGNAL:
-        scheduler = without_pure_noise(
-            scheduler
-        )  # diffusers begins at the last level, whatever the network can say of it
+        scheduler = without_pure_noise(scheduler)  # diffusers' pipelines begin at the last level
     if autoencoder.shift_factor:
         parts = {"unet": unet, "scheduler": scheduler, "vae": autoencoder.model}
         for name, part in parts.items():

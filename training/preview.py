@@ -16,6 +16,7 @@ from unetgn import UNet
 from unetgn.pipelines.pictures import to_grid
 from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sample
 
+BATCH = 64  # images that are drawn at a time
 STRIP = 10  # pictures in a strip from noise to image
 
 
@@ -75,27 +76,32 @@ def draw_preview(
     on_step: Callable[[], None],
 ) -> None:
     """Write samples/step-*.png and denoise/step-*.png below `run`; `on_step` is called between sampling steps."""
-    seeds = list(range(config.count))
     num_classes, texts = unet.config.num_classes, conditions.texts
     sampler = make_sampling_scheduler(config.scheduler, scheduler, config.steps)
     path_of_first: list[Tensor] = []
 
     def look(noisy: Tensor) -> None:
-        path_of_first.append(noisy[:4].cpu())
+        if len(path_of_first) <= len(sampler.timesteps):  # of the first batch
+            path_of_first.append(noisy[:4].cpu())
         on_step()
 
-    made = sample(
-        unet,
-        sampler,
-        seeds,
-        conditions.shape,
-        class_labels=None if num_classes is None else [seed % num_classes for seed in seeds],
-        texts=None if texts is None else texts[[seed % len(texts) for seed in seeds]],
-        empty_text=conditions.empty_text,
-        guidance_scale=config.guidance_scale,
-        clip=conditions.autoencoder is None,
-        on_step=look,
-    )
+    batches = [range(first, min(first + BATCH, config.count)) for first in range(0, config.count, BATCH)]
+    images = [
+        sample(
+            unet,
+            sampler,
+            seeds,
+            conditions.shape,
+            class_labels=None if num_classes is None else [seed % num_classes for seed in seeds],
+            texts=None if texts is None else texts[[seed % len(texts) for seed in seeds]],
+            empty_text=conditions.empty_text,
+            guidance_scale=config.guidance_scale,
+            clip=conditions.autoencoder is None,
+            on_step=look,
+        )
+        for seeds in batches
+    ]
+    made = torch.cat(images)
     chosen = torch.linspace(0, len(path_of_first) - 1, min(STRIP, len(path_of_first))).round().long().tolist()
     strip = torch.stack([path_of_first[i] for i in chosen], dim=1)  # (images, moments, C, H, W)
     strip, columns = strip.flatten(0, 1), len(chosen)

@@ -247,3 +247,16 @@ def test_an_average_that_is_not_finite_is_neither_lent_nor_loaded(tmp_path: Path
         pass
     with pytest.raises(CheckpointError, match=r"ema.safetensors: .* holds numbers that are not finite"):
         load_checkpoint(save(state, tmp_path), "ema")
+
+
+LARGE = [{"channels": [10**9]}, {"channels": [10**6]}, {"depth": 10**6}, {"depth": "1"}, {"in_channels": -1}]
+
+
+@pytest.mark.parametrize("changes", LARGE)
+def test_a_configuration_of_any_size_takes_no_memory(changes: dict[str, Any], saved: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(saved, tmp_path / saved.name))
+    keys = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(keys | changes))
+    seal(path, "config.json")
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is of another network|describes no network"):
+        load_checkpoint(verify(path), "ema")
