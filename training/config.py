@@ -164,7 +164,13 @@ def check_model(config: RunConfig) -> None:
             "model.condition.null_class_trained is false, but that is for training to find out, by "
             "objective.label_dropout: leave it out"
         )
+    if model.condition.class_embedding != "table":
+        raise ValueError(
+            f"model.condition.class_embedding is {model.condition.class_embedding!r}, but the classes of training data "
+            "are numbers, rows of a table: leave it out"
+        )
     for name, value in (("condition.vector_dim", model.condition.vector_dim),
+                        ("condition.context_dim", model.condition.context_dim),
                         ("condition.augment_dim", model.condition.augment_dim),
                         ("time_cond_proj_dim", model.time_cond_proj_dim)):  # fmt: skip
         if value is not None:

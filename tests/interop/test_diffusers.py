@@ -32,6 +32,16 @@ SIZED = {  # a pooled text of 4 numbers and two size numbers
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 4 + 2 * 8,
 }
+CLASSES = [{"class_embed_type": kind} for kind in (None, None, None, "timestep", "identity")]
+PROJECTIONS = [
+    {
+        "class_embed_type": kind,
+        "projection_class_embeddings_input_dim": 6,
+        "class_embeddings_concat": concat,
+    }
+    for kind in ("projection", "simple_projection")
+    for concat in (False, True)
+] + [{"class_embed_type": "timestep", "class_embeddings_concat": True}]
 SMALL_CONTEXT = {**STABLE, "cross_attention_dim": 12}
 WITHOUT_ATTENTION = {
     **SMALL_CONTEXT,
@@ -75,6 +85,7 @@ def unet2d_options(draw):
         "time_embedding_dim": draw(st.sampled_from([None, 20])),
         "mid_block_scale_factor": draw(st.sampled_from([1, 2**0.5])),
         "num_class_embeds": draw(st.sampled_from([None, 5])),
+        "class_embed_type": draw(st.sampled_from([None, None, "timestep", "identity"])),
     }
 
 
@@ -90,6 +101,8 @@ def condition_options(draw):
     layers = tuple(draw(st.integers(1, 2)) for _ in range(levels))
     nested = draw(st.booleans())
     depths = tuple(draw(st.integers(1, 2)) for _ in range(levels))
+    added = draw(st.sampled_from([{"addition_embed_type": None}, SIZED]))
+    context = draw(st.sampled_from([12, (12,) * levels]))
     return {
         "sample_size": 8,
         "block_out_channels": channels,
@@ -99,7 +112,8 @@ def condition_options(draw):
         "layers_per_block": layers,
         "norm_num_groups": draw(st.sampled_from([4, 8])),
         "attention_head_dim": tuple(draw(st.sampled_from([2, 4])) for _ in range(levels)),
-        "cross_attention_dim": draw(st.sampled_from([12, (12,) * levels])),
+        "cross_attention_dim": context,
+        "encoder_hid_dim": draw(st.sampled_from([None, 7])) if context == 12 else None,
         "transformer_layers_per_block": tuple((depth,) * count for depth, count in zip(depths, layers, strict=True))
         if nested
         else depths,
@@ -122,7 +136,8 @@ def condition_options(draw):
         "num_class_embeds": draw(st.sampled_from([None, 5])),
         "freq_shift": draw(st.sampled_from([0, 1])),
         "flip_sin_to_cos": draw(st.booleans()),
-        **draw(st.sampled_from([{"addition_embed_type": None}, SIZED])),
+        **added,
+        **draw(st.sampled_from(CLASSES if added is SIZED else [*CLASSES, *PROJECTIONS])),
     }
 
 
@@ -136,10 +151,15 @@ def inputs(model, seed=1):
     given = {"sample": noise(2, config.in_channels, 8, 8), "timestep": torch.tensor([3, 700])}
     if config.time_embedding_type == "fourier":  # random frequencies want noise levels around 1: phases in float32
         given["timestep"] = torch.tensor([0.25, 1.5], dtype=torch.float64)
-    if config.num_class_embeds is not None:
+    if config.class_embed_type == "timestep":
+        given["class_labels"] = torch.tensor([0.25, 1.5], dtype=torch.float64)
+    elif config.class_embed_type is not None:
+        width = model.time_embedding.linear_2.out_features if config.class_embed_type == "identity" else 6
+        given["class_labels"] = noise(2, width)
+    elif config.num_class_embeds is not None:
         given["class_labels"] = torch.tensor([1, 4])
     if isinstance(model, UNet2DConditionModel):
-        given["encoder_hidden_states"] = noise(2, 5, 12)
+        given["encoder_hidden_states"] = noise(2, 5, config.encoder_hid_dim or 12)
         if config.time_cond_proj_dim is not None:
             given["timestep_cond"] = noise(2, config.time_cond_proj_dim)
         if config.addition_embed_type is not None:
@@ -153,6 +173,8 @@ def inputs(model, seed=1):
 def at_the_origin(given):
     """Move the arguments to where the sinusoids are exact in float32 too: timestep 0, size numbers 0."""
     given = {**given, "timestep": torch.zeros(2)}
+    if given.get("class_labels", torch.zeros(0, 0)).dtype == torch.float64 and given["class_labels"].ndim == 1:
+        given["class_labels"] = torch.zeros(2)
     if "added_cond_kwargs" in given:
         added = given["added_cond_kwargs"]
         given["added_cond_kwargs"] = {**added, "time_ids": torch.zeros_like(added["time_ids"])}
@@ -273,3 +295,23 @@ def test_a_conditional_model_without_attention_converts_and_takes_no_context():
     with torch.no_grad():
         expected = model(**given).sample
         assert_close(ours(**without_context(given)).sample, expected, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "depths",
+    [
+        {"transformer_layers_per_block": (2, 1, 3)},
+        {"transformer_layers_per_block": (1, 2, 1, 2)},
+        {"transformer_layers_per_block": (1, 2, (2, 5))},
+        {"transformer_layers_per_block": ((2, 7), 1), "reverse_transformer_layers_per_block": (1, (1, 2, 9))},
+        {"transformer_layers_per_block": 1, "reverse_transformer_layers_per_block": (1, 2, 7)},
+        {"transformer_layers_per_block": (1, 2, 3), "reverse_transformer_layers_per_block": (2, 1)},
+    ],
+)
+@pytest.mark.parametrize("types", ["CrossAttn", ""])
+def test_lists_of_depths_that_are_too_long_are_read_as_diffusers_does(depths, types):
+    levels = {"down_block_types": (f"{types}DownBlock2D",) * 2, "up_block_types": (f"{types}UpBlock2D",) * 2}
+    model = randomized(UNet2DConditionModel(**{**SMALL_CONTEXT, **levels, **depths}), dtype=torch.float64).eval()
+    ours, given = UNet.from_diffusers(model), at_the_origin(inputs(model))
+    with torch.no_grad():
+        assert_close(ours(**given).sample, model(**given).sample, 1e-10)

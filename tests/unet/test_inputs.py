@@ -87,6 +87,56 @@ def test_a_timestep_may_be_a_number_or_a_tensor(unet, timestep):
         torch.testing.assert_close(unet(x, timestep).sample, unet(x, torch.tensor([7.0, 7.0])).sample)
 
 
+# Classes that are no rows of a table.
+
+
+def class_network(kind, **condition):
+    """Build a network that takes labels of a kind; its features are 32 wide and its embedding 20."""
+    options = {"class_embedding": kind, "class_dim": 6 if kind.endswith("projection") else None, **condition}
+    return randomized(UNet(**SMALL, time={"embedding_width": 20}, condition=options)).eval()
+
+
+KINDS = {"timestep": (), "identity": (20,), "projection": (6,), "simple_projection": (6,)}
+
+
+@pytest.mark.parametrize("entry", ["after_mlp", "concat", "before_mlp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_sample_has_its_own_label_of_any_kind(kind, entry):
+    unet, x, t = class_network(kind, class_entry=entry), noise(2, 3, 8, 8), torch.tensor([3, 500])
+    width = (32,) if (kind, entry) == ("identity", "before_mlp") else KINDS[kind]
+    labels = noise(2, *width)
+    with torch.no_grad():
+        together = unet(x, t, class_labels=labels).sample
+        assert unet.embed(x, t, labels).shape == (2, 40 if entry == "concat" else 20)
+        assert not torch.equal(together, unet(x, t, class_labels=labels.flip(0)).sample)
+        alone = unet(x[1:], t[1:], class_labels=labels[1:]).sample
+        torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_of_any_kind_are_looked_at(kind):
+    unet, x = class_network(kind), noise(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=f"class_labels are missing: condition.class_embedding='{kind}'"):
+        unet(x, 5)
+    shape = r"\(2,\) numbers" if kind == "timestep" else rf"\(2, {KINDS[kind][0]}\), its width being"
+    for labels in (noise(1, *KINDS[kind]), noise(2, 7), noise(2, 1, 1), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=f"class_labels must be {shape}"):
+            unet(x, 5, class_labels=labels)
+
+
+def test_a_projected_context_is_looked_at_by_its_own_width():
+    options = {"transformer": {"context_dim": 5}, "condition": {"context_dim": 7}}
+    unet, x = randomized(UNet(**SMALL, **options)).eval(), noise(2, 3, 8, 8)
+    with torch.no_grad():
+        projected = unet.encoder_hid_proj(noise(2, 4, 7))
+        plain = randomized(UNet(**SMALL, transformer={"context_dim": 5})).eval()
+        plain.load_state_dict({key: value for key, value in unet.state_dict().items() if "hid_proj" not in key})
+        assert torch.equal(unet(x, 5, noise(2, 4, 7)).sample, plain(x, 5, projected).sample)
+    for context in (None, noise(2, 4, 5), noise(1, 4, 7), noise(2, 7)):
+        with pytest.raises(ValueError, match=r"encoder_hidden_states must be \(N, length, 7\) with N = 2"):
+            unet(x, 5, context)
+
+
 # Inputs that are missing or not this network's.
 
 

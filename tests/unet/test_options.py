@@ -15,6 +15,7 @@ VALUES = {
     "attention_levels": (0,), "num_classes": 7, "dropout": 0.5, "time_cond_proj_dim": 8, "addition_time_embed_dim": 4,
     "time.features": "fourier", "time.order": "sin_cos", "time.frequency_shift": 1.0, "time.frequencies": "power",
     "time.fourier_scale": 2.0, "time.width": 16, "time.embedding_width": 16,
+    "condition.class_embedding": "timestep", "condition.class_dim": 6, "condition.context_dim": 6,
     "condition.null_class": False, "condition.null_class_trained": False,
     "condition.missing_class": "zeros", "condition.class_entry": "before_mlp",
     "condition.class_bias": True, "condition.class_scale": 2.0, "condition.augment_dim": 4, "condition.vector_dim": 8,

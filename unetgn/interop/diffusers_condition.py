@@ -3,10 +3,9 @@
 `attention_head_dim` is the NUMBER of heads here, a slip of names that diffusers keeps for the sake of old files.
 Options that diffusers writes and does not read are accepted, as there: `mid_block_only_cross_attention`, which only the
 middle of Kandinsky reads, and, without `addition_embed_type`, `addition_time_embed_dim`,
-`projection_class_embeddings_input_dim` and `addition_embed_type_num_heads`. A model without any attention layer never
-reads its context; ours then takes none.
-Not supported, each with an error that says so: Kandinsky's and DeepFloyd's blocks and embeddings, projections of the
-context, GLIGEN, class embeddings other than a table.
+`projection_class_embeddings_input_dim` and `addition_embed_type_num_heads`; `num_class_embeds` beside a
+class_embed_type. A model without any attention layer never reads its context; ours then takes none.
+Not supported, each with an error that says so: Kandinsky's and DeepFloyd's blocks and embeddings, GLIGEN.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
-from unetgn.interop.diffusers_unet2d import block_kinds, middle_scale, resampling
+from unetgn.interop.diffusers_unet2d import block_kinds, class_embedding, middle_scale, resampling
 from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
@@ -32,6 +31,8 @@ from unetgn.unet.model import empty_unet
 CLASSES = ("UNet2DConditionModel",)
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D")
+CLASS_EMBED_TYPES = (None, "timestep", "identity", "projection", "simple_projection")
+PROJECTED = ("text_time", "projection", "simple_projection")  # by projection_class_embeddings_input_dim
 PER_LEVEL = (
     "down_block_types",
     "up_block_types",
@@ -39,9 +40,19 @@ PER_LEVEL = (
     "attention_head_dim",
     "only_cross_attention",
     "cross_attention_dim",
-    "transformer_layers_per_block",
-    "reverse_transformer_layers_per_block",
 )
+
+
+Depth = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Counts the transformer blocks; `decoder`, finest level first, and `mid` are None where they are as usual."""
+
+    encoder: Depth | tuple[Depth, ...]
+    mid: int | None = None
+    decoder: tuple[Depth, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,15 +119,16 @@ def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, clas
 def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionModel") -> UNetConfig:
     """Translate the options into our configuration. Raises ValueError, naming the option, for what is not supported."""
     check_lengths(class_name, options, PER_LEVEL, like="block_out_channels")
+    depths = _read_depths(options, class_name)
     down = block_kinds(options.down_block_types, DOWN_BLOCKS, class_name, "down_block_types")
     up = block_kinds(options.up_block_types, UP_BLOCKS, class_name, "up_block_types")[::-1]
     _refuse(options, class_name)
     encoder = tuple(level for level, kind in enumerate(down) if kind.startswith("Cross"))
     decoder = tuple(level for level, kind in enumerate(up) if kind.startswith("Cross"))
-    depths = options.layers_per_block
-    depths = (depths,) * len(down) if isinstance(depths, int) else depths
+    layers = _layers(options)
     down_resample = resampling(down, "conv")
     sized = options.addition_embed_type == "text_time"
+    projected = options.class_embed_type in ("projection", "simple_projection")
     attending = {*encoder, *decoder}
     middle = options.mid_block_type == "UNetMidBlock2DCrossAttn"
     _check_heads(options, attending | ({len(down) - 1} if middle else set()), class_name)
@@ -127,13 +139,18 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
         channels=options.block_out_channels,
         depth=options.layers_per_block,
         attention_levels=encoder,
-        num_classes=options.num_class_embeds,
+        num_classes=options.num_class_embeds if options.class_embed_type is None else None,
         dropout=options.dropout,
         time_cond_proj_dim=options.time_cond_proj_dim,
         addition_time_embed_dim=options.addition_time_embed_dim if sized else None,
         time=_translate_time(options),
         condition=ConditionConfig(
-            null_class=False, vector_dim=options.projection_class_embeddings_input_dim if sized else None
+            class_embedding=class_embedding(options.class_embed_type),
+            class_dim=options.projection_class_embeddings_input_dim if projected else None,
+            null_class=False,
+            class_entry="concat" if options.class_embeddings_concat else "after_mlp",
+            vector_dim=options.projection_class_embeddings_input_dim if sized else None,
+            context_dim=options.encoder_hid_dim if attending or middle else None,
         ),
         norm=NormConfig(num_groups=options.norm_num_groups, eps=options.norm_eps),
         resblock=ResBlockConfig(
@@ -144,17 +161,17 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
             norm=NormConfig(num_groups=options.norm_num_groups, eps=1e-6),
             upcast=bool(options.upcast_attention),
         ),
-        transformer=_translate_transformer(options, attending) if attending or middle else None,
+        transformer=_translate_transformer(options, depths, attending) if attending or middle else None,
         resample=ResampleConfig(
             padding="end" if options.downsample_padding == 0 and "conv" in down_resample else "both"
         ),
         encoder=EncoderConfig(stem_kernel=options.conv_in_kernel, resample=down_resample),
-        mid=_translate_mid(options, class_name),
+        mid=_translate_mid(options, depths, class_name),
         decoder=DecoderConfig(
             attention_blocks=None
             if encoder == decoder
-            else tuple(tuple(range(depth + 1)) if level in decoder else () for level, depth in enumerate(depths)),
-            transformer_depth=_decoder_depths(options) if attending or middle else None,
+            else tuple(tuple(range(depth + 1)) if level in decoder else () for level, depth in enumerate(layers)),
+            transformer_depth=depths.decoder if attending or middle else None,
             resample=resampling((*up[1:], ""), "conv"),
             out_kernel=options.conv_out_kernel,
         ),
@@ -167,9 +184,9 @@ def _refuse(options: ConditionOptions, name: str) -> None:
     refuse(name, options, "another activation", act_fn=("silu", "swish"))
     refuse(name, options, "another padding", downsample_padding=(0, 1))
     refuse(name, options, "another modulation", resnet_time_scale_shift=("default", "scale_shift"))
-    refuse(name, options, "another class embedding", class_embed_type=(None,), class_embeddings_concat=(False,))
+    refuse(name, options, "another class embedding", class_embed_type=CLASS_EMBED_TYPES)
     refuse(name, options, "another added embedding", addition_embed_type=(None, "text_time"))
-    refuse(name, options, "a projection of the context", encoder_hid_dim=(None,), encoder_hid_dim_type=(None,))
+    refuse(name, options, "another projection of the context", encoder_hid_dim_type=(None, "text_proj"))
     refuse(name, options, "another attention", dual_cross_attention=(False,), attention_type=("default",))
     refuse(name, options, "another attention", cross_attention_norm=(None,))
     refuse(name, options, "diffusers refuses it too", num_attention_heads=(None,))
@@ -178,8 +195,11 @@ def _refuse(options: ConditionOptions, name: str) -> None:
     refuse(name, options, "another residual block", resnet_skip_time_act=(False,), resnet_out_scale_factor=(1.0,))
     if options.norm_num_groups is None:
         raise ValueError(f"{name}: norm_num_groups=None is not supported")
-    if options.addition_embed_type == "text_time" and options.projection_class_embeddings_input_dim is None:
-        raise ValueError(f"{name}: addition_embed_type='text_time' needs projection_class_embeddings_input_dim")
+    for kind in (options.addition_embed_type, options.class_embed_type):
+        if kind in PROJECTED and options.projection_class_embeddings_input_dim is None:
+            raise ValueError(f"{name}: {kind!r} needs projection_class_embeddings_input_dim")
+    if options.encoder_hid_dim_type is not None and options.encoder_hid_dim is None:
+        raise ValueError(f"{name}: encoder_hid_dim_type={options.encoder_hid_dim_type!r} needs encoder_hid_dim")
 
 
 def _translate_time(options: ConditionOptions) -> TimeConfig:
@@ -206,27 +226,59 @@ def _check_heads(options: ConditionOptions, attending: set[int], name: str) -> N
         check_heads(name, "attention_head_dim", count, [options.block_out_channels[level]])
 
 
-def _translate_transformer(options: ConditionOptions, attending: set[int]) -> TransformerConfig:
+def _translate_transformer(options: ConditionOptions, depths: Depths, attending: set[int]) -> TransformerConfig:
     only = options.only_cross_attention
     cross_only = tuple(level for level in sorted(attending) if (only if isinstance(only, bool) else only[level]))
     return TransformerConfig(
         context_dim=options.cross_attention_dim,
-        depth=options.transformer_layers_per_block,
+        depth=depths.encoder,
         linear_projection=options.use_linear_projection,
         cross_only=cross_only,
     )
 
 
-def _translate_mid(options: ConditionOptions, class_name: str) -> MidConfig:
+def _translate_mid(options: ConditionOptions, depths: Depths, class_name: str) -> MidConfig:
     if options.mid_block_type is None:
         return MidConfig(depth=0)
     scale = middle_scale(options.mid_block_scale_factor, class_name)
     if options.mid_block_type == "UNetMidBlock2D":  # one residual block, as it is called there
         return MidConfig(depth=1, attention=False, residual_scale=scale)
-    return MidConfig(residual_scale=scale)
+    return MidConfig(residual_scale=scale, transformer_depth=depths.mid)
 
 
-def _decoder_depths(options: ConditionOptions) -> tuple[int | tuple[int, ...], ...] | None:
-    """List the depths of the decoder's transformers, finest level first, where they are not the encoder's."""
-    reverse = options.reverse_transformer_layers_per_block
-    return None if reverse is None else reverse[::-1]
+def _layers(options: ConditionOptions) -> tuple[int, ...]:
+    layers = options.layers_per_block
+    return (layers,) * len(options.block_out_channels) if isinstance(layers, int) else layers
+
+
+def _read_depths(options: ConditionOptions, name: str) -> Depths:
+    """Read the depths of the transformers as diffusers does, level by level.
+
+    It reads no entry beyond those that it needs: published lists may be longer. Only the middle reads the last one.
+    """
+    given, layers, levels = options.transformer_layers_per_block, _layers(options), len(options.block_out_channels)
+    backwards, own = options.reverse_transformer_layers_per_block, "reverse_transformer_layers_per_block"
+    if isinstance(given, int):
+        encoder: Depth | tuple[Depth, ...] = given
+    else:
+        _check_long_enough(name, "transformer_layers_per_block", given, levels)
+        encoder = tuple(_cut(depth, count) for depth, count in zip(given, layers, strict=False))
+        if backwards is None and len(given) > levels:
+            backwards = given[::-1]
+    if backwards is None:
+        return Depths(encoder)
+    _check_long_enough(name, own, backwards, levels)
+    decoder = tuple(_cut(depth, count + 1) for depth, count in zip(backwards, layers[::-1], strict=False))[::-1]
+    longer = isinstance(given, tuple) and len(given) > levels
+    last = given[-1] if longer and isinstance(given, tuple) else None
+    return Depths(encoder, last[0] if isinstance(last, tuple) else last, decoder)
+
+
+def _cut(depth: Depth, count: int) -> Depth:
+    return depth[:count] if isinstance(depth, tuple) else depth
+
+
+def _check_long_enough(name: str, option: str, given: tuple[Depth, ...], levels: int) -> None:
+    if len(given) < levels:
+        entries = f"{option}={list(given)} has {len(given)} entries"
+        raise ValueError(f"{name}: {entries}, but block_out_channels names {levels} levels")

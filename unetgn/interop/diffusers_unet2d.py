@@ -1,7 +1,8 @@
 """Converts diffusers' UNet2DModel: DDPM, latent diffusion, ADM and consistency models from the hub.
 
-Not supported, each with an error that says so: the NCSN++ blocks (Skip*), Fourier and learned time embeddings, class
-embeddings other than a table, activations other than SiLU.
+`num_class_embeds` is read where class_embed_type is None, as there.
+Not supported, each with an error that says so: the NCSN++ blocks (Skip*), Fourier and learned time embeddings,
+activations other than SiLU.
 """
 
 import math
@@ -88,14 +89,14 @@ def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNe
         channels=options.block_out_channels,
         depth=depth,
         attention_levels=encoder,
-        num_classes=options.num_class_embeds,
+        num_classes=options.num_class_embeds if options.class_embed_type is None else None,
         dropout=options.dropout,
         time=TimeConfig(
             order="cos_sin" if options.flip_sin_to_cos else "sin_cos",
             frequency_shift=options.freq_shift,
             embedding_width=options.time_embedding_dim,
         ),
-        condition=ConditionConfig(null_class=False),
+        condition=ConditionConfig(null_class=False, class_embedding=class_embedding(options.class_embed_type)),
         norm=NormConfig(num_groups=options.norm_num_groups, eps=options.norm_eps),
         resblock=ResBlockConfig(
             embedding="add" if options.resnet_time_scale_shift == "default" else "scale_shift", activate_embedding=False
@@ -120,7 +121,7 @@ def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNe
 def _refuse(options: UNet2DOptions, class_name: str) -> None:
     refuse(class_name, options, "the input must be centred by the caller", center_input_sample=(False,))
     refuse(class_name, options, "another time embedding", time_embedding_type=("positional",))
-    refuse(class_name, options, "another class embedding", class_embed_type=(None,))
+    refuse(class_name, options, "another class embedding", class_embed_type=(None, "timestep", "identity"))
     refuse(class_name, options, "another middle", mid_block_type=("UNetMidBlock2D", None))
     refuse(class_name, options, "another activation", act_fn=("silu", "swish"))
     refuse(class_name, options, "another padding", downsample_padding=(0, 1))
@@ -153,6 +154,11 @@ def _check_heads(options: UNet2DOptions, attending: set[int], class_name: str) -
     if options.attention_head_dim is not None:
         widths = [options.block_out_channels[level] for level in sorted(attending)]
         check_heads(class_name, "attention_head_dim", options.attention_head_dim, widths)
+
+
+def class_embedding(kind: str | None) -> Any:
+    """Turn diffusers' class_embed_type, None being a table, into our condition.class_embedding."""
+    return "table" if kind is None else kind
 
 
 def middle_scale(factor: float, class_name: str) -> float | None:

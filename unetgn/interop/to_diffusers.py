@@ -92,7 +92,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def _shared_options(config: UNetConfig) -> dict[str, Any]:
-    time, mid_scale = config.time, config.mid.residual_scale
+    time, condition, mid_scale = config.time, config.condition, config.mid.residual_scale
     if mid_scale is None:
         mid_scale = config.resblock.residual_scale
     return {
@@ -102,7 +102,7 @@ def _shared_options(config: UNetConfig) -> dict[str, Any]:
         "flip_sin_to_cos": time.order == "cos_sin",
         "freq_shift": time.frequency_shift,
         "time_embedding_type": "fourier" if time.features == "fourier" else "positional",
-        "time_embedding_dim": config.embedding_width,
+        "time_embedding_dim": config.time_width,
         "block_out_channels": config.channels,
         "mid_block_scale_factor": 1 / mid_scale,
         "downsample_padding": 0 if config.resample.padding == "end" else 1,
@@ -111,6 +111,7 @@ def _shared_options(config: UNetConfig) -> dict[str, Any]:
         "norm_eps": config.norm.eps,
         "resnet_time_scale_shift": "default" if config.resblock.embedding == "add" else "scale_shift",
         "num_class_embeds": config.class_rows,
+        "class_embed_type": None if condition.class_embedding == "table" else condition.class_embedding,
     }
 
 
@@ -150,7 +151,7 @@ def _condition_options(config: UNetConfig) -> dict[str, Any]:
     )
     if transformer.context_dim is None:
         raise ValueError("transformer.context_dim=None")
-    plan = plan_unet(config)
+    plan, condition = plan_unet(config), config.condition
     heads: Any = config.attention.num_heads
     if config.attention.head_dim is not None:
         heads = tuple(max(1, width // config.attention.head_dim) for width in config.channels)
@@ -168,9 +169,12 @@ def _condition_options(config: UNetConfig) -> dict[str, Any]:
         "attention_head_dim": 1 if heads is None else heads,
         "use_linear_projection": transformer.linear_projection,
         "upcast_attention": config.attention.upcast,
-        "addition_embed_type": None if config.condition.vector_dim is None else "text_time",
+        "class_embeddings_concat": condition.class_entry == "concat",
+        "addition_embed_type": None if condition.vector_dim is None else "text_time",
         "addition_time_embed_dim": config.addition_time_embed_dim,
-        "projection_class_embeddings_input_dim": config.condition.vector_dim,
+        "projection_class_embeddings_input_dim": condition.class_dim or condition.vector_dim,
+        "encoder_hid_dim": condition.context_dim,
+        "encoder_hid_dim_type": None if condition.context_dim is None else "text_proj",
         "time_cond_proj_dim": config.time_cond_proj_dim,
         "conv_in_kernel": config.encoder.stem_kernel,
         "conv_out_kernel": config.decoder.out_kernel,

@@ -212,9 +212,26 @@ def _check_conditions(config: UNetDescription) -> None:
     condition, time, plain = config.condition, config.time, type(config.condition)()
     if config.addition_time_embed_dim is not None and condition.vector_dim is None:
         raise ValueError(f"addition_time_embed_dim={config.addition_time_embed_dim} needs condition.vector_dim")
-    for name in ("class_entry", "class_bias", "class_scale", "missing_class", "null_class_trained"):
-        if config.num_classes is None and getattr(condition, name) != getattr(plain, name):
+    table = condition.class_embedding == "table"
+    if config.num_classes is not None and not table:
+        raise ValueError(
+            f"num_classes={config.num_classes} counts the rows of a table, but condition.class_embedding is "
+            f"{condition.class_embedding!r}"
+        )
+    for name in ("class_bias", "class_scale", "missing_class", "null_class_trained", "class_entry"):
+        labelled = config.num_classes is not None or (name == "class_entry" and not table)
+        if not labelled and getattr(condition, name) != getattr(plain, name):
             raise ValueError(f"condition.{name}={getattr(condition, name)!r} needs num_classes")
+    if condition.class_entry == "concat" and condition.vector_dim is not None:
+        raise ValueError(
+            f"condition.vector_dim={condition.vector_dim} is added to an embedding that condition.class_entry='concat' "
+            "makes twice as wide: leave one out"
+        )
+    if condition.context_dim is not None and not isinstance(config.transformer and config.transformer.context_dim, int):
+        raise ValueError(
+            f"condition.context_dim={condition.context_dim} is projected to transformer.context_dim, which must be one "
+            "number"
+        )
     if time.features == "fourier" and config.addition_time_embed_dim is None:
         for name in ("frequency_shift", "frequencies"):
             if getattr(time, name) != getattr(type(time)(), name):

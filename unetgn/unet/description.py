@@ -14,11 +14,20 @@ from unetgn.nn.resample import ResampleConfig, ResampleKind
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
 
+CLASS_EMBEDDINGS = ("table", "timestep", "identity", "projection", "simple_projection")
+
 
 @dataclass(frozen=True)
 class ConditionConfig:
-    """Says what enters the network beside the image and the timestep; the class count itself is `num_classes`."""
+    """Says what enters the network beside the image and the timestep; `num_classes` counts the classes of a table."""
 
+    class_embedding: Literal["table", "timestep", "identity", "projection", "simple_projection"] = "table"
+    """Embeds class labels by a "table" of `num_classes` rows; numbers (N,) as a "timestep" is embedded, with an MLP of
+    its own; or vectors: as they are ("identity"), by an MLP ("projection") or a linear layer ("simple_projection").
+    All but the table always want labels.
+    """
+    class_dim: int | None = None
+    """Sets the width of the vectors that a projection takes for class labels."""
     null_class: bool = True
     """Adds a last row to the class table, for missing and dropped labels."""
     missing_class: Literal["error", "zeros"] = "error"
@@ -27,8 +36,10 @@ class ConditionConfig:
     """Says that training met the null class. Training sets it: without dropped labels that row stays as random as it
     began, so that missing labels are an error.
     """
-    class_entry: Literal["before_mlp", "after_mlp"] = "after_mlp"
-    """Adds the class to the time features "before_mlp" (SongUNet) or to the embedding "after_mlp"."""
+    class_entry: Literal["before_mlp", "after_mlp", "concat"] = "after_mlp"
+    """Adds the class to the time features "before_mlp" (SongUNet) or to the embedding "after_mlp"; "concat" puts it
+    behind the embedding, which is twice as wide then (AudioLDM).
+    """
     class_bias: bool = False
     """Adds a bias to the row of the class table (SongUNet)."""
     class_scale: float = 1.0
@@ -39,12 +50,23 @@ class ConditionConfig:
     """Sets the width of a vector that is added to the embedding through its own MLP (Stable Diffusion XL); None takes
     none.
     """
+    context_dim: int | None = None
+    """Sets the width of encoder_hidden_states where a linear layer projects them to `transformer.context_dim` (Kolors);
+    None projects nothing.
+    """
 
     def __post_init__(self) -> None:
+        check_choice("condition.class_embedding", self.class_embedding, CLASS_EMBEDDINGS)
         check_choice("condition.missing_class", self.missing_class, ("error", "zeros"))
-        check_choice("condition.class_entry", self.class_entry, ("before_mlp", "after_mlp"))
+        check_choice("condition.class_entry", self.class_entry, ("before_mlp", "after_mlp", "concat"))
         check_positive("condition.class_scale", self.class_scale)
-        check_at_least(1, {"condition.augment_dim": self.augment_dim, "condition.vector_dim": self.vector_dim})
+        widths = ("class_dim", "augment_dim", "vector_dim", "context_dim")
+        check_at_least(1, {f"condition.{name}": getattr(self, name) for name in widths})
+        if (self.class_dim is not None) != self.class_embedding.endswith("projection"):
+            raise ValueError(
+                f"condition.class_dim={self.class_dim} and condition.class_embedding={self.class_embedding!r}: a width "
+                "belongs to 'projection' and 'simple_projection', and to none of the others"
+            )
         if self.null_class and self.missing_class != "error":
             raise ValueError("condition.missing_class='zeros' and condition.null_class=True contradict each other")
         if not self.null_class and not self.null_class_trained:
@@ -205,9 +227,14 @@ class UNetDescription:
         return self.channels[0] if self.time.width is None else self.time.width
 
     @property
+    def time_width(self) -> int:
+        """Give the width of the embedded timestep."""
+        return 4 * self.feature_width if self.time.embedding_width is None else self.time.embedding_width
+
+    @property
     def embedding_width(self) -> int:
         """Give the width of the embedding that the blocks receive."""
-        return 4 * self.feature_width if self.time.embedding_width is None else self.time.embedding_width
+        return self.time_width * (2 if self.condition.class_entry == "concat" else 1)
 
     @property
     def class_rows(self) -> int | None:

@@ -26,7 +26,7 @@ def facts(config: UNetDescription) -> dict[str, Any]:
         ),
         "time_cond_proj_dim": config.time_cond_proj_dim,
         "addition_time_embed_dim": config.addition_time_embed_dim,
-        "time": (time.features, time.order, time.frequency_shift, config.feature_width, config.embedding_width),
+        "time": (time.features, time.order, time.frequency_shift, config.feature_width, config.time_width),
         "norm": (config.norm.eps, {width: config.norm.groups(width) for width in widths}),
         "resblock.embedding": config.resblock.embedding,
         "resblock.project_resampled": config.resblock.project_resampled and "resblock" in kinds,

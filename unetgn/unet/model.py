@@ -12,34 +12,18 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.checkpointing import CheckpointGrade, recomputed
 from unetgn.nn.conv import convolution, zero_parameters
-from unetgn.nn.embedding import (
-    AugmentEmbedding,
-    ClassEmbedding,
-    FourierFeatures,
-    SinusoidalFeatures,
-    TimeConfig,
-    TimestepEmbedding,
-    feature_dtype,
-)
+from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
+from unetgn.unet.conditioning import Conditioning
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
-from unetgn.unet.inputs import (
-    add_residual,
-    add_residuals,
-    as_timesteps,
-    check_rows,
-    check_sample,
-    check_tensors,
-    is_other_dtype,
-)
+from unetgn.unet.inputs import add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet.plan import plan_unet
 from unetgn.unet.saved import read_config
@@ -66,7 +50,7 @@ class UNetOutput(BaseOutput):
     sample: Tensor
 
 
-class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin, Conditioning):
     """Predicts noise, image or velocity from a noisy sample over one, two or three spatial axes.
 
     The arguments are the fields of `UNetConfig`; nested ones are dataclasses or plain dicts. Attention goes to the
@@ -120,34 +104,8 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.register_to_config(**private, **self.unet_config.to_dict())
         self._keep_in_fp32_modules = None  # in `to`, FourierFeatures sees to it itself
         self.checkpointing: CheckpointGrade = "none"
-        self._build_embeddings(self.unet_config)
+        self.build_conditions(self.unet_config)
         self._build_levels(self.unet_config)
-
-    def _build_embeddings(self, config: UNetConfig) -> None:
-        time, condition = config.time, config.condition
-        features, embedding = config.feature_width, config.embedding_width
-        if time.features == "fourier":
-            self.time_proj: nn.Module = FourierFeatures(features, order=time.order, scale=time.fourier_scale)
-        else:
-            self.time_proj = _sinusoid(features, time)
-        self.time_embedding = TimestepEmbedding(features, embedding, cond_channels=config.time_cond_proj_dim)
-        self.class_embedding = self.augment_embedding = self.add_time_proj = self.add_embedding = None
-        if config.num_classes is not None:
-            self.class_embedding = ClassEmbedding(
-                config.num_classes,
-                features if condition.class_entry == "before_mlp" else embedding,
-                null_class=condition.null_class,
-                missing=condition.missing_class,
-                null_class_trained=condition.null_class_trained,
-                bias=condition.class_bias,
-                scale=condition.class_scale,
-            )
-        if condition.augment_dim is not None:
-            self.augment_embedding = AugmentEmbedding(condition.augment_dim, features)
-        if condition.vector_dim is not None:
-            self.add_embedding = TimestepEmbedding(condition.vector_dim, embedding)
-        if config.addition_time_embed_dim is not None:
-            self.add_time_proj = _sinusoid(config.addition_time_embed_dim, time)
 
     def _build_levels(self, config: UNetConfig) -> None:
         plan, dims = plan_unet(config), config.spatial_dims
@@ -189,20 +147,21 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         self._check_inputs(sample, encoder_hidden_states, cross_attention_kwargs)
 
-        # Embedding.
+        # Conditions.
         emb = self.embed(sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond)
+        context = self.project_context(encoder_hidden_states, sample.shape[0])
 
         # Encoder.
         x, image = self.conv_in(sample), sample
         skips = [x]
         for level in self.down_blocks:
-            x, image, results = level(x, image, emb, encoder_hidden_states)
+            x, image, results = level(x, image, emb, context)
             skips += results
         if down_block_additional_residuals is not None:
             skips = add_residuals(skips, down_block_additional_residuals)
 
         # Middle.
-        x = self.mid_block(x, emb, encoder_hidden_states)
+        x = self.mid_block(x, emb, context)
         if mid_block_additional_residual is not None:
             x = add_residual(x, mid_block_additional_residual, "mid_block_additional_residual")
 
@@ -211,71 +170,13 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             first = len(skips) - taken
             skips, own = skips[:first], tuple(skips[first:])
             size = tuple((skips[-1] if skips else x).shape[2:])
-            x = level(x, own, size, emb, encoder_hidden_states)
+            x = level(x, own, size, emb, context)
         x = recomputed(self._output, x) if self.checkpointing == "activations" else self._output(x)
 
         return UNetOutput(sample=x) if return_dict else (x,)
 
     def _output(self, x: Tensor) -> Tensor:
         return self.conv_out(self.conv_norm_out(x))
-
-    def embed(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float | int,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-        added_cond_kwargs: Mapping[str, Tensor] | None = None,
-        timestep_cond: Tensor | None = None,
-    ) -> Tensor:
-        """Compute the embedding (N, embedding_width) that the blocks receive; arguments are those of `forward`."""
-        config, batch, dtype = self.unet_config, sample.shape[0], sample.dtype
-        check_tensors(class_labels=class_labels, augment_labels=augment_labels, timestep_cond=timestep_cond)
-        check_tensors(**(added_cond_kwargs or {}))
-        timesteps = as_timesteps(timestep, batch, sample)
-        labelled = None
-        if self.class_embedding is not None:
-            labelled = self.class_embedding(class_labels, batch)
-        elif class_labels is not None:
-            raise ValueError("class_labels were given, but num_classes is None")
-
-        hidden = self.time_proj(timesteps, feature_dtype(dtype)).to(dtype)
-        if labelled is not None and config.condition.class_entry == "before_mlp":
-            hidden = hidden + labelled
-        if augment_labels is not None:
-            if self.augment_embedding is None:
-                raise ValueError("augment_labels were given, but condition.augment_dim is None")
-            check_rows("augment_labels", augment_labels, batch, config.condition.augment_dim, "condition.augment_dim")
-            hidden = hidden + self.augment_embedding(augment_labels.to(dtype))
-        if timestep_cond is not None and config.time_cond_proj_dim is not None:
-            check_rows("timestep_cond", timestep_cond, batch, config.time_cond_proj_dim, "time_cond_proj_dim")
-        emb = self.time_embedding(hidden, timestep_cond)
-        if labelled is not None and config.condition.class_entry == "after_mlp":
-            emb = emb + labelled
-        if self.add_embedding is not None:
-            emb = emb + self.add_embedding(self._vector(added_cond_kwargs or {}, batch, dtype))
-        elif added_cond_kwargs:
-            raise ValueError(f"added_cond_kwargs has {sorted(added_cond_kwargs)}, but condition.vector_dim is None")
-        return emb if config.resblock.activate_embedding else F.silu(emb)
-
-    def _vector(self, added: Mapping[str, Tensor], batch: int, dtype: torch.dtype) -> Tensor:
-        """Return the conditioning vector (N, vector_dim), as given or joined from pooled text and size numbers."""
-        if set(added) == {"vector"}:
-            vector = added["vector"]
-        elif set(added) == {"text_embeds", "time_ids"} and self.add_time_proj is not None:
-            numbers, pooled = added["time_ids"], added["text_embeds"]
-            if numbers.ndim != 2 or pooled.ndim != 2 or not numbers.shape[0] == pooled.shape[0] == batch:
-                shapes = f"{tuple(pooled.shape)} and {tuple(numbers.shape)}"
-                raise ValueError(f"text_embeds and time_ids must be ({batch}, D) and ({batch}, K), got {shapes}")
-            features = self.add_time_proj(numbers.flatten(), feature_dtype(dtype)).to(dtype)
-            vector = torch.cat([pooled.to(dtype), features.reshape(batch, -1)], dim=1)
-        else:
-            raise ValueError(
-                "this network needs added_cond_kwargs with 'vector', or with 'text_embeds' and 'time_ids' where "
-                f"addition_time_embed_dim is set; got {sorted(added)}"
-            )
-        width = self.unet_config.condition.vector_dim
-        return check_rows("the conditioning vector", vector, batch, width, "condition.vector_dim").to(dtype)
 
     def _check_inputs(self, sample: Tensor, context: Tensor | None, attention_kwargs: Mapping[str, Any] | None) -> None:
         check_tensors(sample=sample, encoder_hidden_states=context)
@@ -372,9 +273,3 @@ def empty_unet(config: UNetConfig) -> UNet:
     """Build a U-Net on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return UNet.from_unet_config(config)
-
-
-def _sinusoid(width: int, time: TimeConfig) -> SinusoidalFeatures:
-    return SinusoidalFeatures(
-        width, order=time.order, frequency_shift=time.frequency_shift, frequencies=time.frequencies
-    )

@@ -1,0 +1,170 @@
+"""Embeds what a U-Net is told beside the image: the layers, and how their results are joined."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetgn.nn.attention import check_context
+from unetgn.nn.embedding import (
+    AugmentEmbedding,
+    ClassEmbedding,
+    FourierFeatures,
+    SinusoidalFeatures,
+    TimeConfig,
+    TimestepEmbedding,
+    feature_dtype,
+)
+from unetgn.unet.config import UNetConfig
+from unetgn.unet.inputs import as_timesteps, check_rows, check_tensors
+
+
+class Conditioning:
+    """Gives `UNet`, which is a module, its conditioning layers; their parameters have flat names in the network.
+
+    Fields of `ConditionConfig` say which layers there are.
+    """
+
+    unet_config: UNetConfig
+
+    def build_conditions(self, config: UNetConfig) -> None:
+        """Build the layers that `config` asks for."""
+        time, condition = config.time, config.condition
+        features, width = config.feature_width, config.time_width
+        if time.features == "fourier":
+            self.time_proj: nn.Module = FourierFeatures(features, order=time.order, scale=time.fourier_scale)
+        else:
+            self.time_proj = _sinusoid(features, time)
+        self.time_embedding = TimestepEmbedding(features, width, cond_channels=config.time_cond_proj_dim)
+        self.class_embedding = _class_layer(config, features if condition.class_entry == "before_mlp" else width)
+        self.augment_embedding = self.add_time_proj = self.add_embedding = self.encoder_hid_proj = None
+        if condition.augment_dim is not None:
+            self.augment_embedding = AugmentEmbedding(condition.augment_dim, features)
+        if condition.vector_dim is not None:
+            self.add_embedding = TimestepEmbedding(condition.vector_dim, width)
+        if config.addition_time_embed_dim is not None:
+            self.add_time_proj = _sinusoid(config.addition_time_embed_dim, time)
+        if condition.context_dim is not None:
+            assert config.transformer is not None
+            self.encoder_hid_proj = nn.Linear(condition.context_dim, cast(int, config.transformer.context_dim))
+
+    def embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the embedding (N, embedding_width) that the blocks receive; arguments are those of `forward`."""
+        config, batch, dtype = self.unet_config, sample.shape[0], sample.dtype
+        check_tensors(class_labels=class_labels, augment_labels=augment_labels, timestep_cond=timestep_cond)
+        check_tensors(**(added_cond_kwargs or {}))
+        timesteps = as_timesteps(timestep, batch, sample)
+        labelled, entry = self._embed_class(class_labels, batch, dtype), config.condition.class_entry
+
+        hidden = self.time_proj(timesteps, feature_dtype(dtype)).to(dtype)
+        if labelled is not None and entry == "before_mlp":
+            hidden = hidden + labelled
+        if augment_labels is not None:
+            if self.augment_embedding is None:
+                raise ValueError("augment_labels were given, but condition.augment_dim is None")
+            check_rows("augment_labels", augment_labels, batch, config.condition.augment_dim, "condition.augment_dim")
+            hidden = hidden + self.augment_embedding(augment_labels.to(dtype))
+        if timestep_cond is not None and config.time_cond_proj_dim is not None:
+            check_rows("timestep_cond", timestep_cond, batch, config.time_cond_proj_dim, "time_cond_proj_dim")
+        emb = self.time_embedding(hidden, timestep_cond)
+        if labelled is not None and entry == "after_mlp":
+            emb = emb + labelled
+        elif labelled is not None and entry == "concat":
+            emb = torch.cat([emb, labelled], dim=1)
+        if self.add_embedding is not None:
+            emb = emb + self.add_embedding(self._vector(added_cond_kwargs or {}, batch, dtype))
+        elif added_cond_kwargs:
+            raise ValueError(f"added_cond_kwargs has {sorted(added_cond_kwargs)}, but condition.vector_dim is None")
+        return emb if config.resblock.activate_embedding else F.silu(emb)
+
+    def project_context(self, context: Tensor | None, batch: int) -> Tensor | None:
+        """Map encoder_hidden_states (N, M, condition.context_dim) to (N, M, transformer.context_dim)."""
+        if self.encoder_hid_proj is None:
+            return context
+        check_context(context, batch, self.encoder_hid_proj.in_features)
+        return self.encoder_hid_proj(context)
+
+    def _embed_class(self, labels: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
+        kind = self.unet_config.condition.class_embedding
+        if isinstance(self.class_embedding, ClassEmbedding):
+            return self.class_embedding(labels, batch)
+        if self.class_embedding is None:
+            if labels is not None:
+                raise ValueError("class_labels were given, but num_classes is None")
+            return None
+        if labels is None:
+            raise ValueError(f"class_labels are missing: condition.class_embedding={kind!r} has no row for that")
+        if kind == "timestep":
+            if labels.shape != (batch,):
+                raise ValueError(f"class_labels must be ({batch},) numbers, as timesteps, got {tuple(labels.shape)}")
+            return self.class_embedding(self.time_proj(labels, feature_dtype(dtype)).to(dtype))
+        width, field = self._class_width()
+        return self.class_embedding(check_rows("class_labels", labels, batch, width, field).to(dtype))
+
+    def _class_width(self) -> tuple[int | None, str]:
+        """Give the width of labels that are vectors, and the field that sets it."""
+        config = self.unet_config
+        if config.condition.class_embedding != "identity":
+            return config.condition.class_dim, "condition.class_dim"
+        if config.condition.class_entry == "before_mlp":
+            return config.feature_width, "that of the time features (time.width)"
+        return config.time_width, "that of the embedding (time.embedding_width)"
+
+    def _vector(self, added: Mapping[str, Tensor], batch: int, dtype: torch.dtype) -> Tensor:
+        """Return the conditioning vector (N, vector_dim), as given or joined from pooled text and size numbers."""
+        if set(added) == {"vector"}:
+            vector = added["vector"]
+        elif set(added) == {"text_embeds", "time_ids"} and self.add_time_proj is not None:
+            numbers, pooled = added["time_ids"], added["text_embeds"]
+            if numbers.ndim != 2 or pooled.ndim != 2 or not numbers.shape[0] == pooled.shape[0] == batch:
+                shapes = f"{tuple(pooled.shape)} and {tuple(numbers.shape)}"
+                raise ValueError(f"text_embeds and time_ids must be ({batch}, D) and ({batch}, K), got {shapes}")
+            features = self.add_time_proj(numbers.flatten(), feature_dtype(dtype)).to(dtype)
+            vector = torch.cat([pooled.to(dtype), features.reshape(batch, -1)], dim=1)
+        else:
+            raise ValueError(
+                "this network needs added_cond_kwargs with 'vector', or with 'text_embeds' and 'time_ids' where "
+                f"addition_time_embed_dim is set; got {sorted(added)}"
+            )
+        width = self.unet_config.condition.vector_dim
+        return check_rows("the conditioning vector", vector, batch, width, "condition.vector_dim").to(dtype)
+
+
+def _class_layer(config: UNetConfig, width: int) -> nn.Module | None:
+    """Build the layer that turns class labels into (N, width)."""
+    condition = config.condition
+    if config.num_classes is not None:
+        return ClassEmbedding(
+            config.num_classes,
+            width,
+            null_class=condition.null_class,
+            missing=condition.missing_class,
+            null_class_trained=condition.null_class_trained,
+            bias=condition.class_bias,
+            scale=condition.class_scale,
+        )
+    if condition.class_embedding == "timestep":
+        return TimestepEmbedding(config.feature_width, width)
+    if condition.class_embedding == "identity":
+        return nn.Identity()
+    if condition.class_dim is None:
+        return None
+    if condition.class_embedding == "projection":
+        return TimestepEmbedding(condition.class_dim, width)
+    return nn.Linear(condition.class_dim, width)
+
+
+def _sinusoid(width: int, time: TimeConfig) -> SinusoidalFeatures:
+    return SinusoidalFeatures(
+        width, order=time.order, frequency_shift=time.frequency_shift, frequencies=time.frequencies
+    )
