@@ -47,6 +47,17 @@ NETWORKS = {
             "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         },
     ),
+    "diffusers simple": (
+        diffusers_condition.ConditionOptions,
+        diffusers_condition.translate,
+        {
+            **DIFFUSERS,
+            "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+            "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            "cross_attention_dim": 32,
+        },
+    ),
 }
 # Options that have no other value of their kind than one that is in question here.
 VALUES = {
@@ -76,6 +87,17 @@ UNREAD = {  # by the original beside these options, and written by its own publi
     "diffusers unet2d": {"num_train_timesteps"},
     "diffusers condition": {
         "mid_block_only_cross_attention",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "addition_embed_type_num_heads",
+        "cross_attention_norm",
+    },
+    "diffusers simple": {
+        "downsample_padding",
+        "use_linear_projection",
+        "upcast_attention",
+        "transformer_layers_per_block",
+        "reverse_transformer_layers_per_block",
         "addition_time_embed_dim",
         "projection_class_embeddings_input_dim",
         "addition_embed_type_num_heads",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from tests.tensors import noise, randomized
 from unetgn.nn import (
     GEGLU,
+    AddedKVAttention,
     CrossAttention,
     FeedForward,
     MultiHeadAttention,
@@ -70,6 +71,30 @@ def test_cross_attention_is_its_definition(qk_norm):
     x, context = noise(2, 8, 3, 4), noise(2, 5, 6, seed=1)
     normed = F.group_norm(x, 4, layer.group_norm.weight, layer.group_norm.bias)
     expected = x + attention(layer, tokens_of(normed), context).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x, context), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("cross_only", [False, True])
+@pytest.mark.parametrize("context_norm", [None, "layer_norm", "group_norm"])
+def test_attention_with_added_keys_and_values_is_its_definition(cross_only, context_norm):
+    layer = AddedKVAttention(8, 32, num_heads=2, norm=GROUPS, cross_only=cross_only, context_norm=context_norm)
+    randomized(layer, dtype=torch.float64)
+    x, context = noise(2, 8, 3, 4), noise(2, 5, 32, seed=1)
+    tokens = tokens_of(F.group_norm(x, 4, layer.group_norm.weight, layer.group_norm.bias))
+    normed = context
+    if context_norm == "layer_norm":
+        normed = F.layer_norm(context, (32,), layer.norm_cross.weight, layer.norm_cross.bias)
+    elif context_norm == "group_norm":
+        weight, bias = layer.norm_cross.weight, layer.norm_cross.bias
+        normed = F.group_norm(context.transpose(1, 2), 32, weight, bias).transpose(1, 2)
+    keys, values = layer.add_k_proj(normed), layer.add_v_proj(normed)
+    if not cross_only:
+        keys, values = torch.cat([layer.to_k(tokens), keys], 1), torch.cat([layer.to_v(tokens), values], 1)
+    query, heads = layer.to_q(tokens), []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = torch.einsum("nld,nmd->nlm", query[..., head], keys[..., head]) / 2
+        heads.append(torch.einsum("nlm,nmd->nld", scores.softmax(-1), values[..., head]))
+    expected = x + layer.to_out[0](torch.cat(heads, dim=-1)).transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(layer(x, context), expected, rtol=1e-9, atol=1e-9)
 
 
@@ -171,6 +196,11 @@ def test_the_feed_forward_layer_is_four_times_as_wide():
         ),
         (lambda: SpatialTransformer(32)(torch.zeros(1, 32, 2, 2), torch.zeros(1, 1, 1)), "context_dim is None"),
         (lambda: SpatialTransformer(32, num_heads=2, head_dim=4), "num_heads=2 and head_dim=4 contradict"),
+        (
+            lambda: AddedKVAttention(32, 4)(torch.zeros(2, 32, 2, 2), torch.zeros(2, 3, 5)),
+            r"4\) with N = 2, got \(2, 3, 5\)",
+        ),
+        (lambda: AddedKVAttention(32, 4, context_norm="batch_norm"), "context_norm must be one of"),
         (
             lambda: CrossAttention(32, 4)(torch.zeros(2, 32, 2, 2), torch.zeros(2, 3, 5)),
             r"4\) with N = 2, got \(2, 3, 5\)",

@@ -8,6 +8,7 @@ import torch
 
 from tests.tensors import noise, randomized
 from unetgn.nn import (
+    AddedKVAttention,
     AugmentEmbedding,
     ClassEmbedding,
     ConvNormAct,
@@ -40,7 +41,8 @@ LABELS = torch.tensor([1, 3])
 # An option -> another value than its default; the same for all that have it, unless a block says otherwise.
 VALUES = {
     "activation": None, "affine": False, "bias": False, "cond_channels": 4, "context_dim": 6, "cross_only": True,
-    "depth": 2, "device": "meta", "dropout": 0.5, "dtype": torch.float64, "eps": 0.5, "emb_channels": 8,
+    "context_norm": "layer_norm", "post_activation": "relu", "depth": 2,
+    "device": "meta", "dropout": 0.5, "dtype": torch.float64, "eps": 0.5, "emb_channels": 8,
     "frequencies": "power", "frequency_shift": 1.0, "head_dim": 8, "kernel_size": 1, "linear_projection": True,
     "missing": "zeros", "norm": NormConfig(num_groups=4), "null_class": False,
     "null_class_trained": False, "num_groups": 4, "num_heads": 4,
@@ -58,6 +60,12 @@ BLOCKS = {
     "GroupNormSiLU": (partial(GroupNormSiLU, 8, 32), [(X,)], {}),
     "MultiHeadAttention": (partial(MultiHeadAttention, 32), [(TOKENS,)], {"bias": True}),
     "SelfAttention": (partial(SelfAttention, 32), [(X,)], {}),
+    "AddedKVAttention": (partial(AddedKVAttention, 32, 6), [(X, CONTEXT)], {}),
+    "AddedKVAttention of a wide context": (
+        partial(AddedKVAttention, 32, 32),
+        [(X, TOKENS)],
+        {"context_norm": "group_norm"},
+    ),
     "CrossAttention": (partial(CrossAttention, 32, 6), [(X, CONTEXT)], {}),
     "TransformerBlock": (
         partial(TransformerBlock, 32, num_heads=1, context_dim=6),
@@ -78,7 +86,7 @@ BLOCKS = {
     ),
     "SinusoidalFeatures": (partial(SinusoidalFeatures, 8), [(torch.arange(2.0),)], {}),
     "FourierFeatures": (partial(FourierFeatures, 8), [(torch.arange(2.0),)], {}),
-    "TimestepEmbedding": (partial(TimestepEmbedding, 8, 16), [(EMB,)], {}),
+    "TimestepEmbedding": (partial(TimestepEmbedding, 8, 16), [(EMB,)], {"activation": "gelu"}),
     "AugmentEmbedding": (partial(AugmentEmbedding, 8, 16), [(EMB,)], {}),
     "ClassEmbedding": (partial(ClassEmbedding, 5, 8), [(LABELS, 2), (None, 2)], {"bias": True}),
     "ClassEmbedding without a null class": (
@@ -102,7 +110,7 @@ BLOCKS = {
 }  # fmt: skip
 CONFIGS = {  # of a ResBlock; what its own `config` may say
     "embedding": "scale_shift", "activate_embedding": False, "residual_scale": 0.5, "project_resampled": True,
-    "zero_init": False,
+    "zero_init": False, "activation": "gelu",
 }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from unetgn.nn import (
     GEGLU,
+    AddedKVAttention,
+    AttentionPooling,
     ClassEmbedding,
     ConvNormAct,
     CrossAttention,
@@ -40,6 +42,20 @@ MODULATED = ResBlockConfig(embedding="scale_shift", residual_scale=0.5**0.5)
         (ResBlock(32), "32, 32, embedding=None, residual_scale=1\n"),
         (ResBlock(32, 64, emb_channels=8), "32, 64, embedding='add', residual_scale=1\n"),
         (ResBlock(32, emb_channels=8, config=MODULATED), "32, 32, embedding='scale_shift', residual_scale=0.7071\n"),
+        (ResBlock(32, config=ResBlockConfig(activation="gelu")), "residual_scale=1, activation='gelu'\n"),
+        (
+            ResBlock(32, config=ResBlockConfig(activation="gelu")),
+            "GroupNormAct(32, 32, eps=1e-05, affine=True, after='gelu')",
+        ),
+        (
+            AddedKVAttention(32, 6, num_heads=4, cross_only=True, context_norm="layer_norm"),
+            "32, context_dim=6, heads=4, head_dim=8, context_norm='layer_norm', cross_only=True\n",
+        ),
+        (AttentionPooling(32, num_heads=4), "(\n  32, heads=4\n"),
+        (
+            TimestepEmbedding(4, 16, activation="gelu", post_activation="relu"),
+            "activation='gelu', post_activation='relu'\n",
+        ),
         (ResBlock(32, resample="down"), "(resample): Resample('down', strides=(2, 2), taps=(1.0, 1.0))"),
         (ResBlock(32, dropout=0.1), "(dropout): Dropout(p=0.1, inplace=False)"),
         (SelfAttention(32), "32, heads=1, head_dim=32, residual_scale=1\n"),

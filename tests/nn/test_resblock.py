@@ -22,12 +22,12 @@ def group_norm(x, norm):
 
 
 def definition(block, x, emb, *, dims, resample=lambda x: x):
-    """Compute (shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))), emb)))) * residual_scale."""
-    conv, tail = CONVOLUTIONS[dims - 1], (1,) * dims
-    hidden = resample(F.silu(group_norm(x, block.norm1)))
+    """Compute (shortcut(x) + conv2(act(norm2(conv1(act(norm1(x))), emb)))) * residual_scale."""
+    conv, tail, act = CONVOLUTIONS[dims - 1], (1,) * dims, getattr(F, block.config.activation)
+    hidden = resample(act(group_norm(x, block.norm1)))
     hidden = conv(hidden, block.conv1.weight, block.conv1.bias, padding=1)
     if emb is not None:
-        emb = F.silu(emb) if block.config.activate_embedding else emb
+        emb = act(emb) if block.config.activate_embedding else emb
         projected = F.linear(emb, block.time_emb_proj.weight, block.time_emb_proj.bias)
         projected = projected.view(*projected.shape, *tail)
         if block.config.embedding == "add":
@@ -37,7 +37,7 @@ def definition(block, x, emb, *, dims, resample=lambda x: x):
             hidden = group_norm(hidden, block.norm2) * (1 + scale) + shift
     else:
         hidden = group_norm(hidden, block.norm2)
-    hidden = conv(F.silu(hidden), block.conv2.weight, block.conv2.bias, padding=1)
+    hidden = conv(act(hidden), block.conv2.weight, block.conv2.bias, padding=1)
     shortcut = resample(x)
     if block.conv_shortcut is not None:
         shortcut = conv(shortcut, block.conv_shortcut.weight, block.conv_shortcut.bias)
@@ -52,6 +52,9 @@ def definition(block, x, emb, *, dims, resample=lambda x: x):
         ResBlockConfig(),
         ResBlockConfig(embedding="scale_shift"),
         ResBlockConfig(embedding="scale_shift", activate_embedding=False, residual_scale=0.5**0.5),
+        ResBlockConfig(activation="gelu"),
+        ResBlockConfig(activation="mish", embedding="scale_shift"),
+        ResBlockConfig(activation="relu", activate_embedding=False),
     ],
 )
 def test_it_is_its_definition(dims, out_channels, config):

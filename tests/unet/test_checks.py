@@ -42,7 +42,7 @@ from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig
         ({"resample": {"taps": [1, 3, 3, 1]}}, r"resample\.taps are for 'resblock' and 'plain'"),
         ({"resample": {"kind": "plain", "padding": "end"}}, r"resample\.padding='end' is for strided convolutions"),
         ({"resample": {"strides": [1, 2, 2]}}, r"resample\.strides=\(1, 2, 2\) must name one factor for each of 2"),
-        ({"mid": {"cross_only": True}}, r"mid\.cross_only and mid\.transformer_depth need a transformer"),
+        ({"mid": {"cross_only": True}}, r"mid\.cross_only one or attention\.context_dim"),
         ({"transformer": {}, "mid": {"cross_only": True}}, r"cross_only needs transformer\.context_dim"),
         ({"transformer": {"context_dim": 8, "cross_only": [5]}}, r"transformer\.cross_only=\(5,\) names level 5"),
         (
@@ -61,13 +61,50 @@ from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig
         ),
         ({"condition": {"class_entry": "concat"}}, r"condition\.class_entry='concat' needs num_classes"),
         (
+            {"condition": {"added_dim": 8}},
+            r"condition\.added_embedding=None and condition\.added_dim=8 belong together",
+        ),
+        ({"condition": {"added_embedding": "image"}}, r"condition\.added_dim=None belong together"),
+        ({"condition": {"added_embedding": "image", "added_dim": 8, "added_heads": 2}}, r"added_heads=2 and .*'image'"),
+        (
+            {"condition": {"added_embedding": "text", "added_dim": 8, "added_heads": 3}},
+            r"condition\.added_heads=3 does not divide condition\.added_dim=8",
+        ),
+        (
+            {"condition": {"added_embedding": "text", "added_dim": 8, "added_heads": 2}},
+            r"condition\.added_dim=8, but encoder_hidden_states, of which the 'text' is made, are None wide",
+        ),
+        (
+            {"condition": {"added_embedding": "image", "added_dim": 8, "vector_dim": 8}},
+            r"condition\.added_embedding='image' and condition\.vector_dim=8 contradict",
+        ),
+        ({"condition": {"added_embedding": "image_hint", "added_dim": 8}}, r"in_channels=3, but the hint .* takes 4"),
+        ({"condition": {"context_projection": "image"}}, r"context_projection='image' needs condition\.context_dim"),
+        (
+            {"condition": {"activations": ["gelu"]}},
+            r"condition\.activations=\('gelu',\) are for resblock\.activate_emb",
+        ),
+        (
+            {"attention": {"context_norm": "layer_norm"}},
+            r"attention\.context_norm='layer_norm' .* attention\.context_dim",
+        ),
+        ({"attention": {"context_dim": 8}, "transformer": {}}, r"attention\.context_dim=8 and transformer contradict"),
+        (
+            {"attention": {"context_dim": 8}, "mid": {"attention": False}},
+            r"attention\.context_dim=8 has no place: nothing attends",
+        ),
+        (
+            {"attention": {"context_dim": 8, "cross_only": [0]}},
+            r"attention\.cross_only=\(0,\) names level 0, at which nothing attends",
+        ),
+        (
             {"num_classes": 3, "condition": {"class_entry": "concat", "vector_dim": 8}},
             r"condition\.vector_dim=8 is added to an embedding that condition\.class_entry='concat'",
         ),
-        ({"condition": {"context_dim": 8}}, r"condition\.context_dim=8 is projected to transformer\.context_dim"),
+        ({"condition": {"context_dim": 8}}, r"condition\.context_dim=8 is projected .* must be one number"),
         (
             {"condition": {"context_dim": 8}, "transformer": {"context_dim": [4, 4]}},
-            r"condition\.context_dim=8 is projected to transformer\.context_dim, which must be one number",
+            r"condition\.context_dim=8 is projected .* must be one number",
         ),
         ({"addition_time_embed_dim": 8}, r"addition_time_embed_dim=8 needs condition\.vector_dim"),
         ({"time": {"features": "fourier", "width": 7}}, r"time\.width must be even"),

@@ -15,6 +15,10 @@ VALUES = {
     "attention_levels": (0,), "num_classes": 7, "dropout": 0.5, "time_cond_proj_dim": 8, "addition_time_embed_dim": 4,
     "time.features": "fourier", "time.order": "sin_cos", "time.frequency_shift": 1.0, "time.frequencies": "power",
     "time.fourier_scale": 2.0, "time.width": 16, "time.embedding_width": 16,
+    "condition.context_projection": "image", "condition.added_embedding": "image", "condition.added_dim": 6,
+    "condition.added_heads": 2, "condition.activations": ("gelu",), "resblock.activation": "gelu",
+    "time.activation": "gelu", "time.post_activation": "gelu", "decoder.out_activation": "gelu",
+    "attention.context_dim": 6, "attention.context_norm": "layer_norm", "attention.cross_only": (0,),
     "condition.class_embedding": "timestep", "condition.class_dim": 6, "condition.context_dim": 6,
     "condition.null_class": False, "condition.null_class_trained": False,
     "condition.missing_class": "zeros", "condition.class_entry": "before_mlp",
@@ -45,6 +49,12 @@ NETWORKS = {
         "transformer": {"context_dim": 6},
         "resample": {"kind": "resblock"},
     },
+    "added": {
+        "attention": {"context_dim": 32},
+        "attention_levels": [0],
+        "resblock": {"activate_embedding": False},
+        "condition": {"context_dim": 5, "added_embedding": "text_image", "added_dim": 9},
+    },
     "fourier": {"time": {"features": "fourier"}},
     "no middle": {"mid": {"depth": 0}},
     "no attention": {"attention_levels": [], "mid": {"attention": False}},
@@ -53,11 +63,16 @@ NETWORKS = {
 TRIED = {
     "plain": ("",),
     "everything": ("condition.", "transformer.", "resblock.", "resample.", "mid.", "decoder.", "addition", "num_"),
+    "added": ("attention.", "condition.", "resblock.", "mid."),
     "fourier": ("time.", "addition"),
     "no middle": ("mid.", "transformer."),
     "no attention": ("attention.", "mid.", "transformer.", "decoder."),
 }
-SAME = {("fourier", "time.features"), ("no attention", "mid.attention")}  # which have this value already
+SAME = {
+    ("fourier", "time.features"),
+    ("no attention", "mid.attention"),
+    ("added", "resblock.activate_embedding"),
+}  # which have this value already
 CASES = [
     (network, name)
     for network, prefixes in TRIED.items()
@@ -67,6 +82,7 @@ CASES = [
 # Fields that may stand where there is nothing to make, as unetgn/unet/checks.py says; sample_size is for pipelines.
 ALLOWED = {
     "plain": {"sample_size", "condition.null_class"},
+    "added": {"condition.null_class"},
     "no middle": {"mid.attention"},
     "no attention": {"decoder.num_heads", *(name for name in VALUES if name.startswith("attention."))},
 }
@@ -91,7 +107,8 @@ def described(config):
     unet = UNet.from_unet_config(config)
     zeros = {name: not parameter.any() for name, parameter in unet.named_parameters()}
     shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
-    return repr(unet), zeros, shapes, config.resblock.activate_embedding  # which the U-Net's own forward reads
+    read_by_forward = (config.resblock.activate_embedding, config.embedding_activations)
+    return repr(unet), zeros, shapes, read_by_forward
 
 
 def test_there_is_a_value_for_every_field():

@@ -23,7 +23,7 @@ _FREE |= {"inplace"}
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 _FREEU = ("s1", "s2", "b1", "b2")
 _STAND_IN = "_unetgn_stand_in"  # of a fused module, whose forward computes the same
-_SAME_ATTENTION = ("AttnProcessor", "AttnProcessor2_0")
+_SAME_ATTENTION = ({"AttnProcessor", "AttnProcessor2_0"}, {"AttnAddedKVProcessor", "AttnAddedKVProcessor2_0"})
 _LEAN_ATTENTION = ("SlicedAttnProcessor", "XFormersAttnProcessor", "XLAFlashAttnProcessor2_0", "AttnProcessorNPU")
 _ACCELERATES = "accelerate.hooks.remove_hook_from_module(model, recurse=True) first, or load it without device_map"
 _HOOKS = {
@@ -118,7 +118,7 @@ def _differences(module: nn.Module, built: nn.Module, *, is_root: bool) -> Itera
         yield "has FreeU (s1, s2, b1, b2): model.disable_freeu() first"
     for name, value in vars(built).items():
         if name == "processor":
-            yield from _attention(module)
+            yield from _attention(module, value)
         elif name == "_chunk_size" and attributes.get(name) != value:
             yield f"{_LEAN}enable_forward_chunking"
         elif name in _TORCHS or name in _FREE or name.startswith("_") or not isinstance(value, _PLAIN):
@@ -144,15 +144,15 @@ def _runs(name: str) -> bool:
     return name.startswith(("_forward", "_backward"))
 
 
-def _attention(module: Any) -> Iterator[str]:
+def _attention(module: Any, built: Any) -> Iterator[str]:
     kind = type(module.processor)
     known = kind.__module__ == attention_processor.__name__
     if known and kind.__name__ in _LEAN_ATTENTION:
         yield f"{_LEAN}{kind.__name__}"
     elif known and kind.__name__.startswith("Fused"):
         yield f"attends by {kind.__name__}: model.unfuse_qkv_projections() first"
-    elif not (known and kind.__name__ in _SAME_ATTENTION):
-        plain = "diffusers.models.attention_processor.AttnProcessor2_0()"
+    elif kind is not type(built) and not any({kind.__name__, type(built).__name__} <= same for same in _SAME_ATTENTION):
+        plain = f"diffusers.models.attention_processor.{type(built).__name__}()"
         yield f"attends by {kind.__name__}, which may compute something else: .set_processor({plain}) there first"
 
 

@@ -1,8 +1,8 @@
 """Converts diffusers' UNet2DModel: DDPM, latent diffusion, ADM and consistency models from the hub.
 
 `num_class_embeds` is read where class_embed_type is None, as there.
-Not supported, each with an error that says so: the NCSN++ blocks (Skip*), Fourier and learned time embeddings,
-activations other than SiLU.
+`act_fn` is that of the residual blocks alone; the time's MLP and the output have SiLU.
+Not supported, each with an error that says so: the NCSN++ blocks (Skip*), Fourier and learned time embeddings.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor
 from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
+from unetgn.nn.activation import Activation
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -25,6 +26,7 @@ from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, Mi
 from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNet2DModel",)
+ACT_FNS = ("silu", "swish", "gelu", "relu", "mish")
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D")
 
@@ -99,7 +101,9 @@ def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNe
         condition=ConditionConfig(null_class=False, class_embedding=class_embedding(options.class_embed_type)),
         norm=NormConfig(num_groups=options.norm_num_groups, eps=options.norm_eps),
         resblock=ResBlockConfig(
-            embedding="add" if options.resnet_time_scale_shift == "default" else "scale_shift", activate_embedding=False
+            embedding="add" if options.resnet_time_scale_shift == "default" else "scale_shift",
+            activation=activation(options.act_fn),
+            activate_embedding=False,
         ),
         attention=AttentionConfig(head_dim=options.attention_head_dim),
         resample=ResampleConfig(
@@ -123,7 +127,7 @@ def _refuse(options: UNet2DOptions, class_name: str) -> None:
     refuse(class_name, options, "another time embedding", time_embedding_type=("positional",))
     refuse(class_name, options, "another class embedding", class_embed_type=(None, "timestep", "identity"))
     refuse(class_name, options, "another middle", mid_block_type=("UNetMidBlock2D", None))
-    refuse(class_name, options, "another activation", act_fn=("silu", "swish"))
+    refuse(class_name, options, "another activation", act_fn=ACT_FNS)
     refuse(class_name, options, "another padding", downsample_padding=(0, 1))
     refuse(class_name, options, "another modulation", resnet_time_scale_shift=("default", "scale_shift"))
     refuse(
@@ -161,10 +165,15 @@ def class_embedding(kind: str | None) -> Any:
     return "table" if kind is None else kind
 
 
-def middle_scale(factor: float, class_name: str) -> float | None:
-    """Turn diffusers' mid_block_scale_factor, by which it divides, into our mid.residual_scale."""
+def activation(name: str) -> Activation:
+    """Give our name of an activation of diffusers, one of ACT_FNS."""
+    return "silu" if name == "swish" else name  # type: ignore[return-value]
+
+
+def middle_scale(factor: float, class_name: str, option: str = "mid_block_scale_factor") -> float | None:
+    """Turn a factor by which diffusers divides, of its option, into our residual_scale; None for 1."""
     if not 0 < factor < math.inf:
-        raise ValueError(f"{class_name}: mid_block_scale_factor={factor} must be a finite number above 0")
+        raise ValueError(f"{class_name}: {option}={factor} must be a finite number above 0")
     return None if factor == 1 else 1 / factor
 
 
@@ -180,6 +189,8 @@ def block_kinds(types: tuple[str, ...], known: tuple[str, ...], class_name: str,
 def resampling(kinds: tuple[str, ...], attention_kind: str) -> tuple[ResampleKind, ...]:
     """Name how each level but the last is left: by a residual block where its type or `attention_kind` says so."""
     return tuple(
-        "resblock" if kind.startswith("Resnet") or (kind.startswith("Attn") and attention_kind == "resnet") else "conv"
+        "resblock"
+        if kind.startswith(("Resnet", "Simple")) or (kind.startswith("Attn") and attention_kind == "resnet")
+        else "conv"
         for kind in kinds[:-1]
     )

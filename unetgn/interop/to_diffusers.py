@@ -25,6 +25,8 @@ from unetgn.unet.levels import Level
 from unetgn.unet.model import empty_unet
 from unetgn.unet.plan import LevelPlan, plan_unet
 
+IMAGES = ("image", "image_hint")  # whose width is encoder_hid_dim
+
 
 def to_diffusers(unet: UNet) -> ModelMixin:
     """Build diffusers' model with the architecture and (copied) weights of `unet`, in its mode, dtype and device.
@@ -66,7 +68,7 @@ def _own_checkpointing(unet: UNet) -> Callable[..., Any] | None:
 def _expressed(config: UNetConfig) -> tuple[type[ModelMixin], dict[str, Any]]:
     """Find the class of diffusers that can say what `config` is, and its options."""
     plan = plan_unet(config)
-    if config.transformer is not None:
+    if config.context_dims is not None or config.transformer is not None:
         peers = [CONDITIONAL]
     elif any(level.attentions for level in (*plan.encoder, plan.mid, *plan.decoder)):
         peers = [PLAIN]
@@ -111,6 +113,7 @@ def _shared_options(config: UNetConfig) -> dict[str, Any]:
         "norm_eps": config.norm.eps,
         "resnet_time_scale_shift": "default" if config.resblock.embedding == "add" else "scale_shift",
         "num_class_embeds": config.class_rows,
+        "act_fn": config.resblock.activation,
         "class_embed_type": None if condition.class_embedding == "table" else condition.class_embedding,
     }
 
@@ -146,48 +149,82 @@ def _head_width(config: UNetConfig) -> int | None:
 
 
 def _condition_options(config: UNetConfig) -> dict[str, Any]:
-    transformer = config.transformer or TransformerConfig(
-        context_dim=diffusers_condition.ConditionOptions.cross_attention_dim
-    )
-    if transformer.context_dim is None:
+    transformer = config.transformer or TransformerConfig()
+    if config.transformer is not None and transformer.context_dim is None:
         raise ValueError("transformer.context_dim=None")
     plan, condition = plan_unet(config), config.condition
-    heads: Any = config.attention.num_heads
-    if config.attention.head_dim is not None:
-        heads = tuple(max(1, width // config.attention.head_dim) for width in config.channels)
+    simple = config.attention.context_dim is not None
+    cross = "SimpleCrossAttn" if simple else "CrossAttn"
+    middles = (None, "UNetMidBlock2D", f"UNetMidBlock2D{cross}")
     depths = config.decoder.transformer_depth
+    added, projected = condition.added_embedding, f"{condition.context_projection}_proj"
     return {
         **_shared_options(config),
         "layers_per_block": config.depth,
-        "down_block_types": _types(plan.encoder, "CrossAttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
-        "up_block_types": _types(plan.decoder, "CrossAttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
-        "mid_block_type": (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn")[min(len(plan.mid.blocks), 2)],
-        "only_cross_attention": tuple(level in transformer.cross_only for level in range(len(config.channels))),
-        "cross_attention_dim": transformer.context_dim,
+        "down_block_types": _types(plan.encoder, f"{cross}DownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": _types(plan.decoder, f"{cross}UpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+        "mid_block_type": middles[min(len(plan.mid.blocks), 2)],
+        "only_cross_attention": tuple(
+            level in (config.attention if simple else transformer).cross_only for level in range(len(config.channels))
+        ),
+        "mid_block_only_cross_attention": config.mid.cross_only if simple else None,
+        "cross_attention_dim": config.context_dims or diffusers_condition.ConditionOptions.cross_attention_dim,
+        "cross_attention_norm": config.attention.context_norm,
         "transformer_layers_per_block": transformer.depth,
         "reverse_transformer_layers_per_block": None if depths is None else depths[::-1],
-        "attention_head_dim": 1 if heads is None else heads,
+        "attention_head_dim": _head_numbers(config),
         "use_linear_projection": transformer.linear_projection,
         "upcast_attention": config.attention.upcast,
         "class_embeddings_concat": condition.class_entry == "concat",
-        "addition_embed_type": None if condition.vector_dim is None else "text_time",
+        "addition_embed_type": added if condition.vector_dim is None else "text_time",
+        "addition_embed_type_num_heads": condition.added_heads or 64,
         "addition_time_embed_dim": config.addition_time_embed_dim,
         "projection_class_embeddings_input_dim": condition.class_dim or condition.vector_dim,
-        "encoder_hid_dim": condition.context_dim,
-        "encoder_hid_dim_type": None if condition.context_dim is None else "text_proj",
+        "encoder_hid_dim": condition.added_dim
+        if condition.context_dim is None and added in IMAGES
+        else condition.context_dim,
+        "encoder_hid_dim_type": None if condition.context_dim is None else projected,
+        "timestep_post_act": config.time.post_activation,
+        **_activation_options(config),
+        "resnet_out_scale_factor": 1 / config.resblock.residual_scale,
         "time_cond_proj_dim": config.time_cond_proj_dim,
         "conv_in_kernel": config.encoder.stem_kernel,
         "conv_out_kernel": config.decoder.out_kernel,
     }
 
 
+def _head_numbers(config: UNetConfig) -> Any:
+    """Write attention_head_dim: the number of heads, or in the blocks named Simple their width."""
+    attention = config.attention
+    heads: Any = attention.num_heads
+    if attention.head_dim is not None:
+        heads = tuple(max(1, width // attention.head_dim) for width in config.channels)
+    heads = 1 if heads is None else heads
+    if attention.context_dim is None:
+        return heads
+    counts = heads if isinstance(heads, tuple) else (heads,) * len(config.channels)
+    return tuple(max(1, width // count) for width, count in zip(config.channels, counts, strict=True))
+
+
+def _activation_options(config: UNetConfig) -> dict[str, Any]:
+    """Write what is applied to the embedding: time_embedding_act_fn, then act_fn unless blocks skip it."""
+    own = config.resblock.activation
+    applied = (own,) if config.resblock.activate_embedding else config.embedding_activations
+    skipped = not applied or (applied[-1] != own) or config.condition.activations == (own,)
+    first = applied if skipped else applied[:-1]
+    if len(first) > 1:
+        raise ValueError(f"condition.activations={applied}")
+    return {"act_fn": own, "time_embedding_act_fn": first[0] if first else None, "resnet_skip_time_act": skipped}
+
+
 def _types(levels: tuple[LevelPlan, ...], attending: str, plain: str, resampling: str) -> tuple[str, ...]:
-    names = []
+    """Name the types of levels; one that nothing leaves is as those around it."""
+    names, inside = [], all(level.resample == "resblock" for level in levels if level.resample)
     for level in levels:
         if any(block.attention for block in level.blocks):
             names.append(attending)
         else:
-            names.append(resampling if level.resample == "resblock" else plain)
+            names.append(resampling if level.resample == "resblock" or (inside and not level.resample) else plain)
     return tuple(names)
 
 

@@ -1,6 +1,16 @@
 """Exports the building blocks of U-Nets, one concept a file."""
 
-from unetgn.nn.attention import AttentionConfig, CrossAttention, MultiHeadAttention, SelfAttention
+from unetgn.nn.activation import Activation
+from unetgn.nn.added_embedding import (
+    AttentionPooling,
+    HintEmbedding,
+    ImageEmbedding,
+    ImageProjection,
+    TextEmbedding,
+    TextImageEmbedding,
+    TextImageProjection,
+)
+from unetgn.nn.attention import AddedKVAttention, AttentionConfig, CrossAttention, MultiHeadAttention, SelfAttention
 from unetgn.nn.checkpointing import CheckpointGrade
 from unetgn.nn.conv import WeightStandardizedConv, convolution, standardize_weight
 from unetgn.nn.conv_norm_act import ConvNormAct, make_norm
@@ -13,14 +23,17 @@ from unetgn.nn.embedding import (
     TimestepEmbedding,
 )
 from unetgn.nn.groups import NormConfig
-from unetgn.nn.norm import GroupNormSiLU, largest_group_count
+from unetgn.nn.norm import GroupNormAct, GroupNormSiLU, largest_group_count
 from unetgn.nn.resample import Downsample, InputBranch, Resample, ResampleConfig, Upsample
 from unetgn.nn.resblock import ResBlock, ResBlockConfig
 from unetgn.nn.transformer import GEGLU, FeedForward, SpatialTransformer, TransformerBlock, TransformerConfig
 
 __all__ = [
     "GEGLU",
+    "Activation",
+    "AddedKVAttention",
     "AttentionConfig",
+    "AttentionPooling",
     "AugmentEmbedding",
     "CheckpointGrade",
     "ClassEmbedding",
@@ -29,7 +42,11 @@ __all__ = [
     "Downsample",
     "FeedForward",
     "FourierFeatures",
+    "GroupNormAct",
     "GroupNormSiLU",
+    "HintEmbedding",
+    "ImageEmbedding",
+    "ImageProjection",
     "InputBranch",
     "MultiHeadAttention",
     "NormConfig",
@@ -40,6 +57,9 @@ __all__ = [
     "SelfAttention",
     "SinusoidalFeatures",
     "SpatialTransformer",
+    "TextEmbedding",
+    "TextImageEmbedding",
+    "TextImageProjection",
     "TimeConfig",
     "TimestepEmbedding",
     "TransformerBlock",

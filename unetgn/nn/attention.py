@@ -1,13 +1,14 @@
 """Attends with several heads: pixels to pixels, and pixels to a context."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetgn.nn.conv import zero_parameters
-from unetgn.nn.fields import check_at_least, freeze_lists
+from unetgn.nn.fields import check_at_least, check_choice, freeze_lists
 from unetgn.nn.groups import NormConfig, build_norm
 
 
@@ -26,6 +27,9 @@ def count_heads(channels: int, *, num_heads: int | None = None, head_dim: int | 
     return value if head_dim is None else channels // value
 
 
+CONTEXT_NORMS = (None, "layer_norm", "group_norm")
+
+
 @dataclass(frozen=True)
 class AttentionConfig:
     """Configures all attention layers of a network."""
@@ -42,10 +46,25 @@ class AttentionConfig:
     """Computes in float32 what arrives in 16 bits."""
     zero_init: bool = True
     """Starts the last layer at zero, so that attention starts as the identity (DDPM)."""
+    context_dim: int | tuple[int, ...] | None = None
+    """Sets the width of encoder_hidden_states whose keys and values join those of the pixels (`AddedKVAttention`), the
+    same for all levels or one for each; None reads no context.
+    """
+    context_norm: Literal["layer_norm", "group_norm"] | None = None
+    """Normalizes that context in each layer, over its width or in 32 groups; None does not."""
+    cross_only: tuple[int, ...] = ()
+    """Names the levels at which only that context is attended to."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
-        check_at_least(1, {"attention.num_heads": self.num_heads, "attention.head_dim": self.head_dim})
+        widths = ("num_heads", "head_dim", "context_dim")
+        check_at_least(1, {f"attention.{name}": getattr(self, name) for name in widths})
+        check_choice("attention.context_norm", self.context_norm, CONTEXT_NORMS)
+        if self.context_dim is None and (self.context_norm is not None or self.cross_only):
+            raise ValueError(
+                f"attention.context_norm={self.context_norm!r} and attention.cross_only={self.cross_only} are for a "
+                "context: give attention.context_dim"
+            )
         if self.num_heads is not None and self.head_dim is not None:
             raise ValueError(
                 f"attention.num_heads={self.num_heads} and attention.head_dim={self.head_dim} contradict each other: "
@@ -89,7 +108,10 @@ class _Attention(nn.Module):
     def attend(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         """Map (N, L, channels) and an optional context (N, M, context_dim) to (N, L, channels)."""
         source = tokens if context is None else context
-        query, key, value = self.to_q(tokens), self.to_k(source), self.to_v(source)
+        return self.mix(self.to_q(tokens), self.to_k(source), self.to_v(source))
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mix values (N, M, channels) by projected queries (N, L, channels) and keys; returns (N, L, channels)."""
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
         )  # (N, heads, length, width)
@@ -204,3 +226,67 @@ class CrossAttention(_Attention):
         check_context(context, x.shape[0], self.context_dim)
         hidden = x if self.group_norm is None else self.group_norm(x)
         return x + tokens_to_pixels(self.attend(pixels_to_tokens(hidden), context), x)
+
+
+class AddedKVAttention(_Attention):
+    """Computes x + to_out(attention(norm(x), [context, norm(x)])): pixels attend to a context and to each other.
+
+    The context has projections of its own for its keys and values; `context_norm` normalizes it first, over its width
+    ("layer_norm") or in 32 groups of its width and all tokens ("group_norm"). With `cross_only` the context alone is
+    attended to. Heads, `norm`, `qk_norm`, `upcast` and `zero_init` are those of `SelfAttention`.
+    Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape.
+    Raises ValueError where heads or groups do not divide the channels, or the context has another shape.
+    Nichol et al. 2021 (arXiv 2112.10741), section 4.1; parameters are named as in diffusers' Attention.
+    """
+
+    context_dim: int
+
+    def __init__(
+        self,
+        channels: int,
+        context_dim: int,
+        *,
+        num_heads: int | None = None,
+        head_dim: int | None = None,
+        context_norm: Literal["layer_norm", "group_norm"] | None = None,
+        cross_only: bool = False,
+        norm: NormConfig | None = NormConfig(),  # noqa: B008 - frozen
+        qk_norm: bool = False,
+        upcast: bool = False,
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__(channels, num_heads=num_heads, head_dim=head_dim, bias=True, qk_norm=qk_norm, upcast=upcast)
+        check_choice("context_norm", context_norm, CONTEXT_NORMS)
+        self.context_dim, self.cross_only, self.context_norm = context_dim, cross_only, context_norm
+        self.add_k_proj = nn.Linear(context_dim, channels)
+        self.add_v_proj = nn.Linear(context_dim, channels)
+        if cross_only:
+            del self.to_k, self.to_v
+        self.norm_cross: nn.Module | None = None
+        if context_norm == "layer_norm":
+            self.norm_cross = nn.LayerNorm(context_dim)
+        elif context_norm == "group_norm":
+            self.norm_cross = build_norm(NormConfig(num_groups=32), context_dim)
+        self.group_norm = build_norm(norm, channels)
+        if zero_init:
+            zero_parameters(self.to_out)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        check_context(context, x.shape[0], self.context_dim)
+        tokens = pixels_to_tokens(x if self.group_norm is None else self.group_norm(x))
+        context = self._normalized(context)
+        key, value = self.add_k_proj(context), self.add_v_proj(context)
+        if not self.cross_only:
+            key = torch.cat([key, self.to_k(tokens)], dim=1)
+            value = torch.cat([value, self.to_v(tokens)], dim=1)
+        return x + tokens_to_pixels(self.mix(self.to_q(tokens), key, value), x)
+
+    def _normalized(self, context: Tensor) -> Tensor:
+        if self.norm_cross is None:
+            return context
+        if self.context_norm == "group_norm":
+            return self.norm_cross(context.transpose(1, 2)).transpose(1, 2)
+        return self.norm_cross(context)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, context_norm={self.context_norm!r}, cross_only={self.cross_only}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unetgn.nn.activation import ACTIVATIONS, Activation, activate
 from unetgn.nn.fields import check_at_least, check_choice, check_positive
 from unetgn.ops.dispatch import has_values
 
@@ -34,11 +35,17 @@ class TimeConfig:
     """Sets the width of the features; None is the first level's."""
     embedding_width: int | None = None
     """Sets the width after the MLP; None is four times `width`."""
+    activation: Activation = "silu"
+    """Stands between the layers of the MLP."""
+    post_activation: Activation | None = None
+    """Follows the MLP; None is none."""
 
     def __post_init__(self) -> None:
         check_choice("time.features", self.features, ("sinusoidal", "fourier"))
         check_choice("time.order", self.order, ("cos_sin", "sin_cos"))
         check_choice("time.frequencies", self.frequencies, ("exp", "power"))
+        check_choice("time.activation", self.activation, ACTIVATIONS)
+        check_choice("time.post_activation", self.post_activation, (*ACTIVATIONS, None))
         check_positive("time.fourier_scale", self.fourier_scale)
         if not math.isfinite(self.frequency_shift):
             raise ValueError(f"time.frequency_shift must be a finite number, got {self.frequency_shift}")
@@ -126,14 +133,23 @@ def _waves(phases: Tensor, order: str) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """Computes linear_2(silu(linear_1(features + cond_proj(condition)))).
+    """Computes post(linear_2(act(linear_1(features + cond_proj(condition))))), with SiLU and nothing unless told.
 
     Shapes: features (N, in_channels), condition (N, cond_channels) -> (N, out_channels). The condition is that of
     guidance distillation (Meng et al. 2023, arXiv 2210.03142); without cond_channels it must be None.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, cond_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        cond_channels: int | None = None,
+        activation: Activation = "silu",
+        post_activation: Activation | None = None,
+    ) -> None:
         super().__init__()
+        self.activation, self.post_activation = activation, post_activation
         self.linear_1 = nn.Linear(in_channels, out_channels)
         self.linear_2 = nn.Linear(out_channels, out_channels)
         self.cond_proj = None if cond_channels is None else nn.Linear(cond_channels, in_channels, bias=False)
@@ -143,11 +159,14 @@ class TimestepEmbedding(nn.Module):
             if self.cond_proj is None:
                 raise ValueError("timestep_cond was given, but time_cond_proj_dim is None")
             features = features + self.cond_proj(condition.to(features.dtype))
-        return self.linear_2(F.silu(self.linear_1(features)))
+        embedded = self.linear_2(activate(self.linear_1(features), self.activation))
+        return embedded if self.post_activation is None else activate(embedded, self.post_activation)
 
     def extra_repr(self) -> str:
+        widths = f"{self.linear_1.in_features}, {self.linear_2.out_features}"
         condition = "" if self.cond_proj is None else f", cond_channels={self.cond_proj.in_features}"
-        return f"{self.linear_1.in_features}, {self.linear_2.out_features}{condition}, activation='silu'"
+        post = "" if self.post_activation is None else f", post_activation={self.post_activation!r}"
+        return f"{widths}{condition}, activation={self.activation!r}{post}"
 
 
 class ClassEmbedding(nn.Module):

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from unetgn.nn.activation import Activation
 from unetgn.nn.fields import check_at_least, check_kind
-from unetgn.nn.norm import GroupNormSiLU
+from unetgn.nn.norm import GroupNormAct, GroupNormSiLU
 
 DEFAULT_GROUPS = 32
 
@@ -58,9 +59,11 @@ class NormConfig:
             )
         return count
 
-    def build(self, channels: int, *, activation: str | None = "silu") -> GroupNormSiLU:
-        """Build the fused normalization for `channels`; activation None leaves the SiLU out."""
-        return GroupNormSiLU(self.groups(channels), channels, self.eps, activation=activation)
+    def build(self, channels: int, *, activation: Activation | None = "silu") -> GroupNormSiLU:
+        """Build the normalization for `channels`, fused with "silu" or None; another activation comes after it."""
+        if activation in ("silu", None):
+            return GroupNormSiLU(self.groups(channels), channels, self.eps, activation=activation)
+        return GroupNormAct(self.groups(channels), channels, self.eps, after=activation)
 
 
 def build_norm(norm: NormConfig | None, channels: int) -> GroupNormSiLU | None:

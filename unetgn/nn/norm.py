@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from unetgn.nn.activation import Activation, activate
 from unetgn.ops import group_norm_silu
 from unetgn.ops.checks import check_activation, check_eps, check_int, check_num_groups
 
@@ -63,6 +64,25 @@ class GroupNormSiLU(nn.GroupNorm):
 
     def _get_name(self) -> str:
         return type(self).__name__ if self.activation else "GroupNorm"
+
+
+class GroupNormAct(GroupNormSiLU):
+    """Normalizes in groups by the same operator, and applies another activation than SiLU in a pass of its own."""
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, *, after: Activation) -> None:
+        super().__init__(num_groups, num_channels, eps, activation=None)
+        self.after = after
+
+    def forward(
+        self, x: Tensor, pre_bias: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        return activate(super().forward(x, pre_bias, scale, shift), self.after)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, after={self.after!r}"
+
+    def _get_name(self) -> str:
+        return type(self).__name__
 
 
 def largest_group_count(num_channels: int, at_most: int = 32) -> int:

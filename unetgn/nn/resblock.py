@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from unetgn.nn.activation import ACTIVATIONS, Activation, activate
 from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import convolution, zero_parameters
 from unetgn.nn.fields import check_choice, check_kind, check_positive
@@ -23,8 +23,10 @@ class ResBlockConfig:
     """Adds the projected embedding before the second normalization with "add" (DDPM), or modulates after it with
     "scale_shift": h * (1 + scale) + shift, scale first (ADM).
     """
+    activation: Activation = "silu"
+    """Follows each norm, and the embedding: "silu", which is fused with the norm, "gelu", "relu" or "mish"."""
     activate_embedding: bool = True
-    """Applies SiLU to the embedding inside each block; False where the caller has applied it once."""
+    """Applies it to the embedding inside each block; False where the caller has applied it once."""
     residual_scale: float = 1.0
     """Multiplies the sum of branch and shortcut, above 0; sqrt(1/2) in NCSN++ and EDM's DDPM++."""
     project_resampled: bool = False
@@ -36,15 +38,16 @@ class ResBlockConfig:
 
     def __post_init__(self) -> None:
         check_choice("resblock.embedding", self.embedding, ("add", "scale_shift"))
+        check_choice("resblock.activation", self.activation, ACTIVATIONS)
         check_positive("resblock.residual_scale", self.residual_scale)
 
 
 class ResBlock(nn.Module):
     """Computes (shortcut(x) + conv2(dropout(act(norm2(conv1(act(norm1(x))), emb))))) * residual_scale.
 
-    Both norm-and-activation pairs are the fused core, and the embedding goes into the second one: as its pre_bias
-    ("add") or as its scale and shift. With `resample`, "down" or "up", the resolution changes after the first
-    activation, before conv1, and on the shortcut, by `strides` and filter `taps` as in `Resample`.
+    Both pairs of norm and activation are the fused core where that is SiLU, and the embedding goes into the second
+    one: as its pre_bias ("add") or as its scale and shift. With `resample`, "down" or "up", the resolution changes
+    after the first activation, before conv1, and on the shortcut, by `strides` and filter `taps` as in `Resample`.
 
     Shapes: x (N, in_channels, *spatial), emb (N, emb_channels) -> (N, out_channels, *spatial), one to three spatial
     axes; `size` fixes the result's size when upsampling. emb_channels None is a block without an embedding.
@@ -91,7 +94,7 @@ class ResBlock(nn.Module):
                 "embedding enters, but this ResBlock has none: give it emb_channels"
             )
         self.config = config
-        self.norm1 = norm.build(in_channels)
+        self.norm1 = norm.build(in_channels, activation=config.activation)
         self.resample = None
         if resample is not None:
             self.resample = Resample(resample, spatial_dims=spatial_dims, strides=strides, taps=taps)
@@ -100,7 +103,7 @@ class ResBlock(nn.Module):
         if emb_channels is not None:
             width = out_channels if config.embedding == "add" else 2 * out_channels
             self.time_emb_proj = nn.Linear(emb_channels, width)
-        self.norm2 = norm.build(out_channels)
+        self.norm2 = norm.build(out_channels, activation=config.activation)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = convolution(spatial_dims, out_channels, out_channels)
         if config.zero_init:
@@ -145,7 +148,7 @@ class ResBlock(nn.Module):
             return None, None, None
         if emb is None:
             raise ValueError(f"this ResBlock needs an embedding (N, {self.time_emb_proj.in_features})")
-        projected = self.time_emb_proj(F.silu(emb) if self.config.activate_embedding else emb)
+        projected = self.time_emb_proj(activate(emb, self.config.activation) if self.config.activate_embedding else emb)
         if self.config.embedding == "add":
             return projected, None, None
         scale, shift = torch.chunk(projected, 2, dim=1)
@@ -154,4 +157,5 @@ class ResBlock(nn.Module):
     def extra_repr(self) -> str:
         widths = f"{self.conv1.in_channels}, {self.conv1.out_channels}"
         embedding = "None" if self.time_emb_proj is None else repr(self.config.embedding)
-        return f"{widths}, embedding={embedding}, residual_scale={self.config.residual_scale:.4g}"
+        activation = "" if self.config.activation == "silu" else f", activation={self.config.activation!r}"
+        return f"{widths}, embedding={embedding}, residual_scale={self.config.residual_scale:.4g}{activation}"

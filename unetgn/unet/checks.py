@@ -46,7 +46,9 @@ def check_unet(config: UNetDescription) -> None:
         raise ValueError(f"depth={config.depth} and channels={config.channels} must be at least 0 and 1 at each level")
     _check_attention(config)
     _check_middle(config)
-    _check_transformer(config, plan_unet(config))
+    plan = plan_unet(config)
+    _check_transformer(config, plan)
+    _check_added_context(config, plan)
     _check_resampling(config)
     _check_conditions(config)
 
@@ -78,6 +80,7 @@ def _check_lengths(config: UNetDescription) -> None:
         "sample_size": (config.sample_size, config.spatial_dims),
         "depth": (config.depth, levels),
         "attention.num_heads": (config.attention.num_heads, levels),
+        "attention.context_dim": (config.attention.context_dim, levels),
         "encoder.attention_blocks": (config.encoder.attention_blocks, levels),
         "encoder.resample": (config.encoder.resample, levels - 1),
         "decoder.channels": (config.decoder.channels, levels),
@@ -133,13 +136,19 @@ def _check_distinct(name: str, chosen: Sequence[int]) -> None:
 def _check_transformer(config: UNetDescription, plan: UNetPlan) -> None:
     transformer, mid = config.transformer, config.mid
     if transformer is None:
-        if mid.cross_only or mid.transformer_depth is not None:
-            raise ValueError("mid.cross_only and mid.transformer_depth need a transformer")
+        if mid.transformer_depth is not None or (mid.cross_only and config.attention.context_dim is None):
+            raise ValueError(
+                "mid.transformer_depth needs a transformer, and mid.cross_only one or attention.context_dim"
+            )
         if config.decoder.transformer_depth is not None:
             raise ValueError(f"decoder.transformer_depth={config.decoder.transformer_depth} needs a transformer")
         return
+    if config.attention.context_dim is not None:
+        raise ValueError(
+            f"attention.context_dim={config.attention.context_dim} and transformer contradict each other: give one"
+        )
     attentions = [plan.attentions_at(level) for level in range(len(config.channels))]
-    everywhere = [*plan.mid.attentions, *(attention for at_level in attentions for attention in at_level)]
+    everywhere = plan.attentions
     if not everywhere:
         raise ValueError(
             "transformer has no place: nothing attends by attention_levels, encoder.attention_blocks, "
@@ -150,20 +159,41 @@ def _check_transformer(config: UNetDescription, plan: UNetPlan) -> None:
             f"transformer.depth={transformer.depth} leaves every transformer without a block, so that nothing would "
             "read a context: give it, decoder.transformer_depth or mid.transformer_depth a depth of at least 1"
         )
-    _check_distinct("transformer.cross_only", transformer.cross_only)
+    _check_cross_only("transformer.cross_only", transformer.cross_only, attentions)
     for level in transformer.cross_only:
-        named = f"transformer.cross_only={transformer.cross_only} names level {level}"
-        if not 0 <= level < len(attentions):
-            raise ValueError(f"{named} of {len(attentions)}")
-        if not attentions[level]:
-            raise ValueError(f"{named}, at which nothing attends")
         if not any(attention.depth for attention in attentions[level]):
-            raise ValueError(f"{named}, whose transformers have depth 0 (transformer.depth): leave it out")
+            raise ValueError(
+                f"transformer.cross_only={transformer.cross_only} names level {level}, whose transformers have depth 0 "
+                "(transformer.depth): leave it out"
+            )
     if mid.cross_only and not any(attention.depth for attention in plan.mid.attentions):
         raise ValueError(
             "mid.cross_only=True needs a transformer block in the middle, but its depth is 0 "
             "(mid.transformer_depth, or the last level's transformer.depth)"
         )
+
+
+def _check_added_context(config: UNetDescription, plan: UNetPlan) -> None:
+    attention = config.attention
+    if attention.context_dim is None:
+        return
+    attentions = [plan.attentions_at(level) for level in range(len(config.channels))]
+    if not plan.attentions:
+        raise ValueError(
+            f"attention.context_dim={attention.context_dim} has no place: nothing attends by attention_levels, "
+            "encoder.attention_blocks, decoder.attention_blocks and mid.attention; leave it out"
+        )
+    _check_cross_only("attention.cross_only", attention.cross_only, attentions)
+
+
+def _check_cross_only(name: str, chosen: tuple[int, ...], attentions: Sequence[Sequence[Any]]) -> None:
+    """Raise ValueError where levels named in `chosen` are not there, or attend nowhere."""
+    _check_distinct(name, chosen)
+    for level in chosen:
+        if not 0 <= level < len(attentions):
+            raise ValueError(f"{name}={chosen} names level {level} of {len(attentions)}")
+        if not attentions[level]:
+            raise ValueError(f"{name}={chosen} names level {level}, at which nothing attends")
 
 
 def _check_middle(config: UNetDescription) -> None:
@@ -222,15 +252,31 @@ def _check_conditions(config: UNetDescription) -> None:
         labelled = config.num_classes is not None or (name == "class_entry" and not table)
         if not labelled and getattr(condition, name) != getattr(plain, name):
             raise ValueError(f"condition.{name}={getattr(condition, name)!r} needs num_classes")
-    if condition.class_entry == "concat" and condition.vector_dim is not None:
+    for name in ("vector_dim", "added_embedding"):
+        value = getattr(condition, name)
+        if condition.class_entry == "concat" and value is not None:
+            raise ValueError(
+                f"condition.{name}={value!r} is added to an embedding that condition.class_entry='concat' makes twice "
+                "as wide: leave one out"
+            )
+    if condition.context_dim is not None and not isinstance(config.context_dims, int):
         raise ValueError(
-            f"condition.vector_dim={condition.vector_dim} is added to an embedding that condition.class_entry='concat' "
-            "makes twice as wide: leave one out"
+            f"condition.context_dim={condition.context_dim} is projected to the context that attention reads, whose "
+            "width (transformer.context_dim or attention.context_dim) must be one number"
         )
-    if condition.context_dim is not None and not isinstance(config.transformer and config.transformer.context_dim, int):
+    if condition.added_embedding == "text" and condition.added_dim != _given_context(config):
         raise ValueError(
-            f"condition.context_dim={condition.context_dim} is projected to transformer.context_dim, which must be one "
-            "number"
+            f"condition.added_dim={condition.added_dim}, but encoder_hidden_states, of which the 'text' is made, are "
+            f"{_given_context(config)} wide (condition.context_dim, or what attention reads)"
+        )
+    if condition.activations is not None and config.resblock.activate_embedding:
+        raise ValueError(
+            f"condition.activations={condition.activations} are for resblock.activate_embedding=False: blocks that "
+            "apply their own"
+        )
+    if config.sample_channels < 1:
+        raise ValueError(
+            f"in_channels={config.in_channels}, but the hint of condition.added_embedding='image_hint' takes 4 of them"
         )
     if time.features == "fourier" and config.addition_time_embed_dim is None:
         for name in ("frequency_shift", "frequencies"):
@@ -239,3 +285,10 @@ def _check_conditions(config: UNetDescription) -> None:
                     f"time.{name}={getattr(time, name)!r} is for sinusoids, but time.features is 'fourier' and "
                     "addition_time_embed_dim is None"
                 )
+
+
+def _given_context(config: UNetDescription) -> Any:
+    """Return the width of encoder_hidden_states as a caller gives them, where there is one."""
+    if config.condition.context_dim is not None and config.condition.context_projection != "image":
+        return config.condition.context_dim
+    return config.context_dims

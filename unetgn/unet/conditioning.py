@@ -1,12 +1,20 @@
 """Embeds what a U-Net is told beside the image: the layers, and how their results are joined."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from unetgn.nn.activation import activate
+from unetgn.nn.added_embedding import (
+    HintEmbedding,
+    ImageEmbedding,
+    ImageProjection,
+    TextEmbedding,
+    TextImageEmbedding,
+    TextImageProjection,
+)
 from unetgn.nn.attention import check_context
 from unetgn.nn.embedding import (
     AugmentEmbedding,
@@ -17,7 +25,7 @@ from unetgn.nn.embedding import (
     TimestepEmbedding,
     feature_dtype,
 )
-from unetgn.unet.config import UNetConfig
+from unetgn.unet.config import ConditionConfig, UNetConfig
 from unetgn.unet.inputs import as_timesteps, check_rows, check_tensors
 
 
@@ -37,18 +45,24 @@ class Conditioning:
             self.time_proj: nn.Module = FourierFeatures(features, order=time.order, scale=time.fourier_scale)
         else:
             self.time_proj = _sinusoid(features, time)
-        self.time_embedding = TimestepEmbedding(features, width, cond_channels=config.time_cond_proj_dim)
+        self.time_embedding = TimestepEmbedding(
+            features,
+            width,
+            cond_channels=config.time_cond_proj_dim,
+            activation=time.activation,
+            post_activation=time.post_activation,
+        )
         self.class_embedding = _class_layer(config, features if condition.class_entry == "before_mlp" else width)
-        self.augment_embedding = self.add_time_proj = self.add_embedding = self.encoder_hid_proj = None
+        self.augment_embedding = self.add_time_proj = None
         if condition.augment_dim is not None:
             self.augment_embedding = AugmentEmbedding(condition.augment_dim, features)
-        if condition.vector_dim is not None:
-            self.add_embedding = TimestepEmbedding(condition.vector_dim, width)
+        self.add_embedding = _added_layer(condition, width)
         if config.addition_time_embed_dim is not None:
             self.add_time_proj = _sinusoid(config.addition_time_embed_dim, time)
+        self.encoder_hid_proj = None
         if condition.context_dim is not None:
-            assert config.transformer is not None
-            self.encoder_hid_proj = nn.Linear(condition.context_dim, cast(int, config.transformer.context_dim))
+            kind = CONTEXT_LAYERS[condition.context_projection]
+            self.encoder_hid_proj = kind(condition.context_dim, cast(int, config.context_dims))
 
     def embed(
         self,
@@ -58,8 +72,12 @@ class Conditioning:
         augment_labels: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         timestep_cond: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
     ) -> Tensor:
-        """Compute the embedding (N, embedding_width) that the blocks receive; arguments are those of `forward`."""
+        """Compute the embedding (N, embedding_width) that the blocks receive; arguments are those of `forward`.
+
+        Of encoder_hidden_states only condition.added_embedding="text" makes anything here.
+        """
         config, batch, dtype = self.unet_config, sample.shape[0], sample.dtype
         check_tensors(class_labels=class_labels, augment_labels=augment_labels, timestep_cond=timestep_cond)
         check_tensors(**(added_cond_kwargs or {}))
@@ -81,18 +99,42 @@ class Conditioning:
             emb = emb + labelled
         elif labelled is not None and entry == "concat":
             emb = torch.cat([emb, labelled], dim=1)
+        added = self._added(added_cond_kwargs or {}, encoder_hidden_states, batch, dtype)
         if self.add_embedding is not None:
-            emb = emb + self.add_embedding(self._vector(added_cond_kwargs or {}, batch, dtype))
-        elif added_cond_kwargs:
-            raise ValueError(f"added_cond_kwargs has {sorted(added_cond_kwargs)}, but condition.vector_dim is None")
-        return emb if config.resblock.activate_embedding else F.silu(emb)
+            emb = emb + self.add_embedding(*added)
+        for activation in config.embedding_activations:
+            emb = activate(emb, activation)
+        return emb
 
-    def project_context(self, context: Tensor | None, batch: int) -> Tensor | None:
-        """Map encoder_hidden_states (N, M, condition.context_dim) to (N, M, transformer.context_dim)."""
-        if self.encoder_hid_proj is None:
+    def project_context(
+        self, context: Tensor | None, added_cond_kwargs: Mapping[str, Tensor] | None, sample: Tensor
+    ) -> Tensor | None:
+        """Make what attention reads of encoder_hidden_states, of "image_embeds", or of both."""
+        kind, width = self.unet_config.condition.context_projection, self.unet_config.condition.context_dim
+        if self.encoder_hid_proj is None or width is None:
             return context
-        check_context(context, batch, self.encoder_hid_proj.in_features)
-        return self.encoder_hid_proj(context)
+        given, batch = added_cond_kwargs or {}, sample.shape[0]
+        if kind == "image":
+            if context is not None:
+                raise ValueError("encoder_hidden_states were given, but condition.context_projection is 'image'")
+            return self.encoder_hid_proj(_rows("image_embeds", given, batch, width, "condition.context_dim", sample))
+        check_context(context, batch, width)
+        if kind == "text":
+            return self.encoder_hid_proj(context)
+        own = cast(int, self.unet_config.context_dims)
+        image = _rows("image_embeds", given, batch, own, "that of the context that attention reads", sample)
+        return self.encoder_hid_proj(context, image)
+
+    def join_hint(self, sample: Tensor, added_cond_kwargs: Mapping[str, Tensor] | None) -> Tensor:
+        """Append the channels that a hint, a picture of eight times the sample's size, becomes."""
+        if not isinstance(self.add_embedding, HintEmbedding):
+            return sample
+        hint = (added_cond_kwargs or {})["hint"]  # which `embed` has seen to
+        size = tuple(8 * length for length in sample.shape[2:])
+        if hint.shape != (sample.shape[0], 3, *size):
+            expected = (sample.shape[0], 3, *size)
+            raise ValueError(f"the hint must be {expected}, eight times the sample's size, got {tuple(hint.shape)}")
+        return torch.cat([sample, self.add_embedding.hint(hint.to(sample.dtype))], dim=1)
 
     def _embed_class(self, labels: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
         kind = self.unet_config.condition.class_embedding
@@ -120,6 +162,31 @@ class Conditioning:
             return config.feature_width, "that of the time features (time.width)"
         return config.time_width, "that of the embedding (time.embedding_width)"
 
+    def _added(
+        self, given: Mapping[str, Tensor], context: Tensor | None, batch: int, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        """Return what `add_embedding` takes. Raises ValueError for keys of added_cond_kwargs that nothing reads."""
+        condition = self.unet_config.condition
+        kind, width = condition.added_embedding, condition.added_dim
+        if condition.vector_dim is not None:
+            return (self._vector(given, batch, dtype),)
+        rows = {
+            "text_image": ("text_embeds", "image_embeds"),
+            "image": ("image_embeds",),
+            "image_hint": ("image_embeds",),
+        }
+        names = rows.get(kind or "", ())
+        read = {*names, *(("hint",) if kind == "image_hint" else ())}
+        if condition.context_dim is not None and condition.context_projection != "text":
+            read.add("image_embeds")
+        if set(given) != read:
+            needs = f"this network needs {sorted(read)}" if read else "but condition.vector_dim is None"
+            raise ValueError(f"added_cond_kwargs has {sorted(given)}, {needs}")
+        if kind == "text":
+            check_context(context, batch, cast(int, width))
+            return (cast(Tensor, context),)
+        return tuple(check_rows(name, given[name], batch, width, "condition.added_dim").to(dtype) for name in names)
+
     def _vector(self, added: Mapping[str, Tensor], batch: int, dtype: torch.dtype) -> Tensor:
         """Return the conditioning vector (N, vector_dim), as given or joined from pooled text and size numbers."""
         if set(added) == {"vector"}:
@@ -140,6 +207,29 @@ class Conditioning:
         return check_rows("the conditioning vector", vector, batch, width, "condition.vector_dim").to(dtype)
 
 
+CONTEXT_LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "text": nn.Linear,
+    "text_image": TextImageProjection,
+    "image": ImageProjection,
+}
+
+
+def _rows(name: str, given: Mapping[str, Tensor], batch: int, width: int, field: str, sample: Tensor) -> Tensor:
+    return check_rows(name, given[name], batch, width, field).to(sample.dtype)
+
+
+def _added_layer(condition: ConditionConfig, width: int) -> nn.Module | None:
+    """Build the layer whose result is added to the embedding."""
+    if condition.vector_dim is not None:
+        return TimestepEmbedding(condition.vector_dim, width)
+    if condition.added_dim is None:
+        return None
+    if condition.added_embedding == "text":
+        return TextEmbedding(condition.added_dim, width, num_heads=cast(int, condition.added_heads))
+    kinds = {"text_image": TextImageEmbedding, "image": ImageEmbedding, "image_hint": HintEmbedding}
+    return kinds[cast(str, condition.added_embedding)](condition.added_dim, width)
+
+
 def _class_layer(config: UNetConfig, width: int) -> nn.Module | None:
     """Build the layer that turns class labels into (N, width)."""
     condition = config.condition
@@ -154,7 +244,7 @@ def _class_layer(config: UNetConfig, width: int) -> nn.Module | None:
             scale=condition.class_scale,
         )
     if condition.class_embedding == "timestep":
-        return TimestepEmbedding(config.feature_width, width)
+        return TimestepEmbedding(config.feature_width, width, activation=config.time.activation)
     if condition.class_embedding == "identity":
         return nn.Identity()
     if condition.class_dim is None:

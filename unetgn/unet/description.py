@@ -6,6 +6,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unetgn.nn.activation import ACTIVATIONS, Activation
+from unetgn.nn.added_embedding import HINT_CHANNELS
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.fields import check_at_least, check_choice, check_kernel, check_positive, freeze_lists
@@ -14,6 +16,8 @@ from unetgn.nn.resample import ResampleConfig, ResampleKind
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
 
+CONTEXT_PROJECTIONS = ("text", "text_image", "image")
+ADDED_EMBEDDINGS = ("text", "text_image", "image", "image_hint")
 CLASS_EMBEDDINGS = ("table", "timestep", "identity", "projection", "simple_projection")
 
 
@@ -50,9 +54,24 @@ class ConditionConfig:
     """Sets the width of a vector that is added to the embedding through its own MLP (Stable Diffusion XL); None takes
     none.
     """
+    context_projection: Literal["text", "text_image", "image"] = "text"
+    """Makes the context of encoder_hidden_states by a linear layer ("text": Kolors, DeepFloyd IF), of these and an
+    image's embedding ("text_image": Kandinsky 2.1), or of that alone ("image": Kandinsky 2.2), as
+    `unetgn.nn.added_embedding` says.
+    """
     context_dim: int | None = None
-    """Sets the width of encoder_hidden_states where a linear layer projects them to `transformer.context_dim` (Kolors);
-    None projects nothing.
+    """Sets the width of what is projected so, text or image; None projects nothing."""
+    added_embedding: Literal["text", "text_image", "image", "image_hint"] | None = None
+    """Adds to the embedding what is made of encoder_hidden_states ("text": DeepFloyd IF), or of added_cond_kwargs'
+    "text_embeds" and "image_embeds" (Kandinsky); with "image_hint" a "hint" gives the last 4 of `in_channels`.
+    """
+    added_dim: int | None = None
+    """Sets the width of what is embedded so."""
+    added_heads: int | None = None
+    """Counts the heads that pool the "text"."""
+    activations: tuple[Activation, ...] | None = None
+    """Applies these to the embedding, in order, before the blocks read it; None is `resblock.activation`, once. It is
+    for resblock.activate_embedding=False.
     """
 
     def __post_init__(self) -> None:
@@ -60,8 +79,37 @@ class ConditionConfig:
         check_choice("condition.missing_class", self.missing_class, ("error", "zeros"))
         check_choice("condition.class_entry", self.class_entry, ("before_mlp", "after_mlp", "concat"))
         check_positive("condition.class_scale", self.class_scale)
-        widths = ("class_dim", "augment_dim", "vector_dim", "context_dim")
-        check_at_least(1, {f"condition.{name}": getattr(self, name) for name in widths})
+        check_choice("condition.context_projection", self.context_projection, CONTEXT_PROJECTIONS)
+        check_choice("condition.added_embedding", self.added_embedding, (*ADDED_EMBEDDINGS, None))
+        freeze_lists(self)
+        for name in self.activations or ():
+            check_choice("condition.activations", name, ACTIVATIONS)
+        numbers = ("class_dim", "augment_dim", "vector_dim", "context_dim", "added_dim", "added_heads")
+        check_at_least(1, {f"condition.{name}": getattr(self, name) for name in numbers})
+        if self.context_dim is None and self.context_projection != "text":
+            raise ValueError(
+                f"condition.context_projection={self.context_projection!r} needs condition.context_dim, the width of "
+                "what it projects"
+            )
+        if (self.added_embedding is None) != (self.added_dim is None):
+            raise ValueError(
+                f"condition.added_embedding={self.added_embedding!r} and condition.added_dim={self.added_dim} belong "
+                "together: give both or none"
+            )
+        if (self.added_embedding == "text") != (self.added_heads is not None):
+            raise ValueError(
+                f"condition.added_heads={self.added_heads} and condition.added_embedding={self.added_embedding!r}: "
+                "heads belong to 'text', and to none of the others"
+            )
+        if self.added_dim is not None and self.added_heads is not None and self.added_dim % self.added_heads:
+            raise ValueError(
+                f"condition.added_heads={self.added_heads} does not divide condition.added_dim={self.added_dim}"
+            )
+        if self.added_embedding is not None and self.vector_dim is not None:
+            raise ValueError(
+                f"condition.added_embedding={self.added_embedding!r} and condition.vector_dim={self.vector_dim} "
+                "contradict each other: give one of them"
+            )
         if (self.class_dim is not None) != self.class_embedding.endswith("projection"):
             raise ValueError(
                 f"condition.class_dim={self.class_dim} and condition.class_embedding={self.class_embedding!r}: a width "
@@ -140,9 +188,12 @@ class DecoderConfig:
     """Sets the kind of resampling that leaves each level but the first; None is `resample.kind` for all."""
     out_kernel: int = 3
     """Sets the kernel size of the last convolution; odd."""
+    out_activation: Activation = "silu"
+    """Stands between the last norm and convolution."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
+        check_choice("decoder.out_activation", self.out_activation, ACTIVATIONS)
         check_at_least(1, {"decoder.channels": self.channels, "decoder.num_heads": self.num_heads})
         check_at_least(0, {"decoder.depth": self.depth, "decoder.transformer_depth": self.transformer_depth})
         check_kernel("decoder.out_kernel", self.out_kernel)
@@ -235,6 +286,23 @@ class UNetDescription:
     def embedding_width(self) -> int:
         """Give the width of the embedding that the blocks receive."""
         return self.time_width * (2 if self.condition.class_entry == "concat" else 1)
+
+    @property
+    def context_dims(self) -> int | tuple[int, ...] | None:
+        """Give the width of the context that attention reads, or of each level's; None where none is read."""
+        return self.attention.context_dim if self.transformer is None else self.transformer.context_dim
+
+    @property
+    def sample_channels(self) -> int:
+        """Count the channels of the sample that a caller gives; a hint adds the others of `in_channels`."""
+        return self.in_channels - (HINT_CHANNELS if self.condition.added_embedding == "image_hint" else 0)
+
+    @property
+    def embedding_activations(self) -> tuple[Activation, ...]:
+        """Name what is applied to the embedding before the blocks read it."""
+        if self.resblock.activate_embedding:
+            return ()
+        return (self.resblock.activation,) if self.condition.activations is None else self.condition.activations
 
     @property
     def class_rows(self) -> int | None:

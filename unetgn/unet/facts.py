@@ -22,13 +22,18 @@ def facts(config: UNetDescription) -> dict[str, Any]:
         "sample_size": list(config.sample_size) if isinstance(config.sample_size, tuple) else config.sample_size,
         "num_classes": config.class_rows,
         "condition": dataclasses.replace(
-            config.condition, null_class=False, missing_class="error", null_class_trained=True
+            config.condition, null_class=False, missing_class="error", null_class_trained=True, activations=None
         ),
         "time_cond_proj_dim": config.time_cond_proj_dim,
         "addition_time_embed_dim": config.addition_time_embed_dim,
         "time": (time.features, time.order, time.frequency_shift, config.feature_width, config.time_width),
         "norm": (config.norm.eps, {width: config.norm.groups(width) for width in widths}),
+        "time.activation": (time.activation, time.post_activation),
+        "condition.activations": (config.resblock.activation,)
+        if config.resblock.activate_embedding
+        else config.embedding_activations,
         "resblock.embedding": config.resblock.embedding,
+        "resblock.activation": config.resblock.activation,
         "resblock.project_resampled": config.resblock.project_resampled and "resblock" in kinds,
         "resample.padding": config.resample.padding if "conv" in config.encoder_resample else "both",
         "resample.taps": config.resample.taps if kinds & {"resblock", "plain"} else (1.0, 1.0),
@@ -39,6 +44,7 @@ def facts(config: UNetDescription) -> dict[str, Any]:
         "encoder.stem_kernel": config.encoder.stem_kernel,
         "encoder.residual_input": config.encoder.residual_input,
         "decoder.out_kernel": config.decoder.out_kernel,
+        "decoder.out_activation": config.decoder.out_activation,
         "attention.qk_norm": config.attention.qk_norm,
         "attention.upcast": config.attention.upcast,
         "transformer.linear_projection": bool(config.transformer and config.transformer.linear_projection),

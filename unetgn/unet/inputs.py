@@ -41,9 +41,9 @@ def as_timesteps(timestep: Tensor | float | int, batch: int, sample: Tensor) -> 
 
 def check_sample(sample: Tensor, config: UNetConfig) -> None:
     """Raise ValueError where `sample` is not (N, in_channels, *spatial) with at least one pixel."""
-    if sample.ndim != 2 + config.spatial_dims or sample.shape[1] != config.in_channels:
+    if sample.ndim != 2 + config.spatial_dims or sample.shape[1] != config.sample_channels:
         axes = ", ".join("DHW"[-config.spatial_dims :])
-        raise ValueError(f"sample must be (N, {config.in_channels}, {axes}), got {tuple(sample.shape)}")
+        raise ValueError(f"sample must be (N, {config.sample_channels}, {axes}), got {tuple(sample.shape)}")
     if min(sample.shape[2:]) == 0:
         raise ValueError(f"sample must have at least one pixel along each axis, got {tuple(sample.shape)}")
 

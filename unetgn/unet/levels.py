@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, cat, nn
 
-from unetgn.nn.attention import SelfAttention
+from unetgn.nn.attention import AddedKVAttention, SelfAttention
 from unetgn.nn.resample import Downsample, InputBranch, Resample, Upsample
 from unetgn.nn.resblock import ResBlock
 from unetgn.nn.transformer import SpatialTransformer
@@ -136,6 +136,19 @@ def _resampling_block(config: UNetConfig, channels: int, direction: Literal["dow
 def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) -> nn.Module:
     assert plan is not None
     shared = config.attention
+    if plan.adds_context:
+        assert plan.context_dim is not None
+        return AddedKVAttention(
+            channels,
+            plan.context_dim,
+            num_heads=plan.num_heads,
+            context_norm=shared.context_norm,
+            cross_only=plan.cross_only,
+            norm=plan.norm,
+            qk_norm=shared.qk_norm,
+            upcast=shared.upcast,
+            zero_init=shared.zero_init,
+        )
     if plan.depth is None:
         return SelfAttention(
             channels,

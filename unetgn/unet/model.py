@@ -66,7 +66,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin, Conditioning):
     __module__ = "unetgn.unet"  # its permanent name
     _supports_gradient_checkpointing = True
     _keep_in_fp32_modules: list[str] | None = ["time_proj"]  # noqa: RUF012 - for from_pretrained: see FourierFeatures
-    _no_split_modules: ClassVar[list[str]] = ["ResBlock", "SelfAttention", "SpatialTransformer"]
+    _no_split_modules: ClassVar[list[str]] = ["ResBlock", "SelfAttention", "AddedKVAttention", "SpatialTransformer"]
     _repeated_blocks: ClassVar[list[str]] = _no_split_modules  # for compile_repeated_blocks
 
     def __init__(
@@ -115,7 +115,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin, Conditioning):
         self.up_blocks = nn.ModuleList(DecoderLevel(config, level) for level in plan.decoder)
         self._skips_taken = [sum(block.skip for block in level.blocks) for level in plan.decoder]
         width = plan.decoder[-1].channels
-        self.conv_norm_out = config.norm.build(width)
+        self.conv_norm_out = config.norm.build(width, activation=config.decoder.out_activation)
         self.conv_out = convolution(dims, width, config.out_channels, config.decoder.out_kernel)
         if config.resblock.zero_init:
             zero_parameters(self.conv_out)
@@ -139,8 +139,9 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin, Conditioning):
 
         Shapes: sample (N, in_channels, *spatial), any size; timestep a number or (N,); encoder_hidden_states
         (N, M, context_dim); class_labels (N,) integers or (N, classes) rows; augment_labels (N, augment_dim);
-        added_cond_kwargs {"text_embeds": (N, D), "time_ids": (N, K)} or {"vector": (N, vector_dim)}; timestep_cond
-        (N, time_cond_proj_dim); ControlNet's residuals, one for each skip connection and one for the middle.
+        added_cond_kwargs {"text_embeds": (N, D), "time_ids": (N, K)} or {"vector": (N, vector_dim)}, or what
+        condition.added_embedding and condition.context_projection name; timestep_cond (N, time_cond_proj_dim);
+        ControlNet's residuals, one for each skip connection and one for the middle.
         Returns an object with `.sample` (N, out_channels, *spatial), or a tuple of it where return_dict is False.
         Raises ValueError where an input is missing, misshapen, or not one of this network's; TypeError where it is
         no tensor.
@@ -148,8 +149,11 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin, Conditioning):
         self._check_inputs(sample, encoder_hidden_states, cross_attention_kwargs)
 
         # Conditions.
-        emb = self.embed(sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond)
-        context = self.project_context(encoder_hidden_states, sample.shape[0])
+        emb = self.embed(
+            sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond, encoder_hidden_states
+        )
+        context = self.project_context(encoder_hidden_states, added_cond_kwargs, sample)
+        sample = self.join_hint(sample, added_cond_kwargs)
 
         # Encoder.
         x, image = self.conv_in(sample), sample
@@ -184,7 +188,7 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin, Conditioning):
         # `dtype` walks over all modules, to see what layerwise casting computes in: asked where it may be an error only
         if is_other_dtype(sample, cast(Tensor, self.conv_in.weight).dtype) and sample.dtype != self.dtype:
             raise ValueError(f"sample is {sample.dtype}, but the network is {self.dtype}: convert one with .to(dtype)")
-        if context is not None and self.unet_config.transformer is None:
+        if context is not None and self.unet_config.transformer is None and self.unet_config.context_dims is None:
             raise ValueError("encoder_hidden_states were given, but this network has no transformer")
         if context is not None and is_other_dtype(context, sample.dtype):
             raise ValueError(f"encoder_hidden_states are {context.dtype}, but sample is {sample.dtype}")

@@ -11,7 +11,10 @@ from unetgn.unet.description import UNetDescription
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Describes an attention layer; `depth` None is plain self-attention, else a transformer of that many blocks."""
+    """Describes an attention layer; `depth` None is one layer of attention, else a transformer of that many blocks.
+
+    Without a transformer, a `context_dim` adds the context's keys and values to those of the pixels.
+    """
 
     num_heads: int
     norm: NormConfig | None
@@ -19,6 +22,12 @@ class AttentionPlan:
     depth: int | None = None
     context_dim: int | None = None
     cross_only: bool = False
+    context_norm: str | None = None
+
+    @property
+    def adds_context(self) -> bool:
+        """Say whether it is one layer that attends to pixels and a context at once."""
+        return self.depth is None and self.context_dim is not None
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,11 @@ class UNetPlan:
     mid: LevelPlan
     decoder: tuple[LevelPlan, ...]
 
+    @property
+    def attentions(self) -> list[AttentionPlan]:
+        """List all attention layers."""
+        return [attention for level in (*self.encoder, self.mid, *self.decoder) for attention in level.attentions]
+
     def attentions_at(self, level: int) -> list[AttentionPlan]:
         """List the attention layers of a level, counted from 0, the finest, in the encoder and the decoder."""
         return self.encoder[level].attentions + self.decoder[-1 - level].attentions
@@ -95,7 +109,13 @@ def _plan_mid(config: UNetDescription) -> LevelPlan:
         if norm is not None and mid.attention_num_groups is not None:
             norm = NormConfig(num_groups=mid.attention_num_groups, eps=norm.eps)
         depth = plan.depth if mid.transformer_depth is None else mid.transformer_depth
-        attention = dataclasses.replace(plan, norm=norm, residual_scale=scale, depth=depth, cross_only=mid.cross_only)
+        attention = dataclasses.replace(
+            plan,
+            norm=norm,
+            residual_scale=1.0 if plan.adds_context else scale,
+            depth=depth,
+            cross_only=mid.cross_only,
+        )
     blocks = (BlockPlan(channels, channels, False, scale, attention if i == 0 else None) for i in range(mid.depth))
     return LevelPlan(tuple(blocks), channels)
 
@@ -171,6 +191,15 @@ def _plan_attention(
     norm = config.norm if shared.norm is None else shared.norm
     plan = AttentionPlan(count, norm, config.resblock.residual_scale)
     transformer = config.transformer
+    if transformer is None and shared.context_dim is not None:
+        return AttentionPlan(
+            count,
+            norm,
+            residual_scale=1.0,
+            context_dim=_at(shared.context_dim, level),
+            cross_only=level in shared.cross_only,
+            context_norm=shared.context_norm,
+        )
     if transformer is None:
         return plan
     context = transformer.context_dim
@@ -188,6 +217,10 @@ def _plan_attention(
     return dataclasses.replace(
         plan,
         depth=blocks,
-        context_dim=context[level] if isinstance(context, tuple) else context,
+        context_dim=_at(context, level),
         cross_only=level in transformer.cross_only and blocks > 0,
     )
+
+
+def _at(value: int | tuple[int, ...] | None, level: int) -> int | None:
+    return value[level] if isinstance(value, tuple) else value
