@@ -45,7 +45,7 @@ MODULATED = ResBlockConfig(embedding="scale_shift", residual_scale=0.5**0.5)
         (ResBlock(32, config=ResBlockConfig(activation="gelu")), "residual_scale=1, activation='gelu'\n"),
         (
             ResBlock(32, config=ResBlockConfig(activation="gelu")),
-            "GroupNormAct(32, 32, eps=1e-05, affine=True, after='gelu')",
+            "GroupNormAct(32, 32, eps=1e-05, affine=True",
         ),
         (
             AddedKVAttention(32, 6, num_heads=4, cross_only=True, context_norm="layer_norm"),
