@@ -258,7 +258,7 @@ def under(
     try:
         verdict = judged(done, what)
     except Wrong as error:
-        if not (memory and "memory" in done.stderr.lower()):
+        if not memory or done.killed:  # the error is a library's that had none left, in words of its own
             raise Wrong(f"{what}: {error}") from None
         verdict = Verdict("refused", f"{what}: no memory")
     if verdict.outcome != "hung":
