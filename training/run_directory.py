@@ -119,7 +119,7 @@ class RunDirectory:
             # Not by csv: numbers have no quotes, and one that a bad disk makes would take in all that follows.
             whole = [line.replace("\0", "").strip().split(",") for line in lines if len(line) < LONGEST_ROW]
         header = tuple(whole[0]) if whole else columns  # of an older version a shorter one; of a damaged file, anything
-        names = header if header == columns[: len(header)] else columns
+        names = header if "loss" in header and header == columns[: len(header)] else columns
         rows = [dict(zip(names, values, strict=True)) for values in whole if len(values) == len(names)]
         return [row for row in rows if is_whole(row)]
 
@@ -138,6 +138,6 @@ def is_whole(row: dict[str, str]) -> bool:
     """Return True where a logged row was written to its end; the last one may be cut: a full disk, a loss of power."""
     try:
         int(row["step"]), float(row["loss"])
-    except (KeyError, ValueError):
+    except (TypeError, ValueError):
         return False
-    return True
+    return None not in row.values()

@@ -190,6 +190,9 @@ def signalled(processes: int, draw: Draw, folder: Path) -> Verdict:
     keys = ("train.steps=40", "checkpoint.every=15", "preview.every=10")
 
     def disturb(ids: list[int]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not (folder / "run" / ".lock").exists() and alive(ids[0]) and time.monotonic() < end:
+            time.sleep(0.01)  # until it is train.py that is at work, and not what starts it here
         chosen = ids if draw.random() < 0.5 else [draw.choice(ids)]
         for number, moment in zip(numbers, moments, strict=True):
             time.sleep(moment)
