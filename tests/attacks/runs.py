@@ -147,10 +147,10 @@ def killed_at_an_operation(processes: int, draw: Draw, folder: Path) -> Verdict:
 
 def killed_at_any_time(processes: int, draw: Draw, folder: Path) -> Verdict:
     """Kill all processes at a moment of the training, up to three times, and go on."""
-    keys = ("train.steps=40", "checkpoint.every=5", "preview.every=10")
+    keys = ("train.steps=20", "checkpoint.every=3", "preview.every=10")
     what = "killed"
-    for _ in range(draw.choice((1, 1, 2, 3))):
-        moment = draw.uniform(0, 3)
+    for _ in range(draw.choice((1, 1, 2))):
+        moment = draw.uniform(0, 1.5)
 
         def kill(ids: list[int], moment: float = moment) -> None:
             before, end = status(folder / "run"), time.monotonic() + PATIENCE
@@ -187,7 +187,7 @@ def signalled(processes: int, draw: Draw, folder: Path) -> Verdict:
     """Send signals at random moments; what TERM and INT end is saved to its last step."""
     numbers = draw.choices(SIGNALS, k=draw.choice((1, 1, 2)))
     moments = [draw.uniform(0, 2) for _ in numbers]
-    keys = ("train.steps=40", "checkpoint.every=15", "preview.every=10")
+    keys = ("train.steps=20", "checkpoint.every=8", "preview.every=10")
 
     def disturb(ids: list[int]) -> None:
         end = time.monotonic() + PATIENCE
