@@ -117,6 +117,9 @@ def judged(done: Ended, what: str) -> Verdict:
         if any(code == -signal.SIGSEGV or code == -signal.SIGABRT for code in done.codes):
             raise Wrong(f"{what}: a crash, {done.codes}: {done.stderr[-2000:]}")
         return Verdict("survived", what)
+    said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+    if said and len(done.codes) > 1 and "closed by peer" in done.stderr:
+        return Verdict("refused", f"{what}: {said[0]}")  # what the launcher would end is told by gloo that it is alone
     verdict = ended(max((code or 0 for code in done.codes), key=abs), done.stderr)
     return Verdict(verdict.outcome, f"{what}: {verdict.said}")
 

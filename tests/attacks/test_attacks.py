@@ -25,8 +25,6 @@ OPEN = {  # what is known, and to be mended where the file is read
     "file: samples": "an error repeats a field of any length",
     "run of 1: clock, umask, encoding": "a terminal in ASCII takes no ×",
     "run of 2: clock, umask, encoding": "a terminal in ASCII takes no ×",
-    "run of 2: an operation fails": "the other rank ends in a traceback",
-    "run of 2: files vanish": "the other rank ends in a traceback",
 }
 
 
