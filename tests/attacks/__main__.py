@@ -29,7 +29,7 @@ def attack(kinds: list[Kind], seed: int, seconds: float, counts: dict[str, Count
         kind = min(left, key=lambda kind: counts[kind.name].seconds / kind.share)
         count = counts[kind.name]
         began, first = time.monotonic(), count.tried
-        many = 1 if not kind.in_child else max(1, min(200, int(IN_A_ROW * (count.tried + 1) / (count.seconds + 0.1))))
+        many = 1 if not kind.in_child else max(1, min(200, int(IN_A_ROW * (count.tried + 0.2) / (count.seconds + 0.1))))
         numbers = range(first, first + many if most is None else min(most, first + many))
         for number, verdict in judge(kind, seed, numbers):
             count.add(kind.name, seed, number, verdict)
