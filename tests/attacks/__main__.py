@@ -59,11 +59,12 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=600, help="how long (default: 600)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", default="", help="kinds whose name contains this (default: all)")
+    parser.add_argument("--kind", default="", help="a kind, or all whose name contains this (default: all)")
     parser.add_argument("--number", type=int, help="make this attack alone")
     parser.add_argument("--json", type=Path, help="write the figures, and what ended badly, to this file")
     asked = parser.parse_args()
     kinds = [kind for name, kind in KINDS.items() if asked.kind in name]
+    kinds = [KINDS[asked.kind]] if asked.kind in KINDS else kinds
     if not kinds:
         parser.error(f"no kind contains {asked.kind!r}; there are: {', '.join(KINDS)}")
     files.prepare(kinds)

@@ -13,6 +13,7 @@ import os
 import random
 import resource
 import select
+import shlex
 import shutil
 import signal
 import stat
@@ -99,7 +100,7 @@ class Count:
 
 def command(kind: str, seed: int, number: int) -> str:
     """Write the line that repeats an attack."""
-    return f"python -m tests.attacks --kind '{kind}' --seed {seed} --number {number}"
+    return f"python -m tests.attacks --kind {shlex.quote(kind)} --seed {seed} --number {number}"
 
 
 def judge(kind: Kind, seed: int, numbers: Sequence[int]) -> Iterator[tuple[int, Verdict]]:

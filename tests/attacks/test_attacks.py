@@ -21,8 +21,11 @@ OTHERS = [name for name in KINDS if name not in (*RUNS, *IN_A_RUN)]
 
 OPEN = {  # what is known, and to be mended where the file is read
     "file: autoencoder": "diffusers' errors come through, and tensors that are missing or not finite are not noticed",
+    "file: arrow": "pyarrow reads beyond the ends of a damaged file",
     "file: latents": "a pipe in place of a shard is waited for without end",
-    "file: samples": "an error repeats a field of any length",
+    "file: latents' manifest": "a pipe in place of a shard is waited for without end",
+    "file: samples": "an error repeats a field of any length, and csv's own comes through",
+    "file: request of samples": "an error repeats values of any length",
     "run of 1: clock, umask, encoding": "a terminal in ASCII takes no ×",
     "run of 2: clock, umask, encoding": "a terminal in ASCII takes no ×",
 }

