@@ -13,6 +13,7 @@ import typing
 from argparse import ArgumentError
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from training.hints import nearest_key
 from training.manifest import MANIFEST
 from training.run_directory import STATUS
 from training.values import as_meant
+from unetgn.json_files import LIMIT
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -40,6 +42,8 @@ class OnceLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Construct the mapping. Raises ConstructorError for a repeated key, with its line."""
+        if not isinstance(node, yaml.MappingNode):  # of a tag such as !!set
+            raise yaml.constructor.ConstructorError(None, None, "keys and values are needed", node.start_mark)
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
@@ -62,12 +66,7 @@ def find_config(name: str) -> Path:
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read the configuration in a file, changed by `key=value` arguments. Raises ConfigError."""
-    try:
-        keys = yaml.load(path.read_text(), OnceLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(keys, dict):
-        raise ConfigError(f"{path}: holds no keys; it should look like configs/digits8_ddpm.yaml")
+    keys = read_yaml(path)
     if is_of_a_run(path):
         rename_old_keys(keys)
     keys = as_meant(RunConfig, keys)
@@ -87,6 +86,35 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{source}: {explain(error)}") from error
     # The network remembers what it was trained on, for pipelines and for sampling.
     return replace(config, model=replace(config.model, sample_size=config.data.image_size))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the mapping in a YAML file, which may be anybody's. Raises ConfigError, in one line."""
+    try:
+        if not path.is_file():  # reading a pipe, or zeros without end, would take for ever
+            raise ValueError("it is no file")
+        if path.stat().st_size > LIMIT:
+            raise ValueError(f"it has {path.stat().st_size} bytes; at most {LIMIT} are read")
+        keys = yaml.load(path.read_text(), OnceLoader)
+        if next(islice(values(keys), LIMIT, None), None) is not None:
+            raise ValueError(f"written out, its aliases (*name) stand for more than {LIMIT} values")
+    except RecursionError:
+        raise ConfigError(f"{path}: cannot be read as YAML: it is nested too deeply") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # the second of dates that are none, and of huge numbers
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{path}: holds no keys; it should look like configs/digits8_ddpm.yaml")
+    return keys
+
+
+def values(tree: Any) -> Iterator[Any]:
+    """List the values in nested mappings and lists, each as often as it is written out."""
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple, set)) else None
+    if not inner:
+        yield True
+    else:
+        for value in inner:
+            yield from values(value)
 
 
 def is_of_a_run(path: Path) -> bool:

@@ -6,6 +6,8 @@ Ended on the way, with what was saved before as it was: DataError, Diverged, Pre
 
 from __future__ import annotations
 
+SAID = 1000  # characters of another library's error that are shown
+
 
 class ConfigError(ValueError):
     """Says that a configuration cannot be run; the message names the source, the key and what would be right."""
@@ -36,7 +38,8 @@ class Preempted(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """Return what the innermost of a chain of errors says."""
+    """Return what the innermost of a chain of errors says, in one line: libraries add stacks of their own."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}"
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said if len(said) <= SAID else said[:SAID] + '…'}"

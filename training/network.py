@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from training.checkpoint import Checkpoint, TensorFile, check_tensors, find_checkpoint, is_run_or_checkpoint
+from training.checkpoint import (
+    Checkpoint,
+    TensorFile,
+    check_tensors,
+    find_checkpoint,
+    is_run_or_checkpoint,
+    not_finite,
+)
 from training.config import RunConfig
-from training.errors import CheckpointError, ConfigError
+from training.errors import CheckpointError, ConfigError, reason
 from unetgn import UNet
 from unetgn.json_files import read_object
 from unetgn.unet.facts import facts
@@ -81,9 +89,22 @@ def load_network(path: Path) -> UNet:
     folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
         raise ValueError("holds no network: give the folder of a diffusers pipeline or model, or of a run of ours")
-    if read_object(folder / "config.json").get("_class_name") == UNet.__name__:
-        return UNet.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    return UNet.from_diffusers(folder)
+    ours = read_object(folder / "config.json").get("_class_name") == UNet.__name__
+    if special := [file for file in folder.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
+        raise ValueError(f"{special[0]} is no file")  # reading a pipe would wait for ever
+    try:
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+        unet: UNet = UNet.from_pretrained(folder, **options) if ours else UNet.from_diffusers(folder)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of a configuration that is anybody's, diffusers raises anything
+        raise ValueError(f"{folder} holds no network that can be read: {reason(error)}") from error
+    weights = unet.state_dict()
+    if missing := [name for name, tensor in weights.items() if tensor.is_meta]:  # which diffusers leaves without values
+        raise ValueError(f"the weights in {folder} lack {missing[0]} (of {len(missing)} missing)")
+    if wrong := not_finite(weights):
+        raise ValueError(f"the weights in {folder} are damaged: {wrong} holds numbers that are not finite")
+    return unet
 
 
 def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
@@ -93,7 +114,7 @@ def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
         with torch.device("meta"):  # a file may ask for any size: its tensors say first what there is
             unet = UNet.from_config(checkpoint.unet_config())
     except (TypeError, ValueError, RuntimeError) as error:  # the last where a size is beyond what torch counts
-        raise CheckpointError(f"{checkpoint.path}: its config.json describes no network: {error}") from error
+        raise CheckpointError(f"{checkpoint.path}: its config.json describes no network: {reason(error)}") from error
     check_tensors(tensors, unet.state_dict(), checkpoint.path / f"{weights}.safetensors")
     unet.load_state_dict(tensors, assign=True)
     return unet

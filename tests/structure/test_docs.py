@@ -25,6 +25,12 @@ def test_the_files_that_a_document_names_are_there(document: Path):
     assert not [name for name in named if not any(list(folder.glob(name)) for folder in FOLDERS)]
 
 
+def test_the_tests_that_hold_a_promise_are_there():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 10
+    assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()] == []
+
+
 def test_the_glossary_is_in_order():
     rows = re.findall(r"^\| ([^|]+) \| [^|]+ \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
     words = [row.lower().replace("-", "").replace("_", "") for row in rows if row.strip("- ") and row != "word"]

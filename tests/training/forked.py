@@ -30,10 +30,13 @@ from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launch
 import sampling.sample  # noqa: F401
 import training.train  # noqa: F401
 from tests.training.launched import ROOT, TRAIN
-from training import parent
+from training import config_files, parent
+from training.preview import import_pyplot
 
 LAUNCHER = Path(accelerate.commands.launch.__file__)  # what `accelerate launch` runs; what it starts is not forked
 IMPORTED_BY = os.getpid()  # of the server, which all processes here are forked from
+config_files.make_parser()  # what takes half a second of every run
+import_pyplot()
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])
 

@@ -26,6 +26,8 @@ def read_checkpoint(path: str | Path, *, ema: bool = False) -> dict[str, Tensor]
     path = Path(path)
     if path.suffix in PICKLES:
         raise ValueError(f"{path} is a pickle. {advice(path, path.with_suffix('.safetensors'))}")
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError(f"{path} is no file; give a safetensors file")
     try:
         tensors = load_file(path)
     except SafetensorError as error:

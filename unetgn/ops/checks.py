@@ -1,6 +1,7 @@
 """Refuses wrong arguments of the operator, with what was given and what would be right."""
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def check_num_groups(num_groups: int, num_channels: int) -> None:
     if num_channels < 1:
         raise ValueError(f"there must be at least one channel, got {num_channels}")
     if num_groups < 1 or num_channels % num_groups != 0:
-        divisors = [count for count in range(1, num_channels + 1) if num_channels % count == 0]
+        divisors = _divisors(int(num_channels))
         nearest = [str(c) for c in (_last(divisors, num_groups), _first(divisors, num_groups)) if c is not None]
         raise ValueError(
             f"num_groups must divide the number of channels, got num_groups={num_groups} for {num_channels} channels; "
@@ -72,7 +73,7 @@ def check_eps(eps: float) -> None:
     """Raise TypeError unless eps is a number, ValueError unless it is finite and at least 0."""
     if type(eps) is not float and (isinstance(eps, bool) or not isinstance(eps, (float, int, torch.SymFloat))):
         raise TypeError(f"eps must be a float, got {_shown(eps)}; float(...) makes one")
-    if not 0 <= eps < math.inf:
+    if not 0 <= eps <= sys.float_info.max:  # which an int of 400 digits is beyond, though finite
         raise ValueError(f"eps must be finite and 0 or more, got {eps}; 1e-5 and 1e-6 are usual")
 
 
@@ -91,6 +92,12 @@ def _shown(value: object) -> str:
 
 def _kind(x: Tensor) -> str:
     return "a nested tensor" if x.is_nested else f"one of layout {x.layout}"
+
+
+def _divisors(number: int) -> list[int]:
+    """List the divisors in order; of a number beyond 1e12 those that are small enough to be found at once."""
+    small = [count for count in range(1, min(math.isqrt(number), 10**6) + 1) if number % count == 0]
+    return sorted({*small, *(number // count for count in small)})
 
 
 def _last(divisors: list[int], limit: int) -> int | None:

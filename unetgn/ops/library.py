@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unetgn.ops import autograd, dispatch
 from unetgn.ops.arguments import SCHEMA, Arguments, Gradients, Needs, tensors_of
+from unetgn.ops.checks import check_arguments
 from unetgn.ops.layout import memory_format_of
 
 _library = torch.library.Library("unetgn", "DEF")
@@ -49,7 +50,9 @@ def _by_name(values: tuple[Any, ...]) -> tuple[Tensor, Arguments, Tensor, Tensor
 @torch._disable_dynamo  # a compiler has no business inside, even where it runs the operator while it traces
 def _forward(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
     _refuse_forward_mode()
-    return dispatch.forward(Arguments._make(values))
+    arguments = Arguments._make(values)
+    check_arguments(arguments)  # a saved graph calls with whatever it is given
+    return dispatch.forward(arguments)
 
 
 @torch.library.impl(_library, "group_norm_silu_backward", "CompositeExplicitAutograd")
@@ -73,6 +76,7 @@ def _refuse_forward_mode() -> None:
 @torch.library.register_fake(_FORWARD, lib=_library)
 def _forward_fake(*values: Any) -> tuple[Tensor, Tensor, Tensor]:
     arguments = Arguments._make(values)
+    check_arguments(arguments)
     return dispatch.allocate(arguments.x, arguments.num_groups)
 
 
