@@ -63,7 +63,7 @@ def find_config(name: str) -> Path:
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read the configuration in a file, changed by `key=value` arguments. Raises ConfigError."""
     try:
-        keys = yaml.load(path.read_text(), OnceLoader)
+        keys = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(keys, dict):

@@ -56,7 +56,8 @@ def keep_output() -> None:
         if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")
 
 
 def say(words: str) -> None:

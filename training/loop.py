@@ -72,7 +72,8 @@ class Loop:
     def load(self) -> Restarting[list[dict[str, Tensor]]]:
         """Load this rank's batches from the next step to the last, step by step."""
         step, workers = self.state.step, self.config.data.num_workers
-        return Restarting(lambda given: self.load_from(step + given), num_workers=workers)
+        deaths = self.signals.raising_deaths
+        return Restarting(lambda given: self.load_from(step + given), num_workers=workers, raising_deaths=deaths)
 
     def load_from(self, step: int) -> Iterator[list[dict[str, Tensor]]]:
         """Load this rank's batches from the step after `step` on."""
@@ -103,7 +104,9 @@ class Loop:
             # Ends the loader's workers now. Left to the garbage collector, which closes their pipes first, it would
             # wait for each of them in vain, in whatever runs next.
             self.batches = None
-            self.show(lambda bar: bar.close())
+            with contextlib.suppress(OSError, ValueError):  # where the terminal has gone, that has been noted
+                if self.bar is not None:
+                    self.bar.close()
 
     def make_bar(self) -> tqdm | None:
         """Make the progress bar; where the terminal has gone, that is noted."""
@@ -142,6 +145,7 @@ class Loop:
     def rescue(self, words: str, save: Callable[[], None]) -> str:
         """Save what has not been saved; add to the words, which say what failed, what became of it."""
         step = self.state.step
+        self.signals.failure = None
         if not step:
             return f"{words}; no step had been made"
         try:

@@ -33,7 +33,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self._made: list[Path] = []  # by `lock`, the outermost first: folders, and at last the lock
         self._waiting: list[tuple[str, dict[str, float]]] = []  # rows that are to be written to their logs
 
@@ -68,7 +68,7 @@ class RunDirectory:
         self._made = [path for path in (*reversed(self.path.parents), self.path, lock) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock.open("w")
+            self._lock = lock.open("wb")
         except OSError as error:
             self.unlock()
             raise RunDirectoryError(f"{self.path} cannot be written ({error}); give another folder") from error
@@ -117,7 +117,7 @@ class RunDirectory:
         """Keep the logged rows up to `step`: those after it will be logged again."""
         for name, columns in COLUMNS.items():
             rows = [row for row in self.rows(name) if int(row["step"]) <= step]
-            with writing(self.path / name) as unfinished, unfinished.open("w", newline="") as lines:
+            with writing(self.path / name) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as lines:
                 writer = csv.DictWriter(lines, columns)
                 writer.writeheader()
                 writer.writerows(rows)
@@ -131,7 +131,7 @@ class RunDirectory:
         file = self.path / name
         if not file.exists():
             return []
-        with file.open(newline="", errors="replace") as lines:
+        with file.open(encoding="utf-8", newline="", errors="replace") as lines:
             whole = (line.replace("\0", "") for line in lines)
             return [row for row in csv.DictReader(whole) if is_whole(row)]
 
@@ -154,7 +154,7 @@ class RunDirectory:
 
     def losses(self, name: str) -> tuple[list[int], list[float]]:
         """Read the steps and losses logged so far."""
-        with (self.path / name).open(newline="") as lines:
+        with (self.path / name).open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
         return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
 
@@ -181,7 +181,7 @@ def append(file: Path, text: bytes) -> None:
             raise
 
 
-def is_still(path: Path, file: IO[str]) -> bool:
+def is_still(path: Path, file: IO[bytes]) -> bool:
     """Return True where the file that is open is the one of that name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))

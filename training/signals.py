@@ -106,7 +106,7 @@ class StopSignals:
         self._ranks = ranks
         self._previous: dict[int, Any] = {}
         self._child_ended: Any = None  # what torch does when a child ends: it raises, wherever this process is
-        self._child_unseen = False
+        self._child_unseen, self._child_awaited = False, False
         self._messenger = Messenger() if ranks > 1 else None
 
     def __enter__(self) -> StopSignals:
@@ -134,7 +134,7 @@ class StopSignals:
             raise Interrupted
 
     def watch_children(self) -> None:
-        """Have the death of a loader's worker raised while its batches are read, and nowhere else.
+        """Have the death of a loader's worker raised within `raising_deaths`, and nowhere else.
 
         Torch's handler, which it sets when it starts the first workers, raises in the middle of anything.
         """
@@ -144,17 +144,26 @@ class StopSignals:
             signal.signal(signal.SIGCHLD, self._see_child)
 
     def _see_child(self, number: int, frame: FrameType | None) -> None:
-        self._child_unseen = not self.interruptible
-        if self.interruptible:
+        self._child_unseen = not self._child_awaited
+        if self._child_awaited:
             self._child_ended(number, frame)
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Read batches: meanwhile a signal raises Interrupted, and the death of a worker RuntimeError."""
+    def raising_deaths(self) -> Iterator[None]:
+        """Read from a loader: where one of its workers has died, or dies meanwhile, RuntimeError is raised at once."""
         try:
-            self.interruptible = True
+            self._child_awaited = True
             if self._child_unseen:
                 self._see_child(signal.SIGCHLD, None)
+            yield
+        finally:
+            self._child_awaited = False
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Wait for batches: meanwhile a signal raises Interrupted."""
+        try:
+            self.interruptible = True
             yield
         finally:
             self.interruptible = False

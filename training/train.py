@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from training.checkpoint import CONFIG, Checkpoint, list_checkpoints, newer, old, put_aside
+from training.checkpoint import CONFIG, Checkpoint, aside, list_checkpoints, newer, old, put_aside
 from training.config import RunConfig, conditional_only
 from training.config_files import find_config, list_keys, load_config, to_yaml
 from training.data.report import Report
@@ -159,7 +159,8 @@ def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | N
     after = newer(output.checkpoints, step)
     before = old([path for path in list_checkpoints(output.checkpoints) if path not in after], config.checkpoint.keep)
     rows = {name: count for name in COLUMNS if (count := output.rows_after(name, step))}
-    doomed = [f"{path} (after step {step})" for path in after]
+    doomed = [f"{path} (after step {step}; put aside until the next checkpoint is written)" for path in after]
+    doomed += [f"{path} (put aside before)" for path in aside(output.checkpoints)]
     doomed += [f"{path} (checkpoint.keep is {config.checkpoint.keep})" for path in before]
     doomed += [f"{count} rows of {output.path / name} (after step {step})" for name, count in rows.items()]
     return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 from training.errors import one_line
@@ -21,8 +22,14 @@ class Restarting(Generic[Loaded]):
     Raises what the death looks like where one comes at the same item again.
     """
 
-    def __init__(self, load: Callable[[int], Iterator[Loaded]], *, num_workers: int) -> None:
-        self.load, self.num_workers = load, num_workers
+    def __init__(
+        self,
+        load: Callable[[int], Iterator[Loaded]],
+        *,
+        num_workers: int,
+        raising_deaths: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.load, self.num_workers, self.raising_deaths = load, num_workers, raising_deaths
         self.given = 0
         self.died_at: int | None = None
         self._items: Iterator[Loaded] | None = load(0)
@@ -35,7 +42,8 @@ class Restarting(Generic[Loaded]):
             try:
                 if self._items is None:
                     self._items = self.load(self.given)
-                item = next(self._items)
+                with self.raising_deaths():  # without, torch finds out within five seconds
+                    item = next(self._items)
             except DEATH as error:
                 if not self.num_workers or self.died_at == self.given:
                     raise

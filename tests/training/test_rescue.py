@@ -3,92 +3,25 @@
 import ast
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 
 from tests.training.failures import ASIDE, KINDS, PLACES, Tracker, fail
+from tests.training.loops import Runs
 from tests.training.runs import assert_equal_bits, rows, status
 from training import loop as loop_module
 from training import train
 from training.checkpoint import Checkpoint, verify
-from training.config import RunConfig
-from training.config_files import load_config
-from training.data.images import Digits
-from training.data.samples import IndexedSamples
-from training.errors import Failed
+from training.errors import Diverged, Failed, Preempted
 from training.loop import Loop
-from training.objective import Objective
-from training.preview import Conditions
-from training.run_directory import RunDirectory
-from training.signals import StopSignals
+from training.signals import STOPS, StopSignals
 from training.step import TrainState
 
-SIX_STEPS = """
-model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8], depth: 1, attention_levels: [],
-        dropout: 0.1, norm: {num_groups: 4}}
-data: {held_out: 0.01}
-train: {steps: 6, batch_size: 4, learning_rate: 1e-3, log_every: 2, validate_every: 3, trackers: []}
-ema: {decay: 0.9}
-checkpoint: {every: 6, keep: 9}
-preview: {every: 3, count: 1, steps: 1}
-"""
 FAILS_AFTER = 3  # steps; where the place is not come to then, its case names other keys
-
-
-class Runs:
-    """Makes runs of six steps in this process, of one configuration, in a fraction of a second each."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.loop = folder, None
-        (folder / "tiny.yaml").write_text(SIX_STEPS)
-        self.images = Digits()
-
-    def run(self, name: str, *keys: str, resume: bool = False) -> Path:
-        """Train to the end, or go on; the errors of train.train come out."""
-        config = load_config(self.folder / "tiny.yaml", list(keys))
-        output = RunDirectory(self.folder / name)
-        output.lock()
-        self.loop = self.make_loop(config, output)
-        if resume:
-            found = train.find_start(output, "auto")
-            assert found is not None
-            self.loop.restore(found)
-        train.write_beginning(self.loop, None)
-        train.train(self.loop)
-        return output.path
-
-    def make_loop(self, config: RunConfig, output: RunDirectory) -> Loop:
-        accelerator = Accelerator(cpu=True)
-        torch.manual_seed(0)
-        network = train.make_network(config, None, None)
-        state = TrainState(network, Objective(config.objective, None), config.train, config.ema, accelerator, 0)
-        samples, held_out = (IndexedSamples(self.images, np.arange(*part), 0) for part in ((0, 99), (100, 104)))
-        return Loop(config, state, samples, held_out, Conditions((1, 8, 8)), output, StopSignals(1))
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    spare_time(monkeypatch.setattr)
-    return Runs(tmp_path)
-
-
-def spare_time(patch: Callable[..., object]) -> None:
-    """Leave out what has nothing to do with the loop and takes most of its time."""
-    patch(loop_module, "flops_per_image", lambda *_: 1)
-    patch(train, "save_pipeline", lambda *_, **__: None)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a run that nothing interrupted, with a checkpoint of every step."""
-    with pytest.MonkeyPatch.context() as patch:
-        spare_time(patch.setattr)
-        yield Runs(tmp_path_factory.mktemp("whole")).run("whole", "checkpoint.every=1")
 
 
 def calls_out_of_the_loop() -> set[str]:
@@ -130,7 +63,7 @@ def test_what_fails_in_the_loop_costs_no_step(
     place: str,
     kind: str,
     runs: Runs,
-    whole: Path,
+    unbroken: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -161,14 +94,14 @@ def test_what_fails_in_the_loop_costs_no_step(
             assert status(run) | {"state": "failed", "step": step, "error": str(failure.value)} == status(run)
         if step:
             assert verify(run / "checkpoints" / f"step-{step:06d}").step == step
-            assert_equal_bits(whole, run, step)
-            assert manifest_without_files(run, step) == manifest_without_files(whole, step)
+            assert_equal_bits(unbroken, run, step)
+            assert manifest_without_files(run, step) == manifest_without_files(unbroken, step)
         else:
             shutil.rmtree(run)
         if (place, kind) in CASES and (place, kind) not in RESUMED:
             return
-        runs.run("broken", *keys, resume=step > 0)
-    assert_equal_bits(whole, run, 6)
+        runs.run("broken", *keys, resume="auto" if step else "")
+    assert_equal_bits(unbroken, run, 6)
     assert [row["step"] for row in rows(run)] == list("123456")
 
 
@@ -183,3 +116,102 @@ def add_tracker(patch: pytest.MonkeyPatch) -> None:
         loop.accelerator.trackers = [Tracker()]
 
     patch.setattr(train, "start_trackers", start)
+
+
+@pytest.mark.parametrize("number", sorted(STOPS))
+def test_every_signal_that_asks_to_stop_saves_the_step_and_a_second_one_does_no_harm(
+    number: int, runs: Runs, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one comes while the step is saved."""
+    for owner, name in ((TrainState, "run_step"), (Checkpoint, "write")):
+        original = getattr(owner, name)
+
+        def signalled(first: object, *arguments: object, original: Callable = original, **more: object) -> object:
+            if runs.loop.state.step >= FAILS_AFTER - 1:
+                signal.raise_signal(number)
+            return original(first, *arguments, **more)
+
+        monkeypatch.setattr(owner, name, signalled)
+    with pytest.raises(Preempted, match="after step 3"):
+        runs.run("stopped")
+    assert status(runs.folder / "stopped")["state"] == "preempted"
+    assert_equal_bits(unbroken, runs.folder / "stopped", 3)
+
+
+def test_a_signal_that_nohup_has_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(1) as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert not signals.stop_asked()
+            signal.raise_signal(signal.SIGUSR1)
+            assert signals.stop_asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_weights_that_are_not_finite_are_noticed_at_their_step_and_nothing_of_it_is_saved(
+    runs: Runs, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a finite loss and gradient, by an overflow in the update; the steps before stay."""
+    original = TrainState.run_step
+
+    def overflow(state: TrainState, batches: object) -> object:
+        if state.step == FAILS_AFTER:
+            state.optimizer.param_groups[0]["weight_decay"] = 1e38
+            next(state.unet.parameters()).data[0] = 1e36
+            state.objective.losses = lambda *_: sum(p.sum() for p in state.unet.parameters())[None] * 1e-38
+        return original(state, batches)
+
+    monkeypatch.setattr(TrainState, "run_step", overflow)
+    with pytest.raises(Diverged, match="the averaged weights are not finite after step 4"):
+        runs.run(
+            "diverged", "checkpoint.every=1", "train.learning_rate=1e4", "train.validate_every=0", "preview.every=0"
+        )
+    assert sorted(path.name for path in (runs.folder / "diverged" / "checkpoints").iterdir()) == [
+        "step-000001", "step-000002", "step-000003"]  # fmt: skip
+
+
+def test_a_failure_in_the_middle_of_an_update_saves_nothing_of_it(
+    runs: Runs, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of the next step with the average of the one before are no state."""
+    original = EMAModel.step
+
+    def fail_at_last(average: EMAModel, parameters: object) -> None:
+        if average.optimization_step == FAILS_AFTER:
+            raise MemoryError
+        original(average, parameters)
+
+    monkeypatch.setattr(EMAModel, "step", fail_at_last)
+    with pytest.raises(Failed, match="MemoryError; what was saved before is as it was, and step 3 could not be saved"):
+        runs.run("torn", "checkpoint.every=2", "preview.every=0", "train.validate_every=0")
+    assert [path.name for path in (runs.folder / "torn" / "checkpoints").iterdir()] == ["step-000002"]
+    assert_equal_bits(unbroken, runs.folder / "torn", 2)
+
+
+def test_a_disk_that_is_full_when_the_step_is_to_be_saved_leaves_the_checkpoint_before_and_both_causes(
+    runs: Runs, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(monkeypatch.setattr, "next", "bug", lambda: runs.loop, step=FAILS_AFTER, once=False)
+    fail(monkeypatch.setattr, "checkpoint.write", "full disk", lambda: runs.loop, step=FAILS_AFTER, once=False)
+    with pytest.raises(Failed) as failure:
+        runs.run("full", "checkpoint.every=2")
+    for words in (
+        "a bug",
+        "what was saved before is as it was, and step 3 could not be saved",
+        "No space left on device",
+    ):
+        assert words in str(failure.value)
+    assert_equal_bits(unbroken, runs.folder / "full", 2)
+
+
+def test_a_cause_that_comes_again_is_warned_of_once_and_counted(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop_module, "draw_preview", lambda *arguments, **_: 1 / (arguments[5] - arguments[5]))
+    runs.run("a", "preview.every=1", "train.validate_every=0")
+    assert [text for text in caplog.messages if "preview" in text] == [
+        "the preview failed: ZeroDivisionError: division by zero; the run goes on without, and says so once",
+        "the preview failed 6 times: ZeroDivisionError: division by zero",
+    ]
