@@ -29,6 +29,7 @@ from training.data.samples import IndexedSamples, Samples, StepBatches
 from training.errors import Diverged, Failed, Preempted, one_line
 from training.mishaps import Mishaps
 from training.preview import Conditions, draw_loss, draw_preview, preview_file
+from training.resume import is_of
 from training.run_directory import RunDirectory
 from training.signals import Faults, Interrupted, StopSignals
 from training.step import Numbers, TrainState, learning_rate
@@ -67,7 +68,7 @@ class Loop:
         """Put the run back as the checkpoint, which is known to be sound, has it."""
         self.state.restore(checkpoint)
         self.window.restore(checkpoint)
-        self.saved_step = checkpoint.step
+        self.saved_step = checkpoint.step if is_of(checkpoint, self.run) else 0  # else it is another run's
 
     def load(self) -> Restarting[list[dict[str, Tensor]]]:
         """Load this rank's batches from the next step to the last, step by step."""

@@ -170,7 +170,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Start workers of a loader, in the middle of reading: they inherit what a signal does here."""
+        """Begin to load, maybe in the middle of reading: workers inherit what a signal does here."""
         before, self.interruptible = self.interruptible, False
         try:
             yield

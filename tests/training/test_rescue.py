@@ -215,3 +215,17 @@ def test_a_cause_that_comes_again_is_warned_of_once_and_counted(
         "the preview failed: ZeroDivisionError: division by zero; the run goes on without, and says so once",
         "the preview failed 6 times: ZeroDivisionError: division by zero",
     ]
+
+
+@pytest.mark.parametrize("end", ["a bug", "a signal"])
+def test_a_run_that_branched_off_and_ended_at_once_goes_on_from_where_it_did(
+    end: str, runs: Runs, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint that it began with is another run's: --resume auto would begin at step 0."""
+    if end == "a bug":
+        fail(monkeypatch.setattr, "next", "bug", lambda: runs.loop, step=3, once=True)
+    else:
+        monkeypatch.setattr(StopSignals, "__enter__", lambda signals: setattr(signals, "received", True) or signals)
+    with pytest.raises((Failed, Preempted)):
+        runs.run("branch", resume=str(unbroken / "checkpoints" / "step-000003"))
+    assert_equal_bits(unbroken, runs.folder / "branch", 3)
