@@ -268,7 +268,7 @@ class Loop:
         """
         if not self.accelerator.is_main_process:
             return
-        with self.mishaps.beside(name):
+        with self.signals.noting(), self.mishaps.beside(name):
             self.run.log(name, row)
         for tracker in self.accelerator.trackers:
             with self.signals.noting(), self.mishaps.beside(f"the tracker {tracker.name}"):
