@@ -262,9 +262,9 @@ def main(arguments: list[str] | None = None) -> int:
 def say_failure(error: Failed) -> None:
     """Say what ended the run and what was saved; before it, where that is a surprise, from where it came."""
     cause = error.__cause__
-    if cause is not None and not isinstance(cause, (Failed, DataError, OSError, MemoryError, KeyboardInterrupt)):
+    if not isinstance(cause, (Failed, DataError, OSError, MemoryError, KeyboardInterrupt, type(None))):
         say("".join(traceback.format_exception(cause, chain=False)).rstrip())
-    if cause is not None or os.environ.get("LOCAL_RANK", "0") == "0":
+    if not isinstance(cause, Failed) or os.environ.get("LOCAL_RANK", "0") == "0":  # else another rank says the same
         say(f"train.py: {error}")
 
 
