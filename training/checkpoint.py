@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -111,7 +111,7 @@ class Checkpoint:
                     save_file(contents, file)
                     file.chmod(unfinished.stat().st_mode & 0o666)  # else the owner's alone, whatever the umask
                 for text_name, text in texts.items():
-                    (unfinished / text_name).write_text(text)
+                    (unfinished / text_name).write_text(text, encoding="utf-8")
                 written = replace(self, sha256={file.name: sha256(file) for file in sorted(unfinished.iterdir())})
                 keys = asdict(written)
                 del keys["path"]
@@ -162,14 +162,25 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def run_of(checkpoint: Checkpoint) -> Path:
-    """Name the folder of the run that a checkpoint lies in."""
-    return checkpoint.path.resolve().parent.parent
+    """Name the folder of the run that a checkpoint lies in, itself or by a link."""
+    at_home = (place for place in places(checkpoint.path) if place.parent.name == CHECKPOINTS)
+    return next(at_home, checkpoint.path.resolve()).parent.parent
+
+
+def places(path: Path) -> Iterator[Path]:
+    """List where a checkpoint lies: at its path, and wherever links lead to from there."""
+    path = path.absolute()
+    yield path
+    while path.is_symlink():
+        path = path.parent / os.readlink(path)
+        yield path
+    yield path.resolve()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints in a folder by step, oldest first, good or bad."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=step_of)
+    """List the checkpoints in a folder by step, oldest first, good or bad, with links to what is not there."""
+    named = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted((path for path in named if path.is_dir() or path.is_symlink()), key=step_of)
 
 
 def step_of(path: Path) -> int:
@@ -206,9 +217,13 @@ def delete_old(folder: Path, keep: int) -> None:
     Only after a checkpoint has been written: until then these are what there is.
     """
     delete_unfinished(folder)
-    aside = [path for reason in ASIDE for path in folder.glob(f"{PREFIX}*.{reason}*")]
-    for path in [*old(list_checkpoints(folder), keep), *aside]:
+    for path in [*old(list_checkpoints(folder), keep), *aside(folder)]:
         delete(path)
+
+
+def aside(folder: Path) -> list[Path]:
+    """List the checkpoints that were put aside."""
+    return sorted(path for reason in ASIDE for path in folder.glob(f"{PREFIX}*.{reason}*"))
 
 
 def old(checkpoints: list[Path], keep: int) -> list[Path]:
@@ -233,17 +248,20 @@ def put_aside(folder: Path, step: int) -> None:
         except CheckpointError:
             reason = DAMAGED
         names = (f"{path.name}.{reason}{number or ''}" for number in itertools.count())
-        aside = next(named for name in names if not os.path.lexists(named := path.with_name(name)))
-        path.rename(aside)
+        named = next(new for name in names if not os.path.lexists(new := path.with_name(name)))
+        path.rename(named)
         logger.warning("the run goes on from step %d: %s is now %s, until the next checkpoint is written", step, path,
-                       aside.name)  # fmt: skip
+                       named.name)  # fmt: skip
 
 
 def verify(path: Path) -> Checkpoint:
     """Read a checkpoint's manifest and compare every file with it.
 
-    Raises CheckpointError where they differ, OSError where they cannot be read: that is no sign of damage.
+    Raises CheckpointError where they differ, OSError where they cannot be read: that is no sign of damage, nor is a
+    link to a disk that is not there now.
     """
+    if path.is_symlink() and not path.exists():
+        raise OSError(f"{path} is a link to {os.readlink(path)}, which is not there: mount it, or remove the link")
     checkpoint = Checkpoint.read(path)
     for name, known in checkpoint.sha256.items():
         if not (path / name).is_file():

@@ -1,7 +1,8 @@
 """Names the errors that end a run, so that every part can raise them and train.py can tell what to say.
 
 Refused, before anything is written: ConfigError, RunDirectoryError, CheckpointError (train.py exits with 2).
-Ended on the way, with what was saved before as it was: DataError, Diverged, Preempted (train.py exits with 1).
+Ended on the way: Failed and Preempted, with the last whole step saved, Diverged, with what was saved before as it was
+(train.py exits with 1). DataError is what reading data raises.
 """
 
 from __future__ import annotations
@@ -33,8 +34,25 @@ class Diverged(Exception):
     """Says that the loss or the gradient is not finite."""
 
 
+class Failed(Exception):
+    """Says what ended a run that was sound, on whichever rank; every rank raises it at the same question."""
+
+
 class Preempted(Exception):
     """Says that a signal asked the run to stop; its state is saved."""
+
+
+def one_line(error: BaseException) -> str:
+    """Say in a line what an error says: its kind, where that is not said already, and its first line.
+
+    Of an error that comes out of a loader's worker with a traceback in its text, the last line.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Caught "):
+        return lines[-1]
+    if isinstance(error, (DataError, Diverged, Failed)):
+        return lines[0]
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 def reason(error: BaseException) -> str:

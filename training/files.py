@@ -48,7 +48,7 @@ def user_path(text: str) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     with writing(path) as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:

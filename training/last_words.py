@@ -1,10 +1,12 @@
-"""Ends a script in one line where Ctrl-C, or a package that is not installed, ends it.
+"""Ends a script in one line where Ctrl-C, or a package that is not installed, ends it; speaks to any terminal, or none.
 
 Scripts import this module before all else: with it, Ctrl-C and a missing package end their imports in one line, too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -34,8 +36,44 @@ def last_words(script: str, error: KeyboardInterrupt | ModuleNotFoundError) -> i
     else:
         raise error
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the others say the same
-        print(words, file=sys.stderr)
+        say(words)
     return code
+
+
+def keep_output() -> None:
+    """Have output that the terminal has no letters for written with others, and closed streams be none.
+
+    A script that was started with closed descriptors (`>&-`) would give their numbers to the files that it opens next,
+    and what C++ says to "the terminal" would go into those.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
+        elif isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="backslashreplace" if name == "stderr" else "replace")
+
+
+def say(words: str) -> None:
+    """Print to stderr, where somebody may still be reading it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(words, file=sys.stderr, flush=True)
+
+
+def flush_output() -> None:
+    """Write what is still to be printed. Where nobody reads it, Python would end with another code for that."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -50,4 +88,5 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 if Path(sys.argv[0]).name in STOPPED:
+    keep_output()
     sys.excepthook = _hook

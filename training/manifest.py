@@ -22,7 +22,8 @@ CHECKSUM = "manifest_sha256"
 def write_manifest(folder: Path, keys: dict[str, Any]) -> None:
     """Write the manifest into a checkpoint's folder."""
     keys = {"format": FORMAT, **keys}
-    (folder / MANIFEST).write_text(json.dumps({**keys, CHECKSUM: checksum(keys)}, indent=1) + "\n")
+    text = json.dumps({**keys, CHECKSUM: checksum(keys)}, indent=1) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import Checkpoint, find_checkpoint, newest_valid
+from training.checkpoint import Checkpoint, find_checkpoint, newest_valid, places
 from training.config import RunConfig
 from training.config_files import load_config, walk
 from training.data.samples import Samples
@@ -45,9 +45,14 @@ def find_start(output: RunDirectory, resume: str) -> Checkpoint | None:
             )
         return None
     found = find_checkpoint(Path(resume))
-    if output.holds_a_run() and output.path.resolve() not in found.path.resolve().parents:
+    if output.holds_a_run() and not is_of(found, output):
         raise RunDirectoryError(f"{output.path} holds another run than {resume}: give another --output")
     return found
+
+
+def is_of(checkpoint: Checkpoint, output: RunDirectory) -> bool:
+    """Return True where a checkpoint is this run's, be it or the folder of checkpoints on another disk."""
+    return any(place.parent.resolve() == output.checkpoints.resolve() for place in places(checkpoint.path))
 
 
 def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, world_size: int) -> None:

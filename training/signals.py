@@ -1,18 +1,32 @@
-"""Lets all ranks stop after the same step: questions that they answer together, each of them asked by every rank."""
+"""Lets all ranks stop after the same step: questions that they answer together, each of them asked by every rank.
+
+What fails on one rank alone, between two questions, does not keep it from the next one, where all ranks learn of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed
 from torch.distributed.distributed_c10d import _get_default_store
+
+from training.errors import Diverged, Failed, one_line
+from training.processes import LONGEST_WAIT
+
+# What a scheduler, a terminal or a user ends a run by. SLURM sends what it is told to, often SIGUSR1; a limit on the
+# processor's time SIGXCPU; a terminal that goes SIGHUP.
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR")
+STOPS = frozenset(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+ALWAYS = (signal.SIGTERM, signal.SIGINT)  # the others stay ignored where they were, as nohup has it
 
 
 class Interrupted(BaseException):
@@ -23,7 +37,7 @@ class Interrupted(BaseException):
 
 
 class Messenger(threading.Thread):
-    """Passes SIGTERM and SIGINT on to the other ranks while it runs, and brings theirs, within a second or two.
+    """Passes signals to stop on to the other ranks while it runs, and brings theirs, within a second or two.
 
     The main thread cannot: it may be waiting for another rank in C++, and Python runs no handler before it is back. But
     Python writes the number of each signal to its wakeup descriptor at once, where this thread reads it.
@@ -56,7 +70,7 @@ class Messenger(threading.Thread):
                 numbers = self._read.recv(64)
             except TimeoutError:
                 numbers = b""
-            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            if STOPS & {*numbers}:
                 return store.set("received", "yes")
             if store.check(["received"]):
                 main = cast(int, threading.main_thread().ident)
@@ -71,27 +85,34 @@ class Faults:
     """The step whose loss is not finite on this rank."""
     gradient: int = 0
     """The step whose gradient, which all ranks share, is not finite though this rank's loss is."""
+    weights: int = 0
+    """The step after which the averaged weights are not finite, though its loss and gradient are."""
 
 
 class StopSignals:
-    """Remembers SIGTERM and SIGINT, and lets every rank know as soon as one of them got one.
+    """Remembers signals to stop, and lets every rank know as soon as one of them got one.
 
     While the context lasts, a signal does not end the process: it is asked for between steps. A rank that waits for its
-    loader meanwhile is told within a second or two. Rank 0 is the main process.
+    loader meanwhile is told within a second or two. Rank 0 is the main process. Every question raises Failed, or
+    Diverged, on all ranks where one of them has noted an error since the one before.
     """
 
     def __init__(self, ranks: int) -> None:
         self.received = False
         self.interruptible = False  # then a signal raises Interrupted, once
+        self.failure: BaseException | None = None  # what was noted on this rank
         # Over the CPU, so that asking does not wait for the GPU.
-        self._group = torch.distributed.new_group(backend="gloo") if ranks > 1 else None
+        self._group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) if ranks > 1 else None
         self._ranks = ranks
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[int, Any] = {}
+        self._child_ended: Any = None  # what torch does when a child ends: it raises, wherever this process is
+        self._child_unseen, self._child_awaited = False, False
         self._messenger = Messenger() if ranks > 1 else None
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
+        for number in STOPS:
+            if number in ALWAYS or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
         if self._messenger is not None:
             self._messenger.start()
         return self
@@ -103,12 +124,74 @@ class StopSignals:
             self._messenger.stop()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._child_ended is not None:
+            signal.signal(signal.SIGCHLD, self._child_ended)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
         if self.interruptible:
             self.interruptible = False
             raise Interrupted
+
+    def watch_children(self) -> None:
+        """Have the death of a loader's worker raised within `raising_deaths`, and nowhere else.
+
+        Torch's handler, which it sets when it starts the first workers, raises in the middle of anything.
+        """
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self._see_child:
+            self._child_ended = handler
+            signal.signal(signal.SIGCHLD, self._see_child)
+
+    def _see_child(self, number: int, frame: FrameType | None) -> None:
+        self._child_unseen = not self._child_awaited
+        if self._child_awaited:
+            self._child_ended(number, frame)
+
+    @contextlib.contextmanager
+    def raising_deaths(self) -> Iterator[None]:
+        """Read from a loader: where one of its workers has died, or dies meanwhile, RuntimeError is raised at once."""
+        try:
+            self._child_awaited = True
+            if self._child_unseen:
+                self._see_child(signal.SIGCHLD, None)
+            yield
+        finally:
+            self._child_awaited = False
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Wait for batches: meanwhile a signal raises Interrupted."""
+        try:
+            self.interruptible = True
+            yield
+        finally:
+            self.interruptible = False
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Begin to load, maybe in the middle of reading: workers inherit what a signal does here."""
+        before, self.interruptible = self.interruptible, False
+        try:
+            yield
+        finally:
+            self.watch_children()
+            self.interruptible = before
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Do what this rank does alone; what fails is noted, for the next question. A question in it raises as ever."""
+        try:
+            yield
+        except (Interrupted, Failed):
+            raise
+        except BaseException as error:
+            self.note(error)
+
+    def note(self, error: BaseException) -> None:
+        """Note an error of this rank. It has to come to the next question as if nothing had been."""
+        traceback.clear_frames(error.__traceback__)  # they would keep a loader's workers
+        self.failure = self.failure or error
 
     def unless_stopped(self, work: Callable[[], object]) -> None:
         """Do the work; leave it where a signal came before or comes meanwhile, as `received` then says."""
@@ -127,8 +210,8 @@ class StopSignals:
 
     def faults(self, mine: Faults) -> tuple[bool, list[Faults]]:
         """Return whether any rank received a signal, and the faults of each rank. Every rank has to ask."""
-        answers = self._gather(self.received, mine.loss, mine.gradient)
-        return any(received for received, *_ in answers), [Faults(loss, gradient) for _, loss, gradient in answers]
+        answers = self._gather(self.received, mine.loss, mine.gradient, mine.weights)
+        return any(received for received, *_ in answers), [Faults(*faults) for _, *faults in answers]
 
     def told_by_main(self, answer: bool) -> bool:
         """Return the main process's answer. Every rank has to ask; what the others answer is left unread."""
@@ -150,9 +233,33 @@ class StopSignals:
 
     def _gather(self, *numbers: int) -> list[list[int]]:
         """Return the numbers of each rank, by rank. Every rank has to give as many."""
+        mine = torch.tensor([self.failure is not None, *numbers])
+        everyone = [mine]
+        if self._group is not None:
+            everyone = [torch.empty_like(mine) for _ in range(self._ranks)]
+            torch.distributed.all_gather(everyone, mine, group=self._group)
+        answers = torch.stack(everyone).tolist()
+        if any(failed for failed, *_ in answers):
+            self._raise_failure()
+        return [answer for _, *answer in answers]
+
+    def _raise_failure(self) -> NoReturn:
+        """Tell the ranks what failed on which. Raises Failed; Diverged where that is what one of them noted."""
+        own, self.failure = self.failure, None
+        mine = None if own is None else (isinstance(own, Diverged), one_line(own))
+        everyone: list[tuple[bool, str] | None] = [mine]
+        if self._group is not None:
+            everyone = [None] * self._ranks
+            torch.distributed.all_gather_object(everyone, mine, group=self._group)
+        failed = [(rank, *failure) for rank, failure in enumerate(everyone) if failure is not None]
+        said = "; ".join(text if self._ranks == 1 else f"rank {rank}: {text}" for rank, _, text in failed)
+        raise (Diverged if any(diverged for _, diverged, _ in failed) else Failed)(said) from own
+
+    def leave_word(self, words: str) -> str:
+        """Tell the other ranks what ended this one, outside of all questions; return what the first of them said."""
         if self._group is None:
-            return [list(numbers)]
-        mine = torch.tensor(numbers)
-        everyone = [torch.empty_like(mine) for _ in range(self._ranks)]
-        torch.distributed.all_gather(everyone, mine, group=self._group)
-        return torch.stack(everyone).tolist()
+            return words
+        with contextlib.suppress(RuntimeError):  # where the process that keeps the store has ended, too
+            store = torch.distributed.PrefixStore("stop", _get_default_store())
+            return store.compare_set("words", "", words).decode()
+        return words

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoint import TENSORS, Checkpoint, TensorFile, check_tensors, not_finite
@@ -45,15 +46,22 @@ class Numbers:
     loss: Tensor  # this rank's
     gradient_norm: Tensor  # of all ranks together, before clipping
     scale: Tensor | None  # float16's loss scale; None without one
+    average: Tensor | None = None  # the largest magnitude in this rank's averaged weights; None where nobody looked
 
     def loss_is_finite(self) -> bool:
         """Return True where this rank's loss is finite."""
         return math.isfinite(self.loss.item())
 
     def usable(self) -> bool:
-        """Return True where the loss is finite, and the gradient too, or the loss scale still has room to fall."""
-        if not self.loss_is_finite():
-            return False
+        """Return True where loss, gradient and weights are finite, or the loss scale still has room to fall."""
+        return self.loss_is_finite() and self.gradient_is_finite() and self.average_is_finite()
+
+    def average_is_finite(self) -> bool:
+        """Return True where the averaged weights are finite after the step, and so the weights that went into them."""
+        return self.average is None or math.isfinite(self.average.item())
+
+    def gradient_is_finite(self) -> bool:
+        """Return True where the gradient is finite, or the loss scale still has room to fall."""
         if self.scale is not None:  # infinite gradients are how a loss scale is found; falling for ever is not
             return self.scale.item() > LEAST_SCALE
         return math.isfinite(self.gradient_norm.item())
@@ -73,6 +81,7 @@ class TrainState:
     ) -> None:
         self.config, self.objective, self.accelerator, self.seed = config, objective, accelerator, seed
         self.step = 0
+        self.between_steps = True  # else the state is of no step: some weights are of the next one, some are not
         self.sharded = accelerator.is_fsdp2
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         # FSDP2 takes contiguous weights only; there only activations have the layout, and convolutions follow them.
@@ -116,12 +125,21 @@ class TrainState:
         scaler = self.accelerator.scaler
         if scaler is None:  # the optimizer itself then leaves everything as it is, without the host having to ask
             self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
+        self.between_steps = False
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self.ema.step(self.unet.parameters())
         self.step += 1
+        self.between_steps = True
+        self.optimizer.zero_grad()
         # The scale by way of scaling a one: `get_scale` would wait for the device.
-        return Numbers(self.step, total, norm, None if scaler is None else scaler.scale(torch.ones_like(total)))
+        scale = None if scaler is None else scaler.scale(torch.ones_like(total))
+        return Numbers(self.step, total, norm, scale, self._largest_average())
+
+    def _largest_average(self) -> Tensor:
+        """Compute the largest magnitude in this rank's averaged weights, on the device: NaN or inf tells of one."""
+        parts = [part.to_local() if isinstance(part, DTensor) else part for part in self.ema.shadow_params]
+        norms = torch._foreach_norm([part for part in parts if part.numel()], math.inf)
+        return torch.stack([torch.zeros((), device=self.accelerator.device), *norms]).max()
 
     def _settle_buckets(self, batch: dict[str, Tensor]) -> None:
         """Run two backward passes that count for nothing, before the first step of a process.
@@ -159,12 +177,11 @@ class TrainState:
         """Return the network's state dict with averaged parameters; of a sharded one, this rank's part."""
         return {**self.unet.state_dict(), **dict(zip(self.names(), self.ema.shadow_params, strict=True))}
 
-    def tensors(self) -> dict[TensorFile, dict[str, Tensor]]:
-        """Collect what goes into a checkpoint, whole and on the CPU; nothing on all but the main process.
+    def tensors(self, *, main: bool = True) -> dict[TensorFile, dict[str, Tensor]]:
+        """Collect what goes into a checkpoint, whole and on the CPU; nothing on all but the `main` process.
 
-        Every rank has to ask.
+        Of a sharded network every rank has to ask.
         """
-        main = self.accelerator.is_main_process
         return {
             "model": to_cpu(self.unet.state_dict(), keep=main),
             "ema": to_cpu(self.averaged_state(), keep=main),
@@ -185,9 +202,9 @@ class TrainState:
             return
         self._check_average(self.averaged_state())
         self.ema.store(self.unet.parameters())
-        self.ema.copy_to(self.unet.parameters())
-        self.unet.eval()
         try:
+            self.ema.copy_to(self.unet.parameters())
+            self.unet.eval()
             yield self.unet
         finally:
             self.ema.restore(self.unet.parameters())

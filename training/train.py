@@ -6,7 +6,7 @@ configuration: train.steps=100.
 
 from __future__ import annotations
 
-from training.last_words import last_words  # these two are the first of all
+from training.last_words import flush_output, keep_output, last_words, say  # these two are the first of all
 from training.parent import stop_with_parent
 
 # isort: split
@@ -14,16 +14,27 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 
-from training.checkpoint import CONFIG, Checkpoint, list_checkpoints, newer, old, put_aside
+from training.checkpoint import CONFIG, Checkpoint, aside, list_checkpoints, newer, old, put_aside
 from training.config import RunConfig, conditional_only
 from training.config_files import find_config, list_keys, load_config, to_yaml
+from training.data.report import Report
 from training.data.samples import Samples
 from training.data.text import context_dims
-from training.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted, RunDirectoryError
+from training.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Diverged,
+    Failed,
+    Preempted,
+    RunDirectoryError,
+    one_line,
+)
 from training.files import delete_unfinished, user_path, write_text
 from training.loop import Loop
 from training.network import count_parameters, load_initial_weights, make_network
@@ -79,6 +90,17 @@ def run(arguments: argparse.Namespace) -> None:
         return
     name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
     output = RunDirectory(arguments.output or Path("runs") / name)
+    try:
+        loop = prepare(config, output, arguments)
+    except BaseException:
+        output.unlock()  # a start that is refused leaves nothing behind
+        raise
+    if loop is not None:
+        train(loop)
+
+
+def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespace) -> Loop | None:
+    """Make everything ready for the first step; for a dry run, only say what would be done."""
     accelerator = make_accelerator(config, output.path)
     import_pyplot()  # what is missing is said now, not at the first preview
     samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
@@ -90,20 +112,28 @@ def run(arguments: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         after = f", going on after step {start.step}" if start is not None and start.step else ""
         dry = dry_run_words(config, output, start) if arguments.dry_run else ""
-        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}")
+        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}", flush=True)
     if arguments.dry_run:
-        return
+        return None
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
     network = make_network(config, initial, start)
     state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed)
     loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
     if start is not None:
         loop.restore(start)
+    ask_main(accelerator, lambda: write_beginning(loop, taken))
+    return loop
+
+
+def write_beginning(loop: Loop, taken: Report | None) -> None:
+    """Write what a run begins with, and put aside what is in its way; on the main process."""
+    run, step = loop.run, loop.state.step
+    put_aside(run.checkpoints, step)
+    delete_unfinished(run.checkpoints)
     if taken is not None:
-        taken.write(output.path)
-        write_text(output.path / CONFIG, to_yaml(config))
-        output.resume_logs(state.step)
-    train(loop)
+        taken.write(run.path)
+    write_text(run.path / CONFIG, to_yaml(loop.config))
+    run.resume_logs(step)
 
 
 def take_output(
@@ -111,22 +141,15 @@ def take_output(
 ) -> Checkpoint | None:
     """Lock the run's folder, and find the checkpoint to go on from (None: begin); on the main process, for all.
 
-    The checkpoints after that one are put aside. A dry run locks and changes nothing.
+    A dry run locks and changes nothing.
     """
     if arguments.dry_run:
         output.check_writable()
     else:
         output.lock()  # before looking: another run may be about to save, or to delete
-    try:
-        found = find_start(output, os.path.expanduser(arguments.resume))
-        if found is not None:
-            check_same_run(config, samples, found, processes)
-    except BaseException:
-        output.unlock()
-        raise
-    if not arguments.dry_run:
-        put_aside(output.checkpoints, 0 if found is None else found.step)
-        delete_unfinished(output.checkpoints)
+    found = find_start(output, os.path.expanduser(arguments.resume))
+    if found is not None:
+        check_same_run(config, samples, found, processes)
     return found
 
 
@@ -136,7 +159,8 @@ def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | N
     after = newer(output.checkpoints, step)
     before = old([path for path in list_checkpoints(output.checkpoints) if path not in after], config.checkpoint.keep)
     rows = {name: count for name in COLUMNS if (count := output.rows_after(name, step))}
-    doomed = [f"{path} (after step {step})" for path in after]
+    doomed = [f"{path} (after step {step}; put aside until the next checkpoint is written)" for path in after]
+    doomed += [f"{path} (put aside before)" for path in aside(output.checkpoints)]
     doomed += [f"{path} (checkpoint.keep is {config.checkpoint.keep})" for path in before]
     doomed += [f"{count} rows of {output.path / name} (after step {step})" for name, count in rows.items()]
     return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)
@@ -144,27 +168,29 @@ def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | N
 
 def train(loop: Loop) -> None:
     """Train to the last step and write the pipeline; status.json says how far it came, and how it ended."""
-    state = loop.state
-    status = loop.run.write_status if loop.accelerator.is_main_process else lambda *_, **__: None
-    status("running", state.step)
+    loop.write_status("running")
     try:
         with loop.signals:
-            start_trackers(loop)
             try:
-                loop.train()
-                write_pipeline(loop)
+                with loop.rescuing():
+                    with loop.signals.noting():
+                        start_trackers(loop)
+                    loop.train()
+                    write_pipeline(loop)
             finally:
-                loop.accelerator.end_training()
-        status("completed", state.step)
+                end_training(loop)
+        loop.write_status("completed")
     except Preempted:
-        status("preempted", state.step)
+        loop.write_status("preempted")
         raise
     except Diverged as error:
-        status("diverged", state.step, error=str(error))
+        loop.write_status("diverged", error=str(error))
         raise
     except BaseException as error:
-        status("failed", state.step, error=f"{type(error).__name__}: {error}")
+        loop.write_status("failed", error=one_line(error))
         raise
+    finally:
+        loop.mishaps.sum_up()
 
 
 def start_trackers(loop: Loop) -> None:
@@ -174,6 +200,14 @@ def start_trackers(loop: Loop) -> None:
     # TensorBoard leaves out what an earlier part of the run logged from this step on.
     options = {"tensorboard": {"purge_step": loop.state.step + 1}} if loop.state.step else {}
     loop.accelerator.init_trackers(loop.run.path.name, config=keys, init_kwargs=options)
+
+
+def end_training(loop: Loop) -> None:
+    """Have the trackers finish, and leave the process group."""
+    for tracker in loop.accelerator.trackers:
+        with loop.mishaps.beside(f"the tracker {tracker.name}"):
+            tracker.finish()
+    loop.accelerator.state.destroy_process_group()
 
 
 def write_pipeline(loop: Loop) -> None:
@@ -189,37 +223,49 @@ def write_pipeline(loop: Loop) -> None:
             logger.warning("%s was trained with captions only: call it with guidance_scale=1, since the default of "
                            "StableDiffusionPipeline draws with the empty caption", folder)  # fmt: skip
         loop.draw_loss()
-        print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}")
+        with loop.mishaps.beside("the last line"):
+            print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; return its exit code: 0 done, 1 failed, 2 not started, because the request cannot be met."""
+    keep_output()
     stop_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         run(parse_arguments(arguments))
     except (ConfigError, RunDirectoryError, CheckpointError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the others say the same
-            print(f"train.py: error: {error}", file=sys.stderr)
+            say(f"train.py: error: {error}")
         return 2
-    except DataError as error:
-        print(f"train.py: {error}; what was saved before is as it was", file=sys.stderr)
+    except Failed as error:
+        say_failure(error)
         return 1
     except Diverged as error:
-        print(f"train.py: {error}; the last checkpoint is as it was", file=sys.stderr)
+        say(f"train.py: {error}; the last checkpoint is as it was")
         return 1
     except Preempted as error:
-        print(f"train.py: {error}; go on with --resume auto", file=sys.stderr)
+        say(f"train.py: {error}; go on with --resume auto")
         return 1
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("train.py", error)
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"train.py: {error}; what was saved before is as it was", file=sys.stderr)
+    except (OSError, DataError) as error:  # before the first step: a full disk, a folder that may not be written
+        say(f"train.py: {error}; what was saved before is as it was")
         return 1
     finally:  # C++ may abort a process that leaves its process group to the exit
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        flush_output()
     return 0
+
+
+def say_failure(error: Failed) -> None:
+    """Say what ended the run and what was saved; before it, where that is a surprise, from where it came."""
+    cause = error.__cause__
+    if not isinstance(cause, (Failed, DataError, OSError, MemoryError, KeyboardInterrupt, type(None))):
+        say("".join(traceback.format_exception(cause, chain=False)).rstrip())
+    if not isinstance(cause, Failed) or os.environ.get("LOCAL_RANK", "0") == "0":  # else another rank says the same
+        say(f"train.py: {error}")
 
 
 if __name__ == "__main__":

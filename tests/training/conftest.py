@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.training.forked import LAUNCHER, succeed
 from tests.training.launched import SIX_STEPS, TINY, launcher_line
+from tests.training.loops import Runs, spare_time
 
 CAPTIONS = ["a cat", "a dog", "two cats and a dog", ""]
 
@@ -131,3 +132,18 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
         file.with_suffix(".txt").write_text(CAPTIONS[number % len(CAPTIONS)] + "\n")
     return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Make runs of six steps in this process, quickly."""
+    spare_time(monkeypatch.setattr)
+    return Runs(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run of six steps that `runs` makes where nothing interrupts it, with a checkpoint of every step."""
+    with pytest.MonkeyPatch.context() as patch:
+        spare_time(patch.setattr)
+        return Runs(tmp_path_factory.mktemp("unbroken")).run("run", "checkpoint.every=1")

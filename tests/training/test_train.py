@@ -293,7 +293,10 @@ def test_a_full_disk_is_said_and_spares_the_checkpoint_before(
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     assert run(config, tmp_path / "a") == 1
-    assert "No space left on device; what was saved before is as it was" in capsys.readouterr().err
+    assert (
+        "No space left on device; what was saved before is as it was, and step 4 could not be saved"
+        in capsys.readouterr().err
+    )
     assert status(tmp_path / "a")["state"] == "failed"
     assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["step-000002"]
     monkeypatch.undo()

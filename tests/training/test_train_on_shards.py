@@ -157,5 +157,5 @@ def test_data_that_turn_out_unfit_end_the_run_with_their_name(
     said = capsys.readouterr().err
     assert "train.py: 0110 of " in said
     assert "has the label 7, but with model.num_classes 3" in said
-    assert "what was saved before is as it was" in said
+    assert "; step 27 was saved, go on with --resume auto" in said
     assert status(tmp_path) | {"state": "failed", "step": 27} == status(tmp_path)

@@ -1,5 +1,6 @@
 """train.py with Accelerate's own FSDP2 on CPUs, where it would run DDP: PyTorch has FSDP2 there, over gloo."""
 
+import os
 import sys
 
 from accelerate.state import AcceleratorState
@@ -18,4 +19,6 @@ def with_fsdp(self: AcceleratorState, *arguments: object, **more: object) -> Non
 
 
 AcceleratorState.__init__ = with_fsdp
+if "FAILS_AT" in os.environ:
+    import tests.training.train_with_a_failure  # noqa: F401 (which runs train.py, and ends)
 sys.exit(main())

@@ -1,0 +1,99 @@
+"""Makes a run fail: at a place of the loop, with a kind of error, from a step on."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from tqdm import tqdm
+
+from training import loop as loop_module
+from training import run_directory
+from training.checkpoint import Checkpoint
+from training.data.samples import IndexedSamples
+from training.loop import Loop
+from training.objective import Objective
+from training.run_directory import RunDirectory
+from training.step import TrainState
+from training.throughput import Window
+
+KINDS: dict[str, Callable[[], BaseException]] = {
+    "full disk": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "device": lambda: OSError(errno.EIO, "Input/output error"),
+    "pipe": lambda: BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    "bug": lambda: RuntimeError("a bug"),
+    "memory": MemoryError,
+    "Ctrl-C": KeyboardInterrupt,
+    "exit": lambda: SystemExit(3),
+}
+SAVED, ASIDE = "ends, and the last step is saved", "goes on with a warning, but for Ctrl-C and exits"
+
+
+class Tracker(GeneralTracker):
+    """Keeps what it is told."""
+
+    name, requires_logging_directory, tracker = "kept", False, None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[int | None] = []
+
+    def store_init_configuration(self, values: dict) -> None:
+        """Keep nothing of it."""
+
+    def log(self, values: dict, step: int | None = None, **_: Any) -> None:
+        self.told.append(step)
+
+
+# By the call in training/loop.py: who is to fail, and what becomes of the run.
+PLACES: dict[str, tuple[Any, str, str]] = {
+    "next": (IndexedSamples, "__getitem__", SAVED),
+    "self.samples.loader": (IndexedSamples, "loader", SAVED),
+    "self.state.run_step": (TrainState, "run_step", SAVED),
+    "the forward pass": (Objective, "losses", SAVED),
+    "the backward pass": (Accelerator, "backward", SAVED),
+    "to the device": (TrainState, "to_device", SAVED),
+    "self.window.add": (Window, "add", SAVED),
+    "self.window.close": (Window, "close", SAVED),
+    "self.samples.progress": (IndexedSamples, "progress", SAVED),
+    "learning_rate": (loop_module, "learning_rate", SAVED),
+    "tqdm": (loop_module, "tqdm", SAVED),
+    "bar.update": (tqdm, "update", SAVED),
+    "bar.set_postfix_str": (tqdm, "set_postfix_str", SAVED),
+    "self.run.log": (run_directory, "append", ASIDE),
+    "tracker.log": (Tracker, "log", ASIDE),
+    "held_out_loss": (loop_module, "held_out_loss", SAVED),
+    "draw_preview": (loop_module, "draw_preview", ASIDE),
+    "draw_loss": (loop_module, "draw_loss", ASIDE),
+    "self.run.losses": (RunDirectory, "losses", ASIDE),
+    "self.window.all_sums": (Window, "all_sums", SAVED),
+    "self.state.tensors": (TrainState, "tensors", SAVED),
+    "self.run.write_rows": (RunDirectory, "write_rows", ASIDE),
+    "not_finite": (loop_module, "not_finite", SAVED),
+    "self.samples.fingerprint": (IndexedSamples, "fingerprint", SAVED),
+    "checkpoint.write": (Checkpoint, "write", SAVED),
+    "delete_old": (loop_module, "delete_old", ASIDE),
+    "self.run.write_status": (RunDirectory, "write_status", ASIDE),
+    "self.state.averaged": (TrainState, "averaged", SAVED),
+    "what is due": (Loop, "report", SAVED),
+}
+
+
+def fail(
+    patch: Callable[[Any, str, Any], object], place: str, kind: str, loop: Callable[[], Loop], *, step: int, once: bool
+) -> None:
+    """Have the place fail while the loop is after `step` steps, `once` or whenever it is called again."""
+    owner, name, _ = PLACES[place]
+    original = getattr(owner, name)
+    failed: list[str] = []
+
+    def failing(*arguments: Any, **more: Any) -> Any:
+        if loop().state.step == step and not (once and failed):
+            failed.append(place)
+            raise KINDS[kind]()
+        return original(*arguments, **more)
+
+    patch(owner, name, failing)

@@ -1,0 +1,70 @@
+"""Makes runs in this process without what has nothing to do with their loop, in a fraction of a second each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from training import loop as loop_module
+from training import train
+from training.config import RunConfig
+from training.config_files import load_config
+from training.data.images import Digits
+from training.data.samples import IndexedSamples
+from training.loop import Loop
+from training.objective import Objective
+from training.preview import Conditions
+from training.run_directory import RunDirectory
+from training.signals import StopSignals
+from training.step import TrainState
+
+SIX_STEPS = """
+model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8], depth: 1, attention_levels: [],
+        dropout: 0.1, norm: {num_groups: 4}}
+data: {held_out: 0.01}
+train: {steps: 6, batch_size: 4, learning_rate: 1e-3, log_every: 2, validate_every: 3, trackers: []}
+ema: {decay: 0.9}
+checkpoint: {every: 6, keep: 9}
+preview: {every: 3, count: 1, steps: 1}
+"""
+
+
+class Runs:
+    """Makes runs of six steps in this process, of one configuration, in a fraction of a second each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.loop = folder, None
+        (folder / "tiny.yaml").write_text(SIX_STEPS)
+        self.images = Digits()
+
+    def run(self, name: str, *keys: str, resume: str = "") -> Path:
+        """Train to the end, or go on; the errors of train.train come out."""
+        config = load_config(self.folder / "tiny.yaml", list(keys))
+        output = RunDirectory(self.folder / name)
+        output.lock()
+        self.loop = self.make_loop(config, output)
+        if resume:
+            found = train.find_start(output, resume)
+            assert found is not None
+            self.loop.restore(found)
+        train.write_beginning(self.loop, None)
+        train.train(self.loop)
+        return output.path
+
+    def make_loop(self, config: RunConfig, output: RunDirectory) -> Loop:
+        accelerator = Accelerator(cpu=True)
+        torch.manual_seed(0)
+        network = train.make_network(config, None, None)
+        state = TrainState(network, Objective(config.objective, None), config.train, config.ema, accelerator, 0)
+        samples, held_out = (IndexedSamples(self.images, np.arange(*part), 0) for part in ((0, 99), (100, 104)))
+        return Loop(config, state, samples, held_out, Conditions((1, 8, 8)), output, StopSignals(1))
+
+
+def spare_time(patch: Callable[..., object]) -> None:
+    """Leave out what has nothing to do with the loop and takes most of its time."""
+    patch(loop_module, "flops_per_image", lambda *_: 1)
+    patch(train, "save_pipeline", lambda *_, **__: None)
