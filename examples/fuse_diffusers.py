@@ -81,7 +81,7 @@ def main(out: Path | None = None) -> list[float]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         model.save_pretrained(folder)
-        plain = UNet2DModel.from_pretrained(folder)  # knows nothing of unetgn
+        plain = UNet2DModel.from_pretrained(folder, use_safetensors=True)  # knows nothing of unetgn
     model, images = model.eval(), crops(2)
     with torch.no_grad():
         difference = (plain(images, 500).sample - model(images, 500).sample).abs().max().item()
