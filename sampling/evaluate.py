@@ -126,6 +126,8 @@ def open_real(config: str) -> Real:
     training, held_out = split(len(usable), run.data.held_out)
     if not len(held_out):
         raise EvaluationError(f"{config} holds nothing out (data.held_out is 0), so novelty cannot be measured")
+    if len(training) < 2:
+        raise EvaluationError(f"{config} has {len(training)} training image(s); a distribution needs several")
 
     def read(number: int) -> np.ndarray:
         return (images.image(number) + 1) / 2
@@ -160,7 +162,10 @@ def evaluate(samples: Path, config: str) -> dict[str, float | int]:
         figures["label_agreement"] = agreement(classifier, pictures, labels)
         figures["label_agreement_of_real"] = agreement(classifier, real.held_out, real.labels(real.held_out))
     figures["frechet_distance"] = frechet_distance(pictures, real.all)
-    figures["novelty"] = novelty(pictures, real.training, real.held_out)
+    try:
+        figures["novelty"] = novelty(pictures, real.training, real.held_out)
+    except ValueError as error:
+        print(f"evaluate.py: novelty is left out: {error}; give a --config whose images differ", file=sys.stderr)
     return figures
 
 
