@@ -170,7 +170,7 @@ def evaluate(samples: Path, config: str) -> dict[str, float | int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the script; return its exit code: 0 done, 1 failed, 2 where the request cannot be met."""
+    """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -186,11 +186,16 @@ def main(arguments: list[str] | None = None) -> int:
         figures = evaluate(parsed.samples, parsed.config)
         for name, figure in figures.items():
             print(f"{name:>23}  {figure:.4g}", flush=True)
+        return write(figures, out)
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("evaluate.py", error)
     except (EvaluationError, ConfigError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2
+
+
+def write(figures: dict[str, float | int], out: Path) -> int:
+    """Write the figures; return the script's exit code."""
     try:
         write_json(out, figures)
     except OSError as error:  # a full disk, a folder that may not be written

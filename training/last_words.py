@@ -27,7 +27,7 @@ EXTRAS = {**dict.fromkeys(BASE, ""), **dict.fromkeys(TRAIN, "[train]"), **dict.f
 def last_words(script: str, error: KeyboardInterrupt | ModuleNotFoundError) -> int:
     """Say in one line what ended the script, and return its exit code. Raises `error` where it is a fault of ours."""
     if isinstance(error, KeyboardInterrupt):
-        words, code = f"{script}: {STOPPED[script]}", 1
+        words, code = f"{script}: {STOPPED[script]}", 130  # as shells say it: 128 + SIGINT
     elif (package := (error.name or "").partition(".")[0]) in EXTRAS:
         words = f'{script}: error: the package {package} is not installed: pip install -e ".{EXTRAS[package]}"'
         code = 2

@@ -44,7 +44,7 @@ def miss(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(
     ("end", "code", "words"),
-    [(interrupt, 1, "stopped"), (miss, 2, 'the package matplotlib is not installed: pip install -e ".[train]"')],
+    [(interrupt, 130, "stopped"), (miss, 2, 'the package matplotlib is not installed: pip install -e ".[train]"')],
 )
 @pytest.mark.parametrize(("script", "line", "place"), CASES, ids=[f"{script}-{place}" for script, _, place in CASES])
 def test_what_ends_a_script_anywhere_is_one_line(
@@ -64,7 +64,7 @@ def test_what_ends_a_script_anywhere_is_one_line(
 def test_the_imports_of_a_script_end_in_one_line_too(name: str, error: str) -> None:
     program = f"import sys; sys.argv = ['{name}.py']; import training.last_words; raise {error}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == (1 if error == "KeyboardInterrupt" else 2)
+    assert done.returncode == (130 if error == "KeyboardInterrupt" else 2)
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(f"{name}.py: ")
 
