@@ -57,11 +57,7 @@ _recomputed = functools.partial(recomputed, random=True)  # a block has dropout
 
 @dataclass
 class UNetOutput(BaseOutput):
-    """Holds the network's output: `sample`, (N, out_channels, *spatial).
-
-    A process that loads an exported network imports this module first, or the network is exported with
-    return_dict=False.
-    """
+    """Holds the network's output: `sample`, (N, out_channels, *spatial)."""
 
     sample: Tensor
 
