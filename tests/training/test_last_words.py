@@ -1,10 +1,11 @@
 """Ctrl-C, and packages that are missing, end every script in one line; a dry run says what would be deleted."""
 
+import ast
 import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -59,14 +60,14 @@ def test_what_ends_a_script_anywhere_is_one_line(
     assert said.startswith(f"{script.partition('.')[2]}.py: ")
 
 
-@pytest.mark.parametrize("name", [Path(name).stem for name in STOPPED])
+@pytest.mark.parametrize("name", [*(Path(name).stem for name in STOPPED), "benchmarks/host_overhead"])
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "ModuleNotFoundError(name='tqdm')"])
 def test_the_imports_of_a_script_end_in_one_line_too(name: str, error: str) -> None:
     program = f"import sys; sys.argv = ['{name}.py']; import training.last_words; raise {error}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == (130 if error == "KeyboardInterrupt" else 2)
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"{name}.py: ")
+    assert done.stderr.startswith(f"{Path(name).name}.py: ")
 
 
 def test_a_script_imports_its_last_words_before_all_that_may_be_missing() -> None:
@@ -74,6 +75,39 @@ def test_a_script_imports_its_last_words_before_all_that_may_be_missing() -> Non
         file = next(ROOT / folder / name for folder in ("training", "sampling") if (ROOT / folder / name).is_file())
         imports = re.findall(r"^(?:from|import) ([\w.]+)", file.read_text(), re.MULTILINE)
         assert imports[:2] == ["__future__", "training.last_words"], name
+
+
+PROGRAMS = [
+    file
+    for folder in ("training", "sampling", "benchmarks", "examples")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+    if '__name__ == "__main__"' in file.read_text() or "add_argument" in file.read_text()
+]
+
+
+def named_by(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_program_says_which_package_is_missing_and_takes_a_tilde(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
+            assert "Path" not in [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "type"]
+    if file.parent.name != "examples":
+        assert next(name for name in named_by(tree) if name != "__future__").startswith("training")
+        return
+    # Examples may be copied elsewhere, and so have it of themselves.
+    (block,) = [node for node in tree.body if isinstance(node, ast.Try)] or [ast.Pass()]
+    rest = [statement for statement in tree.body if statement is not block]
+    needed = {name.partition(".")[0] for statement in rest for name in named_by(statement)}
+    assert not {name for name in needed if EXTRAS.get(name)}
+    assert "ModuleNotFoundError" in ast.unparse(block)
 
 
 def test_every_package_that_scripts_need_has_its_extra() -> None:
