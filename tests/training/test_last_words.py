@@ -7,14 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.launched import ROOT, SIX_STEPS
 from training import last_words
+from training.config import RunConfig, TrainConfig
 from training.last_words import EXTRAS, STOPPED
 from training.train import main as train
+from training.train import start_trackers
 
 # Where each script spends its time, as (module, name) that is called there; and a line that gets there.
 PLACES = {
@@ -168,3 +172,20 @@ def test_matplotlib_is_there_before_the_first_step_or_it_is_said(
         assert train([*line(tmp_path), *more]) == 2
         assert 'matplotlib is not installed: pip install -e ".[train]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("trackers", [(), ("tensorboard",), ("wandb",), ("tensorboard", "mlflow", "wandb")])
+@pytest.mark.parametrize("step", [0, 7])
+def test_a_resume_says_which_trackers_begin_anew(
+    step: int, trackers: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {}
+    accelerator = SimpleNamespace(is_main_process=True, init_trackers=lambda name, **options: given.update(options))
+    config = RunConfig(train=TrainConfig(trackers=trackers))
+    run, state = SimpleNamespace(path=Path("run")), SimpleNamespace(step=step)
+    start_trackers(SimpleNamespace(config=config, accelerator=accelerator, run=run, state=state))  # type: ignore[arg-type]
+    assert given["init_kwargs"] == ({"tensorboard": {"purge_step": step + 1}} if step else {})
+    others = [name for name in trackers if name != "tensorboard"]
+    assert caplog.messages == [message for message in caplog.messages if "begins a new run at step 8" in message]
+    assert len(caplog.messages) == bool(step and others)
+    assert all(name in caplog.text for name in others if step)
