@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sampling.folder import SamplingError
+from sampling.trained import open_autoencoder, open_text_encoder
 from tests.tensors import randomized
 from training.data.autoencoder import load_autoencoder
 from training.data.text import TextEncoder
 from training.network import load_network
-from unetgn import UNet
+from unetgn import UNet, UNetConfig
 from unetgn.interop.files import read_checkpoint
 
 
@@ -43,6 +46,12 @@ def averaged(folder: Path) -> UNet:
     return unet
 
 
+# Of a network that draws latents by texts, what the samplers ask.
+_UNET = SimpleNamespace(
+    config=SimpleNamespace(in_channels=4), unet_config=UNetConfig.from_dict({"transformer": {"context_dim": 24}})
+)
+READER: Any = SimpleNamespace(cache=Path("nowhere"), reads_text=True, unconditional=True, unet=_UNET)
+
 DOORS = {
     "from_pretrained": Door(UNet.from_pretrained),
     "from_pretrained, whole": Door(lambda folder: UNet.from_pretrained(folder, low_cpu_mem_usage=False)),
@@ -60,6 +69,18 @@ DOORS = {
         lambda folder: UNet.from_diffusers(folder, variant="fp16"), part="unet", ours=False, middle=".fp16"
     ),
     "an autoencoder": Door(lambda folder: load_autoencoder(folder).model, part="vae", ours=False),
+    "--autoencoder": Door(
+        lambda folder: open_autoencoder(READER, folder).model,
+        part="vae",
+        ours=False,  # type: ignore[union-attr]
+    ),
+    "--text-encoder": Door(
+        lambda folder: open_text_encoder(READER, folder, ["a cat"]).model,  # type: ignore[union-attr]
+        part="text_encoder",
+        ours=False,
+        stem="model",
+        pickled="pytorch_model",
+    ),
     "a text encoder": Door(
         lambda folder: TextEncoder(folder).model, part="text_encoder", ours=False, stem="model", pickled="pytorch_model"
     ),
@@ -163,19 +184,19 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_no_door_opens_a_pickle(door: Door, kind: Kind, folder: Path, opened: list[Any], tmp_path: Path) -> None:
     place, tensors = take_weights(folder, door)
     kind(place, door, {**tensors, "mark": Mark(tmp_path / "mark")})
-    with pytest.raises(ValueError, match="pickle"):
+    with pytest.raises((ValueError, SamplingError), match="pickle"):
         door.enter(folder)
     assert not opened
     assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("kind", CONVERTED)
-@pytest.mark.parametrize("door", list(DOORS.values())[::3], ids=list(DOORS)[::3])
+@pytest.mark.parametrize("door", list(DOORS.values())[1::2], ids=list(DOORS)[1::2])
 def test_a_door_opens_after_the_lines_that_its_error_says(door: Door, kind: Kind, folder: Path) -> None:
     expected = door.enter(folder).state_dict()
     place, tensors = take_weights(folder, door)
     kind(place, door, tensors)
-    with pytest.raises(ValueError, match="A pickle runs any code") as refused:
+    with pytest.raises((ValueError, SamplingError), match="A pickle runs any code") as refused:
         door.enter(folder)
     exec("\n".join(line.strip() for line in str(refused.value).splitlines()[1:]), {})
     found = door.enter(folder).state_dict()

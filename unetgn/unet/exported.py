@@ -15,7 +15,7 @@ NAME = "unetgn.unet.model.UNetOutput"
 
 
 class Output(dict[str, Any]):
-    """Stands for UNetOutput in a program that is loaded; what the program returns is a UNetOutput."""
+    """Holds the place of UNetOutput in a program that is loaded; what the program returns is a UNetOutput."""
 
 
 def make_output(values: Iterable[Any], names: list[str]) -> Any:
