@@ -10,6 +10,9 @@ of `fuse` says otherwise than the runs, where outputs differ, or where a recipe 
 
 from __future__ import annotations
 
+from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+
+# isort: split
 import argparse
 import importlib
 import importlib.metadata

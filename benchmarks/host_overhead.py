@@ -7,6 +7,9 @@ processor to another process. The spread of each figure (its lower and upper qua
 beside it: use one thread (`OMP_NUM_THREADS=1`) and an otherwise idle machine where there is one.
 """
 
+from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+
+# isort: split
 import argparse
 import json
 import os
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 
 import unetgn
 from benchmarks.device_name import device_name
+from training.files import user_path
 
 SHAPE = (1, 32, 4, 4)
 GROUPS = 8
@@ -95,7 +99,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda: there the time to enqueue is taken")
     parser.add_argument("--rounds", type=int, default=2001)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file; by default under benchmarks/results")
+    parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(arguments.device, arguments.rounds, arguments.repeats)

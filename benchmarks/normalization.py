@@ -17,6 +17,9 @@ and batch normalization most.
 Writes JSON and a plot under benchmarks/results; `--plot-only` draws the plot of an existing JSON again.
 """
 
+from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+
+# isort: split
 import argparse
 import json
 import statistics
@@ -32,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.device_name import device_name
+from training.files import user_path
 from unetgn.nn.conv_norm_act import ConvNormAct, NormKind
 
 KINDS: tuple[NormKind, ...] = get_args(NormKind)
@@ -170,7 +174,7 @@ def provenance() -> dict[str, str]:
 def main() -> None:
     """Train all networks, write JSON after each, draw the plot, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "normalization.json")
+    parser.add_argument("--out", type=user_path, default=Path(__file__).parent / "results" / "normalization.json")
     parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing JSON again")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -9,6 +9,9 @@ Figures, for each grade of recomputation and relative to diffusers in the same r
 Writes JSON under benchmarks/results. Use one thread and an otherwise idle machine; the load average is written too.
 """
 
+from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+
+# isort: split
 import argparse
 import json
 import os
@@ -25,6 +28,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from benchmarks.device_name import device_name
+from training.files import user_path
 from unetgn import UNet
 
 GRADES = ("none", "activations", "blocks")
@@ -144,7 +148,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--rounds", type=int, default=21, help="at least 2")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file; by default under benchmarks/results")
+    parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, arguments.dtype)

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler
-from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+try:
+    from matplotlib.figure import Figure
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
 
 from unetgn import UNet
 
@@ -109,5 +113,5 @@ def draw(model: UNet, contexts: Tensor, scheduler: DDIMScheduler, out: Path) -> 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where to save the picture")
+    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="where to save the picture")
     main(parser.parse_args().out)

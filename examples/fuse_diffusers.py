@@ -15,8 +15,12 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from sklearn.datasets import load_sample_images
 from torch import Tensor
+
+try:
+    from sklearn.datasets import load_sample_images
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
 
 import unetgn
 
@@ -81,7 +85,7 @@ def main(out: Path | None = None) -> list[float]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         model.save_pretrained(folder)
-        plain = UNet2DModel.from_pretrained(folder)  # knows nothing of unetgn
+        plain = UNet2DModel.from_pretrained(folder, use_safetensors=True)  # knows nothing of unetgn
     model, images = model.eval(), crops(2)
     with torch.no_grad():
         difference = (plain(images, 500).sample - model(images, 500).sample).abs().max().item()
@@ -93,5 +97,5 @@ def main(out: Path | None = None) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="the folder to save the fine-tuned model in")
+    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="the folder for the fine-tuned model")
     main(parser.parse_args().out)

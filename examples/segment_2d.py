@@ -14,10 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+try:
+    from matplotlib.figure import Figure
+    from sklearn.datasets import load_sample_image
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
 
 from unetgn import Downsample, GroupNormSiLU, ResBlock, SelfAttention, Upsample
 from unetgn.nn import NormConfig
@@ -112,5 +116,5 @@ def main(out: Path | None = None) -> tuple[float, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where to save the picture")
+    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="where to save the picture")
     main(parser.parse_args().out)

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import cbook
-from matplotlib.figure import Figure
 from torch import Tensor, nn
+
+try:
+    from matplotlib import cbook
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
 
 from unetgn import Downsample, ResBlock, Upsample
 from unetgn.nn import NormConfig
@@ -110,5 +114,5 @@ def draw(clean: Tensor, noisy: Tensor, denoised: Tensor, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where to save the picture")
+    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="where to save the picture")
     main(parser.parse_args().out)

@@ -13,9 +13,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
+
+try:
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
 
 from unetgn import UNet
 
@@ -85,5 +89,5 @@ def draw(noisy: Tensor, wanted: Tensor, found: Tensor, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where to save the picture")
+    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="where to save the picture")
     main(parser.parse_args().out)

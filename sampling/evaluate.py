@@ -126,6 +126,8 @@ def open_real(config: str) -> Real:
     training, held_out = split(len(usable), run.data.held_out)
     if not len(held_out):
         raise EvaluationError(f"{config} holds nothing out (data.held_out is 0), so novelty cannot be measured")
+    if len(training) < 2:
+        raise EvaluationError(f"{config} has {len(training)} training image(s); a distribution needs several")
 
     def read(number: int) -> np.ndarray:
         return (images.image(number) + 1) / 2
@@ -160,12 +162,15 @@ def evaluate(samples: Path, config: str) -> dict[str, float | int]:
         figures["label_agreement"] = agreement(classifier, pictures, labels)
         figures["label_agreement_of_real"] = agreement(classifier, real.held_out, real.labels(real.held_out))
     figures["frechet_distance"] = frechet_distance(pictures, real.all)
-    figures["novelty"] = novelty(pictures, real.training, real.held_out)
+    try:
+        figures["novelty"] = novelty(pictures, real.training, real.held_out)
+    except ValueError as error:
+        print(f"evaluate.py: novelty is left out: {error}; give a --config whose images differ", file=sys.stderr)
     return figures
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the script; return its exit code: 0 done, 1 failed, 2 where the request cannot be met."""
+    """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -181,11 +186,16 @@ def main(arguments: list[str] | None = None) -> int:
         figures = evaluate(parsed.samples, parsed.config)
         for name, figure in figures.items():
             print(f"{name:>23}  {figure:.4g}", flush=True)
+        return write(figures, out)
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("evaluate.py", error)
     except (EvaluationError, ConfigError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2
+
+
+def write(figures: dict[str, float | int], out: Path) -> int:
+    """Write the figures; return the script's exit code."""
     try:
         write_json(out, figures)
     except OSError as error:  # a full disk, a folder that may not be written

@@ -86,6 +86,10 @@ def nearest(rows: Rows, others: Rows) -> np.ndarray:
 def novelty(samples: Rows, training: Rows, held_out: Rows) -> float:
     """Compute the median distance of samples to their nearest training image, over that of real held-out images.
 
-    1: as far from the training images as unseen real ones are; near 0: the samples are copies.
+    1: as far from the training images as unseen real ones are; near 0: the samples are copies. Raises ValueError where
+    the held-out images are copies themselves, half of them or more.
     """
-    return float(np.median(nearest(samples, training)) / np.median(nearest(held_out, training)))
+    unit = np.median(nearest(held_out, training))
+    if unit == 0:
+        raise ValueError("half of the held-out images or more are also among the training images")
+    return float(np.median(nearest(samples, training)) / unit)

@@ -248,7 +248,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the script; return its exit code: 0 done, 1 failed, 2 where the request cannot be met."""
+    """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
     try:
         run(parse_arguments(arguments))
     except (SamplingError, CheckpointError, ConfigError) as error:

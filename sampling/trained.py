@@ -70,8 +70,8 @@ def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None
     try:
         autoencoder = load_autoencoder(asked or trained.cache)
     except ValueError as error:
-        found = "" if asked else " It is looked for where the run had its data.path."
-        raise SamplingError(f"{error}.{found} Give the autoencoder of its latents as --autoencoder") from error
+        found = "" if asked else " (it was looked for where the run had its data.path)"
+        raise SamplingError(f"Give the autoencoder of its latents as --autoencoder{found}: {error}") from error
     if autoencoder.latent_channels != trained.unet.config.in_channels:
         raise SamplingError(
             f"the autoencoder in {asked or trained.cache} makes images of latents with {autoencoder.latent_channels} "
@@ -97,7 +97,7 @@ def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] |
     try:
         text_encoder = TextEncoder(asked or trained.cache or Path())
     except ValueError as error:
-        raise SamplingError(f"{error}. Give the text encoder of its training as --text-encoder") from error
+        raise SamplingError(f"Give the text encoder of its training as --text-encoder: {error}") from error
     wanted = context_dims(trained.unet.unet_config)
     if wanted != {text_encoder.width}:
         raise SamplingError(

@@ -17,19 +17,29 @@ STAGES = {  # in one process, one after the other
     "operator": "assert torch.equal(unetgn.GroupNormSiLU(2, 4).requires_grad_(False)(x), y)",
     "derivative": "unetgn.GroupNormSiLU(2, 4)(x).sum().backward()",
     "attributes": "unetgn.nn, unetgn.ops",
+    "loaded network": "program = torch.export.load(sys.argv[2])",
     "configuration": "unetgn.UNetConfig(), unetgn.ResBlock",
     "pictures": "import unetgn.pipelines.pictures",
+    "network": "inputs = torch.ones(1, 3, 8, 8), torch.tensor(5); y = program.module()(*inputs)",
+    "values": "assert type(y) is unetgn.unet.UNetOutput and y.sample.equal(torch.load(sys.argv[3]))",
+    "loaded again": "assert type(torch.export.load(sys.argv[2]).module()(*inputs)) is type(y)",
 }
 
 
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory):
-    """Map each stage to the modules that a process holds after it. The argument is a program of our operator."""
-    program = tmp_path_factory.mktemp("exported") / "norm.pt2"
+    """Map each stage to the modules that a process holds after it. The arguments are programs of ours, and a value."""
+    folder = tmp_path_factory.mktemp("exported")
+    program, network, value = folder / "norm.pt2", folder / "network.pt2", folder / "value.pt"
     torch.export.save(torch.export.export(unetgn.GroupNormSiLU(2, 4), (torch.ones(2, 4, 3),)), program)
+    unet = unetgn.UNet(channels=(8,), depth=1, attention_levels=(), norm={"num_groups": 4}).eval()
+    torch.nn.init.normal_(unet.conv_out.weight)
+    inputs = (torch.ones(1, 3, 8, 8), torch.tensor(5))
+    torch.export.save(torch.export.export(unet, inputs), network)
+    torch.save(unet(*inputs).sample.detach(), value)
     code = "import json, sys; found = {}\n"
     code += "".join(f"{stage}; found[{name!r}] = list(sys.modules)\n" for name, stage in STAGES.items())
-    command = [sys.executable, "-c", f"{code}print(json.dumps(found))", str(program)]
+    command = [sys.executable, "-c", f"{code}print(json.dumps(found))", *map(str, (program, network, value))]
     result = subprocess.run(command, capture_output=True, check=True)
     return {name: set(found) for name, found in json.loads(result.stdout).items()}
 
@@ -49,6 +59,11 @@ def test_calling_the_operator_on_the_cpu_imports_neither_diffusers_nor_triton_no
     assert "torch._dynamo" not in modules["function"]  # the compiler, which takes more than a second
     assert "diffusers" not in modules["derivative"]
     assert not {name for name in modules["derivative"] if name.startswith("unetgn.ops.triton")}
+
+
+def test_a_network_that_was_exported_loads_and_returns_what_it_did_before(modules):
+    assert "loaded again" in modules  # the process loaded and ran it, and compared type and values
+    assert not modules["loaded network"] & {"diffusers", "unetgn.unet.model"}
 
 
 def test_the_packages_are_reached_as_attributes(modules):

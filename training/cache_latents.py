@@ -191,7 +191,7 @@ def whole(file: Path, known: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the script; return its exit code: 0 done, 1 failed, 2 not started, because the request cannot be met."""
+    """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         run(parse_arguments(arguments))

@@ -1,4 +1,4 @@
-"""Ends a script in one line where Ctrl-C, or a package that is not installed, ends it; speaks to any terminal, or none.
+"""Ends a program in one line where Ctrl-C, or a package that is not installed, ends it; speaks to any terminal, or none.
 
 Scripts import this module before all else: with it, Ctrl-C and a missing package end their imports in one line, too.
 """
@@ -23,13 +23,15 @@ STOPPED = {
 BASE = ("torch", "diffusers", "accelerate", "einops", "safetensors", "numpy")
 TRAIN = ("jsonargparse", "yaml", "docstring_parser", "tensorboard", "matplotlib", "PIL", "tqdm", "sklearn", "scipy")
 DATA = ("datasets", "pyarrow", "fsspec")
-EXTRAS = {**dict.fromkeys(BASE, ""), **dict.fromkeys(TRAIN, "[train]"), **dict.fromkeys(DATA, "[train,data]")}
+DEV = ("transformers", "peft", "monai", "triton")
+EXTRAS = {name: extra for names, extra in ((BASE, ""), (TRAIN, "[train]"), (DATA, "[train,data]"), (DEV, "[train,dev]"))
+          for name in names}  # fmt: skip
 
 
 def last_words(script: str, error: KeyboardInterrupt | ModuleNotFoundError) -> int:
     """Say in one line what ended the script, and return its exit code. Raises `error` where it is a fault of ours."""
     if isinstance(error, KeyboardInterrupt):
-        words, code = f"{script}: {STOPPED[script]}", 1
+        words, code = f"{script}: {STOPPED.get(script, 'stopped')}", 130  # as shells say it: 128 + SIGINT
     elif (package := (error.name or "").partition(".")[0]) in EXTRAS:
         words = f'{script}: error: the package {package} is not installed: pip install -e ".{EXTRAS[package]}"'
         code = 2
@@ -89,4 +91,5 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 if Path(sys.argv[0]).name in STOPPED:
     keep_output()
+if Path(sys.argv[0]).name in STOPPED or "benchmarks" in Path(sys.argv[0]).parts:
     sys.excepthook = _hook

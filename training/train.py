@@ -197,8 +197,12 @@ def start_trackers(loop: Loop) -> None:
     """Tell the trackers of the run and its configuration."""
     flattened = flat(loop.config).items()
     keys = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flattened}
+    step, others = loop.state.step, [name for name in loop.config.train.trackers if name != "tensorboard"]
+    if step and others and loop.accelerator.is_main_process:
+        logger.warning("%s begins a new run at step %d; the earlier one keeps what it logged beyond that: cut it off "
+                       "there (with wandb, resume_from of its wandb.init)", ", ".join(others), step + 1)  # fmt: skip
     # TensorBoard leaves out what an earlier part of the run logged from this step on.
-    options = {"tensorboard": {"purge_step": loop.state.step + 1}} if loop.state.step else {}
+    options = {"tensorboard": {"purge_step": step + 1}} if step else {}
     loop.accelerator.init_trackers(loop.run.path.name, config=keys, init_kwargs=options)
 
 

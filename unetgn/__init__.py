@@ -1,14 +1,16 @@
 """Builds diffusion U-Nets around a fused GroupNorm + SiLU.
 
-`import unetgn` registers the operator with PyTorch (`torch.ops.unetgn`), so that a program that was exported with it
-can be loaded: beside the import of torch that takes no time. Names are loaded when they are first asked for; neither
-diffusers nor Triton nor PyTorch's compiler is imported here. To export one more name, add one line to the table below.
+`import unetgn` registers the operator with PyTorch (`torch.ops.unetgn`), and what networks return, so that a program
+that was exported with them can be loaded: beside the import of torch that takes no time. Names are loaded when they are
+first asked for; neither diffusers nor Triton nor PyTorch's compiler is imported here. To export one more name, add one
+line to the table below.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from unetgn.ops import library as _library  # noqa: F401  # registers the operator
+from unetgn.unet import exported as _exported  # noqa: F401  # registers what networks return
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
     from unetgn.fusion import fuse as fuse

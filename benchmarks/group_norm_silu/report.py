@@ -3,6 +3,9 @@
 Several files, the parts of a run, are merged into one, which is written beside them.
 """
 
+from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+
+# isort: split
 import argparse
 import json
 import math
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.group_norm_silu.record import merged
+from training.files import user_path
 
 Row = dict[str, Any]
 PEERS = ("eager", "compiled", "liger", "apex")
@@ -114,7 +118,9 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
 def main() -> None:
     """Write the table (.md) and the plot (.png) beside the JSON, and print the summary."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, nargs="+", help="JSON written by `python -m benchmarks.group_norm_silu`")
+    parser.add_argument(
+        "results", type=user_path, nargs="+", help="JSON written by `python -m benchmarks.group_norm_silu`"
+    )
     paths = parser.parse_args().results
     result, path = merged(paths), paths[0]
     if len(paths) > 1:

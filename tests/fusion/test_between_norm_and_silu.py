@@ -23,18 +23,138 @@ class DoublingDropout(nn.Dropout):
         return 2 * x
 
 
+class DropPath(nn.Module):
+    """Drops whole samples, as timm has it: by a function, with its probability in an attribute."""
+
+    def __init__(self, p=0.0, *, scale_by_keep=True):
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = p, scale_by_keep
+
+    def forward(self, x):
+        return drop_path(x, self.drop_prob, self.training, self.scale_by_keep)
+
+
+def drop_path(x, drop_prob, training, scale_by_keep):
+    if drop_prob == 0.0 or not training:
+        return x
+    kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - drop_prob)
+    return x * (kept / (1 - drop_prob) if scale_by_keep else kept)
+
+
+class StochasticDepth(nn.Module):
+    """Drops as torchvision has it."""
+
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.p, self.mode = p, "row"
+
+    def forward(self, input):
+        return stochastic_depth(input, self.p, self.mode, self.training)
+
+
+def stochastic_depth(input, p, mode, training):
+    return drop_path(input, p, training, mode == "row")
+
+
+class CopiedDropout(nn.Module):
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, self.p, self.training)
+
+
+class DropBlock(nn.Module):
+    """Drops nothing in evaluation, and in training nothing where its rate is 0."""
+
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.drop_rate = p
+
+    def forward(self, x):
+        return x if not self.training or self.drop_rate == 0 else x * 0
+
+
+class CopiedIdentity(nn.Module):
+    def forward(self, x, *_):
+        return x
+
+
+class NoiseInTraining(nn.Module):
+    """Is the identity in evaluation only, whatever its p."""
+
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        return x + 1 if self.training else x
+
+
+class Gate(nn.Module):
+    """Is the identity for as long as it is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = True
+
+    def forward(self, x):
+        return x if self.open else 2 * x
+
+
+class InvertedDropout(nn.Module):
+    """Keeps with probability p, so that with p = 0 it drops all."""
+
+    def __init__(self, p=0.0):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        return x * self.p
+
+
+class LearntDropout(nn.Module):
+    """Has p in a parameter, which training may move."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return drop_path(x, self.p, self.training, True)
+
+
+DROPPING = [DropPath, StochasticDepth, CopiedDropout, DropBlock]
+try:
+    from monai.networks.layers import DropPath as MonaiDropPath
+
+    DROPPING.append(MonaiDropPath)
+except ImportError:
+    pass
+
+
 HANDING_ON = {
     "nothing": [],
     "identity": [nn.Identity],
     "several": [nn.Identity, functools.partial(nn.Dropout, 0.0), nn.Identity],
     **{dropout.__name__: [functools.partial(dropout, 0.0)] for dropout in DROPOUTS},
     "in place": [functools.partial(nn.Dropout, 0, inplace=True)],
+    **{dropping.__module__ + dropping.__name__: [functools.partial(dropping, 0.0)] for dropping in DROPPING},
+    "integer": [functools.partial(DropPath, 0)],
+    "unscaled": [functools.partial(DropPath, 0.0, scale_by_keep=False)],
+    "a copy of the identity": [CopiedIdentity],
+    "no layers": [nn.Sequential],
+    "layers": [lambda: nn.Sequential(DropPath(), nn.Sequential(nn.Identity()), nn.Dropout(0.0))],
 }
 OTHERS = {
     **{dropout.__name__: [functools.partial(dropout, 0.5)] for dropout in DROPOUTS},
     "a subclass": [functools.partial(DoublingDropout, 0.0)],
     "one of two": [nn.Identity, functools.partial(nn.Dropout, 0.1)],
     "a flattening": [nn.Flatten],
+    **{dropping.__module__ + dropping.__name__: [functools.partial(dropping, 0.5)] for dropping in DROPPING},
+    **{other.__name__: [other] for other in (NoiseInTraining, Gate, InvertedDropout, LearntDropout)},
+    "a layer": [lambda: nn.Sequential(nn.Identity(), nn.ReLU())],
 }
 
 
@@ -61,10 +181,11 @@ def test_a_norm_is_fused_past_what_hands_on_its_input(between, places, training,
     assert list(model.state_dict()) == keys
 
 
-def test_dropout_that_is_switched_on_later_drops(calls):
-    model, x = chain([functools.partial(nn.Dropout, 0.0)]).train(), noise(2, 3, 5)
+@pytest.mark.parametrize(("dropping", "name"), [(nn.Dropout, "p"), (DropPath, "drop_prob"), (DropBlock, "drop_rate")])
+def test_dropout_that_is_switched_on_later_drops(dropping, name, calls):
+    model, x = chain([functools.partial(dropping, 0.0)]).train(), noise(2, 3, 5)
     unetgn.fuse(model)
-    model[2].p = 1.0
+    setattr(model[2], name, 1 - 1e-9 if dropping is DropPath else 1.0)
     assert not model(x).any()
     assert not calls
 

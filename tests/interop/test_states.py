@@ -325,9 +325,14 @@ def test_gradient_checkpointing_comes_along_with_a_function_of_its_own(door, own
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_a_model_without_weights_gives_the_names_and_shapes(door, made):
-    converted = DOORS[door][1](fresh(made, door).to("meta"))
-    expected = DOORS[door][1](made[door])
+def test_a_model_without_weights_gives_the_names_and_shapes_and_it_is_said_what_would_give_the_weights(door, made):
+    bare, expected = fresh(made, door).to("meta"), DOORS[door][1](made[door])
+    with pytest.warns(UserWarning, match=r"on the meta device.*load_state_dict\(weights, assign=True\)"):
+        converted = DOORS[door][1](bare)
+    bare.load_state_dict(made[door].state_dict(), assign=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert outputs(DOORS[door][1](bare), door).equal(outputs(expected, door))
     assert all(tensor.is_meta for tensor in converted.state_dict().values())
     assert {k: t.shape for k, t in converted.state_dict().items()} == {
         k: t.shape for k, t in expected.state_dict().items()

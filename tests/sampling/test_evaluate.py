@@ -1,5 +1,7 @@
 """The three figures against their definitions, and against what is known of the digits."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sampling import evaluate
 from sampling.evaluate import Pictures, frechet_distance, label_agreement, main, novelty
 from sampling.figures import moments
 from training.data.config import split
@@ -109,3 +112,24 @@ def test_novelty_is_one_for_unseen_images_and_zero_for_copies() -> None:
     assert novelty(pixels[training[:300]], pixels[training], pixels[held]) == 0
     noisy = pixels[training[:300]] + 0.001 * torch.randn(300, 64, generator=torch.Generator().manual_seed(0)).numpy()
     assert novelty(noisy, pixels[training], pixels[held]) < 0.05
+
+
+@pytest.mark.parametrize("copied", [0, 4, 6, 10])
+@pytest.mark.filterwarnings("error")
+def test_novelty_is_left_out_where_the_held_out_images_are_copies(
+    copied: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of ten being copies, the distance that novelty is measured in is 0."""
+    random = np.random.default_rng(0)
+    images = random.random((60, 1, 8, 8))
+    images[:copied] = images[50 : 50 + copied]
+    parts = [Pictures(images.__getitem__, numbers) for numbers in (range(60), range(10, 60), range(10))]
+    monkeypatch.setattr(
+        evaluate, "open_real", lambda config: evaluate.Real(*parts, lambda part: np.full(len(part), -1))
+    )
+    write_samples(tmp_path)
+    assert main(["--samples", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "evaluation.json").read_text())
+    assert all(math.isfinite(figure) for figure in figures.values())
+    assert ("novelty" in figures) == (copied < 5)
+    assert ("novelty is left out" in capsys.readouterr().err) == (copied > 5)

@@ -1,19 +1,24 @@
 """Ctrl-C, and packages that are missing, end every script in one line; a dry run says what would be deleted."""
 
+import ast
 import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.launched import ROOT, SIX_STEPS
 from training import last_words
+from training.config import RunConfig, TrainConfig
 from training.last_words import EXTRAS, STOPPED
 from training.train import main as train
+from training.train import start_trackers
 
 # Where each script spends its time, as (module, name) that is called there; and a line that gets there.
 PLACES = {
@@ -44,7 +49,7 @@ def miss(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(
     ("end", "code", "words"),
-    [(interrupt, 1, "stopped"), (miss, 2, 'the package matplotlib is not installed: pip install -e ".[train]"')],
+    [(interrupt, 130, "stopped"), (miss, 2, 'the package matplotlib is not installed: pip install -e ".[train]"')],
 )
 @pytest.mark.parametrize(("script", "line", "place"), CASES, ids=[f"{script}-{place}" for script, _, place in CASES])
 def test_what_ends_a_script_anywhere_is_one_line(
@@ -59,14 +64,14 @@ def test_what_ends_a_script_anywhere_is_one_line(
     assert said.startswith(f"{script.partition('.')[2]}.py: ")
 
 
-@pytest.mark.parametrize("name", [Path(name).stem for name in STOPPED])
+@pytest.mark.parametrize("name", [*(Path(name).stem for name in STOPPED), "benchmarks/host_overhead"])
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "ModuleNotFoundError(name='tqdm')"])
 def test_the_imports_of_a_script_end_in_one_line_too(name: str, error: str) -> None:
     program = f"import sys; sys.argv = ['{name}.py']; import training.last_words; raise {error}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == (1 if error == "KeyboardInterrupt" else 2)
+    assert done.returncode == (130 if error == "KeyboardInterrupt" else 2)
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"{name}.py: ")
+    assert done.stderr.startswith(f"{Path(name).name}.py: ")
 
 
 def test_a_script_imports_its_last_words_before_all_that_may_be_missing() -> None:
@@ -74,6 +79,39 @@ def test_a_script_imports_its_last_words_before_all_that_may_be_missing() -> Non
         file = next(ROOT / folder / name for folder in ("training", "sampling") if (ROOT / folder / name).is_file())
         imports = re.findall(r"^(?:from|import) ([\w.]+)", file.read_text(), re.MULTILINE)
         assert imports[:2] == ["__future__", "training.last_words"], name
+
+
+PROGRAMS = [
+    file
+    for folder in ("training", "sampling", "benchmarks", "examples")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+    if '__name__ == "__main__"' in file.read_text() or "add_argument" in file.read_text()
+]
+
+
+def named_by(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_program_says_which_package_is_missing_and_takes_a_tilde(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
+            assert "Path" not in [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "type"]
+    if file.parent.name != "examples":
+        assert next(name for name in named_by(tree) if name != "__future__").startswith("training")
+        return
+    # Examples may be copied elsewhere, and so have it of themselves.
+    (block,) = [node for node in tree.body if isinstance(node, ast.Try)] or [ast.Pass()]
+    rest = [statement for statement in tree.body if statement is not block]
+    needed = {name.partition(".")[0] for statement in rest for name in named_by(statement)}
+    assert not {name for name in needed if EXTRAS.get(name)}
+    assert "ModuleNotFoundError" in ast.unparse(block)
 
 
 def test_every_package_that_scripts_need_has_its_extra() -> None:
@@ -134,3 +172,20 @@ def test_matplotlib_is_there_before_the_first_step_or_it_is_said(
         assert train([*line(tmp_path), *more]) == 2
         assert 'matplotlib is not installed: pip install -e ".[train]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("trackers", [(), ("tensorboard",), ("wandb",), ("tensorboard", "mlflow", "wandb")])
+@pytest.mark.parametrize("step", [0, 7])
+def test_a_resume_says_which_trackers_begin_anew(
+    step: int, trackers: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {}
+    accelerator = SimpleNamespace(is_main_process=True, init_trackers=lambda name, **options: given.update(options))
+    config = RunConfig(train=TrainConfig(trackers=trackers))
+    run, state = SimpleNamespace(path=Path("run")), SimpleNamespace(step=step)
+    start_trackers(SimpleNamespace(config=config, accelerator=accelerator, run=run, state=state))  # type: ignore[arg-type]
+    assert given["init_kwargs"] == ({"tensorboard": {"purge_step": step + 1}} if step else {})
+    others = [name for name in trackers if name != "tensorboard"]
+    assert caplog.messages == [message for message in caplog.messages if "begins a new run at step 8" in message]
+    assert len(caplog.messages) == bool(step and others)
+    assert all(name in caplog.text for name in others if step)

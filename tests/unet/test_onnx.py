@@ -1,4 +1,4 @@
-"""Exports to ONNX and runs the graph in onnxruntime. Both are optional: `pip install onnx onnxscript onnxruntime`."""
+"""Exports to ONNX and runs the graph in onnxruntime. The extra [onnx] has both."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from unetgn.ops import implementation
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.thorough  # a minute
 
 
 def values(file: Path, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from unetgn.json_files import read_object
+from unetgn.pickles import refuse_pickles
 
 
 class Autoencoder:
@@ -65,6 +66,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
             f"{folder} holds no AutoencoderKL: give a folder that diffusers saved one to, a diffusers pipeline, or a "
             "folder that training/cache_latents.py wrote"
         )
+    refuse_pickles(found)
     try:
         model = AutoencoderKL.from_pretrained(found, use_safetensors=True, local_files_only=True)
     except OSError as error:

@@ -14,6 +14,7 @@ from training.data.hugging_face import HuggingFaceImages, open_table
 from training.data.images import ImageFolder, Images
 from unetgn import UNetConfig
 from unetgn.json_files import read_object
+from unetgn.pickles import refuse_pickles
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,11 @@ class TextEncoder:
                 f"{folder} holds no CLIP text encoder: give the folder of a Stable Diffusion pipeline, which has "
                 "text_encoder/ and tokenizer/, or one that training/cache_latents.py --text-encoder wrote"
             )
+        if (adapter := folder / "text_encoder" / "adapter_config.json").exists():  # transformers would load it, too
+            raise ValueError(
+                f"{adapter} is of an adapter: merge it into the text encoder (merge_and_unload of PEFT) and save that"
+            )
+        refuse_pickles(folder / "text_encoder", stem="model")
         try:
             self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
             model: Any = CLIPTextModel.from_pretrained(

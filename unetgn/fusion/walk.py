@@ -9,6 +9,7 @@ from torch import nn
 
 from unetgn.fusion import rules
 from unetgn.fusion.activations import is_silu_module, register_activation
+from unetgn.fusion.identities import register_identity
 from unetgn.fusion.norms import child_norms, children, is_other_norm, register_norm, why_not_fused
 from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
@@ -92,10 +93,11 @@ class _Done:
 
 
 def _register_classes(model: nn.Module) -> None:
-    """Register the classes of the model that compute SiLU, or a norm that can take it in; the walk then only asks."""
-    for cls in {type(module) for module in model.modules()}:
+    """Register the classes of the model that compute SiLU, nothing, or a norm that can take in SiLU; the walk asks."""
+    for cls, module in {type(module): module for module in model.modules()}.items():
         register_activation(cls)
         register_norm(cls)
+        register_identity(module)
 
 
 def _fuse_module(module: nn.Module, settled: set[str]) -> _Done:

@@ -33,11 +33,20 @@ _HOOKS = {
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raise ValueError, saying what to do first, where a model is wrapped or its weights are not plainly there."""
+    """Raise ValueError, saying what to do first, where a model is wrapped or its weights are not plainly there.
+
+    One without any weights, on the meta device, stands for names and shapes: a warning says so.
+    """
     name = type(model).__name__
     for is_so, what, advice in _wholes(model):
         if is_so:
             raise ValueError(f"{name} {what}: {advice}")
+    if all(parameter.is_meta for parameter in model.parameters()):
+        warnings.warn(
+            f"{name} is on the meta device, without weights, and so is what it is converted to: load its weights first "
+            "(load_state_dict(weights, assign=True)), unless names and shapes will do",
+            stacklevel=4,
+        )
 
 
 def _wholes(model: nn.Module) -> Iterator[tuple[bool, str, str]]:

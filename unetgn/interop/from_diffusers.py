@@ -11,11 +11,11 @@ from unetgn.interop.as_built import check_as_built, check_whole
 from unetgn.interop.families import FAMILIES, convert
 from unetgn.interop.files import read_checkpoint
 from unetgn.json_files import read_object
+from unetgn.pickles import refuse_pickles, shards
 from unetgn.unet import UNet
 
 CLASS_FAMILIES = {"UNet2DModel": "diffusers-unet2d", "UNet2DConditionModel": "diffusers-unet2d-condition"}
 STEM = "diffusion_pytorch_model"
-INDEX_LIMIT = 2**26  # bytes: a hundred for each tensor
 
 
 def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | None = None) -> UNet:
@@ -84,24 +84,12 @@ def _family(class_name: str) -> str:
 
 def _read_folder(folder: Path, variant: str | None) -> dict[str, Tensor]:
     """Read all tensors of a model folder, from one file or from the shards that its index names."""
+    refuse_pickles(folder, variant=variant)
     middle = f".{variant}" if variant else ""
     single = folder / f"{STEM}{middle}.safetensors"
     index = folder / f"{STEM}.safetensors.index{middle}.json"
     if single.is_file():
         return read_checkpoint(single)
     if index.is_file():
-        shards = _shards(index)
-        return {key: tensor for shard in shards for key, tensor in read_checkpoint(folder / shard).items()}
-    pickle = folder / f"{STEM}{middle}.bin"
-    if pickle.is_file():
-        return read_checkpoint(pickle)  # which says why it is refused
+        return {key: tensor for shard in shards(index) for key, tensor in read_checkpoint(shard).items()}
     raise ValueError(f"{folder} has neither {single.name} nor {index.name}")
-
-
-def _shards(index: Path) -> list[str]:
-    """List the files that an index names. Raises ValueError where these are not files of its own folder."""
-    files = read_object(index, limit=INDEX_LIMIT).get("weight_map")
-    names = sorted(set(map(str, files.values()))) if isinstance(files, dict) else []
-    if not names or any(name != Path(name).name for name in names):
-        raise ValueError(f"{index} has no weight_map to files beside it")
-    return names

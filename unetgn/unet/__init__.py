@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetgn.unet.config import UNetConfig as UNetConfig
-    from unetgn.unet.model import ModelMixin as ModelMixin
+    from unetgn.unet.loading import ModelMixin as ModelMixin
     from unetgn.unet.model import UNet as UNet
     from unetgn.unet.model import UNetOutput as UNetOutput
 
-_HOME = {"UNet": "model", "UNetOutput": "model", "ModelMixin": "model", "UNetConfig": "config"}
+_HOME = {"UNet": "model", "UNetOutput": "model", "ModelMixin": "loading", "UNetConfig": "config"}
 
 
 def __getattr__(name: str) -> Any:

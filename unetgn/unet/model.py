@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.loaders import PeftAdapterMixin
+from diffusers import ConfigMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from unetgn.unet.conditioning import Conditioning
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.inputs import add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
+from unetgn.unet.loading import Loading
 from unetgn.unet.plan import plan_unet
 from unetgn.unet.saved import read_config
 
@@ -41,16 +41,12 @@ _recomputed = functools.partial(recomputed, random=True)  # a block has dropout
 
 @dataclass
 class UNetOutput(BaseOutput):
-    """Holds the network's output: `sample`, (N, out_channels, *spatial).
-
-    A process that loads an exported network imports this module first, or the network is exported with
-    return_dict=False.
-    """
+    """Holds the network's output: `sample`, (N, out_channels, *spatial)."""
 
     sample: Tensor
 
 
-class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin, Conditioning):
+class UNet(Loading, ConfigMixin, Conditioning):
     """Predicts noise, image or velocity from a noisy sample over one, two or three spatial axes.
 
     The arguments are the fields of `UNetConfig`; nested ones are dataclasses or plain dicts. Attention goes to the
@@ -237,25 +233,6 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin, Conditioning):
         from unetgn.interop import from_diffusers  # interop stands above this file
 
         return from_diffusers(model_or_folder, variant=variant)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, **kwargs: Any) -> Any:
-        """Load a network that `save_pretrained` wrote: diffusers' own function, with its arguments.
-
-        With low_cpu_mem_usage=False and ignore_mismatched_sizes=True, tensors of another shape than the file's are
-        those of a new network.
-        """
-        if kwargs.get("low_cpu_mem_usage", True) is not False:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        # diffusers refuses to combine the two; without its reading into empty weights FourierFeatures is float32 anyway
-        switches = {"_keep_in_fp32_modules": None, "_supports_param_buffer_assignment": False}  # copied: in torch_dtype
-        plain = type(cls.__name__, (cls,), switches)
-        with_info = kwargs.pop("output_loading_info", False)
-        load = super(UNet, plain).from_pretrained  # type: ignore[misc]
-        model, info = load(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
-        model.__class__ = cls
-        model._initialize([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
-        return (model, info) if with_info else model
 
     def _initialize(self, keys: Sequence[str]) -> None:
         """Give the named tensors the values of a new network: diffusers leaves unwritten memory there."""

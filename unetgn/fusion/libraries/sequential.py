@@ -1,7 +1,7 @@
 """Registers the rule for `nn.Sequential`: a group norm and the SiLU after it.
 
-Between the two there may be modules that hand on what they are given: nn.Identity, and dropout that drops nothing, as
-MONAI's ADN has it (norm, dropout, activation).
+Between the two there may be modules that hand on what they are given, such as dropout that drops nothing: MONAI's ADN
+has it there (norm, dropout, activation).
 """
 
 from __future__ import annotations
@@ -12,14 +12,11 @@ from typing import Any
 from torch import nn
 
 from unetgn.fusion.activations import is_bare_silu, is_silu_module
-from unetgn.fusion.classes import forward_of
+from unetgn.fusion.identities import hands_on
 from unetgn.fusion.norm_silu import norm_silu
 from unetgn.fusion.norms import children, is_fusable, is_norm
 from unetgn.fusion.recognition import is_bare
 from unetgn.fusion.rules import rule
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_DROPOUT_FORWARDS = {dropout.forward for dropout in _DROPOUTS}
 
 
 def norms_before_silu(block: nn.Module) -> tuple[str, ...]:
@@ -38,12 +35,6 @@ def silu_after(layers: Sequence[nn.Module], index: int) -> int | None:
         if not hands_on(layers[place]):
             return None
     return None
-
-
-def hands_on(module: Any) -> bool:
-    """Return True where the forward of the module's class returns its input: in training, too, and without a draw."""
-    forward = forward_of(module)
-    return forward is nn.Identity.forward or (forward in _DROPOUT_FORWARDS and bool(module.p == 0))
 
 
 @rule(nn.Sequential, norms=norms_before_silu)
