@@ -1,0 +1,171 @@
+"""Ways to sample: every scheduler of diffusers, its configurations, images and masks to begin with, guidance, strips."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from PIL import Image, ImageSequence
+
+from tests.pipelines.test_sampling_by_distribution import MEANS, SPREAD, Gaussian, objective
+from training.objective import ObjectiveConfig, make_scheduler
+from unetgn.pipelines.sampling import Guidance, Start, draw_noise, sample, slerp
+from unetgn.pipelines.schedulers import CLASSES, SCHEDULERS, begin_later, class_of, make_sampling_scheduler, set_to_steps
+from unetgn.pipelines.strips import Moments, noise_between, write_animation
+
+OF_DIFFUSERS = sorted(
+    name for name in dir(diffusers) if name.endswith("Scheduler") and isinstance(getattr(diffusers, name), type)
+)
+
+
+@pytest.mark.parametrize("name", OF_DIFFUSERS)
+def test_every_scheduler_of_diffusers_is_taken_or_refused_with_the_reason(name: str) -> None:
+    if name in CLASSES:
+        assert class_of(name)[0] is getattr(diffusers, name)
+        return
+    with pytest.raises(ValueError, match=rf"scheduler '{name}' (does not fit: .{{20}}|has not been tried here)"):
+        class_of(name)
+
+
+CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
+    *itertools.product(
+        ("dpmsolver++", "dpmsolver++_singlestep", "euler", "heun", "unipc", "deis", "sa_solver", "kdpm2", "lms"),
+        ({"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True}),
+    ),
+    *itertools.product(("ddim", "ddpm", "dpmsolver++", "unipc", "euler"), ({"timestep_spacing": "leading"},)),
+    ("dpmsolver++", {"timestep_spacing": "linspace", "solver_order": 3, "use_lu_lambdas": True}),
+    ("dpmsolver++", {"algorithm_type": "dpmsolver++", "solver_type": "heun", "euler_at_final": True}),
+    ("unipc", {"solver_type": "bh1", "solver_order": 3}),
+    ("sa_solver", {"predictor_order": 1, "corrector_order": 0}),
+]
+
+
+@pytest.mark.parametrize(("name", "keys"), CONFIGURATIONS)
+def test_what_a_configuration_says_is_followed_to_the_right_distribution(name: str, keys: dict[str, Any]) -> None:
+    trained = make_scheduler(objective("scaled_linear", "v_prediction", True))
+    scheduler_class, extra = class_of(name)
+    scheduler = set_to_steps(scheduler_class.from_config(trained.config, **extra | keys), 25)
+    assert all(scheduler.config[key] == value for key, value in keys.items())
+    images = sample(Interpolated(trained), scheduler, range(6), (1, 16, 16))
+    assert images.mean() == pytest.approx(MEANS[None], abs=0.04)
+    assert 0.75 < images.std() / SPREAD < 1.2
+
+
+class Interpolated(Gaussian):
+    """Knows the levels between those of training, too."""
+
+    def forward(self, noisy: torch.Tensor, timestep: torch.Tensor, text: None = None, class_labels: Any = None) -> Any:
+        whole, shares = int(timestep), self.shares
+        between = shares[whole] ** (1 - (float(timestep) - whole)) * shares[min(whole + 1, 999)] ** (
+            float(timestep) - whole
+        )
+        self.shares = torch.full_like(shares, float(between))
+        try:
+            return super().forward(noisy, timestep, text, class_labels)
+        finally:
+            self.shares = shares
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("strength", [0.3, 0.65])
+def test_images_to_begin_with_keep_the_distribution_that_they_are_of(name: str, strength: float) -> None:
+    """What is of the distribution, is made noisy and is denoised again is of the distribution."""
+    trained = make_scheduler(objective("squared_cosine", "epsilon", True))
+    scheduler = make_sampling_scheduler(name, trained, 20)
+    begin_later(scheduler, strength)
+    steps = (len(scheduler.timesteps) + (scheduler.order == 2)) // scheduler.order - (name == "pndm")
+    assert steps == pytest.approx(20 * strength, abs=1)
+    image = SPREAD * draw_noise(range(100, 106), (1, 16, 16))[0]
+    made = sample(Gaussian(trained), scheduler, range(6), (1, 16, 16), start=Start(image))
+    assert made.mean() == pytest.approx(MEANS[None], abs=0.04)
+    assert 0.85 < made.std() / SPREAD < 1.15
+    likeness = (made * image).mean() / made.std() / image.std()
+    assert likeness > (0.8 if strength < 0.5 else 0.2)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_behind_a_mask_all_is_drawn_and_the_rest_stays(name: str, strength: float) -> None:
+    trained = make_scheduler(objective("squared_cosine", "epsilon", True))
+    scheduler = make_sampling_scheduler(name, trained, 25)
+    begin_later(scheduler, strength)
+    image = SPREAD * draw_noise(range(100, 106), (1, 16, 16))[0]
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    made = sample(Gaussian(trained), scheduler, range(6), (1, 16, 16), start=Start(image, mask))
+    assert torch.equal(made[..., 8:], image[..., 8:])
+    drawn = made[..., :8]
+    assert drawn.mean() == pytest.approx(MEANS[None], abs=0.05)
+    assert 0.7 < drawn.std() / SPREAD < 1.2
+    if strength == 1:
+        assert abs((drawn * image[..., :8]).mean()) / SPREAD**2 < 0.15  # nothing of what was behind the mask
+
+
+def test_guidance_acts_in_its_interval_only() -> None:
+    """Where sigma = sqrt((1 - share) / share) is in (low, high], and with whatever the interval leaves out not at all."""
+    trained = make_scheduler(objective("squared_cosine", "epsilon", True))
+    sigmas = ((1 - trained.alphas_cumprod) / trained.alphas_cumprod).sqrt()
+    network = Gaussian(trained)
+    calls: list[tuple[int, bool]] = []
+    network.register_forward_pre_hook(
+        lambda _, given, named: calls.append((int(given[1]), named.get("class_labels") is not None)), with_kwargs=True
+    )
+    settings = {"class_labels": [0], "guidance_scale": 3.0, "guidance_interval": (0.5, 4.0)}
+    sample(network, make_sampling_scheduler("ddim", trained, 25), [0], (1, 4, 4), **settings)
+    without = {level for level, labelled in calls if not labelled}
+    assert without == {level for level, _ in calls if 0.5 < sigmas[level] <= 4.0}
+    assert 3 < len(without) < 20
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.4, 1.0])
+def test_rescaled_guidance_has_the_spread_of_what_is_not_guided(rescale: float) -> None:
+    one, other = draw_noise([0, 1], (3, 8, 8))[0][:, None].expand(2, 2, 3, 8, 8).clone()
+    one[1] *= 3  # each image by itself
+    guided = Guidance(5.0, rescale=rescale)(one, other)
+    plain = other + 5.0 * (one - other)
+    torch.testing.assert_close(guided, rescale_noise_cfg(plain, one, guidance_rescale=rescale))
+    if rescale == 1:
+        torch.testing.assert_close(guided.std((1, 2, 3)), one.std((1, 2, 3)))
+
+
+def test_what_lies_between_two_seeds_is_as_likely_as_they_are() -> None:
+    """Norm and spread stay; the ends are the seeds' own noise; the angle grows evenly (Shoemake 1985)."""
+    way = noise_between(3, 8, 9, (3, 16, 16))
+    (one, other), _ = draw_noise((3, 8), (3, 16, 16))
+    assert torch.equal(way[0], one)
+    assert torch.equal(way[-1], other)
+    norms = way.flatten(1).norm(dim=1)
+    assert norms.min() > 0.97 * min(one.norm(), other.norm())
+    unit = way.flatten(1) / norms[:, None]
+    angles = torch.acos((unit[:-1] * unit[1:]).sum(1))
+    assert angles.max() / angles.min() < 1.1
+    assert torch.allclose(slerp(one, one, 0.5), one)
+    with pytest.raises(ValueError, match="at least 2"):
+        noise_between(3, 8, 1, (1, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_the_moments_of_a_strip_are_shown_whatever_a_scheduler_keeps(name: str) -> None:
+    trained = make_scheduler(ObjectiveConfig())
+    moments = Moments(2, (1, 16, 16))
+    sample(Gaussian(trained), make_sampling_scheduler(name, trained, 12), [0, 1, 2], (1, 16, 16),
+           on_step_end=lambda step, timestep, kept: (moments.add(kept), kept)[1])  # fmt: skip
+    strip, columns = moments.strip(5)
+    assert (strip.shape, columns) == ((10, 1, 16, 16), 5)
+    assert torch.equal(strip[0], draw_noise([0], (1, 16, 16))[0][0])
+    spreads = strip.unflatten(0, (2, 5)).std((0, 2, 3, 4))
+    assert spreads.max() < 1.1
+    assert spreads[-1] == pytest.approx(SPREAD, rel=0.2)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP"])
+def test_an_animation_has_every_picture_and_stays_at_the_last(format: str, tmp_path: Path) -> None:
+    pictures = [Image.new("L", (20, 10), shade) for shade in (0, 90, 180, 255)]
+    write_animation(tmp_path / "a", pictures, format=format)
+    with Image.open(tmp_path / "a") as animation:
+        assert animation.format == format
+        shades = [frame.convert("L").getpixel((5, 5)) for frame in ImageSequence.Iterator(animation)]
+    assert shades == pytest.approx([0, 90, 180, 255], abs=2)
