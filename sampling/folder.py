@@ -194,9 +194,10 @@ def write_shards(out: Path, subjects: dict[int, Subject]) -> None:
     """
     seeds = list(subjects)
     for first in range(0, len(seeds), PER_SHARD):
-        with writing(out / "shards" / f"{first // PER_SHARD:06d}.tar") as unfinished, tarfile.open(
-            unfinished, "w", format=tarfile.USTAR_FORMAT
-        ) as shard:
+        with (
+            writing(out / "shards" / f"{first // PER_SHARD:06d}.tar") as unfinished,
+            tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as shard,
+        ):
             for seed in seeds[first : first + PER_SHARD]:
                 subject = subjects[seed]
                 parts = {"png": file_of(out, seed).read_bytes()}

@@ -63,35 +63,82 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
     parser.add_argument(
         "--guidance-scale", type=float, default=1.0, help="uncond + W·(cond - uncond); 1 (default) is off"
     )
-    parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
-                        help="guide only at noise levels LOW < sigma <= HIGH, such as 0.3 3 (sigma: noise for each unit "
-                        "of image)")  # fmt: skip
-    parser.add_argument("--guidance-rescale", type=float, default=0.0, metavar="SHARE",
-                        help="share, 0 to 1, of the guided prediction that gets the spread of the unguided one")  # fmt: skip
-    parser.add_argument("--scheduler", type=scheduler_name, default="ddpm", metavar="NAME",
-                        help=f"{', '.join(SCHEDULERS)}; or the name of the class in diffusers (default: ddpm)")  # fmt: skip
+    parser.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guide only at noise levels LOW < sigma <= HIGH, such as 0.3 3 (sigma is the noise for "
+        "each unit of image)",
+    )
+    parser.add_argument(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share, 0 to 1, of the guided prediction that gets the spread of the unguided one",
+    )
+    parser.add_argument(
+        "--scheduler",
+        type=scheduler_name,
+        default="ddpm",
+        metavar="NAME",
+        help=f"{', '.join(SCHEDULERS)}; or the name of the class in diffusers (default: ddpm)",
+    )
     parser.add_argument("--steps", type=int, help="sampling steps (default: 250 for ddpm, 50 for the others)")
     parser.add_argument("--batch-size", type=int, default=64, help="images per process at a time (default: 64)")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or raw weights")
-    parser.add_argument("--image-size", type=int, help="height and width of what the network makes, images or latents "
-                        "(default: what it was trained on)")  # fmt: skip
-    parser.add_argument("--autoencoder", type=user_path, metavar="FOLDER",
-                        help="what makes images of latents (default: in data.path of the run)")  # fmt: skip
-    parser.add_argument("--text-encoder", type=user_path, metavar="FOLDER",
-                        help="what reads the prompts (default: in data.path of the run)")  # fmt: skip
-    parser.add_argument("--image", type=user_path, metavar="FILE", help="a picture to begin with, in the place of noise")
-    parser.add_argument("--strength", type=float, help="share of the steps that change --image (default: "
-                        f"{DEFAULT_STRENGTH}, with --mask {DEFAULT_MASKED_STRENGTH:g})")  # fmt: skip
-    parser.add_argument("--mask", type=user_path, metavar="FILE",
-                        help="a picture, white where --image is drawn anew and black where it stays")  # fmt: skip
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        help="height and width of what the network makes, images or latents (default: what it was trained on)",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        type=user_path,
+        metavar="FOLDER",
+        help="what makes images of latents (default: in data.path of the run)",
+    )
+    parser.add_argument(
+        "--text-encoder",
+        type=user_path,
+        metavar="FOLDER",
+        help="what reads the prompts (default: in data.path of the run)",
+    )
+    parser.add_argument(
+        "--image", type=user_path, metavar="FILE", help="a picture to begin with, in the place of noise"
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        help="share of the steps that change --image (default: "
+        f"{DEFAULT_STRENGTH}, with --mask {DEFAULT_MASKED_STRENGTH:g})",
+    )
+    parser.add_argument(
+        "--mask",
+        type=user_path,
+        metavar="FILE",
+        help="a picture, white where --image is drawn anew and black where it stays",
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network (default: fp32)")
-    parser.add_argument("--strip", action="store_true",
-                        help="also write denoise.png and an animation: the first four images from noise on")  # fmt: skip
-    parser.add_argument("--interpolate", type=int, metavar="FRAMES", help="also write interpolation.png and an "
-                        "animation: from each seed to the next in so many pictures, as the first one's class")  # fmt: skip
+    parser.add_argument(
+        "--strip",
+        action="store_true",
+        help="also write denoise.png and an animation: the first four images from noise on",
+    )
+    parser.add_argument(
+        "--interpolate",
+        type=int,
+        metavar="FRAMES",
+        help="also write interpolation.png and an "
+        "animation: from each seed to the next in so many pictures, as the first one's class",
+    )
     parser.add_argument("--animation", choices=("gif", "webp"), default="gif", help="format (default: gif)")
-    parser.add_argument("--webdataset", action="store_true",
-                        help="also write shards/000000.tar …, a thousand images each with their classes and prompts")  # fmt: skip
+    parser.add_argument(
+        "--webdataset",
+        action="store_true",
+        help="also write shards/000000.tar …, a thousand images each with their classes and prompts",
+    )
     parser.add_argument(
         "--npz", action="store_true", help="also write samples.npz: arr_0 (N, H, W, C) uint8, seeds, labels"
     )
@@ -107,11 +154,11 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
 
 
 def check_options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """End the script with what would be right, where options contradict each other or are out of range."""
+    """Refuse options that contradict each other or are out of range, with what would be right."""
     if not math.isfinite(parsed.guidance_scale):
         parser.error(f"argument --guidance-scale: {parsed.guidance_scale} is not a finite number")
     try:
-        interval = None if parsed.guidance_interval is None else tuple(parsed.guidance_interval)
+        interval = parsed.guidance_interval and (parsed.guidance_interval[0], parsed.guidance_interval[1])
         Guidance(parsed.guidance_scale, interval, parsed.guidance_rescale)
     except ValueError as error:
         parser.error(str(error))

@@ -33,7 +33,7 @@ class Progress:
             self.show()
 
     def show(self) -> None:
-        """Show what all have made so far."""
+        """Draw the bar, of what all have made so far."""
         made = [_read(file) for file in self.files if file != self.file]
         self.bar.update(self.mine + sum(made) - self.bar.n)
 

@@ -14,6 +14,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -46,7 +47,7 @@ class Drawing:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network makes."""
+        """Return (C, H, W) of what the network makes."""
         return self.pipeline.facts().channels, self.request.image_size, self.request.image_size
 
     def check(self) -> None:
@@ -67,16 +68,19 @@ class Drawing:
         except ValueError as error:
             raise SamplingError(f"--image and --mask: {error}") from error
 
-    def __call__(self, seeds: Sequence[int], subjects: Sequence[Subject], **more: object) -> list[Image.Image]:
+    def __call__(self, seeds: Sequence[int], subjects: Sequence[Subject], **more: Any) -> list[Image.Image]:
         """Draw the images of seeds with their subjects; `more` goes to the pipeline."""
-        request, labels = self.request, [subject.label for subject in subjects]
+        request = self.request
+        labels = [subject.label for subject in subjects if subject.label is not None]
         pixels = request.image_size * self.pipeline.vae_scale_factor
+        low_high = request.guidance_interval
+        interval = None if low_high is None else (low_high[0], low_high[1])
         return self.pipeline(
             seeds,
-            class_labels=None if labels[0] is None else labels,
+            class_labels=labels or None,
             prompt=None if subjects[0].prompt is None else [subject.prompt or "" for subject in subjects],
             guidance_scale=request.guidance_scale,
-            guidance_interval=None if request.guidance_interval is None else tuple(request.guidance_interval),
+            guidance_interval=interval,
             guidance_rescale=request.guidance_rescale or 0.0,
             num_inference_steps=request.steps,
             image=self.image,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def write_interpolation(
     What a scheduler draws between steps is that of the first seed in all pictures.
     """
     seeds = list(subjects)
-    ways = [noise_between(one, other, frames, draw.shape) for one, other in zip(seeds, seeds[1:], strict=False)]
+    ways = [noise_between(one, other, frames, draw.shape) for one, other in itertools.pairwise(seeds)]
     noise = torch.cat([ways[0], *(way[1:] for way in ways[1:])])
     pictures: list[Image.Image] = []
     for part in noise.split(batch):

@@ -45,6 +45,6 @@ def make_pipeline(unet: UNet, scheduler: DDPMScheduler, cache: Path | None) -> U
     if context_dims(unet.unet_config):
         text_encoder = TextEncoder(cache)
         parts = {"text_encoder": text_encoder.model, "tokenizer": text_encoder.tokenizer}
-        # StableDiffusionPipeline complains of another offset, which counts for "leading" timesteps; ours are "trailing".
+        # StableDiffusionPipeline complains of another one, which counts for "leading" timesteps; ours are "trailing".
         scheduler = DDPMScheduler.from_config(scheduler.config, steps_offset=1)
     return UNetPipeline(network, scheduler, vae=load_autoencoder(cache).model, null_class=null_class, **parts)

@@ -53,9 +53,7 @@ EACH = [(name, way) for number, name in enumerate(SCHEDULERS) for way in list(WA
 REST = [(name, way) for name in SCHEDULERS for way in WAYS if (name, way) not in EACH]
 
 
-@pytest.mark.parametrize(
-    ("name", "way"), EACH + [pytest.param(*case, marks=pytest.mark.thorough) for case in REST]
-)
+@pytest.mark.parametrize(("name", "way"), EACH + [pytest.param(*case, marks=pytest.mark.thorough) for case in REST])
 def test_an_image_is_the_same_in_every_batch(name: str, way: str) -> None:
     pipeline = digits(name)
 
@@ -72,7 +70,9 @@ def test_an_image_is_the_same_in_every_batch(name: str, way: str) -> None:
 
 def test_classes_and_guidance_are_followed() -> None:
     for labels, seeds in ((CLASSES * 2, range(20)), (torch.tensor(CLASSES), range(10)), (7, (0, 1, 2))):
-        images = digits()(seeds, class_labels=labels, guidance_scale=2.0, num_inference_steps=20, output_type="pt").images
+        images = digits()(
+            seeds, class_labels=labels, guidance_scale=2.0, num_inference_steps=20, output_type="pt"
+        ).images
         wanted = [labels] * 3 if isinstance(labels, int) else [int(label) for label in labels]
         assert_digits(2 * images - 1, wanted) if not isinstance(labels, int) else None
         assert len(images) == len(wanted)
@@ -229,7 +229,9 @@ def test_a_configuration_that_cannot_be_followed_is_refused_with_what_would_do(s
 
 def test_networks_that_do_not_predict_an_image_or_fit_no_picture_are_refused() -> None:
     def pipeline(**more: Any) -> UNetPipeline:
-        return UNetPipeline(UNet(channels=(32,), attention_levels=[], depth=1, **more), make_scheduler(ObjectiveConfig()))
+        return UNetPipeline(
+            UNet(channels=(32,), attention_levels=[], depth=1, **more), make_scheduler(ObjectiveConfig())
+        )
 
     with pytest.raises(ValueError, match="makes 6 channels of 3"):
         pipeline(out_channels=6)(0)
@@ -270,6 +272,7 @@ def test_precision_layout_and_compilation_change_the_image_little(how: str) -> N
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_pipeline_is_offloaded_and_draws_on_a_gpu_what_it_draws_on_the_cpu() -> None:
     pipeline, settings = digits("euler_ancestral"), {"class_labels": CLASSES, "num_inference_steps": 10}
     expected = np.stack([np.asarray(image).astype(int) for image in pipeline(range(10), **settings).images])

@@ -1,4 +1,4 @@
-"""Ways to sample: every scheduler of diffusers, its configurations, images and masks to begin with, guidance, strips."""
+"""Ways to sample: diffusers' schedulers and their configurations, images and masks to begin with, guidance, strips."""
 
 import itertools
 from pathlib import Path
@@ -13,7 +13,15 @@ from PIL import Image, ImageSequence
 from tests.pipelines.test_sampling_by_distribution import MEANS, SPREAD, Gaussian, objective
 from training.objective import ObjectiveConfig, make_scheduler
 from unetgn.pipelines.sampling import Guidance, Start, draw_noise, sample, slerp
-from unetgn.pipelines.schedulers import CLASSES, SCHEDULERS, begin_later, class_of, make_sampling_scheduler, set_to_steps
+from unetgn.pipelines.schedulers import (
+    CLASSES,
+    NOT_FOLLOWED,
+    SCHEDULERS,
+    begin_later,
+    class_of,
+    make_sampling_scheduler,
+    set_to_steps,
+)
 from unetgn.pipelines.strips import Moments, noise_between, write_animation
 
 OF_DIFFUSERS = sorted(
@@ -38,12 +46,34 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     *itertools.product(("ddim", "ddpm", "dpmsolver++", "unipc", "euler"), ({"timestep_spacing": "leading"},)),
     ("dpmsolver++", {"timestep_spacing": "linspace", "solver_order": 3, "use_lu_lambdas": True}),
     ("dpmsolver++", {"algorithm_type": "dpmsolver++", "solver_type": "heun", "euler_at_final": True}),
-    ("unipc", {"solver_type": "bh1", "solver_order": 3}),
-    ("sa_solver", {"predictor_order": 1, "corrector_order": 0}),
+    ("unipc", {"solver_order": 3, "final_sigmas_type": "sigma_min"}),
+    ("sa_solver", {"predictor_order": 1, "corrector_order": 1}),
 ]
 
 
-@pytest.mark.parametrize(("name", "keys"), CONFIGURATIONS)
+FOLLOWED = [case for case in CONFIGURATIONS if not any(
+    class_of(case[0])[0].__name__ in classes and case[1].get(key) == wrong for classes, key, wrong, _ in NOT_FOLLOWED
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("classes", "key", "wrong", "would_do"), NOT_FOLLOWED)
+def test_a_configuration_that_is_refused_has_one_that_would_do(
+    classes: Any, key: str, wrong: Any, would_do: Any
+) -> None:
+    trained = make_scheduler(objective("scaled_linear", "v_prediction", True))
+    for name in SCHEDULERS:
+        scheduler_class, extra = class_of(name)
+        if scheduler_class.__name__ not in classes or key not in scheduler_class().config:
+            continue
+        with pytest.raises(ValueError, match=f"{key}={would_do!r} will do"):
+            set_to_steps(scheduler_class.from_config(trained.config, **extra | {key: wrong}), 20)
+        set_to_steps(scheduler_class.from_config(trained.config, **extra | {key: would_do}), 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [pytest.param(*case, marks=pytest.mark.thorough) if number % 3 else case for number, case in enumerate(FOLLOWED)],
+)
 def test_what_a_configuration_says_is_followed_to_the_right_distribution(name: str, keys: dict[str, Any]) -> None:
     trained = make_scheduler(objective("scaled_linear", "v_prediction", True))
     scheduler_class, extra = class_of(name)
@@ -51,7 +81,7 @@ def test_what_a_configuration_says_is_followed_to_the_right_distribution(name: s
     assert all(scheduler.config[key] == value for key, value in keys.items())
     images = sample(Interpolated(trained), scheduler, range(6), (1, 16, 16))
     assert images.mean() == pytest.approx(MEANS[None], abs=0.04)
-    assert 0.75 < images.std() / SPREAD < 1.2
+    assert 0.7 < images.std() / SPREAD < 1.2
 
 
 class Interpolated(Gaussian):
@@ -70,7 +100,7 @@ class Interpolated(Gaussian):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("strength", [0.3, 0.65])
+@pytest.mark.parametrize("strength", [0.4, pytest.param(0.65, marks=pytest.mark.thorough)])
 def test_images_to_begin_with_keep_the_distribution_that_they_are_of(name: str, strength: float) -> None:
     """What is of the distribution, is made noisy and is denoised again is of the distribution."""
     trained = make_scheduler(objective("squared_cosine", "epsilon", True))
@@ -81,13 +111,19 @@ def test_images_to_begin_with_keep_the_distribution_that_they_are_of(name: str, 
     image = SPREAD * draw_noise(range(100, 106), (1, 16, 16))[0]
     made = sample(Gaussian(trained), scheduler, range(6), (1, 16, 16), start=Start(image))
     assert made.mean() == pytest.approx(MEANS[None], abs=0.04)
-    assert 0.85 < made.std() / SPREAD < 1.15
+    assert 0.75 < made.std() / SPREAD < 1.15
+    # How much of an image is left in one that was made of it: all that its noisy version says of it, where no more
+    # noise is drawn; and as much as one image of the posterior says of another where it is drawn anew in every step.
+    share = scheduler.alphas_cumprod[int(scheduler.timesteps[0])]
+    said = share.sqrt() * SPREAD / (share * SPREAD**2 + 1 - share).sqrt()
     likeness = (made * image).mean() / made.std() / image.std()
-    assert likeness > (0.8 if strength < 0.5 else 0.2)
+    assert said**2 - 0.06 < likeness < said + 0.06
+    if name in ("ddim", "pndm", "dpmsolver++", "unipc", "euler", "heun", "kdpm2", "lms"):
+        assert likeness == pytest.approx(float(said), abs=0.06)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("strength", [pytest.param(0.5, marks=pytest.mark.thorough), 1.0])
 def test_behind_a_mask_all_is_drawn_and_the_rest_stays(name: str, strength: float) -> None:
     trained = make_scheduler(objective("squared_cosine", "epsilon", True))
     scheduler = make_sampling_scheduler(name, trained, 25)
@@ -105,7 +141,7 @@ def test_behind_a_mask_all_is_drawn_and_the_rest_stays(name: str, strength: floa
 
 
 def test_guidance_acts_in_its_interval_only() -> None:
-    """Where sigma = sqrt((1 - share) / share) is in (low, high], and with whatever the interval leaves out not at all."""
+    """Where sigma = sqrt((1 - share) / share) is in (low, high], and nowhere else."""
     trained = make_scheduler(objective("squared_cosine", "epsilon", True))
     sigmas = ((1 - trained.alphas_cumprod) / trained.alphas_cumprod).sqrt()
     network = Gaussian(trained)
@@ -151,14 +187,14 @@ def test_what_lies_between_two_seeds_is_as_likely_as_they_are() -> None:
 def test_the_moments_of_a_strip_are_shown_whatever_a_scheduler_keeps(name: str) -> None:
     trained = make_scheduler(ObjectiveConfig())
     moments = Moments(2, (1, 16, 16))
-    sample(Gaussian(trained), make_sampling_scheduler(name, trained, 12), [0, 1, 2], (1, 16, 16),
+    sample(Gaussian(trained), make_sampling_scheduler(name, trained, 50), [0, 1, 2], (1, 16, 16),
            on_step_end=lambda step, timestep, kept: (moments.add(kept), kept)[1])  # fmt: skip
     strip, columns = moments.strip(5)
     assert (strip.shape, columns) == ((10, 1, 16, 16), 5)
     assert torch.equal(strip[0], draw_noise([0], (1, 16, 16))[0][0])
     spreads = strip.unflatten(0, (2, 5)).std((0, 2, 3, 4))
     assert spreads.max() < 1.1
-    assert spreads[-1] == pytest.approx(SPREAD, rel=0.2)
+    assert spreads[-1] == pytest.approx(SPREAD, rel=0.25)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP"])

@@ -59,12 +59,12 @@ def model_card(facts: NetworkFacts, *, native: str | None) -> str:
         f"```python\n{code}\n```\n",
         "FOLDER is this folder's path, or its name on the hub. Image n depends on the weights, the settings and seed n "
         "alone. `help(pipeline.__call__)` lists what else it does: guidance in an interval of noise levels, schedulers "
-        "(`pipeline.use_scheduler(\"dpmsolver++\")`), image to image, inpainting.\n",
+        '(`pipeline.use_scheduler("dpmsolver++")`), image to image, inpainting.\n',
     ]
     if not facts.ours:
         parts.append(
-            "With unetgn installed, `unetgn.pipelines.UNetPipeline.from_pretrained(\"FOLDER\")` runs no code from here.\n"
+            'With unetgn installed, `unetgn.pipelines.UNetPipeline.from_pretrained("FOLDER")` runs no code from here.\n'
         )
     if native is not None:
-        parts.append(f"diffusers' own `{native}.from_pretrained(\"FOLDER\")` draws with this network, too.\n")
+        parts.append(f'diffusers\' own `{native}.from_pretrained("FOLDER")` draws with this network, too.\n')
     return "\n".join(parts)

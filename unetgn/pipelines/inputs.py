@@ -1,6 +1,6 @@
 """Reads what people give a pipeline: seeds, labels, pictures in every common form, sizes.
 
-This file needs Pillow, NumPy and torch and nothing else of ours: saved pipelines carry it (`unetgn.pipelines.pipeline`).
+This file needs nothing else of ours: saved pipelines carry it (`unetgn.pipelines.pipeline`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _to_tensor(image: Any, size: tuple[int, int], name: str, mode: str) -> Tenso
         pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
         pixels = pixels if pixels.ndim == 3 else pixels[None]
     else:
-        raise ValueError(f"{name} is {type(image).__name__}; give a PIL image, an array (H, W, C) or a tensor (C, H, W)")
+        raise ValueError(
+            f"{name} is {type(image).__name__}; give a PIL image, an array (H, W, C) or a tensor (C, H, W)"
+        )
     pixels = pixels.detach().cpu()
     if pixels.ndim != 3 or not pixels.isfinite().all() or pixels.min() < 0 or pixels.max() > 1:
         raise ValueError(

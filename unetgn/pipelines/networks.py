@@ -33,8 +33,8 @@ class NetworkFacts:
         if labels is None:
             if self.num_classes is not None and not self.unlabelled:
                 raise ValueError(
-                    "class_labels are missing: this network was not trained without a class, so that it draws rubbish "
-                    f"without one: give class_labels from 0 to {self.num_classes - 1}"
+                    "class_labels are missing, and this network was trained with its classes only, so that without one "
+                    f"it draws rubbish: give class_labels from 0 to {self.num_classes - 1}"
                 )
             return None
         if self.num_classes is None:
@@ -85,7 +85,9 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
     if ours:
         condition, transformer = config["condition"], config.get("transformer")
         num_classes = config["num_classes"]
-        unlabelled = condition["null_class_trained"] if condition["null_class"] else condition["missing_class"] == "zeros"
+        unlabelled = (
+            condition["null_class_trained"] if condition["null_class"] else condition["missing_class"] == "zeros"
+        )
         reads_text = transformer is not None and _is_some(transformer["context_dim"])
     else:
         rows, blocks = config.get("num_class_embeds"), (*config.get("down_block_types", ()),

@@ -43,6 +43,8 @@ class UNetPipeline(DiffusionPipeline):
     _optional_components = ["vae", "text_encoder", "tokenizer"]  # noqa: RUF012 - diffusers' own way
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
 
+    scheduler: Any
+
     def __init__(
         self,
         unet: object,
@@ -53,9 +55,7 @@ class UNetPipeline(DiffusionPipeline):
         null_class: int | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
-            unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
-        )
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(null_class=null_class)
 
     def use_scheduler(self, name: str) -> None:
@@ -108,17 +108,17 @@ class UNetPipeline(DiffusionPipeline):
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> Any:
         """Draw one image for each seed.
 
         seeds: numbers from 0 to 2**63 - 1, one image each. All noise of an image comes from a generator of its own.
         class_labels, prompt: one for all images, or one each. Without a label a network with classes draws any.
         prompt_embeds (N or 1, tokens, width) takes the place of prompt, negative_prompt_embeds (1, tokens, width) that
         of the empty prompt, which guidance leads away from.
-        guidance_scale, guidance_interval, guidance_rescale: see `unetgn.pipelines.sampling.Guidance`; a scale of 1 is off.
-        image: what to begin with, one for all or one each: PIL, (H, W, C) or (C, H, W) in [0, 1]; strength (default 0.8)
-        is the share of the steps that change it. With mask_image, white where to draw, the rest stays as it is (and
-        strength is 1 by default).
+        guidance_scale, guidance_interval, guidance_rescale: see `unetgn.pipelines.sampling.Guidance`; scale 1 is off.
+        image: what to begin with, one for all or one each: PIL, arrays (H, W, C) or tensors (C, H, W) in [0, 1];
+        strength (default 0.8) is the share of the steps that change it. With mask_image, white where to draw,
+        the rest stays as it is (and strength is 1 by default).
         latents (N, C, H, W): unit normal noise to begin with in the place of the seeds'.
         height, width: of the images (default: what the network was trained on).
         output_type: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W) in [0, 1]; "latent": as the network has them.
@@ -142,8 +142,8 @@ class UNetPipeline(DiffusionPipeline):
         size = image_size(height, width, facts.sample_size, factor)
         if output_type == "pil" and self.vae is None and facts.channels not in (1, 3):
             raise ValueError(
-                f"the network makes {facts.channels} channels, and pictures have 1 (grey) or 3 (RGB): give the pipeline "
-                "the vae of its latents, or output_type='np', 'pt' or 'latent'"
+                f"the network makes {facts.channels} channels, and pictures have 1 (grey) or 3 (RGB): give the "
+                "pipeline the vae of its latents, or output_type='np', 'pt' or 'latent'"
             )
         pixels, mask = self._given(image, mask_image, strength, size, len(numbers), facts)
         scheduler = set_to_steps(self.scheduler, num_inference_steps)
@@ -225,18 +225,28 @@ class UNetPipeline(DiffusionPipeline):
             raise ValueError(f"prompt_embeds are of {len(prompt_embeds)} texts; {count} images take 1 or {count}")
         if guided and empty is None:
             if self.text_encoder is None or self.tokenizer is None:
-                raise ValueError("guidance needs negative_prompt_embeds, those of the empty prompt, beside prompt_embeds")
+                raise ValueError(
+                    "guidance needs negative_prompt_embeds, those of the empty prompt, beside prompt_embeds"
+                )
             empty = self.encode_prompt([""])
         return prompt_embeds.expand(count, -1, -1), None if empty is None else empty.reshape(-1, empty.shape[-1])
 
     def _given(
-        self, image: Any, mask_image: Any, strength: float | None, size: tuple[int, int], count: int, facts: NetworkFacts
+        self,
+        image: Any,
+        mask_image: Any,
+        strength: float | None,
+        size: tuple[int, int],
+        count: int,
+        facts: NetworkFacts,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the image to begin with (1 or count, C, H, W) in [-1, 1], and its mask (…, 1, H, W)."""
         if image is None:
             for name, value in (("strength", strength), ("mask_image", mask_image)):
                 if value is not None:
-                    raise ValueError(f"{name} was given without an image, which it is for: give image=…, or leave it out")
+                    raise ValueError(
+                        f"{name} was given without an image, which it is for: give image=…, or leave it out"
+                    )
             return None, None
         channels = facts.channels if self.vae is None else self.vae.config.in_channels
         return read_images(image, size, channels, count), None if mask_image is None else read_mask(
@@ -264,7 +274,7 @@ class UNetPipeline(DiffusionPipeline):
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, push_to_hub: bool = False, **more: Any) -> None:
-        """Save all parts as diffusers does, with this sampler's own files and a README.md that says how to load them."""
+        """Save all parts as diffusers does, with this sampler's files and a README.md that says how to load them."""
         if push_to_hub:
             raise ValueError("save_pretrained does not upload: call pipeline.push_to_hub(NAME)")
         super().save_pretrained(save_directory, *arguments, **more)

@@ -74,7 +74,8 @@ class Guidance:
 class Start:
     """Says what to begin with in the place of pure noise: images, of which a mask may keep a part.
 
-    They get as much noise as the scheduler's first step has (Meng et al. 2022, arXiv 2108.01073): `begin_later` sets it.
+    They get as much noise as the scheduler's first step has (Meng et al. 2022, arXiv 2108.01073), which `begin_later`
+    sets.
     With a mask, the part that is kept is put in place at every noise level (Lugmayr et al. 2022, arXiv 2201.09865,
     equation 8, without resampling), and is in the result exactly.
     """
@@ -129,7 +130,7 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> tuple[Tensor, li
 
 
 def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """Interpolate between two noises on the sphere that both lie near, where what lies between is as likely as they.
+    """Compute what lies between two noises, on the sphere that both lie near, and so is as likely as they are.
 
     sin((1 - t)·angle)/sin(angle)·one + sin(t·angle)/sin(angle)·other (Shoemake 1985, Proc. SIGGRAPH 19, 245-254).
     """
@@ -184,9 +185,9 @@ def sample(
     All noise of image n, at the start and between steps, comes from a CPU generator seeded with seeds[n]. The image
     depends neither on the device nor on the other images. `noise` (len(seeds), C, H, W), unit normal, takes the place
     of that at the start. Guidance is that of `Guidance`. `texts` (len(seeds), tokens, width) is for networks that read
-    text, `empty_text` (tokens, width) is what they read for uncond. A network of diffusers' own classes has `null_class`
-    for its label of no class; one of ours takes no label for that. `on_step` is shown the noisy images before every
-    step, and the final ones. `on_step_end` gets the step's number, its timestep and what the scheduler keeps after it,
+    text, `empty_text` (tokens, width) is what they read for uncond. A network of diffusers' own classes has
+    `null_class` for its label of no class; one of ours takes no label for that. `on_step` is
+    shown the noisy images before every step, and the final ones. `on_step_end` gets the step's number, its timestep and what the scheduler keeps after it,
     and returns what it goes on with.
 
     Raises ValueError where an image that is not clipped would be looked for in pure noise.

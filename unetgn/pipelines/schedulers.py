@@ -6,6 +6,7 @@ This file needs diffusers and nothing else of ours: saved pipelines carry it (`u
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
 
 import diffusers
@@ -46,11 +47,24 @@ REFUSED = {
     "euler_ancestral",
     "TCDScheduler": "it is for networks that were distilled to find the image in few steps; take ddim",
 }
-OWN_SCHEDULE = "it has a noise schedule of its own, and cannot follow the one that the network was trained on; take ddim"
+OWN_SCHEDULE = (
+    "it has a noise schedule of its own, and cannot follow the one that the network was trained on; take ddim"
+)
 EVEN = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")  # they step down by levels // steps, wherever to
 # They combine the noise of several levels, and need it to say something of the image.
 FROM_NOISE = ("HeunDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "KDPM2DiscreteScheduler",
               "KDPM2AncestralDiscreteScheduler")  # fmt: skip
+# Configurations that do not sample what a network knows: of which classes, the key, its value, and one that does.
+NOT_FOLLOWED: list[tuple[Collection[str], str, Any, Any]] = [
+    (CLASSES, "use_flow_sigmas", True, False),
+    (CLASSES, "timestep_type", "continuous", "discrete"),
+    (("PNDMScheduler",), "skip_prk_steps", False, True),
+    (EVEN, "timestep_spacing", "linspace", "trailing"),
+    (("UniPCMultistepScheduler",), "solver_type", "bh1", "bh2"),  # infinite in the last step, to no noise
+    (("SASolverScheduler",), "corrector_order", 0, 1),
+    (("SASolverScheduler",), "use_beta_sigmas", True, False),
+    (("LMSDiscreteScheduler",), "use_exponential_sigmas", True, False),  # not stable: too much noise with more steps
+]
 BY_STEP = ("sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down")  # what a scheduler keeps for each of its steps
 
 MOST_SIGNAL = 0.01  # share of the image's variance that may be left at the last level: Stable Diffusion's has 0.0047
@@ -133,20 +147,11 @@ def set_to_steps(scheduler: Any, steps: int) -> Any:
     name, config = type(scheduler).__name__, scheduler.config
     if name not in CLASSES:
         raise ValueError(f"scheduler {name!r} {reason_against(name)}")
-    wrong = {
-        "use_flow_sigmas": (config.get("use_flow_sigmas", False), False),
-        "timestep_type": (config.get("timestep_type", "discrete"), "discrete"),
-        "rescale_sigmas": (config.get("rescale_sigmas", False), False),
-    }
-    if name == "PNDMScheduler":
-        wrong["skip_prk_steps"] = config.skip_prk_steps, True
-    if name in EVEN and config.timestep_spacing == "linspace":
-        wrong["timestep_spacing"] = "linspace", "trailing"
-    for key, (is_, would_do) in wrong.items():
-        if is_ != would_do:
+    for classes, key, wrong, would_do in NOT_FOLLOWED:
+        if name in classes and config.get(key, would_do) == wrong:
             raise ValueError(
-                f"{name} has {key}={is_!r}, which sampling here cannot follow; {key}={would_do!r} will do: "
-                f"{name}.from_config(scheduler.config, {key}={would_do!r})"
+                f"{name} has {key}={wrong!r}, which does not lead to images of the right distribution here; "
+                f"{key}={would_do!r} will do: {name}.from_config(scheduler.config, {key}={would_do!r})"
             )
     betas = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
              "rescale_betas_zero_snr", "clip_sample", "clip_sample_range")  # fmt: skip
@@ -176,6 +181,8 @@ def _fit(name: str, scheduler_class: type[Any], config: Any, training_scheduler:
         raise ValueError(f"steps is {steps}; {name!r} takes a number that divides {levels} nearly, such as {near}")
     scheduler.set_timesteps(steps)
     keep_levels(scheduler)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # of two equal timesteps at the start, which Karras' sigmas may have, too
     first = scheduler.alphas_cumprod[int(scheduler.timesteps[0])].item()
     if first > MOST_SIGNAL:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Shows the way from noise to image, as a strip of pictures and as an animation, and the way from one seed to another."""
+"""Shows the way from noise to image, as a strip of pictures and an animation, and the way from one seed to another."""
 
 from __future__ import annotations
 
