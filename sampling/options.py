@@ -154,7 +154,7 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
 
 
 def check_options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Refuse options that contradict each other or are out of range, with what would be right."""
+    """Raise SystemExit, with what would be right, where options contradict each other or are out of range."""
     if not math.isfinite(parsed.guidance_scale):
         parser.error(f"argument --guidance-scale: {parsed.guidance_scale} is not a finite number")
     try:

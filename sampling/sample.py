@@ -7,6 +7,7 @@ number of processes. What was stopped goes on where it was when the same line is
 from __future__ import annotations
 
 from training.last_words import last_words  # the first of all
+from training.parent import stop_with_parent
 
 # isort: split
 import argparse
@@ -204,6 +205,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; return its exit code: 0 done, 1 failed, 2 where the request cannot be met."""
+    stop_with_parent()
     try:
         run(parse_arguments(arguments, __doc__))
     except (SamplingError, CheckpointError, ConfigError, RunDirectoryError) as error:

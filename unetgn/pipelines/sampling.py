@@ -187,8 +187,8 @@ def sample(
     of that at the start. Guidance is that of `Guidance`. `texts` (len(seeds), tokens, width) is for networks that read
     text, `empty_text` (tokens, width) is what they read for uncond. A network of diffusers' own classes has
     `null_class` for its label of no class; one of ours takes no label for that. `on_step` is
-    shown the noisy images before every step, and the final ones. `on_step_end` gets the step's number, its timestep and what the scheduler keeps after it,
-    and returns what it goes on with.
+    shown the noisy images before every step, and the final ones. `on_step_end` gets the step's number, its
+    timestep and what the scheduler keeps after it, and returns what it goes on with.
 
     Raises ValueError where an image that is not clipped would be looked for in pure noise.
     """
