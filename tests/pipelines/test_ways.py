@@ -1,7 +1,9 @@
 """Ways to sample: diffusers' schedulers and their configurations, images and masks to begin with, guidance, strips."""
 
 import itertools
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -15,9 +17,11 @@ from training.objective import ObjectiveConfig, make_scheduler
 from unetgn.pipelines.sampling import Guidance, Start, draw_noise, sample, slerp
 from unetgn.pipelines.schedulers import (
     CLASSES,
+    EDM_SCHEDULERS,
     NOT_FOLLOWED,
     SCHEDULERS,
     begin_later,
+    class_like,
     class_of,
     make_sampling_scheduler,
     set_to_steps,
@@ -116,6 +120,8 @@ def test_images_to_begin_with_keep_the_distribution_that_they_are_of(name: str, 
     begin_later(scheduler, strength)
     steps = (len(scheduler.timesteps) + (scheduler.order == 2)) // scheduler.order - (name == "pndm")
     assert steps == pytest.approx(20 * strength, abs=1)
+    levels = scheduler.timesteps.tolist()
+    assert (levels[1] == levels[2]) == (name in ("pndm", "heun"))  # which go to their second level twice
     image = SPREAD * draw_noise(range(100, 106), (1, 16, 16))[0]
     made = sample(Gaussian(trained), scheduler, range(6), (1, 16, 16), start=Start(image))
     assert made.mean() == pytest.approx(MEANS[None], abs=0.04)
@@ -213,3 +219,46 @@ def test_an_animation_has_every_picture_and_stays_at_the_last(format: str, tmp_p
         assert animation.format == format
         shades = [frame.convert("L").getpixel((5, 5)) for frame in ImageSequence.Iterator(animation)]
     assert shades == pytest.approx([0, 90, 180, 255], abs=2)
+
+
+class Preconditioned(torch.nn.Module):
+    """Predicts F of EDM, which the scheduler's factors make the most likely image of; it sees ln(sigma)/4."""
+
+    device, dtype, sigma_data, mean = torch.device("cpu"), torch.float32, 0.5, 0.2
+
+    def forward(self, seen: torch.Tensor, timestep: torch.Tensor, class_labels: Any = None) -> SimpleNamespace:
+        sigma, data = math.exp(4 * float(timestep)), self.sigma_data
+        x = seen * math.sqrt(sigma**2 + data**2)
+        image = (SPREAD**2 * x + sigma**2 * self.mean) / (SPREAD**2 + sigma**2)
+        skip, out = data**2 / (sigma**2 + data**2), sigma * data / math.sqrt(sigma**2 + data**2)
+        return SimpleNamespace(sample=(image - skip * x) / out)
+
+
+@pytest.mark.parametrize("name", EDM_SCHEDULERS)
+@pytest.mark.parametrize("way", ["noise", "an image", "a mask"])
+def test_networks_of_edm_sample_what_they_know_through_their_preconditioning(name: str, way: str) -> None:
+    scheduler_class, extra = class_like(name, diffusers.EDMEulerScheduler())
+    scheduler = set_to_steps(scheduler_class(**extra), 40)
+    image = Preconditioned.mean + SPREAD * draw_noise(range(100, 106), (1, 16, 16))[0]
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    start = {"noise": None, "an image": Start(image), "a mask": Start(image, mask)}[way]
+    if way == "an image":
+        begin_later(scheduler, 0.5)
+    made = sample(Preconditioned(), scheduler, range(6), (1, 16, 16), start=start)
+    assert made.mean() == pytest.approx(Preconditioned.mean, abs=0.03)
+    assert 0.8 < made.std() / SPREAD < 1.1
+    if way == "a mask":
+        assert torch.equal(made[..., 8:], image[..., 8:])
+        assert abs(((made - 0.2) * (image - 0.2))[..., :8].mean()) / SPREAD**2 < 0.15
+    both = sample(Preconditioned(), scheduler, [3, 4], (1, 16, 16))
+    assert torch.equal(both[1:], sample(Preconditioned(), scheduler, [4], (1, 16, 16)))
+
+
+def test_schedulers_of_edm_and_others_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="it is for networks with EDM's preconditioning"):
+        class_like("EDMEulerScheduler", make_scheduler(ObjectiveConfig()))
+    with pytest.raises(ValueError, match="does not fit a network with EDM's preconditioning; there are edm_euler"):
+        class_like("ddim", diffusers.EDMEulerScheduler())
+    with pytest.raises(ValueError, match="sampling begins in pure noise"):
+        set_to_steps(diffusers.EDMEulerScheduler(sigma_max=1.0), 10)

@@ -272,8 +272,15 @@ def test_a_killed_run_that_is_started_again_ends_with_the_same_bytes(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed amid a batch, with a file half-written, which is no file; made again is only what is missing."""
+    batches: list[list[int]] = []
+    call = UNetPipeline.__call__
+    monkeypatch.setattr(
+        UNetPipeline,
+        "__call__",
+        lambda self, seeds, **more: (batches.append(list(seeds)), call(self, seeds, **more))[1],
+    )
     assert draw(run, tmp_path / "whole", *MANY) == 0
-    written: list[Path] = []
+    whole_batches, written = batches.copy(), list[Path]()
     real = script.write_png
 
     def die(path: Path, picture: Image.Image) -> None:
@@ -287,7 +294,9 @@ def test_a_killed_run_that_is_started_again_ends_with_the_same_bytes(
         patch.setattr(script, "write_png", die)
         assert draw(run, tmp_path / "broken", *MANY) == 1
     before = {path: path.stat().st_mtime_ns for path in written}
+    batches.clear()
     assert draw(run, tmp_path / "broken", *MANY) == 0
+    assert batches == whole_batches[2:]  # those with 5 of 8 images, and what comes after, made of the same seeds
     assert {path: path.stat().st_mtime_ns for path in written} == before
     whole, broken = tree(tmp_path / "whole"), tree(tmp_path / "broken")
     assert whole.keys() == broken.keys()

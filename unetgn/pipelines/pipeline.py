@@ -19,12 +19,22 @@ from torch import Tensor
 
 from .card import write_card
 from .inputs import as_list, image_size, read_images, read_mask, read_seeds
+from .levels import EDM
 from .networks import NetworkFacts, facts_of
 from .pictures import to_picture, to_uint8
 from .sampling import Guidance, Start, sample
-from .schedulers import begin_later, class_of, set_to_steps
+from .schedulers import begin_later, class_like, set_to_steps
 
-PARTS = ("pipeline.py", "card.py", "inputs.py", "networks.py", "pictures.py", "sampling.py", "schedulers.py")
+PARTS = (
+    "pipeline.py",
+    "card.py",
+    "inputs.py",
+    "levels.py",
+    "networks.py",
+    "pictures.py",
+    "sampling.py",
+    "schedulers.py",
+)
 OUTPUTS = ("pil", "np", "pt", "latent")
 STEPS = 50
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
@@ -34,9 +44,10 @@ class UNetPipeline(DiffusionPipeline):
     """Draws images with a U-Net, ours or diffusers', that was trained to denoise; image n depends on seed n alone.
 
     `scheduler` says how the network was trained, and samples: any that `unetgn.pipelines.schedulers` names, with all
-    that its config says. `vae` makes images of latents, `text_encoder` and `tokenizer` (CLIP's) read prompts.
-    `null_class` is the label of no class of a network of diffusers' own class; ours know it themselves.
-    Moves, offloads, saves and loads as diffusers' pipelines do. Saved folders carry this sampler.
+    that its config says. Networks with EDM's preconditioning take diffusers' EDM schedulers, and no others do. `vae`
+    makes images of latents, `text_encoder` and `tokenizer` (CLIP's) read prompts. `null_class` is the label of no class
+    of a network of diffusers' own class; ours know it themselves. The pipeline moves, offloads, saves and loads as
+    diffusers' do; saved folders carry this sampler.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -63,7 +74,7 @@ class UNetPipeline(DiffusionPipeline):
 
         Raises ValueError for one that is unknown or does not fit.
         """
-        scheduler_class, extra = class_of(name)
+        scheduler_class, extra = class_like(name, self.scheduler)
         self.scheduler = scheduler_class.from_config(self.scheduler.config, **extra)
 
     @property
@@ -292,7 +303,7 @@ class UNetPipeline(DiffusionPipeline):
     def native_class(self) -> str | None:
         """Name diffusers' own pipeline that draws what this one does, of itself; None where there is none."""
         facts = self.facts()
-        if facts.ours or facts.num_classes is not None:
+        if facts.ours or facts.num_classes is not None or type(self.scheduler).__name__ in EDM:
             return None
         if self.vae is None:
             return None if facts.reads_text else "DDPMPipeline"

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
-from .schedulers import MOST_SIGNAL, NO_SIGNAL, SCHEDULERS, NoiseLevels, make_sampling_scheduler
+from .levels import levels_of, mix
+from .schedulers import MOST_SIGNAL, SCHEDULERS, make_sampling_scheduler
 
 __all__ = ["SCHEDULERS", "Guidance", "Start", "draw_noise", "make_sampling_scheduler", "sample", "slerp"]
 
@@ -95,34 +95,6 @@ class Start:
         return made if self.mask is None else self.mask * made + (1 - self.mask) * kept
 
 
-def predicted_image(prediction: Tensor, noisy: Tensor, alpha: Tensor, prediction_type: str) -> Tensor:
-    """Return the clean image of noisy = sqrt(alpha)·image + sqrt(1 - alpha)·noise, as a network's prediction has it.
-
-    The prediction is the image itself (sample), the noise (epsilon), or the velocity sqrt(alpha)·noise -
-    sqrt(1 - alpha)·image (v_prediction; Salimans & Ho 2022, arXiv 2202.00512, appendix D).
-    """
-    if prediction_type == "sample":
-        return prediction
-    if prediction_type == "epsilon":
-        return (noisy - (1 - alpha).sqrt() * prediction) / alpha.sqrt()
-    return alpha.sqrt() * noisy - (1 - alpha).sqrt() * prediction
-
-
-def noise_of(image: Tensor, noisy: Tensor, alpha: Tensor) -> Tensor:
-    """Return the noise that is left of noisy = sqrt(alpha)·image + sqrt(1 - alpha)·noise without the image."""
-    return (noisy - alpha.sqrt() * image) / (1 - alpha).sqrt()
-
-
-def velocity_of(image: Tensor, noisy: Tensor, alpha: Tensor) -> Tensor:
-    """Return the velocity, of which a scheduler finds the image again without dividing by sqrt(alpha), near 0."""
-    return (alpha.sqrt() * noisy - image) / (1 - alpha).sqrt()
-
-
-def mix(image: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-    """Return sqrt(alpha)·image + sqrt(1 - alpha)·noise."""
-    return alpha.sqrt() * image + (1 - alpha).sqrt() * noise
-
-
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> tuple[Tensor, list[torch.Generator]]:
     """Draw the noise (len(seeds), *shape) that images begin with, and return the generators that go on from there."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -193,21 +165,17 @@ def sample(
     Raises ValueError where an image that is not clipped would be looked for in pure noise.
     """
     device, dtype = device or unet.device, unet.dtype
-    prediction_type, shares = scheduler.config.prediction_type, scheduler.alphas_cumprod
     guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale)
     limit = (
         scheduler.config.get("clip_sample_range", 1.0) if clip and scheduler.config.get("clip_sample", True) else None
     )
-    first = shares[int(scheduler.timesteps[0])]
-    if limit is None and prediction_type == "epsilon" and first < NO_SIGNAL:
+    scheduler = copy.deepcopy(scheduler)  # it keeps predictions of earlier steps
+    levels = levels_of(scheduler)
+    if limit is None and (first := levels.lost_at_first()) is not None:
         raise ValueError(
             f"sampling would begin with {first:.1g} of the image's variance, in which a prediction of the noise finds "
             "no image: clip (for pixels), or take a scheduler of make_sampling_scheduler for clip_sample=False"
         )
-    scheduler = copy.deepcopy(scheduler)  # it keeps predictions of earlier steps
-    by_noise = isinstance(scheduler, diffusers.PNDMScheduler)  # a linear multistep method for the noise
-    scheduler.register_to_config(prediction_type="epsilon" if by_noise else "v_prediction")
-    levels = NoiseLevels(scheduler)
     drawn, generators = draw_noise(seeds, shape)
     noise = (drawn if noise is None else noise).to(device, torch.float32)
     images = noise * scheduler.init_noise_sigma
@@ -237,12 +205,12 @@ def sample(
         prediction = predict(noisy, timestep, texts, no_labels if labels is None else labels)
         if guidance.at(alpha):
             prediction = guidance(prediction, predict(noisy, timestep, no_texts, no_labels))
-        image = predicted_image(prediction.float(), noisy, alpha, prediction_type)
+        image = levels.image_of(prediction.float(), images, noisy, alpha)
         if limit is not None:
             image = image.clamp(-limit, limit)
         if start is not None:
             image = start.keep(image, start.image)
-        prediction = noise_of(image, noisy, alpha) if by_noise else velocity_of(image, noisy, alpha)
+        prediction = levels.prediction_of(image, images, noisy, alpha)
         images = scheduler.step(prediction, timestep, images, **extra).prev_sample
         if on_step_end:
             images = on_step_end(index, timestep, images)

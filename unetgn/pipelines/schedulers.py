@@ -14,6 +14,8 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
+from .levels import EDM, NO_SIGNAL
+
 # Name on the command line -> class in diffusers, and what it is built with beside the training scheduler's own config.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {}),
@@ -35,6 +37,12 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm_parallel": ("DDPMParallelScheduler", {}),
 }
 CLASSES = {class_name for class_name, _ in SCHEDULERS.values()}
+# For networks with EDM's preconditioning, and none but these (Karras et al. 2022, arXiv 2206.00364).
+EDM_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "edm_euler": ("EDMEulerScheduler", {}),
+    "edm_dpmsolver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "edm_sde-dpmsolver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+}
 # Of the others, those that take a noise schedule and a prediction type, and why they do not fit all the same.
 REFUSED = {
     "CogVideoXDDIMScheduler": "it shifts the noise schedule as one video model has it; take ddim, the same method",
@@ -69,7 +77,6 @@ BY_STEP = ("sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down")  # what a sc
 
 MOST_SIGNAL = 0.01  # share of the image's variance that may be left at the last level: Stable Diffusion's has 0.0047
 LEAST_SIGNAL = 1e-3  # share at which sampling begins where less of it cannot be used
-NO_SIGNAL = 1e-5  # a schedule that ends below it ends without any: linear betas (Ho et al. 2020) end with 4e-5
 
 
 def check_ends_in_noise(alphas_cumprod: Tensor, schedule: str) -> None:
@@ -89,6 +96,23 @@ def check_ends_in_noise(alphas_cumprod: Tensor, schedule: str) -> None:
             f"sampling begins in pure noise: take more levels or larger betas, for at most {MOST_SIGNAL}, or "
             "squared_cosine, which ends in noise with any number of levels"
         )
+
+
+def class_like(name: str, scheduler: Any) -> tuple[type[Any], dict[str, Any]]:
+    """Return what `class_of` does, for a network that `scheduler` is for: one of EDM's for one of EDM's.
+
+    Raises ValueError as `class_of` does, and for a scheduler of the other kind.
+    """
+    of_edm = {short: entry for short, entry in EDM_SCHEDULERS.items() if name in (short, entry[0])}
+    if type(scheduler).__name__ in EDM:
+        if not of_edm:
+            raise ValueError(
+                f"scheduler {name!r} does not fit a network with EDM's preconditioning; there are "
+                f"{', '.join(EDM_SCHEDULERS)}"
+            )
+        class_name, extra = next(iter(of_edm.values()))
+        return getattr(diffusers, class_name), extra
+    return class_of(name)
 
 
 def class_of(name: str) -> tuple[type[Any], dict[str, Any]]:
@@ -117,6 +141,8 @@ def reason_against(class_name: str) -> str:
         return f"is unknown; {there}"
     if class_name in REFUSED:
         return f"does not fit: {REFUSED[class_name]}"
+    if class_name in EDM:
+        return f"does not fit: it is for networks with EDM's preconditioning, in a pipeline with one of EDM's; {there}"
     taken = inspect.signature(found.__init__).parameters
     if not issubclass(found, SchedulerMixin) or not {"trained_betas", "prediction_type"} <= taken.keys():
         return f"does not fit: {OWN_SCHEDULE}"
@@ -145,6 +171,8 @@ def set_to_steps(scheduler: Any, steps: int) -> Any:
     that sampling here does not follow.
     """
     name, config = type(scheduler).__name__, scheduler.config
+    if name in EDM:
+        return _set_edm(scheduler, steps)
     if name not in CLASSES:
         raise ValueError(f"scheduler {name!r} {reason_against(name)}")
     for classes, key, wrong, would_do in NOT_FOLLOWED:
@@ -157,6 +185,22 @@ def set_to_steps(scheduler: Any, steps: int) -> Any:
              "rescale_betas_zero_snr", "clip_sample", "clip_sample_range")  # fmt: skip
     trained = diffusers.DDPMScheduler(**{key: config[key] for key in betas if key in config})
     return _fit(name, type(scheduler), config, trained, steps)
+
+
+def _set_edm(scheduler: Any, steps: int) -> Any:
+    """Make a scheduler of EDM's like `scheduler`, set to `steps` steps."""
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; schedulers of EDM's take 2 or more")
+    config = scheduler.config
+    if config.sigma_max < 10 * config.sigma_data:
+        raise ValueError(
+            f"sigma_max is {config.sigma_max}, where images have a spread (sigma_data) of {config.sigma_data}, but "
+            "sampling begins in pure noise: take ten times as much or more (Karras et al. 2022: 80)"
+        )
+    found = type(scheduler).from_config(config)
+    found.set_timesteps(steps)
+    found.set_begin_index(0)
+    return found
 
 
 def _fit(name: str, scheduler_class: type[Any], config: Any, training_scheduler: Any, steps: int, **extra: Any) -> Any:
@@ -246,28 +290,3 @@ def cut_betas(training_scheduler: Any) -> dict[str, Any]:
 def without_pure_noise(training_scheduler: Any) -> Any:
     """Cut a schedule to its levels with 0.1 % of the image's variance or more."""
     return type(training_scheduler).from_config(training_scheduler.config, **cut_betas(training_scheduler))
-
-
-class NoiseLevels:
-    """Tells the share of the image's variance, alphas_cumprod, at each step of a scheduler that is set to its steps.
-
-    Of what the scheduler keeps, x, the network sees x · scale = sqrt(share)·image + sqrt(1 - share)·noise, where scale
-    is 1 but for those that keep image + sigma·noise.
-    """
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
-        self.scales = type(scheduler).__name__.endswith("DiscreteScheduler")
-
-    def at(self, index: int, timestep: Tensor) -> Tensor:
-        """Return the share at step `index`, whose timestep is `timestep`, as the next thing that the scheduler does."""
-        scheduler = self.scheduler
-        if self.scales:
-            return scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep).square().float()
-        if hasattr(scheduler, "sigmas"):
-            return 1 / (1 + scheduler.sigmas[index] ** 2)
-        return scheduler.alphas_cumprod[int(timestep)]
-
-    def scale(self, share: Tensor) -> Tensor:
-        """Return the factor from what the scheduler keeps to what the network sees, where `share` is of the image."""
-        return share.sqrt() if self.scales else torch.ones(())
