@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
+import shutil
+import tarfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -13,13 +18,15 @@ import numpy as np
 import torch
 
 from training.data.pictures import open_picture
-from training.files import write_json, write_png, writing
+from training.files import delete_unfinished, write_json, write_png, writing
 from unetgn.json_files import read_object
 from unetgn.pipelines.pictures import tile_pixels
 
 GRID, SIDE = 256, 32  # images in grid.png at most, and in a row or column of classes
 REQUEST_LIMIT = 2**28  # bytes: some fifty for each image
 GRID_PIXELS = 2**25  # which are fewer where images are large
+PER_FOLDER = PER_SHARD = 1000  # images
+BLOCK = 4096  # bytes that a small file takes on most disks
 
 
 class SamplingError(Exception):
@@ -37,6 +44,13 @@ class Request:
     image_size: int
     autoencoder: str | None = None  # sha256 of the weights; None where the network makes images
     text_encoder: str | None = None  # likewise; None where the network reads no text
+    # None where they are not used, as in requests that were written before there were these.
+    guidance_interval: list[float] | None = None
+    guidance_rescale: float | None = None
+    image: str | None = None  # sha256 of the file to begin with
+    mask: str | None = None  # likewise, of what is drawn anew
+    strength: float | None = None
+    precision: str | None = None  # None is fp32
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,9 @@ def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
     file = out / "request.json"
     asked = asdict(request)
     now = {**asked, "subjects": {str(seed): asdict(subject) for seed, subject in subjects.items()}}
-    if any(path.stem.isdigit() for path in out.glob("*.png")):
+    for folder in (out, *folders(out)):
+        delete_unfinished(folder)
+    if holds_images(out):
         before = read_request(file)
         differences = [f"{key} was {before.get(key)!r} and is {asked[key]!r}" for key in asked
                        if before.get(key) != asked[key]]  # fmt: skip
@@ -92,12 +108,47 @@ def read_request(file: Path) -> dict[str, Any]:
 
 
 def file_of(out: Path, seed: int) -> Path:
-    """Name the file that the image of a seed goes to."""
-    return out / f"{seed:06d}.png"
+    """Name the file that the image of a seed goes to: a subfolder holds a thousand, the first thousand have none."""
+    first = seed - seed % PER_FOLDER
+    return (out / f"{first:06d}" if first else out) / f"{seed:06d}.png"
 
 
-def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> str:
-    """Write grid.png, samples.csv and, where asked for, samples.npz, of the images of `subjects`.
+def folders(out: Path) -> list[Path]:
+    """List the subfolders of images."""
+    return [path for path in out.glob("*") if path.name.isdigit() and path.is_dir()]
+
+
+def holds_images(out: Path) -> bool:
+    """Return True where there are numbered images."""
+    return any(path.stem.isdigit() for folder in (out, *folders(out)) for path in folder.glob("*.png"))
+
+
+def missing(out: Path, seeds: Iterable[int]) -> set[int]:
+    """Find the seeds whose images are not there; each folder is read once."""
+    there = {int(path.stem) for folder in (out, *folders(out)) for path in folder.glob("*.png") if path.stem.isdigit()}
+    return set(seeds) - there
+
+
+def check_space(
+    out: Path, subjects: dict[int, Subject], shape: tuple[int, int, int], factor: int, *, npz: bool
+) -> None:
+    """Raise SamplingError where the disk cannot hold what is missing, by the least that it takes.
+
+    A PNG takes a quarter of its pixels or more, and a block of the disk; an archive all of them.
+    """
+    nearest = next(path for path in (out, *out.resolve().parents) if path.exists())
+    pixels = 3 * shape[1] * shape[2] * factor**2 if factor > 1 else math.prod(shape)
+    needed = len(missing(out, subjects)) * max(BLOCK, pixels // 4) + npz * len(subjects) * pixels
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise SamplingError(
+            f"{out} has {free / 1e9:.2g} GB left, and these images take at least {needed / 1e9:.2g} GB: make room, "
+            "give another --out, or fewer --seeds"
+        )
+
+
+def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool, webdataset: bool = False) -> str:
+    """Write grid.png, samples.csv and, where asked for, samples.npz and shards, of the images of `subjects`.
 
     Returns what grid.png shows of them. Images are read one at a time: no memory grows with their number.
     """
@@ -106,10 +157,12 @@ def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool) -> str:
         writer = csv.writer(lines)
         writer.writerow(["file", "seed", "class_label", *(["prompt"] if prompts else [])])
         for seed, subject in subjects.items():
-            row = [file_of(out, seed).name, seed, subject.label]
+            row = [file_of(out, seed).relative_to(out), seed, subject.label]
             writer.writerow([*row, subject.prompt] if prompts else row)
     if npz:
         write_archive(out, subjects)
+    if webdataset:
+        write_shards(out, subjects)
     return write_grid(out, subjects)
 
 
@@ -132,6 +185,30 @@ def write_archive(out: Path, subjects: dict[int, Subject]) -> None:
         for name, numbers in (("seeds", list(subjects)), ("labels", labels)):
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.asarray(numbers))
+
+
+def write_shards(out: Path, subjects: dict[int, Subject]) -> None:
+    """Write shards/000000.tar …, as WebDataset reads them: NAME.png, NAME.cls and NAME.txt, a thousand images each.
+
+    They hold nothing of the time or the user: the same images make the same bytes.
+    """
+    seeds = list(subjects)
+    for first in range(0, len(seeds), PER_SHARD):
+        with (
+            writing(out / "shards" / f"{first // PER_SHARD:06d}.tar") as unfinished,
+            tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as shard,
+        ):
+            for seed in seeds[first : first + PER_SHARD]:
+                subject = subjects[seed]
+                parts = {"png": file_of(out, seed).read_bytes()}
+                if subject.label is not None:
+                    parts["cls"] = str(subject.label).encode()
+                if subject.prompt is not None:
+                    parts["txt"] = subject.prompt.encode()
+                for ending, contents in parts.items():
+                    member = tarfile.TarInfo(f"{seed:06d}.{ending}")
+                    member.size = len(contents)
+                    shard.addfile(member, io.BytesIO(contents))
 
 
 def write_grid(out: Path, subjects: dict[int, Subject]) -> str:

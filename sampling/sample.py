@@ -7,199 +7,129 @@ number of processes. What was stopped goes on where it was when the same line is
 from __future__ import annotations
 
 from training.last_words import last_words  # the first of all
+from training.parent import stop_with_parent
 
 # isort: split
 import argparse
-import difflib
-import math
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
+from PIL import Image
 
-from sampling.folder import Request, SamplingError, Subject, claim, file_of, write_summary
-from sampling.trained import Trained, load_trained, open_autoencoder, open_text_encoder
+from sampling.folder import Request, SamplingError, Subject, check_space, claim, file_of, missing, write_summary
+from sampling.options import choose_subjects, parse_arguments, parse_classes, parse_numbers
+from sampling.progress import Progress
+from sampling.strips import write_interpolation, write_strip
+from sampling.trained import Trained, load_trained, open_autoencoder, open_pipeline, open_text_encoder
 from training.checkpoint import find_checkpoint
-from training.data.autoencoder import Autoencoder, digest
-from training.data.images import shorten
-from training.data.text import TextEncoder
-from training.errors import CheckpointError, ConfigError
-from training.files import user_path, write_png
+from training.data.autoencoder import digest
+from training.data.pictures import normalize, open_picture
+from training.errors import CheckpointError, ConfigError, RunDirectoryError
+from training.files import write_png
 from training.processes import ask_main
-from unetgn.pipelines.pictures import to_picture, to_uint8
-from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sample
+from training.run_directory import RunDirectory
+from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.inputs import read_images, read_mask
+from unetgn.pipelines.schedulers import begin_later, set_to_steps
+
+__all__ = ["main", "parse_classes", "parse_numbers"]
 
 
-def parse_numbers(text: str) -> list[int]:
-    """Parse '0-3,7' -> [0, 1, 2, 3, 7]. Raises argparse.ArgumentTypeError for anything else."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers and ranges such as 0-63 or 0,5,8-9")
-        numbers.extend(range(int(first), int(last if dash else first) + 1))
-    if max(numbers) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} has a number of 2**63 or more; seeds are smaller")
-    if len(set(numbers)) < len(numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} names a number twice")
-    return numbers
+class Drawing:
+    """Draws what a request asks for, any number of its images at a time."""
 
+    def __init__(self, pipeline: UNetPipeline, request: Request, image: Image.Image | None, mask: Image.Image | None):
+        self.pipeline, self.request, self.image, self.mask = pipeline, request, image, mask
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the options of this script."""
-    parser = argparse.ArgumentParser(
-        prog="sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=user_path, required=True, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("--seeds", type=parse_numbers, required=True, help="one image each, as in 0-63 or 0,5,8-9")
-    parser.add_argument(
-        "--out", type=user_path, required=True, help="folder for 000000.png …, grid.png and samples.csv"
-    )
-    parser.add_argument(
-        "--class-labels",
-        nargs="+",
-        metavar="CLASS",
-        help='classes by number, as in 0-9, or by name, as in cat,dog or "sea lion" dog (RUN/data.json has the names), '
-        "cycled: seed n has number n modulo their count (default: all)",
-    )
-    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="for networks that read text; cycled likewise")
-    parser.add_argument(
-        "--guidance-scale", type=float, default=1.0, help="uncond + W·(cond - uncond); 1 (default) is off"
-    )
-    parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: ddpm")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: 250 for ddpm, 50 for the others)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per process at a time (default: 64)")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or raw weights")
-    parser.add_argument("--image-size", type=int, help="height and width of what the network makes, images or latents "
-                        "(default: what it was trained on)")  # fmt: skip
-    parser.add_argument("--autoencoder", type=user_path, metavar="FOLDER",
-                        help="what makes images of latents (default: in data.path of the run)")  # fmt: skip
-    parser.add_argument("--text-encoder", type=user_path, metavar="FOLDER",
-                        help="what reads the prompts (default: in data.path of the run)")  # fmt: skip
-    parser.add_argument(
-        "--npz", action="store_true", help="also write samples.npz: arr_0 (N, H, W, C) uint8, seeds, labels"
-    )
-    parsed = parser.parse_args(arguments)
-    for name in ("batch_size", "image_size"):
-        value = getattr(parsed, name)
-        if value is not None and value < 1:
-            parser.error(f"argument --{name.replace('_', '-')}: {value} is too small; at least 1 is needed")
-    if not math.isfinite(parsed.guidance_scale):
-        parser.error(f"argument --guidance-scale: {parsed.guidance_scale} is not a finite number")
-    if parsed.steps is None:
-        parsed.steps = 250 if parsed.scheduler == "ddpm" else 50
-    return parsed
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of what the network makes."""
+        return self.pipeline.facts().channels, self.request.image_size, self.request.image_size
 
+    def check(self) -> None:
+        """Raise SamplingError where a setting does not fit the network, before anything is written."""
+        try:
+            scheduler = set_to_steps(self.pipeline.scheduler, self.request.steps)
+            if self.request.strength is not None:
+                begin_later(scheduler, self.request.strength)
+        except ValueError as error:
+            raise SamplingError(f"--scheduler and --steps: {error}") from error
+        try:
+            facts, pixels = self.pipeline.facts(), self.request.image_size * self.pipeline.vae_scale_factor
+            channels = facts.channels if self.pipeline.vae is None else self.pipeline.vae.config.in_channels
+            if self.image is not None:
+                read_images(self.image, (pixels, pixels), channels, 1)
+            if self.mask is not None:
+                read_mask(self.mask, (pixels, pixels), 1)
+        except ValueError as error:
+            raise SamplingError(f"--image and --mask: {error}") from error
 
-def parse_classes(given: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Return the numbers of classes that are given by name or by number, several parted by commas, numbers as ranges.
-
-    Raises SamplingError for what is neither, and for what is the name of one class and the number of another.
-    """
-    number = {name: i for i, name in enumerate(names)}
-    parts = [part for text in given for part in ([text] if text in number else text.split(","))]
-    labels: list[int] = []
-    for part in (part.strip() for part in parts):
-        kind, marked, marked_part = part.partition("=")
-        if marked and kind == "number":
-            labels += to_numbers(marked_part, names)
-        elif part not in number:
-            labels += to_numbers(part, names)
-        elif part.isdecimal() and int(part) != number[part] and int(part) < len(names):
-            raise SamplingError(
-                f"--class-labels {part} is the name of class {number[part]}, and class {part} is {names[int(part)]!r}: "
-                f"say which by number, --class-labels number={number[part]} or number={part}"
-            )
-        else:
-            labels.append(number[part])
-    return labels
-
-
-def to_numbers(part: str, names: Sequence[str]) -> list[int]:
-    """Read a number or a range. Raises SamplingError with the names that there are for anything else."""
-    try:
-        return parse_numbers(part)
-    except argparse.ArgumentTypeError as error:
-        there = f"the names are {shorten(names)}" if names else "this run knows no names of its classes (data.json)"
-        near = difflib.get_close_matches(part, names, n=1)
-        raise SamplingError(
-            f"--class-labels {part!r} is neither the name nor the number of a class; {there}, numbers are as in 0-9"
-            + (f". Did you mean {near[0]!r}?" if near else "")
-        ) from error
-
-
-def choose_subjects(
-    seeds: Sequence[int],
-    classes: Sequence[str] | None,
-    prompts: list[str] | None,
-    num_classes: int | None,
-    *,
-    names: Sequence[str] = (),
-) -> dict[int, Subject]:
-    """Return the subject of each seed: classes (default: all) and prompts, both cycling. Raises SamplingError."""
-    labels: list[int] | None = None
-    if num_classes is None and classes is not None:
-        raise SamplingError("--class-labels was given, but this network was trained without classes: leave it out")
-    if num_classes is not None:
-        labels = list(range(num_classes)) if classes is None else parse_classes(classes, names)
-        if wrong := [label for label in labels if label >= num_classes]:
-            raise SamplingError(f"--class-labels {wrong}: this network has the classes 0 to {num_classes - 1}")
-        if len(set(labels)) < len(labels):
-            raise SamplingError(f"--class-labels {' '.join(classes or [])} names a class twice")
-    return {
-        seed: Subject(labels[seed % len(labels)] if labels else None, prompts[seed % len(prompts)] if prompts else None)
-        for seed in seeds
-    }
+    def __call__(self, seeds: Sequence[int], subjects: Sequence[Subject], **more: Any) -> list[Image.Image]:
+        """Draw the images of seeds with their subjects; `more` goes to the pipeline."""
+        request = self.request
+        labels = [subject.label for subject in subjects if subject.label is not None]
+        pixels = request.image_size * self.pipeline.vae_scale_factor
+        low_high = request.guidance_interval
+        interval = None if low_high is None else (low_high[0], low_high[1])
+        return self.pipeline(
+            seeds,
+            class_labels=labels or None,
+            prompt=None if subjects[0].prompt is None else [subject.prompt or "" for subject in subjects],
+            guidance_scale=request.guidance_scale,
+            guidance_interval=interval,
+            guidance_rescale=request.guidance_rescale or 0.0,
+            num_inference_steps=request.steps,
+            image=self.image,
+            strength=request.strength,
+            mask_image=self.mask,
+            height=pixels,
+            width=pixels,
+            **more,
+        ).images
 
 
 def make_images(
-    trained: Trained,
-    request: Request,
-    subjects: dict[int, Subject],
-    out: Path,
-    accelerator: Accelerator,
-    *,
-    autoencoder: Autoencoder | None,
-    text_encoder: TextEncoder | None,
-    batch: int,
+    drawing: Drawing, subjects: dict[int, Subject], out: Path, accelerator: Accelerator, *, batch: int
 ) -> None:
-    """Write the images that are missing, each rank its share."""
-    share = list(subjects)[accelerator.process_index :: accelerator.num_processes]
-    mine = [seed for seed in share if not file_of(out, seed).exists()]
-    unet = trained.unet.to(accelerator.device)
-    shape = (unet.config.in_channels, request.image_size, request.image_size)
-    with tqdm(total=len(mine), unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True) as bar:
-        for start in range(0, len(mine), batch):
-            seeds = mine[start : start + batch]
-            labels = [label for seed in seeds if (label := subjects[seed].label) is not None]
-            texts = None if text_encoder is None else text_encoder.encode([subjects[s].prompt or "" for s in seeds])
-            images = sample(
-                unet,
-                make_sampling_scheduler(request.scheduler, trained.scheduler, request.steps),
-                seeds,
-                shape,
-                class_labels=labels or None,
-                texts=texts,
-                empty_text=None if text_encoder is None else text_encoder.encode([""])[0],
-                guidance_scale=request.guidance_scale,
-                clip=autoencoder is None,
-            )
-            if autoencoder is not None:
-                images = autoencoder.decode(images.to(accelerator.device)).cpu()
-            for seed, pixels in zip(seeds, to_uint8(images), strict=True):
-                write_png(file_of(out, seed), to_picture(pixels))
-            bar.update(len(seeds))
+    """Write the images that are missing, each rank its share.
+
+    A batch is made of the same seeds whichever of them are missing, so that what is made after a stop is what would
+    have been made before, bit for bit.
+    """
+    seeds, ranks = list(subjects), accelerator.num_processes
+    size = min(batch, -(-len(seeds) // ranks))
+    batches = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    left_out = ask_main(accelerator, lambda: missing(out, seeds))
+    wanted = [part for part in batches if not left_out.isdisjoint(part)]
+    mine = wanted[accelerator.process_index :: ranks]
+    with Progress(out, len(left_out), accelerator) as progress:
+        for part in mine:
+            pictures = drawing(part, [subjects[seed] for seed in part])
+            for seed, picture in zip(part, pictures, strict=True):
+                if seed in left_out:
+                    write_png(file_of(out, seed), picture)
+                    progress.add(1)
+        accelerator.wait_for_everyone()
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Go from the parsed arguments to the folder of images."""
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    checkpoint = ask_main(accelerator, lambda: find_checkpoint(arguments.checkpoint))  # verified once, for all
-    trained = load_trained(checkpoint, arguments.weights)
-    num_classes = trained.unet.config.num_classes
+def read_picture(file: Path | None, option: str) -> tuple[Image.Image | None, str | None]:
+    """Open a picture that an option names, with the sha256 of its file; None for None. Raises SamplingError."""
+    if file is None:
+        return None, None
+    try:
+        contents = file.read_bytes()
+        return normalize(open_picture(contents))[0], hashlib.sha256(contents).hexdigest()
+    except (OSError, ValueError) as error:
+        raise SamplingError(f"{option} {file} cannot be read as a picture: {error}") from error
+
+
+def prepare(arguments: argparse.Namespace, trained: Trained, accelerator: Accelerator) -> Drawing:
+    """Make of the arguments what draws. Raises SamplingError where they do not fit the network."""
     if arguments.guidance_scale != 1 and not trained.unconditional:
         raise SamplingError(
             f"--guidance-scale {arguments.guidance_scale}: guidance needs a network that was trained with classes or "
@@ -208,11 +138,11 @@ def run(arguments: argparse.Namespace) -> None:
     size = arguments.image_size or trained.unet.config.sample_size
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")
-    subjects = choose_subjects(
-        arguments.seeds, arguments.class_labels, arguments.prompts, num_classes, names=trained.class_names
-    )
     autoencoder = open_autoencoder(trained, arguments.autoencoder)
     text_encoder = open_text_encoder(trained, arguments.text_encoder, arguments.prompts)
+    image, image_digest = read_picture(arguments.image, "--image")
+    mask, mask_digest = read_picture(arguments.mask, "--mask")
+    interval = arguments.guidance_interval
     request = Request(
         trained.digest,
         arguments.scheduler,
@@ -221,37 +151,64 @@ def run(arguments: argparse.Namespace) -> None:
         size,
         autoencoder=None if autoencoder is None else digest(autoencoder.model),
         text_encoder=None if text_encoder is None else digest(text_encoder.model),
+        guidance_interval=interval,
+        guidance_rescale=arguments.guidance_rescale or None,
+        image=image_digest,
+        mask=mask_digest,
+        strength=arguments.strength,
+        precision=None if arguments.precision == "fp32" else arguments.precision,
     )
-    try:
-        make_sampling_scheduler(request.scheduler, trained.scheduler, request.steps)
-    except ValueError as error:
-        raise SamplingError(f"--scheduler and --steps: {error}") from error
-    if accelerator.is_main_process:
-        claim(arguments.out, request, subjects)
-    accelerator.wait_for_everyone()
-    if text_encoder is not None:
-        text_encoder.model.to(accelerator.device)
-    make_images(
-        trained,
-        request,
-        subjects,
-        arguments.out,
-        accelerator,
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        batch=arguments.batch_size,
+    pipeline = open_pipeline(trained, autoencoder, text_encoder)
+    pipeline.use_scheduler(arguments.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    drawing = Drawing(pipeline, request, image, mask)
+    drawing.check()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
+    trained.unet.to(dtype)
+    pipeline.to(accelerator.device)
+    return drawing
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Go from the parsed arguments to the folder of images."""
+    accelerator, out = Accelerator(cpu=not torch.accelerator.is_available()), arguments.out
+    checkpoint = ask_main(accelerator, lambda: find_checkpoint(arguments.checkpoint))  # verified once, for all
+    trained = load_trained(checkpoint, arguments.weights)
+    subjects = choose_subjects(
+        arguments.seeds,
+        arguments.class_labels,
+        arguments.prompts,
+        trained.unet.config.num_classes,
+        names=trained.class_names,
     )
-    accelerator.wait_for_everyone()
+    drawing = prepare(arguments, trained, accelerator)
+    folder = RunDirectory(out)
+
+    def take() -> None:
+        folder.check_writable()
+        check_space(out, subjects, drawing.shape, drawing.pipeline.vae_scale_factor, npz=arguments.npz)
+        folder.lock()  # until the end of the process
+        claim(out, drawing.request, subjects)
+
+    ask_main(accelerator, take)
+    make_images(drawing, subjects, out, accelerator, batch=arguments.batch_size)
     if accelerator.is_main_process:
-        shown = write_summary(arguments.out, subjects, npz=arguments.npz)
-        print(f"{len(subjects)} images in {arguments.out}; {arguments.out / 'grid.png'} shows {shown}")
+        if arguments.strip:
+            write_strip(drawing, subjects, out, ending=arguments.animation)
+        if arguments.interpolate is not None:
+            write_interpolation(
+                drawing, subjects, out, arguments.interpolate, batch=arguments.batch_size, ending=arguments.animation
+            )
+        shown = write_summary(out, subjects, npz=arguments.npz, webdataset=arguments.webdataset)
+        print(f"{len(subjects)} images in {out}; {out / 'grid.png'} shows {shown}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
+    stop_with_parent()
     try:
-        run(parse_arguments(arguments))
-    except (SamplingError, CheckpointError, ConfigError) as error:
+        run(parse_arguments(arguments, __doc__))
+    except (SamplingError, CheckpointError, ConfigError, RunDirectoryError) as error:
         print(f"sample.py: error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, ModuleNotFoundError) as error:

@@ -17,6 +17,7 @@ from training.data.report import read_class_names
 from training.data.text import TextEncoder, context_dims
 from training.network import load_checkpoint
 from unetgn import UNet
+from unetgn.pipelines import UNetPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,19 @@ def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trai
         digest=checkpoint.digest(name),
         class_names=read_class_names(run_of(checkpoint)) or [],
         cache=config.data.cache,
+    )
+
+
+def open_pipeline(
+    trained: Trained, autoencoder: Autoencoder | None = None, text_encoder: TextEncoder | None = None
+) -> UNetPipeline:
+    """Make the pipeline that samples with what a checkpoint has."""
+    return UNetPipeline(
+        trained.unet,
+        trained.scheduler,
+        vae=None if autoencoder is None else autoencoder.model,
+        text_encoder=None if text_encoder is None else text_encoder.model,
+        tokenizer=None if text_encoder is None else text_encoder.tokenizer,
     )
 
 

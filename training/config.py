@@ -17,7 +17,7 @@ from training.data.text import context_dims
 from training.objective import ObjectiveConfig, make_scheduler
 from training.preview import PreviewConfig
 from unetgn import UNetConfig
-from unetgn.pipelines.sampling import make_sampling_scheduler
+from unetgn.pipelines.schedulers import make_sampling_scheduler
 
 
 @dataclass(frozen=True)

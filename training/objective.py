@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from unetgn.pipelines.sampling import check_ends_in_noise
+from unetgn.pipelines.schedulers import check_ends_in_noise
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from torch import Tensor
 from training.data.autoencoder import Autoencoder, load_autoencoder
 from training.files import write_png, writing
 from unetgn import UNet
+from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.pictures import to_grid
-from unetgn.pipelines.sampling import SCHEDULERS, make_sampling_scheduler, sample
+from unetgn.pipelines.schedulers import class_of
+from unetgn.pipelines.strips import Moments
 
 BATCH = 64  # images that are drawn at a time
 STRIP = 10  # pictures in a strip from noise to image
@@ -29,7 +31,7 @@ class PreviewConfig:
     count: int = 16
     """Images a preview; image n has seed n, classes cycle, and so do the captions of the first training images."""
     scheduler: str = "ddim"
-    """Scheduler, by its name in unetgn/pipelines/sampling.py."""
+    """Scheduler, by its name in unetgn/pipelines/schedulers.py or in diffusers."""
     steps: int = 50
     """Sampling steps."""
     guidance_scale: float = 1.0
@@ -40,8 +42,10 @@ class PreviewConfig:
             raise ValueError(f"preview.every is {self.every}; it must not be negative (0 is off)")
         if self.count < 1:
             raise ValueError(f"preview.count is {self.count}; it must be at least 1 (preview.every 0 is off)")
-        if self.scheduler not in SCHEDULERS:
-            raise ValueError(f"preview.scheduler {self.scheduler!r} is unknown; there are {', '.join(SCHEDULERS)}")
+        try:
+            class_of(self.scheduler)
+        except ValueError as error:
+            raise ValueError(f"preview.scheduler: {error}") from error
         if self.steps < 1:
             raise ValueError(f"preview.steps is {self.steps}; it must be at least 1")
 
@@ -77,39 +81,40 @@ def draw_preview(
 ) -> None:
     """Write samples/step-*.png and denoise/step-*.png below `run`; `on_step` is called between sampling steps."""
     num_classes, texts = unet.config.num_classes, conditions.texts
-    sampler = make_sampling_scheduler(config.scheduler, scheduler, config.steps)
-    path_of_first: list[Tensor] = []
+    pipeline = UNetPipeline(unet, scheduler)
+    pipeline.use_scheduler(config.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    moments = Moments(4, conditions.shape)
 
-    def look(noisy: Tensor) -> None:
-        if len(path_of_first) <= len(sampler.timesteps):  # of the first batch
-            path_of_first.append(noisy[:4].cpu())
+    def look(_: UNetPipeline, step: int, timestep: Tensor, kept: dict[str, Tensor]) -> None:
+        if batch == batches[0]:
+            moments.add(kept["latents"])
         on_step()
 
     batches = [range(first, min(first + BATCH, config.count)) for first in range(0, config.count, BATCH)]
-    images = [
-        sample(
-            unet,
-            sampler,
-            seeds,
-            conditions.shape,
-            class_labels=None if num_classes is None else [seed % num_classes for seed in seeds],
-            texts=None if texts is None else texts[[seed % len(texts) for seed in seeds]],
-            empty_text=conditions.empty_text,
-            guidance_scale=config.guidance_scale,
-            clip=conditions.autoencoder is None,
-            on_step=look,
+    made = []
+    for batch in batches:
+        embeds = None if texts is None else texts[[seed % len(texts) for seed in batch]]
+        made.append(
+            pipeline(
+                batch,
+                class_labels=None if num_classes is None else [seed % num_classes for seed in batch],
+                prompt_embeds=embeds,
+                negative_prompt_embeds=conditions.empty_text,
+                guidance_scale=config.guidance_scale,
+                num_inference_steps=config.steps,
+                height=conditions.shape[1],
+                width=conditions.shape[2],
+                output_type="latent",
+                callback_on_step_end=look,
+            ).images
         )
-        for seeds in batches
-    ]
-    made = torch.cat(images)
-    chosen = torch.linspace(0, len(path_of_first) - 1, min(STRIP, len(path_of_first))).round().long().tolist()
-    strip = torch.stack([path_of_first[i] for i in chosen], dim=1)  # (images, moments, C, H, W)
-    strip, columns = strip.flatten(0, 1), len(chosen)
+    strip, columns = moments.strip(STRIP)
     if conditions.autoencoder is not None:
         autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
-        strip, made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, made))
+        strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
     write_png(run / "denoise" / f"step-{step:06d}.png", to_grid(strip, columns=columns))
-    write_png(preview_file(run, step), to_grid(made))
+    write_png(preview_file(run, step), to_grid(torch.cat(made)))
 
 
 def decode(autoencoder: Autoencoder, latents: Tensor, on_step: Callable[[], None]) -> Tensor:

@@ -4,17 +4,24 @@ import csv
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sampling import folder
 from sampling import sample as script
 from sampling.evaluate import main as evaluate
 from sampling.folder import SamplingError
 from sampling.sample import main, parse_classes, parse_numbers
+from tests.training.forked import succeed
 from training.train import main as train
+from unetgn.pipelines import UNetPipeline
 
 TINY = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
@@ -69,16 +76,16 @@ def test_an_image_depends_on_its_seed_alone(run: Path, tmp_path: Path) -> None:
 def test_what_is_there_is_not_made_again(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert draw(run, tmp_path, "--seeds", "0-3") == 0
     (tmp_path / "000002.png").unlink()
-    made: list[int] = []
-    real = script.sample
+    made: list[str] = []
+    real = script.write_png
 
-    def watch(unet: object, scheduler: object, seeds: list[int], *rest: object, **more: object) -> object:
-        made.extend(seeds)
-        return real(unet, scheduler, seeds, *rest, **more)
+    def watch(path: Path, picture: Image.Image) -> None:
+        made.append(path.name)
+        real(path, picture)
 
-    monkeypatch.setattr(script, "sample", watch)
+    monkeypatch.setattr(script, "write_png", watch)
     assert draw(run, tmp_path, "--seeds", "0-5") == 0
-    assert made == [2, 4, 5]
+    assert made == ["000002.png", "000004.png", "000005.png"]
     with (tmp_path / "samples.csv").open() as lines:
         assert len(lines.readlines()) == 7
 
@@ -112,7 +119,7 @@ def test_a_request_that_no_image_was_made_of_is_forgotten_and_a_damaged_one_is_n
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "sample", fail)
+        patch.setattr(script, "write_png", fail)
         assert draw(run, tmp_path, "--seeds", "0-1", "--scheduler", "ddim") == 1
     assert draw(run, tmp_path, "--seeds", "0-1") == 0
     for contents in ("{", "[]", '{"subjects": {"0": {}}}', "{}"):
@@ -250,3 +257,174 @@ def test_an_evaluation_against_latents_is_refused(
 def test_an_evaluation_without_samples_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(["--samples", str(tmp_path)]) == 2
     assert "holds no samples.csv: make samples with sampling/sample.py" in capsys.readouterr().err
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Read every file of a folder of samples, by its path."""
+    files = (path for path in out.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+MANY = ("--seeds", "0-29,990-1009,2500", "--batch-size", "8", "--npz", "--webdataset", "--scheduler", "euler_ancestral")
+
+
+def test_a_killed_run_that_is_started_again_ends_with_the_same_bytes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed amid a batch, with a file half-written, which is no file; made again is only what is missing."""
+    batches: list[list[int]] = []
+    call = UNetPipeline.__call__
+    monkeypatch.setattr(
+        UNetPipeline,
+        "__call__",
+        lambda self, seeds, **more: (batches.append(list(seeds)), call(self, seeds, **more))[1],
+    )
+    assert draw(run, tmp_path / "whole", *MANY) == 0
+    whole_batches, written = batches.copy(), list[Path]()
+    real = script.write_png
+
+    def die(path: Path, picture: Image.Image) -> None:
+        if len(written) == 21:
+            (path.parent / f".tmp-0-{path.name}").write_bytes(b"half")
+            raise KeyboardInterrupt
+        real(path, picture)
+        written.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "write_png", die)
+        assert draw(run, tmp_path / "broken", *MANY) == 1
+    before = {path: path.stat().st_mtime_ns for path in written}
+    batches.clear()
+    assert draw(run, tmp_path / "broken", *MANY) == 0
+    assert batches == whole_batches[2:]  # those with 5 of 8 images, and what comes after, made of the same seeds
+    assert {path: path.stat().st_mtime_ns for path in written} == before
+    whole, broken = tree(tmp_path / "whole"), tree(tmp_path / "broken")
+    assert whole.keys() == broken.keys()
+    assert [name for name in whole if whole[name] != broken[name]] == []
+    assert {"000999.png", "001000/001009.png", "002000/002500.png", "shards/000000.tar"} <= whole.keys()
+    listed = (tmp_path / "broken" / "samples.csv").read_text().splitlines()
+    assert len(listed) == 52
+    assert listed[-1].startswith("002000/002500.png,2500,")
+    assert evaluate(["--samples", str(tmp_path / "broken"), "--config", str(run / "config.yaml")]) == 0
+
+
+def test_shards_hold_what_webdataset_reads(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "PER_SHARD", 4)
+    assert draw(run, tmp_path, "--seeds", "0-5", "--class-labels", "3,8", "--webdataset") == 0
+    found: dict[str, bytes] = {}
+    for shard in sorted((tmp_path / "shards").iterdir()):
+        with tarfile.open(shard) as tar:
+            found |= {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert len(list((tmp_path / "shards").iterdir())) == 2
+    assert found["000005.cls"] == b"8"
+    assert found["000005.png"] == (tmp_path / "000005.png").read_bytes()
+    assert len(found) == 12
+
+
+def test_two_of_it_in_one_folder_are_refused(run: Path, tmp_path: Path) -> None:
+    held = tmp_path / "out"
+    held.mkdir()
+    hold = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, held / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert draw(run, held, "--seeds", "0-1") == 2
+        assert [path.name for path in held.iterdir()] == [".lock"]
+        other.communicate(b"\n")
+    assert draw(run, held, "--seeds", "0-1") == 0
+
+
+def test_what_the_disk_cannot_hold_or_the_folder_permits_not_is_refused_before_the_first_step(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(UNetPipeline, "__call__", lambda *_, **__: pytest.fail("a step was made"))
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**5))
+        assert draw(run, tmp_path / "full", "--seeds", "0-49") == 2
+    assert "these images take at least 0.0002 GB: make room, give another --out" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert draw(run, tmp_path / "file" / "out", "--seeds", "0") == 2
+    assert "is a file; give another folder" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda *_: False)  # which nothing denies to root
+    assert draw(run, tmp_path / "denied", "--seeds", "0") == 2
+    assert "permits it not; give another folder" in capsys.readouterr().err
+    assert not (tmp_path / "full").exists()
+    assert not (tmp_path / "denied").exists()
+
+
+def test_an_image_and_a_mask_are_begun_with(run: Path, tmp_path: Path) -> None:
+    shades = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(shades).save(tmp_path / "image.png")
+    Image.fromarray(np.repeat([[255] * 4 + [0] * 4], 8, axis=0).astype(np.uint8)).save(tmp_path / "mask.png")
+    image, mask = ("--image", str(tmp_path / "image.png")), ("--mask", str(tmp_path / "mask.png"))
+    assert draw(run, tmp_path / "masked", "--seeds", "0", *image, *mask) == 0
+    assert np.array_equal(pixels(tmp_path / "masked", 0)[:, 4:], shades[:, 4:])
+    assert not np.array_equal(pixels(tmp_path / "masked", 0)[:, :4], shades[:, :4])
+    assert draw(run, tmp_path / "little", "--seeds", "0", *image, "--strength", "0.01", "--steps", "100") == 0
+    assert abs(pixels(tmp_path / "little", 0) - shades).mean() < 15
+    request = json.loads((tmp_path / "masked" / "request.json").read_text())
+    assert request["mask"] == hashlib.sha256((tmp_path / "mask.png").read_bytes()).hexdigest()
+    assert request["strength"] == 1.0
+    Image.fromarray(255 - shades).save(tmp_path / "image.png")
+    assert draw(run, tmp_path / "masked", "--seeds", "0-1", *image, *mask) == 2
+
+
+def test_strips_and_animations_show_the_way_from_noise_and_from_seed_to_seed(run: Path, tmp_path: Path) -> None:
+    more = ("--strip", "--interpolate", "5", "--animation", "webp", "--scheduler", "ddim")
+    assert draw(run, tmp_path, "--seeds", "0,1,2", "--class-labels", "4", *more) == 0
+    assert Image.open(tmp_path / "denoise.png").size == (6 * 66, 3 * 66)  # from noise on, after each of five steps
+    assert Image.open(tmp_path / "denoise.webp").n_frames == 6
+    strip = np.asarray(Image.open(tmp_path / "interpolation.png"))
+    frames = [strip[1:65:8, 1 + 66 * frame : 65 + 66 * frame : 8].astype(int) for frame in range(9)]
+    for frame, seed in ((0, 0), (4, 1), (8, 2)):
+        wanted = pixels(tmp_path, seed)
+        assert abs(frames[frame] - wanted).max() <= 1 or seed  # those between have the step noise of the first seed
+    assert Image.open(tmp_path / "interpolation.webp").n_frames == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scheduler", "LCMScheduler"], "it is for networks that were distilled"),
+        (["--scheduler", "dpm"], "scheduler 'dpm' is unknown; there are ddpm, ddim"),
+        (["--strength", "0.5"], "it is for --image FILE"),
+        (["--mask", "x.png"], "it is for --image FILE"),
+        (["--image", "x.png", "--strength", "1.5"], "is not a share above 0 and up to 1"),
+        (["--guidance-rescale", "0.5"], "guidance_scale is 1, which is no guidance"),
+        (["--guidance-scale", "2", "--guidance-interval", "3", "1"], "0 <= low < high"),
+        (["--guidance-scale", "nan"], "is not a finite number"),
+        (["--interpolate", "5"], "--seeds of two images or more"),
+        (["--animation", "webp"], "there is none without --strip or --interpolate"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--checkpoint", "x", "--out", "y", "--seeds", "0", *arguments])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "sde-dpmsolver++"])
+def test_two_processes_make_the_pictures_of_one(scheduler: str, run: Path, tmp_path: Path) -> None:
+    line = ["--checkpoint", str(run), "--steps", "5", "--seeds", "0-8", "--scheduler", scheduler, "--batch-size", "2"]
+    sample = Path(script.__file__)
+    done = succeed(
+        *line,
+        "--out",
+        str(tmp_path / "two"),
+        script=sample,
+        launcher=Path("configs/accelerate/cpu_2_processes.yaml"),
+        processes=2,
+    )
+    assert "100%" in done.stderr
+    assert "9/9" in done.stderr
+    assert main([*line, "--out", str(tmp_path / "one")]) == 0
+    for seed in range(9):
+        assert abs(pixels(tmp_path / "one", seed) - pixels(tmp_path / "two", seed)).max() <= 1
+    assert not list((tmp_path / "two").glob(".tmp-*"))

@@ -59,9 +59,11 @@ def _walk(node: ast.AST, importer: str, known: dict[str, Path], *, deferred: boo
         for alias in node.names:
             yield from _import(alias.name, importer, known, deferred, node.lineno)
     elif isinstance(node, ast.ImportFrom) and node.module:
+        beside = f"{importer.rpartition('.')[0]}." if node.level else ""  # of files that saved pipelines carry
         for alias in node.names:
-            whole = f"{node.module}.{alias.name}"
-            yield from _import(whole if whole in known else node.module, importer, known, deferred, node.lineno)
+            module = beside + node.module
+            whole = f"{module}.{alias.name}"
+            yield from _import(whole if whole in known else module, importer, known, deferred, node.lineno)
     for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     within = deferred or for_types or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     for child in ast.iter_child_nodes(node):

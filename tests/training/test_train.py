@@ -57,12 +57,14 @@ def test_a_run_leaves_everything_that_it_promises(config: Path, tmp_path: Path, 
 
 
 def test_the_final_pipeline_loads_in_diffusers_with_the_averaged_weights(finished: Path) -> None:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, UNet2DModel
 
-    pipeline = DiffusionPipeline.from_pretrained(finished / "pipeline")
+    folder = finished / "pipeline"
+    pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
+    assert type(pipeline.unet) is UNet2DModel
     averaged = load_file(finished / "checkpoints" / "step-000006" / "ema.safetensors")
     assert_same_tensors(pipeline.unet.state_dict(), averaged)
-    images = pipeline(batch_size=2, num_inference_steps=2, output_type="np").images
+    images = pipeline(seeds=[0, 1], class_labels=3, num_inference_steps=2, output_type="np").images
     assert images.shape == (2, 8, 8, 1)
 
 

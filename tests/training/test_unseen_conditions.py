@@ -16,6 +16,7 @@ from training.config_files import load_config
 from training.network import load_checkpoint, load_initial_weights, make_network
 from training.train import main as train
 from unetgn import UNet, interop
+from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.sampling import make_sampling_scheduler, sample
 
 KEYS = """
@@ -90,7 +91,7 @@ def test_what_a_run_leaves_refuses_samples_without_a_class(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match="so that without one it draws rubbish: give class_labels from 0 to 9"):
-        DDPMPipeline.from_pretrained(run / "pipeline")(num_inference_steps=2)
+        UNetPipeline.from_pretrained(run / "pipeline")(num_inference_steps=2)
     checkpoint = find_checkpoint(run)
     unet = load_checkpoint(checkpoint, "ema")
     assert unet(torch.zeros(1, 1, 8, 8), 5, class_labels=torch.tensor([9])).sample is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -39,5 +38,5 @@ def tile_pixels(pixels: Tensor, columns: int | None = None) -> Image.Image:
     pixels = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     pixels = torch.nn.functional.pad(pixels, (0, 0, 1, 1, 1, 1), value=255)  # a white line between two images
     empty = pixels.new_full((rows * columns - count, *pixels.shape[1:]), 255)
-    grid = rearrange(torch.cat([pixels, empty]), "(rows columns) h w c -> (rows h) (columns w) c", columns=columns)
-    return to_picture(grid)
+    tiles = torch.cat([pixels, empty]).unflatten(0, (rows, columns))
+    return to_picture(tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1))

@@ -1,0 +1,343 @@
+"""The pipeline as people call it: what it draws, what it refuses before the first step, and what its folder does."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DModel,
+)
+from PIL import Image
+
+from tests.pipelines.digits import assert_digits, digits_network
+from training.objective import ObjectiveConfig, make_scheduler
+from training.pipeline import make_pipeline
+from unetgn import UNet
+from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.schedulers import SCHEDULERS
+
+ROOT = Path(__file__).parents[2]
+CLASSES = list(range(10))
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8))
+HALF = Image.fromarray(np.repeat(np.array([[255] * 4 + [0] * 4], np.uint8), 8, axis=0))  # white on the left
+
+
+def digits(scheduler: str = "ddim", prediction_type: str = "epsilon") -> UNetPipeline:
+    """Make the pipeline of a trained network."""
+    trained = make_scheduler(ObjectiveConfig(schedule="squared_cosine", prediction_type=prediction_type))
+    pipeline = UNetPipeline(digits_network(prediction_type), trained)
+    pipeline.use_scheduler(scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "guided": {"guidance_scale": 3.0},
+    "from an image": {"image": PHOTO, "strength": 0.7},
+    "behind a mask": {"image": PHOTO, "mask_image": HALF, "guidance_scale": 2.0, "guidance_rescale": 0.5},
+}
+# Some that draw noise in every step, and one that does not, in one way each; the rest in CI.
+EACH = [("ddpm", "guided"), ("sde-dpmsolver++", "from an image"), ("euler_ancestral", "behind a mask"),
+        ("sa_solver", "from an image"), ("ddim", "guided")]  # fmt: skip
+REST = [(name, way) for name in SCHEDULERS for way in WAYS if (name, way) not in EACH]
+
+
+@pytest.mark.parametrize(("name", "way"), EACH + [pytest.param(*case, marks=pytest.mark.thorough) for case in REST])
+def test_an_image_is_the_same_in_every_batch(name: str, way: str) -> None:
+    pipeline = digits(name)
+
+    def draw(seeds: list[int]) -> np.ndarray:
+        labels = [seed % 10 for seed in seeds]
+        images = pipeline(seeds, class_labels=labels, num_inference_steps=8, **WAYS[way]).images
+        return np.stack([np.asarray(image).astype(int) for image in images])
+
+    together = draw(list(range(32)))
+    for seeds in ([5], [31, 5, 0], [7, 6, 5, 4, 3, 2, 1, 0]):
+        assert abs(draw(seeds) - together[seeds]).max() <= 1
+    assert abs(together[5] - together[15]).max() > 20
+
+
+def test_classes_and_guidance_are_followed() -> None:
+    for labels, seeds in ((CLASSES * 2, range(20)), (torch.tensor(CLASSES), range(10)), (7, (0, 1, 2))):
+        images = digits()(
+            seeds, class_labels=labels, guidance_scale=2.0, num_inference_steps=20, output_type="pt"
+        ).images
+        wanted = [labels] * 3 if isinstance(labels, int) else [int(label) for label in labels]
+        assert_digits(2 * images - 1, wanted) if not isinstance(labels, int) else None
+        assert len(images) == len(wanted)
+
+
+def test_what_is_returned_is_what_was_asked_for() -> None:
+    pipeline, settings = digits(), {"class_labels": [1, 2], "num_inference_steps": 4}
+    latent = pipeline([0, 1], output_type="latent", **settings).images
+    (pt,) = pipeline([0, 1], output_type="pt", return_dict=False, **settings)
+    array = pipeline([0, 1], output_type="np", **settings).images
+    pictures = pipeline([0, 1], **settings).images
+    assert latent.shape == pt.shape == (2, 1, 8, 8)
+    assert torch.allclose(pt, latent / 2 + 0.5)
+    assert np.array_equal(array, pt.permute(0, 2, 3, 1).numpy())
+    assert [picture.mode for picture in pictures] == ["L", "L"]
+    assert abs(np.asarray(pictures[1]) - array[1, ..., 0] * 255).max() <= 0.51
+    assert pipeline([0, 1], height=12, width=16, output_type="pt", **settings).images.shape == (2, 1, 12, 16)
+
+
+def test_a_callback_sees_every_step_and_may_change_what_follows() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(pipeline: UNetPipeline, step: int, timestep: torch.Tensor, kept: dict[str, Any]) -> dict[str, Any]:
+        seen.append((step, int(timestep)))
+        return {"latents": torch.zeros_like(kept["latents"])} if step == 3 else {}
+
+    images = digits()(0, class_labels=1, num_inference_steps=4, output_type="latent", callback_on_step_end=look).images
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert [timestep for _, timestep in seen] == [999, 749, 499, 249]
+    assert not images.any()
+
+
+@pytest.mark.parametrize("kind", ["ours", "diffusers'"])
+def test_a_saved_folder_draws_the_same_by_class_and_guided(kind: str, tmp_path: Path) -> None:
+    pipeline = digits("dpmsolver++")
+    settings = {"class_labels": CLASSES, "guidance_scale": 2.0, "num_inference_steps": 5, "output_type": "pt"}
+    expected = pipeline(range(10), **settings).images
+    if kind != "ours":
+        scheduler = pipeline.scheduler
+        pipeline = make_pipeline(pipeline.unet, make_scheduler(ObjectiveConfig(schedule="squared_cosine")), None)
+        assert type(pipeline.unet) is UNet2DModel
+        pipeline.scheduler = scheduler
+    pipeline.save_pretrained(tmp_path)
+    again = UNetPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert type(again) is UNetPipeline
+    assert type(again.unet) is (UNet if kind == "ours" else UNet2DModel)
+    assert type(again.scheduler) is type(pipeline.scheduler)
+    torch.testing.assert_close(again(range(10), **settings).images, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+    assert not torch.equal(again(range(10), **settings | {"guidance_scale": 1.0}).images, expected)
+
+
+@pytest.mark.thorough  # tests/test_readme.py draws with the folder's own files, too, but in this process
+def test_the_line_of_the_card_draws_without_this_package(tmp_path: Path) -> None:
+    """In a process that cannot import unetgn, somewhere else; the folder draws the class, the seed and the guidance."""
+    folder = tmp_path / "saved"
+    unet = digits_network("epsilon")
+    make_pipeline(unet, make_scheduler(ObjectiveConfig(schedule="squared_cosine")), None).save_pretrained(folder)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    blocked = "import sys; sys.modules.update(unetgn=None, training=None, sampling=None)\n"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + code.replace("FOLDER", str(folder)).replace("range(8)", "[6]")],
+        cwd=tmp_path,
+        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    ours = UNetPipeline(unet, make_scheduler(ObjectiveConfig(schedule="squared_cosine")))
+    (expected,) = ours([6], class_labels=3, guidance_scale=2).images
+    drawn = np.asarray(Image.open(tmp_path / "image.png")).astype(int)
+    assert abs(drawn - np.asarray(expected)).max() <= 1
+
+
+def test_a_network_without_classes_is_diffusers_own_pipeline_too(tmp_path: Path) -> None:
+    unet = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[32], attention_levels=[], depth=1).eval()
+    make_pipeline(unet, make_scheduler(ObjectiveConfig()), None).save_pretrained(tmp_path)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(pipeline) is DDPMPipeline
+    assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)
+    assert len(UNetPipeline.from_pretrained(tmp_path)([0, 1], num_inference_steps=2).images) == 2
+
+
+def test_a_card_that_somebody_wrote_stays(tmp_path: Path) -> None:
+    pipeline = digits()
+    pipeline.save_pretrained(tmp_path)
+    assert "pip install unetgn" in (tmp_path / "README.md").read_text()  # of our class, which diffusers has not
+    (tmp_path / "README.md").write_text("# Mine\n")
+    pipeline.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no seed": ({"seeds": []}, "seeds are"),
+    "a negative seed": ({"seeds": [-1]}, "seeds are"),
+    "a large seed": ({"seeds": 2**63}, "seeds are"),
+    "half a seed": ({"seeds": [0.5]}, "seeds are"),
+    "too few labels": ({"seeds": [0, 1, 2], "class_labels": [1, 2]}, "class_labels has 2 entries; 3 seeds take 1 or 3"),
+    "a class that is not there": ({"class_labels": 10}, "classes are the numbers 0 to 9"),
+    "half a class": ({"class_labels": 1.5}, "classes are the numbers 0 to 9"),
+    "a prompt": ({"prompt": "a cat"}, "reads no text"),
+    "guidance by nothing": ({"class_labels": None, "guidance_scale": 2.0}, "no class_labels and no prompt"),
+    "guidance without a number": ({"guidance_scale": float("nan")}, "must be a finite number"),
+    "an interval without guidance": ({"guidance_interval": (0, 1)}, "guidance_scale is 1, which is no guidance"),
+    "a rescaling without guidance": ({"guidance_rescale": 0.5}, "guidance_scale is 1, which is no guidance"),
+    "an interval that is none": ({"guidance_scale": 2, "guidance_interval": (3, 1)}, "0 <= low < high"),
+    "too much rescaling": ({"guidance_scale": 2, "guidance_rescale": 1.5}, "a share from 0 to 1"),
+    "no steps": ({"num_inference_steps": 0}, "steps is 0"),
+    "too many steps": ({"num_inference_steps": 1001}, "steps is 1001"),
+    "steps that do not divide": ({"num_inference_steps": 600}, "takes a number that divides 1000 nearly"),
+    "an output": ({"output_type": "png"}, "there are pil, np, pt, latent"),
+    "a tensor for callbacks": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "there is 'latents'"),
+    "a strength of nothing": ({"strength": 0.5}, "strength was given without an image"),
+    "a mask of nothing": ({"mask_image": HALF}, "mask_image was given without an image"),
+    "no strength": ({"image": PHOTO, "strength": 0.0}, "above 0 and at most 1"),
+    "an image of other proportions": ({"image": Image.new("L", (8, 16))}, "crop it to the same proportions"),
+    "an image beyond the range": ({"image": torch.full((1, 8, 8), -1.0)}, "have values in"),
+    "an image of other channels": ({"image": torch.zeros(3, 8, 8)}, "has 3 channels; 1 are needed"),
+    "a name for an image": ({"image": "cat.png"}, "image is str; give a PIL image"),
+    "two images of one": ({"image": [PHOTO, PHOTO]}, "image is 2 pictures; 1 seeds take 1 or 1"),
+    "noise of another shape": ({"latents": torch.zeros(1, 1, 4, 4)}, "one for each seed is"),
+    "no height": ({"height": 0}, "height is 0; it must be at least 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_fit_is_refused_before_the_first_step(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = digits()
+    monkeypatch.setattr(type(pipeline.unet), "forward", lambda *_, **__: pytest.fail("a step was made"))
+    arguments, message = WRONG[what]
+    with pytest.raises(ValueError, match=message):
+        pipeline(**{"seeds": 0, "class_labels": 1} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (FlowMatchEulerDiscreteScheduler(), "it has a noise schedule of its own"),
+        (PNDMScheduler(), "skip_prk_steps=True will do"),
+        (DDIMScheduler(timestep_spacing="linspace"), "timestep_spacing='trailing' will do"),
+        (EulerDiscreteScheduler(timestep_type="continuous"), "timestep_type='discrete' will do"),
+        (EulerDiscreteScheduler(num_train_timesteps=100), "ends with"),
+        (DDPMScheduler(timestep_spacing="leading"), "begins at level 500 of 1000"),
+    ],
+)
+def test_a_configuration_that_cannot_be_followed_is_refused_with_what_would_do(scheduler: Any, message: str) -> None:
+    pipeline = digits()
+    pipeline.scheduler = scheduler
+    with pytest.raises(ValueError, match=message):
+        pipeline(0, class_labels=1, num_inference_steps=2)
+
+
+def test_networks_that_do_not_predict_an_image_or_fit_no_picture_are_refused() -> None:
+    def pipeline(**more: Any) -> UNetPipeline:
+        return UNetPipeline(
+            UNet(channels=(32,), attention_levels=[], depth=1, **more), make_scheduler(ObjectiveConfig())
+        )
+
+    with pytest.raises(ValueError, match="makes 6 channels of 3"):
+        pipeline(out_channels=6)(0)
+    with pytest.raises(ValueError, match="spatial_dims is 1, but images have 2 axes"):
+        pipeline(spatial_dims=1)(0)
+    with pytest.raises(ValueError, match="has no sample_size: give height and width"):
+        pipeline()(0)
+    with pytest.raises(ValueError, match="the network makes 4 channels, and pictures have 1"):
+        pipeline(in_channels=4, out_channels=4, sample_size=8)(0)
+
+
+@pytest.fixture
+def latent() -> UNetPipeline:
+    """A pipeline of latents with weights that nothing trained; a latent is four pixels wide."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.5,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+    )
+    unet = UNet(in_channels=4, out_channels=4, sample_size=4, channels=(32,), attention_levels=[], depth=1)
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
+    trained = make_scheduler(ObjectiveConfig(schedule="squared_cosine", clip_sample=False))
+    pipeline = UNetPipeline(unet.eval(), trained, vae=vae.eval())
+    pipeline.use_scheduler("euler_ancestral")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("shift", [None, 0.3])
+def test_latents_are_decoded_and_pictures_are_encoded_as_the_autoencoder_says(
+    latent: UNetPipeline, shift: float | None, tmp_path: Path
+) -> None:
+    latent.vae.register_to_config(shift_factor=shift)
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    made = latent([3, 4], num_inference_steps=3, output_type="latent").images
+    assert made.shape == (2, 4, 4, 4)
+    decoded = latent.vae.decode(made / 0.5 + (shift or 0)).sample
+    images = latent([3, 4], num_inference_steps=3, output_type="pt").images
+    torch.testing.assert_close(images, (decoded / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+
+    mask = Image.fromarray(np.repeat([[255] * 8 + [0] * 8], 16, axis=0).astype(np.uint8))
+    settings = {"num_inference_steps": 3, "image": photo, "mask_image": mask}
+    together = latent([0, 1, 2], **settings).images
+    alone = latent(1, **settings).images[0]
+    drawn, wanted = (np.asarray(image).astype(int) for image in (together[1], photo))
+    assert abs(drawn - np.asarray(alone)).max() <= 1
+    assert np.array_equal(drawn[:, 8:], wanted[:, 8:])
+    assert not np.array_equal(drawn[:, :8], wanted[:, :8])
+    # One step from almost no noise gives the picture's own latents back, whatever the network says.
+    latent.use_scheduler("ddim")
+    kept = latent(0, image=photo, strength=0.001, num_inference_steps=900, output_type="latent").images
+    clean = latent.vae.encode(torch.from_numpy(np.asarray(photo)).permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mean
+    assert abs(kept - (clean - (shift or 0)) * 0.5).max() < 0.1
+    latent.use_scheduler("euler_ancestral")
+    latent.save_pretrained(tmp_path)
+    again = UNetPipeline.from_pretrained(tmp_path)
+    torch.testing.assert_close(again([3, 4], num_inference_steps=3, output_type="latent").images, made)
+
+
+def test_without_a_class_the_null_class_is_drawn_where_it_was_trained() -> None:
+    images = digits()([0, 1], num_inference_steps=10, output_type="pt").images
+    assert images.shape == (2, 1, 8, 8)
+    unet = UNet(sample_size=8, num_classes=3, channels=(32,), attention_levels=[], depth=1,
+                condition={"null_class_trained": False})  # fmt: skip
+    pipeline = UNetPipeline(unet, make_scheduler(ObjectiveConfig()))
+    with pytest.raises(ValueError, match="give class_labels from 0 to 2"):
+        pipeline(0)
+    with pytest.raises(ValueError, match="guidance needs a network"):
+        pipeline(0, class_labels=1, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "channels_last", pytest.param("compiled", marks=pytest.mark.thorough)])
+def test_precision_layout_and_compilation_change_the_image_little(how: str) -> None:
+    pipeline, settings = digits(), {"class_labels": CLASSES, "num_inference_steps": 10, "output_type": "pt"}
+    expected = pipeline(range(10), **settings).images
+    unet = UNet.from_config(pipeline.unet.config).eval()
+    unet.load_state_dict(pipeline.unet.state_dict())
+    pipeline.register_modules(unet=torch.compile(unet) if how == "compiled" else unet)
+    if how == "bfloat16":
+        pipeline.to(torch.bfloat16)
+    if how == "channels_last":
+        unet.to(memory_format=torch.channels_last)
+    images = pipeline(range(10), **settings).images
+    assert images.dtype == torch.float32
+    assert (images - expected).abs().mean() < (0.03 if how == "bfloat16" else 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_pipeline_is_offloaded_and_draws_on_a_gpu_what_it_draws_on_the_cpu() -> None:
+    pipeline, settings = digits("euler_ancestral"), {"class_labels": CLASSES, "num_inference_steps": 10}
+    expected = np.stack([np.asarray(image).astype(int) for image in pipeline(range(10), **settings).images])
+    unet = UNet.from_config(pipeline.unet.config).eval()
+    unet.load_state_dict(pipeline.unet.state_dict())
+    for how in ("moved", "offloaded"):
+        there = UNetPipeline(unet, pipeline.scheduler)
+        there.to("cuda") if how == "moved" else there.enable_model_cpu_offload()
+        drawn = np.stack([np.asarray(image).astype(int) for image in there(range(10), **settings).images])
+        assert abs(drawn - expected).max() <= 2
+        unet.to("cpu")

@@ -1,0 +1,70 @@
+"""Writes the README.md of a saved pipeline: what it is, and how it is loaded with diffusers alone or with unetgn.
+
+This file needs nothing of ours but the files beside it: saved pipelines carry it (`unetgn.pipelines.pipeline`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .networks import NetworkFacts
+
+NAME = "README.md"
+HEADER = """---
+library_name: diffusers
+tags: [unetgn]
+---
+"""
+
+
+def write_card(folder: Path, facts: NetworkFacts, *, native: str | None) -> None:
+    """Write README.md, unless somebody has written one there."""
+    file = folder / NAME
+    if not file.exists() or file.read_text(encoding="utf-8").startswith(HEADER):
+        file.write_text(HEADER + model_card(facts, native=native), encoding="utf-8")
+
+
+def model_card(facts: NetworkFacts, *, native: str | None) -> str:
+    """Write the text of the card."""
+    call = "seeds=range(8)"
+    if facts.num_classes is not None:
+        call += f", class_labels={min(3, facts.num_classes - 1)}"
+    if facts.reads_text:
+        call += ', prompt="a cat"'
+    if facts.unlabelled and (facts.num_classes is not None or facts.reads_text):
+        call += ", guidance_scale=2"
+    what = ["A U-Net that draws images, with the sampler that belongs to it."]
+    if facts.num_classes is not None:
+        what.append(f"Its classes are the numbers 0 to {facts.num_classes - 1}.")
+    if facts.reads_text:
+        what.append("It reads prompts.")
+    if facts.ours:
+        need = "Its network is `unetgn.UNet`, which diffusers cannot express: `pip install unetgn`."
+        lines = ["from unetgn.pipelines import UNetPipeline", "", 'pipeline = UNetPipeline.from_pretrained("FOLDER")']
+    else:
+        need = (
+            "With diffusers alone (the sampler is in this folder, in plain Python: read it, since `trust_remote_code` "
+            "runs it):"
+        )
+        lines = [
+            "from diffusers import DiffusionPipeline",
+            "",
+            'pipeline = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER", trust_remote_code=True)',
+        ]
+    code = "\n".join([*lines, f'pipeline({call}).images[0].save("image.png")'])
+    parts = [
+        "# A diffusion U-Net\n",
+        " ".join(what) + "\n",
+        need + "\n",
+        f"```python\n{code}\n```\n",
+        "FOLDER is this folder's path, or its name on the hub. Image n depends on the weights, the settings and seed n "
+        "alone. `help(pipeline.__call__)` lists what else it does: guidance in an interval of noise levels, schedulers "
+        '(`pipeline.use_scheduler("dpmsolver++")`), image to image, inpainting.\n',
+    ]
+    if not facts.ours:
+        parts.append(
+            'With unetgn installed, `unetgn.pipelines.UNetPipeline.from_pretrained("FOLDER")` runs no code from here.\n'
+        )
+    if native is not None:
+        parts.append(f'diffusers\' own `{native}.from_pretrained("FOLDER")` draws with this network, too.\n')
+    return "\n".join(parts)

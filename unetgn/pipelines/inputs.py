@@ -1,0 +1,125 @@
+"""Reads what people give a pipeline: seeds, labels, pictures in every common form, sizes.
+
+This file needs nothing else of ours: saved pipelines carry it (`unetgn.pipelines.pipeline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def read_seeds(seeds: Any) -> list[int]:
+    """Return seeds as a list. Raises ValueError where there is none, or one that is no seed."""
+    found = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else seeds
+    numbers = [found] if isinstance(found, int) else list(found)
+    wrong = [seed for seed in numbers if isinstance(seed, bool) or not isinstance(seed, (int, np.integer))]
+    if wrong or not numbers or not all(0 <= seed < 2**63 for seed in numbers):
+        raise ValueError(f"seeds are {seeds!r}; give one or more whole numbers from 0 to 2**63 - 1, one image each")
+    return [int(seed) for seed in numbers]
+
+
+def as_list(values: Any, count: int, name: str) -> list[Any] | None:
+    """Return `count` values of one for all or one each; None for None. Raises ValueError for another number of them."""
+    if values is None:
+        return None
+    if isinstance(values, (Tensor, np.ndarray)):
+        values = values.tolist()
+    if isinstance(values, str) or not isinstance(values, (Sequence, range)):
+        return [values] * count
+    if len(values) == 1:
+        return list(values) * count
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries; {count} seeds take 1 or {count}")
+    return list(values)
+
+
+def image_size(
+    height: int | None, width: int | None, sample_size: tuple[int, int] | None, factor: int
+) -> tuple[int, int]:
+    """Return height and width of the images, by default those of training; `factor` pixels are one latent."""
+    sizes = []
+    for name, size, trained in zip(("height", "width"), (height, width), sample_size or (None, None), strict=True):
+        if size is None and trained is None:
+            raise ValueError("this network has no sample_size: give height and width")
+        pixels = size if size is not None else (trained or 0) * factor
+        if pixels < 1 or pixels % factor:
+            multiple = f", and a multiple of the autoencoder's {factor}" if factor > 1 else ""
+            raise ValueError(f"{name} is {pixels}; it must be at least 1{multiple}")
+        sizes.append(pixels)
+    return sizes[0], sizes[1]
+
+
+def read_images(image: Any, size: tuple[int, int], channels: int, count: int) -> Tensor:
+    """Return an image for all or one each as (1 or count, C, H, W) in [-1, 1], resized to `size`."""
+    if channels not in (1, 3):
+        raise ValueError(f"images of {channels} channels cannot be given: the network makes no pictures by itself")
+    return 2 * _read(image, size, count, "image", "L" if channels == 1 else "RGB") - 1
+
+
+def read_mask(mask: Any, size: tuple[int, int], count: int) -> Tensor:
+    """Return a mask for all or one each as (1 or count, 1, H, W): 1 where it is white, 0 where it is black."""
+    return (_read(mask, size, count, "mask_image", "L") >= 0.5).float()
+
+
+def _read(image: Any, size: tuple[int, int], count: int, name: str, mode: str) -> Tensor:
+    if isinstance(image, (Tensor, np.ndarray)):
+        images: list[Any] = list(image) if image.ndim == 4 else [image]
+    else:
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+    if len(images) not in (1, count):
+        raise ValueError(f"{name} is {len(images)} pictures; {count} seeds take 1 or {count}")
+    return torch.stack([_to_tensor(one, size, name, mode) for one in images])
+
+
+def _to_tensor(image: Any, size: tuple[int, int], name: str, mode: str) -> Tensor:
+    """Return one picture as (C, H, W) in [0, 1]."""
+    if isinstance(image, Image.Image):
+        if "A" in image.getbands() or "transparency" in image.info:  # on white
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        _check_proportions((image.height, image.width), size, name)
+        image = image.convert(mode)
+        if (image.height, image.width) != size:
+            image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+        array = np.asarray(image, dtype=np.float32) / 255
+        return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
+    if isinstance(image, np.ndarray):
+        array = image / np.float32(255) if image.dtype == np.uint8 else image.astype(np.float32)
+        pixels = torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
+    elif isinstance(image, Tensor):
+        pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        pixels = pixels if pixels.ndim == 3 else pixels[None]
+    else:
+        raise ValueError(
+            f"{name} is {type(image).__name__}; give a PIL image, an array (H, W, C) or a tensor (C, H, W)"
+        )
+    pixels = pixels.detach().cpu()
+    if pixels.ndim != 3 or not pixels.isfinite().all() or pixels.min() < 0 or pixels.max() > 1:
+        raise ValueError(
+            f"{name} has the shape {tuple(image.shape)} and values from {float(image.min()):.3g} to "
+            f"{float(image.max()):.3g}; arrays (H, W, C) and tensors (C, H, W) have values in [0, 1] (or uint8)"
+        )
+    if pixels.shape[0] != len(mode):
+        if pixels.shape[0] == 1:
+            pixels = pixels.expand(len(mode), -1, -1)
+        else:
+            raise ValueError(f"{name} has {pixels.shape[0]} channels; {len(mode)} are needed")
+    _check_proportions((pixels.shape[1], pixels.shape[2]), size, name)
+    if tuple(pixels.shape[1:]) != size:
+        resized = torch.nn.functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)
+        pixels = resized[0].clamp(0, 1)
+    return pixels.contiguous()
+
+
+def _check_proportions(given: tuple[int, int], size: tuple[int, int], name: str) -> None:
+    if abs(given[0] / given[1] / (size[0] / size[1]) - 1) > 0.02:
+        raise ValueError(
+            f"{name} is {given[1]}×{given[0]} pixels, and what is made {size[1]}×{size[0]}: crop it to the same "
+            "proportions, or give height and width"
+        )

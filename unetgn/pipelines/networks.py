@@ -1,0 +1,110 @@
+"""Tells what sampling has to know of a network, of ours or of diffusers' classes, from its configuration.
+
+This file needs diffusers and nothing else of ours: saved pipelines carry it (`unetgn.pipelines.pipeline`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .sampling import plain
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """Holds what sampling has to know of a network."""
+
+    ours: bool
+    """Says whether it is a unetgn.UNet."""
+    channels: int
+    sample_size: tuple[int, int] | None
+    num_classes: int | None
+    """Classes that may be asked for; None where it has none."""
+    null_class: int | None
+    """Label of no class, for diffusers' classes; None for ours, which take no label for that."""
+    unlabelled: bool
+    """Says whether it can be asked for no class in particular."""
+    reads_text: bool
+
+    def check_labels(self, labels: list[Any] | None) -> list[int] | None:
+        """Return the labels as integers. Raises ValueError where they are none of the network's, or missing."""
+        if labels is None:
+            if self.num_classes is not None and not self.unlabelled:
+                raise ValueError(
+                    "class_labels are missing, and this network was trained with its classes only, so that without one "
+                    f"it draws rubbish: give class_labels from 0 to {self.num_classes - 1}"
+                )
+            return None
+        if self.num_classes is None:
+            raise ValueError("class_labels were given, but this network was trained without classes: leave them out")
+        numbers = [int(label) for label in labels]
+        wrong = [label for label, number in zip(labels, numbers, strict=True)
+                 if number != label or isinstance(label, bool) or not 0 <= number < self.num_classes]  # fmt: skip
+        if wrong:
+            raise ValueError(
+                f"class_labels has {wrong[0]!r}; this network's classes are the numbers 0 to {self.num_classes - 1}"
+            )
+        return numbers
+
+    def check_texts(self, prompt: bool, embeds: bool) -> None:
+        """Raise ValueError where texts are missing, or given to a network that reads none."""
+        if not self.reads_text and (prompt or embeds):
+            raise ValueError("a prompt was given, but this network reads no text: leave it out")
+        if self.reads_text and prompt == embeds:
+            raise ValueError("this network reads text: give prompt=… (or prompt_embeds=…, but not both)")
+
+    def check_guidance(self, scale: float, *, labelled: bool, texts: bool) -> None:
+        """Raise ValueError where there is nothing that guidance could lead to, or away from."""
+        if scale == 1:
+            return
+        if not labelled and not texts:
+            raise ValueError(f"guidance_scale is {scale}, but no class_labels and no prompt were given to be guided by")
+        if labelled and not self.unlabelled:
+            raise ValueError(
+                f"guidance_scale is {scale}: guidance needs a network that was trained with class_labels and without "
+                "(objective.label_dropout above 0), and this one was not: leave it out"
+            )
+
+
+def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
+    """Read a network's configuration. Raises ValueError where it is not one that images are sampled with."""
+    config = plain(unet).config
+    ours = "num_class_embeds" not in config and "num_classes" in config
+    if config.get("spatial_dims", 2) != 2:
+        raise ValueError(f"spatial_dims is {config['spatial_dims']}, but images have 2 axes")
+    if config["in_channels"] != config["out_channels"]:
+        raise ValueError(
+            f"the network makes {config['out_channels']} channels of {config['in_channels']}; sampling needs a network "
+            "that predicts the noise, the velocity or the image, and nothing beside it"
+        )
+    size = config.get("sample_size")
+    if isinstance(size, int):
+        size = size, size
+    if ours:
+        condition, transformer = config["condition"], config.get("transformer")
+        num_classes = config["num_classes"]
+        unlabelled = (
+            condition["null_class_trained"] if condition["null_class"] else condition["missing_class"] == "zeros"
+        )
+        reads_text = transformer is not None and _is_some(transformer["context_dim"])
+    else:
+        rows, blocks = config.get("num_class_embeds"), (*config.get("down_block_types", ()),
+            config.get("mid_block_type") or "", *config.get("up_block_types", ()))  # fmt: skip
+        num_classes = rows if rows is None or null_class is None else rows - 1
+        unlabelled = null_class is not None
+        reads_text = any("CrossAttn" in block for block in blocks)
+    return NetworkFacts(
+        ours=ours,
+        channels=config["in_channels"],
+        sample_size=None if size is None else (size[0], size[1]),
+        num_classes=num_classes,
+        null_class=None if ours else null_class,
+        unlabelled=num_classes is None or unlabelled,
+        reads_text=reads_text,
+    )
+
+
+def _is_some(dims: int | Sequence[int | None] | None) -> bool:
+    return any(dim is not None for dim in dims) if isinstance(dims, (list, tuple)) else dims is not None

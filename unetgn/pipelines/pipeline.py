@@ -1,0 +1,319 @@
+"""Defines our pipeline for diffusers: from seeds, classes and texts to pictures.
+
+Folders that it saves carry this file and those that it imports from beside it, so that they work where only diffusers
+is installed. They import nothing of ours but each other.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from torch import Tensor
+
+from .card import write_card
+from .inputs import as_list, image_size, read_images, read_mask, read_seeds
+from .levels import EDM
+from .networks import NetworkFacts, facts_of
+from .pictures import to_picture, to_uint8
+from .sampling import Guidance, Start, sample
+from .schedulers import begin_later, class_like, set_to_steps
+
+PARTS = (
+    "pipeline.py",
+    "card.py",
+    "inputs.py",
+    "levels.py",
+    "networks.py",
+    "pictures.py",
+    "sampling.py",
+    "schedulers.py",
+)
+OUTPUTS = ("pil", "np", "pt", "latent")
+STEPS = 50
+Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
+
+
+class UNetPipeline(DiffusionPipeline):
+    """Draws images with a U-Net, ours or diffusers', that was trained to denoise; image n depends on seed n alone.
+
+    `scheduler` says how the network was trained, and samples: any that `unetgn.pipelines.schedulers` names, with all
+    that its config says. Networks with EDM's preconditioning take diffusers' EDM schedulers, and no others do. `vae`
+    makes images of latents, `text_encoder` and `tokenizer` (CLIP's) read prompts. `null_class` is the label of no class
+    of a network of diffusers' own class; ours know it themselves. The pipeline moves, offloads, saves and loads as
+    diffusers' do; saved folders carry this sampler.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]  # noqa: RUF012 - diffusers' own way
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    scheduler: Any
+
+    def __init__(
+        self,
+        unet: object,
+        scheduler: object,
+        vae: object = None,
+        text_encoder: object = None,
+        tokenizer: object = None,
+        null_class: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_to_config(null_class=null_class)
+
+    def use_scheduler(self, name: str) -> None:
+        """Put the scheduler of this name, ours or diffusers', in the place of the one that is there.
+
+        Raises ValueError for one that is unknown or does not fit.
+        """
+        scheduler_class, extra = class_like(name, self.scheduler)
+        self.scheduler = scheduler_class.from_config(self.scheduler.config, **extra)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels in a row or column of what one of the network's makes: 1 without an autoencoder."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def facts(self) -> NetworkFacts:
+        """Return what this pipeline has to know of its network. Raises ValueError where it cannot sample with it."""
+        facts = facts_of(self.unet, self.config.null_class)
+        if self.vae is not None:
+            config = self.vae.config
+            if config.latent_channels != facts.channels:
+                raise ValueError(
+                    f"the autoencoder makes images of latents with {config.latent_channels} channels, but those of the "
+                    f"network have {facts.channels}: give the autoencoder of its training"
+                )
+            if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+                raise ValueError("the autoencoder normalizes each channel (latents_mean), which is not supported")
+        return facts
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        seeds: int | Sequence[int] = 0,
+        *,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        num_inference_steps: int = STEPS,
+        image: Any = None,
+        strength: float | None = None,
+        mask_image: Any = None,
+        latents: Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        return_dict: bool = True,
+    ) -> Any:
+        """Draw one image for each seed.
+
+        seeds: numbers from 0 to 2**63 - 1, one image each. All noise of an image comes from a generator of its own.
+        class_labels, prompt: one for all images, or one each. Without a label a network with classes draws any.
+        prompt_embeds (N or 1, tokens, width) takes the place of prompt, negative_prompt_embeds (1, tokens, width) that
+        of the empty prompt, which guidance leads away from.
+        guidance_scale, guidance_interval, guidance_rescale: see `unetgn.pipelines.sampling.Guidance`; scale 1 is off.
+        image: what to begin with, one for all or one each: PIL, arrays (H, W, C) or tensors (C, H, W) in [0, 1];
+        strength (default 0.8) is the share of the steps that change it. With mask_image, white where to draw,
+        the rest stays as it is (and strength is 1 by default).
+        latents (N, C, H, W): unit normal noise to begin with in the place of the seeds'.
+        height, width: of the images (default: what the network was trained on).
+        output_type: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W) in [0, 1]; "latent": as the network has them.
+        callback_on_step_end(pipeline, step, timestep, {"latents": …}) may return {"latents": …} to go on with.
+        Returns an object with `.images`, or a tuple of them where return_dict is False.
+        Raises ValueError before the first step where something does not fit.
+        """
+        facts, numbers = self.facts(), read_seeds(seeds)
+        if output_type not in OUTPUTS:
+            raise ValueError(f"output_type is {output_type!r}; there are {', '.join(OUTPUTS)}")
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; there is 'latents'")
+        guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale)
+        labels = facts.check_labels(as_list(class_labels, len(numbers), "class_labels"))
+        texts, empty = self._texts(
+            facts, prompt, prompt_embeds, negative_prompt_embeds, len(numbers), guided=guidance.scale != 1
+        )
+        facts.check_guidance(guidance.scale, labelled=labels is not None, texts=texts is not None)
+
+        factor = self.vae_scale_factor
+        size = image_size(height, width, facts.sample_size, factor)
+        if output_type == "pil" and self.vae is None and facts.channels not in (1, 3):
+            raise ValueError(
+                f"the network makes {facts.channels} channels, and pictures have 1 (grey) or 3 (RGB): give the "
+                "pipeline the vae of its latents, or output_type='np', 'pt' or 'latent'"
+            )
+        pixels, mask = self._given(image, mask_image, strength, size, len(numbers), facts)
+        scheduler = set_to_steps(self.scheduler, num_inference_steps)
+        if pixels is not None:
+            begin_later(scheduler, strength if strength is not None else 0.8 if mask is None else 1.0)
+        shape = (facts.channels, size[0] // factor, size[1] // factor)
+        if latents is not None and tuple(latents.shape) != (len(numbers), *shape):
+            raise ValueError(f"latents are {tuple(latents.shape)}; one for each seed is {(len(numbers), *shape)}")
+
+        with self.progress_bar(total=len(scheduler.timesteps)) as bar:
+
+            def on_step_end(step: int, timestep: Tensor, noisy: Tensor) -> Tensor:
+                bar.update()
+                if callback_on_step_end is None:
+                    return noisy
+                given = {"latents": noisy} if "latents" in callback_on_step_end_tensor_inputs else {}
+                return (callback_on_step_end(self, step, timestep, given) or {}).get("latents", noisy)
+
+            made = sample(
+                self.unet,
+                scheduler,
+                numbers,
+                shape,
+                class_labels=labels,
+                null_class=facts.null_class,
+                texts=texts,
+                empty_text=empty,
+                guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
+                guidance_rescale=guidance_rescale,
+                clip=self.vae is None and self.scheduler.config.get("clip_sample", True),
+                start=None if pixels is None else self._start(pixels, mask),
+                noise=latents,
+                device=self._execution_device,
+                on_step_end=on_step_end,
+            )
+        if output_type != "latent" and self.vae is not None:
+            made = self.decode(made)
+            if pixels is not None and mask is not None:
+                made = Start(pixels, mask).keep(made, pixels)
+        self.maybe_free_model_hooks()
+        images = self._output(made, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Make images (N, C, H, W) of the network's latents, on the CPU; one at a time, to save memory."""
+        config, vae = self.vae.config, self.vae
+        moments = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        device = self._execution_device
+        return torch.cat([vae.decode(one[None].to(device, vae.dtype)).sample.float().cpu() for one in moments])
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Embed prompts (N, tokens, width) with CLIP's text encoder; a longer one is cut off."""
+        tokens = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        padding = {"padding": "max_length", "max_length": tokens, "truncation": True}
+        ids = self.tokenizer(list(prompts), **padding, return_tensors="pt").input_ids
+        return self.text_encoder(ids.to(self._execution_device))[0]
+
+    def _texts(
+        self,
+        facts: NetworkFacts,
+        prompt: Any,
+        prompt_embeds: Tensor | None,
+        empty: Tensor | None,
+        count: int,
+        *,
+        guided: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the texts (count, tokens, width) and the empty one (tokens, width); None where none are read."""
+        facts.check_texts(prompt is not None, prompt_embeds is not None)
+        if not facts.reads_text:
+            return None, None
+        if prompt is not None:
+            if self.text_encoder is None or self.tokenizer is None:
+                raise ValueError("a prompt needs the pipeline's text_encoder and tokenizer, or give prompt_embeds")
+            prompt_embeds = self.encode_prompt(as_list(prompt, count, "prompt") or [])
+        assert prompt_embeds is not None
+        if len(prompt_embeds) not in (1, count):
+            raise ValueError(f"prompt_embeds are of {len(prompt_embeds)} texts; {count} images take 1 or {count}")
+        if guided and empty is None:
+            if self.text_encoder is None or self.tokenizer is None:
+                raise ValueError(
+                    "guidance needs negative_prompt_embeds, those of the empty prompt, beside prompt_embeds"
+                )
+            empty = self.encode_prompt([""])
+        return prompt_embeds.expand(count, -1, -1), None if empty is None else empty.reshape(-1, empty.shape[-1])
+
+    def _given(
+        self,
+        image: Any,
+        mask_image: Any,
+        strength: float | None,
+        size: tuple[int, int],
+        count: int,
+        facts: NetworkFacts,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the image to begin with (1 or count, C, H, W) in [-1, 1], and its mask (…, 1, H, W)."""
+        if image is None:
+            for name, value in (("strength", strength), ("mask_image", mask_image)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name} was given without an image, which it is for: give image=…, or leave it out"
+                    )
+            return None, None
+        channels = facts.channels if self.vae is None else self.vae.config.in_channels
+        return read_images(image, size, channels, count), None if mask_image is None else read_mask(
+            mask_image, size, count
+        )
+
+    def _start(self, pixels: Tensor, mask: Tensor | None) -> Start:
+        """Return what to begin with as the network has it: of latents the most likely ones."""
+        if self.vae is None:
+            return Start(pixels, mask)
+        config, vae = self.vae.config, self.vae
+        device = self._execution_device
+        moments = [vae.encode(one[None].to(device, vae.dtype)).latent_dist.mode().float() for one in pixels]
+        latents = (torch.cat(moments) - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        if mask is not None:  # a latent is drawn where any of its pixels is
+            mask = torch.nn.functional.max_pool2d(mask, self.vae_scale_factor)
+        return Start(latents, mask)
+
+    def _output(self, made: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return made
+        if output_type == "pil":
+            return [to_picture(pixels) for pixels in to_uint8(made)]
+        images = (made / 2 + 0.5).clamp(0, 1)
+        return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, push_to_hub: bool = False, **more: Any) -> None:
+        """Save all parts as diffusers does, with this sampler's files and a README.md that says how to load them."""
+        if push_to_hub:
+            raise ValueError("save_pretrained does not upload: call pipeline.push_to_hub(NAME)")
+        super().save_pretrained(save_directory, *arguments, **more)
+        folder = Path(save_directory)
+        for name in PARTS:
+            source = Path(__file__).with_name(name)
+            if source.resolve() != (folder / name).resolve():
+                shutil.copyfile(source, folder / name)
+        index = folder / "model_index.json"
+        keys = json.loads(index.read_text(encoding="utf-8"))
+        keys["_class_name"] = self.native_class() or ["pipeline", "UNetPipeline"]
+        index.write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_card(folder, self.facts(), native=self.native_class())
+
+    def native_class(self) -> str | None:
+        """Name diffusers' own pipeline that draws what this one does, of itself; None where there is none."""
+        facts = self.facts()
+        if facts.ours or facts.num_classes is not None or type(self.scheduler).__name__ in EDM:
+            return None
+        if self.vae is None:
+            return None if facts.reads_text else "DDPMPipeline"
+        shifted = self.vae.config.get("shift_factor")
+        return "StableDiffusionPipeline" if facts.reads_text and self.tokenizer is not None and not shifted else None
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        """Read a configuration; one that names this sampler's copy in the folder means this class."""
+        keys = copy.copy(super()._dict_from_json_file(json_file))
+        if isinstance(keys.get("_class_name"), list):
+            keys["_class_name"] = cls.__name__
+        return keys
