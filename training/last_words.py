@@ -22,7 +22,12 @@ STOPPED = {
 BASE = ("torch", "diffusers", "accelerate", "einops", "safetensors", "numpy")
 TRAIN = ("jsonargparse", "yaml", "docstring_parser", "tensorboard", "matplotlib", "PIL", "tqdm", "sklearn", "scipy")
 DATA = ("datasets", "pyarrow", "fsspec")
-EXTRAS = {**dict.fromkeys(BASE, ""), **dict.fromkeys(TRAIN, "[train]"), **dict.fromkeys(DATA, "[train,data]")}
+EXTRAS = {
+    **dict.fromkeys(BASE, ""),
+    **dict.fromkeys(TRAIN, "[train]"),
+    **dict.fromkeys(DATA, "[train,data]"),
+    "torch_fidelity": "[train,fid]",
+}
 
 
 def last_words(script: str, error: KeyboardInterrupt | ModuleNotFoundError) -> int:
