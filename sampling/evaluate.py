@@ -36,7 +36,6 @@ from training.data.config import open_images, split
 from training.errors import CheckpointError, ConfigError
 from training.files import user_path, write_json
 from training.processes import LONGEST_WAIT, ask_main
-from unetgn.pipelines.sampling import SCHEDULERS
 
 __all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "novelty", "read_real", "read_samples"]
 
@@ -173,7 +172,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--metric", choices=CURVES, help="what the curve shows (default: fid)")
     drawing = parser.add_argument_group("what --checkpoint draws, as sampling/sample.py")
     drawing.add_argument("--seeds", help="one image each, as in 0-63 or 0,5,8-9 (default: 0-999)")
-    drawing.add_argument("--scheduler", choices=SCHEDULERS)
+    drawing.add_argument("--scheduler", metavar="NAME")
     drawing.add_argument("--steps", type=int)
     drawing.add_argument("--batch-size", type=int)
     drawing.add_argument("--guidance-scale", type=float)

@@ -194,9 +194,9 @@ def test_a_checkpoint_is_judged_by_what_it_draws_and_all_of_them_make_a_curve(
     folder = run / "evaluation" / "step-000003" / "ddim-2-steps"
     alone = json.loads((folder / "evaluation.json").read_text())
     assert (alone["samples"], alone["step"]) == (10, 3)
-    assert len(list(folder.glob("0*.png"))) == 10
+    assert len(list(folder.rglob("0*.png"))) == 10
     shutil.copytree(run / "checkpoints" / "step-000002", run / "checkpoints" / "step-000009")  # one that is damaged
-    made = {path: path.stat().st_mtime_ns for path in folder.glob("0*.png")}
+    made = {path: path.stat().st_mtime_ns for path in folder.rglob("0*.png")}
     capsys.readouterr()
     assert main(["--checkpoint", str(run), "--all-checkpoints", "--metric", "precision", *drawing]) == 0
     said = capsys.readouterr()
