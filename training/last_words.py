@@ -15,6 +15,7 @@ STOPPED = {
     "train.py": "stopped before the first step, with nothing lost; start again with --resume auto",
     "sample.py": "stopped; the images that were made stay, and the same line goes on",
     "evaluate.py": "stopped; nothing was written",
+    "average.py": "stopped; nothing was written",
     "train_classifier.py": "stopped; nothing was written",
     "cache_latents.py": "stopped; the same line goes on after the last whole shard",
 }
