@@ -56,6 +56,8 @@ def open_real(config: str) -> Real:
     except ValueError as error:
         raise EvaluationError(f"the real images of {config}: {error}") from error
     training, held_out = split(len(usable), run.data.held_out)
+    if len(training) < 2:
+        raise EvaluationError(f"{config} has {len(training)} training image(s); a distribution needs several")
 
     def read(number: int) -> np.ndarray:
         return (images.image(number) + 1) / 2
@@ -65,7 +67,8 @@ def open_real(config: str) -> Real:
         Pictures(read, usable[training]),
         Pictures(read, usable[held_out]),
         lambda pictures: np.array([images.label(int(number)) for number in pictures.numbers]),
-        config,
+        source=config,
+        data=run.data.name,
     )
 
 
@@ -77,7 +80,7 @@ def open_real_set(path: Path) -> Real:
         pictures,
         pictures.part(slice(0)),
         lambda pictures: labels[np.asarray(pictures.numbers, dtype=int)],
-        str(path),
+        source=str(path),
     )
 
 
@@ -89,12 +92,12 @@ def read_real(config: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     return np.stack(list(real.all)), real.labels(real.all), np.array(training), np.array(held_out)
 
 
-def choose_extractor(asked: str | None, config: str | None, accelerator: Accelerator) -> Extractor | None:
+def choose_extractor(asked: str | None, data: str, accelerator: Accelerator) -> Extractor | None:
     """Open the extractor: the one that is asked for, that of the embedded data, or Inception where it is there.
 
     None where none is asked for nor there, which is said. Raises EvaluationError.
     """
-    name = asked or default_name("" if config is None else load_config(find_config(config)).data.name)
+    name = asked or default_name(data)
     try:
         return open_extractor(name, accelerator.device)
     except ExtractorError as error:
@@ -117,7 +120,7 @@ def make_judge(
     """Make what compares samples with the images of a configuration, or with a set `real`. Raises EvaluationError."""
     accelerator = accelerator or start_processes()
     images = open_real(config) if real is None else open_real_set(real)
-    chosen = choose_extractor(extractor, config if real is None else None, accelerator)
+    chosen = choose_extractor(extractor, images.data, accelerator)
     part: Part = reference or ("held_out" if len(images.held_out) else "all")
     return Judge(images, accelerator, part, chosen, kept or default_folder())
 
@@ -264,6 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
         out, figures = found
         for name, figure in numbers(figures).items():
             print(f"{name:>23}  {figure:.4g}", flush=True)
+        return write(figures, out)
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("evaluate.py", error)
     except (EvaluationError, SamplingError, CheckpointError, ConfigError, OSError) as error:
@@ -272,6 +276,10 @@ def main(arguments: list[str] | None = None) -> int:
     finally:  # C++ may abort a process that leaves its process group to the exit
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def write(figures: dict[str, Any], out: Path) -> int:
+    """Write the figures; return the script's exit code."""
     try:
         write_json(out, figures)
     except OSError as error:  # a full disk, a folder that may not be written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,10 @@ class Real:
     held_out: Pictures
     labels: Callable[[Pictures], np.ndarray]
     """Reads the labels of pictures, -1 where there are none."""
-    source: str
+    source: str = ""
     """Says where they are: the configuration, or the path."""
+    data: str = ""
+    """The configuration's data.name, which has an extractor of its own or not."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,12 @@ class Judge:
                 figures["label_agreement_of_real"] = agreement(classifier, real.held_out, real.labels(real.held_out))
         figures["frechet_distance"] = frechet_distance(pictures, real.all)
         if len(real.held_out):
-            figures["novelty"] = novelty(pictures, real.training, real.held_out)
+            try:
+                figures["novelty"] = novelty(pictures, real.training, real.held_out)
+            except ValueError as error:
+                print(
+                    f"evaluate.py: novelty is left out: {error}; give a --config whose images differ", file=sys.stderr
+                )
         return figures
 
 

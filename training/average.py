@@ -1,7 +1,8 @@
 """Makes averaged weights of any width of a run: python training/average.py --run RUN --width 0.08 [--step N]
 
 RUN/averages holds snapshots that `PowerAverages.save` (training/power_averages.py) wrote while it trained. What is
-written, RUN/averages/width-0.08, is sampled from as a run is. Karras et al. 2024 (arXiv 2312.02696): width is their sigma_rel.
+written, RUN/averages/width-0.08, is sampled from as a run is. The width is sigma_rel of Karras et al. 2024 (arXiv
+2312.02696).
 """
 
 from __future__ import annotations
