@@ -125,10 +125,12 @@ def test_precision_and_recall_of_known_sets() -> None:
     assert recall < 0.05
 
 
+@pytest.mark.parametrize("chunk", [3, 17, 1024])
 @pytest.mark.parametrize("offset", [0.0, 50.0])
-def test_copies_lie_in_balls_without_extent(offset: float) -> None:
+def test_copies_lie_in_balls_without_extent(offset: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five copies of each image: the third neighbour is at distance 0, and rounding must not part it from them."""
-    images = (RANDOM.standard_normal((20, 33)) + offset).astype(np.float32)
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    images = (RANDOM.standard_normal((20, 777)) + offset).astype(np.float32)
     assert precision_recall(images, np.repeat(images, 5, axis=0)) == (1, 1)
 
 

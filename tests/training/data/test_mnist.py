@@ -75,6 +75,7 @@ BROKEN = {
     "fewer": text_of(made_up(50)),
     "narrower": text_of(made_up(5000, 3)),
     "a pixel of 256": gzip.compress(b"256,1\n"),
+    "a class of 10": text_of(np.pad(np.full((5000, 1), 10), ((0, 0), (784, 0)))),
     "words": gzip.compress(b"one,two\n"),
 }
 
