@@ -1,8 +1,11 @@
-"""Judges samples against real images: python sampling/evaluate.py --samples DIR [--config NAME] [--out FILE]
+"""Judges samples against real images: python sampling/evaluate.py --samples PATH | --checkpoint RUN [--config NAME]
 
-Three figures, without a network that has to be downloaded, for small images such as the embedded digits:
-label_agreement, with what real images that were held out reach, frechet_distance and novelty. They are printed, then
-written as JSON. Images above 32 pixels are first averaged down to that.
+Samples are a folder, as sampling/sample.py wrote it or of any images, an NPZ with arr_0 (N, H, W, C), tar shards, or
+what a checkpoint draws. Real images are those of a configuration, or a set like the samples (--real).
+
+In pixels, averaged down to 32 where there are more: label_agreement, frechet_distance, novelty. In the features of an
+extractor: fid, kid, precision, recall. What ends in _of_real is what as many real images reach that are not among those
+compared with. All figures are printed, then written as JSON.
 """
 
 from __future__ import annotations
@@ -11,104 +14,33 @@ from training.last_words import last_words  # the first of all
 
 # isort: split
 import argparse
-import csv
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
 
-from sampling.figures import agreement, fit_classifier, frechet_distance, label_agreement, novelty
-from sampling.folder import read_pixels
+from sampling.curve import draw_curve
+from sampling.drawn import EVALUATION, Drawing, draw, find_all
+from sampling.extractors import Extractor, ExtractorError, default_name, open_extractor
+from sampling.features import default_folder
+from sampling.figures import frechet_distance, label_agreement, novelty
+from sampling.folder import SamplingError
+from sampling.judge import Judge, Part, Real
+from sampling.sets import EvaluationError, Pictures, open_samples, read_samples
+from training.checkpoint import Checkpoint, find_checkpoint, run_of
 from training.config_files import find_config, load_config
 from training.data.config import open_images, split
-from training.errors import ConfigError
+from training.errors import CheckpointError, ConfigError
 from training.files import user_path, write_json
+from training.processes import LONGEST_WAIT, ask_main
 
-__all__ = ["evaluate", "frechet_distance", "label_agreement", "novelty", "read_real", "read_samples"]
+__all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "novelty", "read_real", "read_samples"]
 
-LARGEST = 32  # pixels: height and width that images are judged at
-FITTED = 5000  # real images that the classifier is fitted to at most
-
-
-class EvaluationError(Exception):
-    """Says that the samples cannot be judged, and why."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Gives images as vectors (D,) in [0, 1], each read when it is asked for."""
-
-    read: Callable[[int], np.ndarray]
-    """Reads image n as (C, H, W) in [0, 1]."""
-    numbers: Sequence[int] | np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for number in self.numbers:
-            image = torch.from_numpy(np.ascontiguousarray(self.read(int(number)), dtype=np.float64))
-            size = min(image.shape[1], LARGEST), min(image.shape[2], LARGEST)
-            yield torch.nn.functional.adaptive_avg_pool2d(image, size).permute(1, 2, 0).numpy().ravel()
-
-
-def read_samples(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read samples (N, D) in [0, 1] and their classes (N,), -1 without, all at once: as many as the memory holds."""
-    pictures, labels = open_samples(folder)
-    return np.stack(list(pictures)), labels
-
-
-def open_samples(folder: Path) -> tuple[Pictures, np.ndarray]:
-    """Open samples, as sampling/sample.py wrote them, with their classes (N,), -1 without."""
-    listing = folder / "samples.csv"
-    if not listing.is_file():
-        raise EvaluationError(f"{folder} holds no samples.csv: make samples with sampling/sample.py --out {folder}")
-    try:
-        with listing.open(newline="") as lines:
-            rows = [(row["file"], int(row["class_label"] or -1)) for row in csv.DictReader(lines)]
-    except (KeyError, ValueError, TypeError) as error:
-        raise EvaluationError(f"{listing} is not as sampling/sample.py writes it: {error!r}") from error
-    if len(rows) < 2:
-        raise EvaluationError(f"{folder} holds {len(rows)} sample(s); a distribution needs several")
-
-    def read(number: int) -> np.ndarray:
-        file = folder / rows[number][0]
-        try:
-            image = read_pixels(file).transpose(2, 0, 1) / 255
-        except OSError as error:
-            raise EvaluationError(f"{file}, which {listing} names, cannot be read: {error}") from error
-        return image
-
-    return Pictures(read, range(len(rows))), np.array([label for _, label in rows])
-
-
-def check_shapes(pictures: Pictures, real: Pictures) -> Pictures:
-    """Return `pictures` so that reading one of another shape than real images have is an EvaluationError."""
-    shape = real.read(int(real.numbers[0])).shape
-
-    def read(number: int) -> np.ndarray:
-        image = pictures.read(number)
-        if image.shape != shape:
-            raise EvaluationError(
-                f"sample {number} has the shape (C, H, W) {image.shape}, the real images have {shape}"
-            )
-        return image
-
-    return Pictures(read, pictures.numbers)
-
-
-@dataclass(frozen=True)
-class Real:
-    """Holds the real images that samples are compared with."""
-
-    all: Pictures
-    training: Pictures
-    held_out: Pictures
-    labels: Callable[[Pictures], np.ndarray]
-    """Reads the labels of pictures, -1 where there are none."""
+DEFAULT = "digits8_ddpm"
+CURVES = ("fid", "kid", "precision", "recall", "label_agreement", "frechet_distance", "novelty")
 
 
 def open_real(config: str) -> Real:
@@ -124,8 +56,6 @@ def open_real(config: str) -> Real:
     except ValueError as error:
         raise EvaluationError(f"the real images of {config}: {error}") from error
     training, held_out = split(len(usable), run.data.held_out)
-    if not len(held_out):
-        raise EvaluationError(f"{config} holds nothing out (data.held_out is 0), so novelty cannot be measured")
     if len(training) < 2:
         raise EvaluationError(f"{config} has {len(training)} training image(s); a distribution needs several")
 
@@ -137,6 +67,20 @@ def open_real(config: str) -> Real:
         Pictures(read, usable[training]),
         Pictures(read, usable[held_out]),
         lambda pictures: np.array([images.label(int(number)) for number in pictures.numbers]),
+        source=config,
+        data=run.data.name,
+    )
+
+
+def open_real_set(path: Path) -> Real:
+    """Open real images that are a set as samples are; none of them are held out."""
+    pictures, labels = open_samples(path)
+    return Real(
+        pictures,
+        pictures,
+        pictures.part(slice(0)),
+        lambda pictures: labels[np.asarray(pictures.numbers, dtype=int)],
+        source=str(path),
     )
 
 
@@ -148,59 +92,201 @@ def read_real(config: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     return np.stack(list(real.all)), real.labels(real.all), np.array(training), np.array(held_out)
 
 
-def evaluate(samples: Path, config: str) -> dict[str, float | int]:
-    """Compute the figures, with the number of samples."""
-    real = open_real(config)
-    pictures, labels = open_samples(samples)
-    pictures = check_shapes(pictures, real.all)
-    figures: dict[str, float | int] = {"samples": len(pictures)}
-    evenly = np.linspace(0, len(real.training) - 1, min(FITTED, len(real.training))).round().astype(int)
-    fitted = Pictures(real.training.read, np.asarray(real.training.numbers)[evenly])
-    classes = real.labels(fitted)
-    if labels.min() >= 0 and classes.min() >= 0 and len(set(classes)) > 1:
-        classifier = fit_classifier(np.stack(list(fitted)), classes)
-        figures["label_agreement"] = agreement(classifier, pictures, labels)
-        figures["label_agreement_of_real"] = agreement(classifier, real.held_out, real.labels(real.held_out))
-    figures["frechet_distance"] = frechet_distance(pictures, real.all)
+def choose_extractor(asked: str | None, data: str, accelerator: Accelerator) -> Extractor | None:
+    """Open the extractor: the one that is asked for, that of the embedded data, or Inception where it is there.
+
+    None where none is asked for nor there, which is said. Raises EvaluationError.
+    """
+    name = asked or default_name(data)
     try:
-        figures["novelty"] = novelty(pictures, real.training, real.held_out)
-    except ValueError as error:
-        print(f"evaluate.py: novelty is left out: {error}; give a --config whose images differ", file=sys.stderr)
-    return figures
+        return open_extractor(name, accelerator.device)
+    except ExtractorError as error:
+        if asked is not None:
+            raise EvaluationError(f"--extractor: {error}") from error
+        if accelerator.is_main_process:
+            print(f"evaluate.py: fid, kid, precision and recall are left out: {error}", file=sys.stderr)
+        return None
+
+
+def make_judge(
+    config: str = DEFAULT,
+    *,
+    real: Path | None = None,
+    reference: Part | None = None,
+    extractor: str | None = None,
+    kept: Path | None = None,
+    accelerator: Accelerator | None = None,
+) -> Judge:
+    """Make what compares samples with the images of a configuration, or with a set `real`. Raises EvaluationError."""
+    accelerator = accelerator or start_processes()
+    images = open_real(config) if real is None else open_real_set(real)
+    chosen = choose_extractor(extractor, images.data, accelerator)
+    part: Part = reference or ("held_out" if len(images.held_out) else "all")
+    return Judge(images, accelerator, part, chosen, kept or default_folder())
+
+
+def evaluate(samples: Path, config: str = DEFAULT, **options: Any) -> dict[str, Any]:
+    """Compute the figures of samples, with their number; `options` are those of `make_judge`."""
+    return make_judge(config, **options).judge(samples)
+
+
+def start_processes() -> Accelerator:
+    """Make Accelerate's view of the processes that a launcher started."""
+    wait = InitProcessGroupKwargs(timeout=LONGEST_WAIT)  # the main process alone looks at pixels
+    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[wait])
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the options of this script."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument(
+        "--samples", type=user_path, metavar="PATH", help="folder, NPZ file, tar shard or folder of tars"
+    )
+    judged.add_argument("--checkpoint", type=user_path, metavar="RUN",
+                        help="a run's folder, or one of its checkpoints: its samples go to RUN/evaluation")  # fmt: skip
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument("--config", metavar="NAME", help="configuration that names the real images, such as "
+                          f"RUN/config.yaml (default: that of --checkpoint, or {DEFAULT})")  # fmt: skip
+    compared.add_argument("--real", type=user_path, metavar="PATH", help="real images, in a set as --samples takes it")
+    parser.add_argument(
+        "--reference",
+        choices=get_args(Part),
+        help="part of the configuration's images whose features are compared with (default: held_out, or all where "
+        "nothing is held out)",
+    )
+    parser.add_argument(
+        "--extractor",
+        metavar="NAME",
+        help="what makes features: digits or mnist5k (small classifiers that come along), inception[=FILE], a "
+        "TorchScript file, a file of sampling/train_classifier.py, or module.path:name (default: that of the embedded "
+        "data, else inception where it is installed)",
+    )
+    parser.add_argument("--cache", type=user_path, metavar="FOLDER", help="keeps features of real images (default: "
+                        "~/.cache/unetgn/features)")  # fmt: skip
+    parser.add_argument(
+        "--out", type=user_path, help="JSON file to write (default: evaluation.json beside the samples)"
+    )
+    parser.add_argument(
+        "--all-checkpoints", action="store_true", help="judge every checkpoint of the run, draw a curve"
+    )
+    parser.add_argument("--metric", choices=CURVES, help="what the curve shows (default: fid)")
+    drawing = parser.add_argument_group("what --checkpoint draws, as sampling/sample.py")
+    drawing.add_argument("--seeds", help="one image each, as in 0-63 or 0,5,8-9 (default: 0-999)")
+    drawing.add_argument("--scheduler", metavar="NAME")
+    drawing.add_argument("--steps", type=int)
+    drawing.add_argument("--batch-size", type=int)
+    drawing.add_argument("--guidance-scale", type=float)
+    drawing.add_argument("--weights", choices=("ema", "raw"))
+    parsed = parser.parse_args(arguments)
+    asked = [
+        name for name in [*vars(Drawing()), "all_checkpoints"] if getattr(parsed, name) is not parser.get_default(name)
+    ]
+    if parsed.checkpoint is None and asked:
+        parser.error(f"--{asked[0].replace('_', '-')} is for --checkpoint: what --samples has is drawn already")
+    if parsed.metric is not None and not parsed.all_checkpoints:
+        parser.error("--metric is for --all-checkpoints: without a curve all figures are printed")
+    if parsed.reference is not None and parsed.real is not None:
+        parser.error("--reference is for --config: all images of --real are compared with")
+    return parsed
+
+
+def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
+    """Go from the parsed arguments to the figures, and the file for them; None on all but the main process."""
+    accelerator = start_processes()
+    checkpoints = [] if parsed.checkpoint is None else ask_main(accelerator, lambda: find(parsed))
+    judge = make_judge(
+        parsed.config or (str(checkpoints[-1].config_file) if checkpoints else DEFAULT),
+        real=parsed.real,
+        reference=parsed.reference,
+        extractor=parsed.extractor,
+        kept=parsed.cache,
+        accelerator=accelerator,
+    )
+    if not checkpoints:
+        figures = judge.judge(parsed.samples)
+        return (parsed.out or beside(parsed.samples), figures) if accelerator.is_main_process else None
+    drawing = Drawing(**{name: value for name in vars(Drawing()) if (value := getattr(parsed, name)) is not None})
+    rows: list[dict[str, Any]] = []
+    for checkpoint in checkpoints:
+        samples = draw(checkpoint, drawing)
+        rows.append({"step": checkpoint.step, **judge.judge(samples)})
+        if parsed.all_checkpoints and accelerator.is_main_process:
+            print(f"step {checkpoint.step}: {summarize(rows[-1])}", flush=True)
+    if not accelerator.is_main_process:
+        return None
+    if not parsed.all_checkpoints:
+        return parsed.out or beside(samples), rows[0]
+    metric = parsed.metric or ("fid" if judge.extractor is not None else "frechet_distance")
+    if metric not in rows[0]:
+        raise EvaluationError(f"--metric {metric} was not measured: there are {', '.join(numbers(rows[0]))}")
+    out = parsed.out or run_of(checkpoints[0]) / EVALUATION / f"{drawing.name()}.json"
+    draw_curve(rows, metric, out.with_name(f"{out.stem}-{metric}.png"))
+    return out, {"metric": metric, "checkpoints": rows}
+
+
+def find(parsed: argparse.Namespace) -> list[Checkpoint]:
+    """Find the checkpoint that is asked for, or all sound ones of its run, naming the others."""
+    if not parsed.all_checkpoints:
+        return [find_checkpoint(parsed.checkpoint)]
+    found, wrong = find_all(parsed.checkpoint)
+    for words in wrong:
+        print(f"evaluate.py: passing over a checkpoint: {words}", file=sys.stderr)
+    return found
+
+
+def beside(samples: Path) -> Path:
+    """Name the file of figures beside samples."""
+    return samples / "evaluation.json" if samples.is_dir() else samples.with_suffix(".evaluation.json")
+
+
+def numbers(figures: dict[str, Any]) -> dict[str, float]:
+    """Return the figures that are numbers."""
+    return {name: figure for name, figure in figures.items() if isinstance(figure, int | float)}
+
+
+def summarize(figures: dict[str, Any]) -> str:
+    """Write the figures in one line, each with that of real images."""
+    found = numbers(figures)
+    words = [
+        f"{name} {figure:.4g}" + (f" (real {found[f'{name}_of_real']:.4g})" if f"{name}_of_real" in found else "")
+        for name, figure in found.items()
+        if not name.endswith("_of_real") and name not in ("step", "samples", "kid_std")
+    ]
+    return f"{found['samples']} samples: {', '.join(words)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--samples", type=user_path, required=True, help="folder that sampling/sample.py wrote")
-    parser.add_argument("--config", default="digits8_ddpm", help="configuration that names the real images, such as "
-                        "RUN/config.yaml (default: digits8_ddpm)")  # fmt: skip
-    parser.add_argument(
-        "--out", type=user_path, help="JSON file to write (default: evaluation.json beside the samples)"
-    )
-    parsed = parser.parse_args(arguments)
-    out = parsed.out or parsed.samples / "evaluation.json"
+    parsed = parse_arguments(arguments)
     try:
-        figures = evaluate(parsed.samples, parsed.config)
-        for name, figure in figures.items():
+        if (found := run(parsed)) is None:
+            return 0  # the main process says it
+        out, figures = found
+        for name, figure in numbers(figures).items():
             print(f"{name:>23}  {figure:.4g}", flush=True)
         return write(figures, out)
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("evaluate.py", error)
-    except (EvaluationError, ConfigError, OSError) as error:
+    except (EvaluationError, SamplingError, CheckpointError, ConfigError, OSError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return 2
+    finally:  # C++ may abort a process that leaves its process group to the exit
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
-def write(figures: dict[str, float | int], out: Path) -> int:
+def write(figures: dict[str, Any], out: Path) -> int:
     """Write the figures; return the script's exit code."""
     try:
         write_json(out, figures)
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"evaluate.py: {error}; the figures above are whole", file=sys.stderr)
         return 1
+    if "checkpoints" not in figures:
+        print(summarize(figures))
     print(f"written to {out}")
     return 0
 

@@ -25,6 +25,7 @@ MAINS = {"training/train.py": train, "sampling/sample.py": sample, "sampling/eva
 ELSEWHERE = {
     "training/cache_latents.py": "tests/training/test_latent_runs.py",
     "latent256_ldm": "tests/training/test_latent_runs.py",
+    "mnist28_ddpm": "three quarters of an hour; tests/training/data/test_mnist.py, tests/sampling/test_judging.py",
     "SHARDS": "tests/training/test_train_on_shards.py",
     "tensorboard": "another project's",
     "pip": ".ci/run, from a clean checkout, and so the next ones",
@@ -69,6 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
 
 
 @pytest.mark.usefixtures("one_thread")

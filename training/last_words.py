@@ -1,4 +1,4 @@
-"""Ends a program in one line where Ctrl-C, or a package that is not installed, ends it; speaks to any terminal, or none.
+"""Ends a program in one line where Ctrl-C, or a package that is not there, ends it; prints on any terminal, or none.
 
 Scripts import this module before all else: with it, Ctrl-C and a missing package end their imports in one line, too.
 """
@@ -17,6 +17,8 @@ STOPPED = {
     "train.py": "stopped before the first step, with nothing lost; start again with --resume auto",
     "sample.py": "stopped; the images that were made stay, and the same line goes on",
     "evaluate.py": "stopped; nothing was written",
+    "average.py": "stopped; nothing was written",
+    "train_classifier.py": "stopped; nothing was written",
     "cache_latents.py": "stopped; the same line goes on after the last whole shard",
 }
 # The extra of pyproject.toml that brings a package, by the name that it is imported by; "" is the package alone.
@@ -24,8 +26,13 @@ BASE = ("torch", "diffusers", "accelerate", "einops", "safetensors", "numpy")
 TRAIN = ("jsonargparse", "yaml", "docstring_parser", "tensorboard", "matplotlib", "PIL", "tqdm", "sklearn", "scipy")
 DATA = ("datasets", "pyarrow", "fsspec")
 DEV = ("transformers", "peft", "monai", "triton")
-EXTRAS = {name: extra for names, extra in ((BASE, ""), (TRAIN, "[train]"), (DATA, "[train,data]"), (DEV, "[train,dev]"))
-          for name in names}  # fmt: skip
+EXTRAS = {
+    **dict.fromkeys(BASE, ""),
+    **dict.fromkeys(TRAIN, "[train]"),
+    **dict.fromkeys(DATA, "[train,data]"),
+    **dict.fromkeys(DEV, "[train,dev]"),
+    "torch_fidelity": "[train,fid]",
+}
 
 
 def last_words(script: str, error: KeyboardInterrupt | ModuleNotFoundError) -> int:

