@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -52,6 +53,7 @@ class Loop:
         """Put the run back as the checkpoint, which is known to be sound, has it."""
         self.state.restore(checkpoint)
         self.window.restore(checkpoint)
+        self.samples.restore(checkpoint.step, checkpoint.samples())
         self.saved_step = checkpoint.step
 
     def load(self) -> Iterator[dict[str, Tensor]]:
@@ -230,6 +232,7 @@ class Loop:
         self.count()
         state = self.state
         sums, tensors = self.window.all_sums(), state.tensors()
+        samples = gather_object([self.samples.state(state.step)])
         if self.accelerator.is_main_process:
             for kind, contents in tensors.items():
                 if name := not_finite(contents):
@@ -252,6 +255,7 @@ class Loop:
                 config=to_yaml(self.config),
                 unet_config=state.config_json,
                 scheduler_config=state.objective.scheduler.to_json_string(),
+                samples=samples,
             )
             delete_old(self.run.checkpoints, self.config.checkpoint.keep)
             self.run.write_status("running", state.step)

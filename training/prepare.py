@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from training.config import RunConfig
 from training.data.autoencoder import load_autoencoder
 from training.data.config import open_images, split
+from training.data.held_out import HeldOutRows
 from training.data.images import Images, check_classes
 from training.data.latents import Latents
 from training.data.report import Report, make_report, report_images
@@ -31,13 +32,14 @@ LISTED = 10  # a message names at most this many classes
 def prepare_samples(
     config: RunConfig, accelerator: Accelerator, overfit: int | None
 ) -> tuple[Samples, IndexedSamples | None]:
-    """Open the samples to train on, and the held-out ones (None: a stream has none).
+    """Open the samples to train on, and the held-out ones (None: of a stream that is not validated).
 
     Raises ConfigError where the data are not what the configuration says, or unfit.
     """
     try:
         if config.data.name == "stream":
-            return prepare_stream(config, accelerator, overfit), None
+            stream = prepare_stream(config, accelerator, overfit)
+            return stream, hold_out(config, stream)
         images, train, held_out = prepare_images(config, accelerator, overfit)
     except (ValueError, DataError) as error:
         raise ConfigError(str(error)) from error
@@ -53,6 +55,16 @@ def prepare_stream(config: RunConfig, accelerator: Accelerator, overfit: int | N
     shards = ShardStream(config.data, config.model.in_channels, config.model.num_classes, config.seed)
     ask_main(accelerator, lambda: shards.check(accelerator.num_processes, config.data.num_workers))
     return shards
+
+
+def hold_out(config: RunConfig, stream: ShardStream) -> IndexedSamples | None:
+    """Read the held-out images of a stream, where a held-out loss is asked for. Raises ConfigError without any."""
+    if not config.train.validate_every:
+        return None
+    images = HeldOutRows(stream)
+    if not len(images):
+        raise ConfigError(f"data.held_out is {config.data.held_out}, which is none of the images: raise it")
+    return IndexedSamples(images, np.arange(len(images)), VALIDATION_SEED)
 
 
 def prepare_images(

@@ -13,6 +13,7 @@ from training.checkpoint import Checkpoint, find_checkpoint, newest_valid
 from training.config import RunConfig
 from training.config_files import load_config, walk
 from training.data.samples import Samples
+from training.data.standing import SAMPLES
 from training.errors import CheckpointError, RunDirectoryError
 from training.run_directory import RunDirectory
 
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
 FREE = ("train.steps", "train.log_every", "train.validate_every", "train.trackers", "train.processes", "data.path",
-        "data.num_workers", "data.to_grey", "data.max_pixels", "checkpoint", "preview")  # fmt: skip
+        "data.num_workers", "data.to_grey", "data.max_pixels", "data.cut_shards", "data.without", "data.held_out_most",
+        "checkpoint", "preview")  # fmt: skip
 
 ABSENT = "left out"
 
@@ -77,6 +79,10 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
             "put them back, or begin a run of its own with these weights: "
             f"train.initial_weights={checkpoint.path} --resume none and another --output"
         )
+    try:
+        samples.check_restore(checkpoint.samples())
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path} is damaged: {SAMPLES}: {error}") from error
     if checkpoint.step > config.train.steps:
         raise CheckpointError(
             f"{checkpoint.path} is at step {checkpoint.step}, beyond train.steps, which is {config.train.steps}: raise "

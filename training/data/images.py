@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
+from training.data.folders import fold, list_endings, open_file, walk
 from training.data.looking import Tally, look_at_all
 from training.data.pictures import IMAGE_SUFFIXES, Facts
 from training.data.pixels import Framing
@@ -120,15 +121,15 @@ class ImageFolder(Images):
             raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
         sizes: dict[Path, int] = {}
         left_out: Counter[str] = Counter()
-        for entry in walk(self.root):
+        for entry in walk(self.root, left_out):
             ending = Path(entry.name).suffix.lower()
             if ending in IMAGE_SUFFIXES:
                 sizes[Path(entry.path).relative_to(self.root)] = entry.stat().st_size
             else:
                 left_out[ending or "no ending"] += 1
-        self.files, self.left_out = sorted(sizes), left_out
+        self.files, self.left_out = sorted(sizes), fold(left_out)
         if not self.files:
-            known, found = ", ".join(sorted(IMAGE_SUFFIXES)), list_endings(left_out) or "nothing"
+            known, found = ", ".join(sorted(IMAGE_SUFFIXES)), list_endings(self.left_out) or "nothing"
             raise ValueError(
                 f"data.path {path!r} holds no images; files with these endings would be read: {known}; found {found}"
             )
@@ -173,31 +174,6 @@ class ImageFolder(Images):
         return f"{super().why_no_classes()}, or put the images of each class into a subfolder of {self.root}"
 
 
-def list_endings(counts: Mapping[str, int]) -> str:
-    """List files by ending: '3 with .svg, 1 with .txt'."""
-    return ", ".join(f"{count} with {ending}" for ending, count in sorted(counts.items()))
-
-
-def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """List the files in a folder and in all below it; follow links, leave out hidden files and hidden folders.
-
-    Raises ValueError for a link to nothing, or to a folder that it is in.
-    """
-    here = folder.resolve()
-    if here in above:
-        raise ValueError(f"{folder} is a link to a folder that it is in itself: remove it")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from walk(Path(entry.path), (*above, here))
-            elif entry.is_file():
-                yield entry
-            elif entry.is_symlink():
-                raise ValueError(f"{entry.path} is a link to nothing: mend or remove it")
-
-
 def fingerprint_files(facts: list[tuple[str, int]], files: Sequence[Path]) -> str:
     """Compute a sha256 of (name, size) of all files, and of the ends of 256 of them or more, evenly spread.
 
@@ -205,8 +181,8 @@ def fingerprint_files(facts: list[tuple[str, int]], files: Sequence[Path]) -> st
     """
     total = hashlib.sha256(repr(facts).encode())
     for file in files[:: max(1, len(files) // LOOKED_INTO)]:
-        with contextlib.suppress(OSError), file.open("rb") as contents:  # what cannot be read is said elsewhere
-            contents.seek(max(0, file.stat().st_size - END))
+        with contextlib.suppress(OSError), open_file(file) as contents:  # what cannot be read is said elsewhere
+            contents.seek(max(0, os.fstat(contents.fileno()).st_size - END))
             total.update(contents.read())
     return total.hexdigest()
 

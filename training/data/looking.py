@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from training.data.folders import NAMED
 from training.data.pictures import Facts, TooLarge
 from training.data.pixels import InColour, TooSmall
 from training.errors import reason
@@ -76,6 +77,30 @@ class Tally:
         self.first_broken = self.first_broken or f"{name} ({why})"
 
 
+class Broken:
+    """Collects images that cannot be read, by what is wrong with them, and says each kind in a line."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, list[str]] = {}
+
+    def add(self, name: str, error: Exception) -> None:
+        """Count an image."""
+        kind = type(error).__name__
+        self.counts[kind] += 1
+        if len(named := self.first.setdefault(kind, [])) < NAMED:
+            named.append(f"{name} ({reason(error)})")
+
+    def say(self) -> None:
+        """Log what there was, and forget it."""
+        for kind, count in self.counts.items():
+            which = "a broken image" if count == 1 else f"{count:,} broken images"
+            more = "" if count <= NAMED else " …"
+            logger.warning("skipping %s: %s%s", which, ", ".join(self.first[kind]), more)
+        self.counts.clear()
+        self.first.clear()
+
+
 def look_at_all(images: Looked) -> tuple[np.ndarray, Tally]:
     """Decode every image once; return the numbers of those that can be read, and what they are.
 
@@ -85,6 +110,7 @@ def look_at_all(images: Looked) -> tuple[np.ndarray, Tally]:
     usable, tally = [], Tally()
     refused: dict[type[Exception], tuple[str, str]] = {}  # of each kind the first one
     counts: Counter[type] = Counter()
+    broken = Broken()
     for index, found in enumerate(tqdm(look(images), "reading images", len(images), disable=None)):
         if isinstance(found, Facts):
             usable.append(index)
@@ -94,7 +120,8 @@ def look_at_all(images: Looked) -> tuple[np.ndarray, Tally]:
             refused.setdefault(type(found), (images.name(index), str(found)))
         else:
             tally.leave_out(images.name(index), reason(found))
-            logger.warning("skipping a broken image: %s (%s)", images.name(index), reason(found))
+            broken.add(images.name(index), found)
+    broken.say()
     for kind, (name, error) in refused.items():
         what, remedy = REFUSED[kind]
         said = "" if kind is InColour else f" ({error})"

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from training.data.images import Images, fingerprint
+from training.data.standing import RankState
 from training.errors import DataError, reason
 
 Batch = dict[str, torch.Tensor]
@@ -76,6 +77,21 @@ class Samples(Protocol):
     def fingerprint(self) -> str:
         """Compute a sha256 of which images these are."""
         ...
+
+    def state(self, step: int) -> RankState:
+        """Say what a checkpoint after this step is to know of the samples of this rank, as JSON has it."""
+        ...
+
+    def restore(self, step: int, states: list[RankState]) -> None:
+        """Have the next loader go on where all ranks stood after a step; also after what `state` says of this run.
+
+        Where the number of a sample says all, there is nothing to do.
+        """
+        return
+
+    def check_restore(self, states: list[RankState]) -> None:
+        """Raise CheckpointError where these cannot be states of these samples."""
+        return
 
     def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterable[Batch]:
         """Load the batches of `batches` in order, decoded ahead of time in `num_workers` processes.
@@ -151,6 +167,9 @@ class IndexedSamples(Dataset[Batch], Samples):
 
     def fingerprint(self) -> str:
         return fingerprint(self.images, self.indices)
+
+    def state(self, step: int) -> RankState:
+        return {}
 
     def __getitem__(self, counter: int) -> Batch:
         """Make sample `counter`. Raises DataError, naming the image, where it cannot be read."""
