@@ -26,7 +26,7 @@ def shades(images: torch.Tensor) -> list[int]:
 
 
 def write_shards(folder: Path, kind: str, *, count: int = 24, shards: int = 4, broken: tuple[int, ...] = ()) -> str:
-    """`count` images in as many files of the kind "parquet", "arrow", "tar" or "tar.gz"; what is broken is cut short."""
+    """`count` images in as many files of the kind parquet, arrow, tar or tar.gz; what is broken is cut short."""
     images = [png(i)[:40] if i in broken else png(i) for i in range(count)]
     parts = np.array_split(np.arange(count), shards)
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Iterator
@@ -21,8 +23,11 @@ from training.errors import reason
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+logger = logging.getLogger(__name__)
+
 BLOCK = 512  # bytes: members of an archive begin at multiples
 UNPACKED, TIMES = 2**30, 64  # bytes that any shard may unpack to, and how many times its size beyond that
+CHUNK, BEHIND = 2**16, 2**10  # bytes, and so many times these, that are read behind the end of what is not compressed
 IN_A_ROW = 2**16  # links, folders, devices and files of no sample that may follow each other
 COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # which is not read, by how it begins
 KEY = "__key__"  # of a sample, where values have it
@@ -107,7 +112,7 @@ class TarShards(Shards):
     def __init__(self, path: str, files: Files, image_column: str, label_column: str) -> None:
         self.files, self.names, self.left_out = files.paths, files.names, dict(files.left_out)
         self._read = {image_column, label_column, "json", *(["cls"] if label_column == "label" else [])}
-        self._image_column = image_column
+        self._image_column, self._said = image_column, False
         first = self._first()
         if first is None:
             raise ValueError(f"data.path {path!r} holds no files in its tar shards")
@@ -168,7 +173,7 @@ class TarShards(Shards):
 
     def _members(self, file: str) -> Iterator[tuple[str, str, Any]]:
         """List the files of samples: key, ending, and what reads their contents."""
-        others = 0
+        others = special = 0
         with open_anywhere(file) as source:
             archive = Archive(source)
             with tarfile.TarFile(fileobj=archive, mode="r", tarinfo=Member) as tar:  # type: ignore[arg-type]
@@ -179,6 +184,7 @@ class TarShards(Shards):
                     start, dot, ending = name.partition(".")
                     if not member.isreg() or member.issparse() or not start or not dot or name.startswith("__"):
                         others += 1
+                        special += not member.isdir() and (member.issparse() or not member.isreg())
                         if others > IN_A_ROW:
                             raise CutShort(f"more than {IN_A_ROW:,} entries follow each other that are of no sample "
                                            "(links, folders, devices): remove them")  # fmt: skip
@@ -186,6 +192,10 @@ class TarShards(Shards):
                     others = 0
                     yield f"{folder}/{start}" if folder else start, ending.lower(), lambda m=member: read(tar, m)
             archive.finish()
+        if special and not self._said:
+            self._said = True
+            logger.warning("%s holds %s links, pipes, devices or sparse files, which are not read; what other shards "
+                           "hold of these is not said", file, f"{special:,}")  # fmt: skip
 
 
 class Member(tarfile.TarInfo):
@@ -200,7 +210,7 @@ class Member(tarfile.TarInfo):
             raise  # the mark
         except tarfile.HeaderError as error:
             place = tar.fileobj.tell() if tar.fileobj else 0
-            raise tarfile.ReadError(f"it ends early or is damaged at byte {place:,} ({error})") from error
+            raise tarfile.ReadError(f"it ends early or is damaged at byte {place:,} ({error})") from None
 
 
 def read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -218,7 +228,7 @@ class Archive:
     """Reads what a tar file holds, unpacked, forward only: never much in one piece, nor much more than its size."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        begins = file.read(8)
+        self.packed, begins = file, file.read(8)
         self.size = file.seek(0, 2)
         file.seek(0)
         for start, name in COMPRESSED.items():
@@ -244,9 +254,16 @@ class Archive:
         return self.file.tell()
 
     def finish(self) -> None:
-        """Read on to the end of what is compressed, whose last bytes tell whether all was right."""
-        while self.file is not None and isinstance(self.file, gzip.GzipFile) and self.read(2**16):
-            pass
+        """Read on behind the end-of-archive mark, where zeros are, and last what tells gzip whether all was right.
+
+        Raises ReadError where anything else stands there.
+        """
+        for count in itertools.count():
+            if not (block := self.read(CHUNK)) or (count > BEHIND and self.file is self.packed):
+                return
+            if any(block):
+                raise tarfile.ReadError(f"behind its end-of-archive mark, before byte {self.tell():,}, there is more: "
+                                        "another archive, or damage")  # fmt: skip
 
     def _check(self, place: int) -> None:
         if isinstance(self.file, gzip.GzipFile):

@@ -78,8 +78,7 @@ def test_samples_after_a_resume_are_those_of_the_unbroken_run(kind: str, num_wor
             broken.restore(step, check_states({"ranks": states[step]}))
             middle = min(step + 1, steps - 1)
             found = batches_of(broken, StepBatches(step, middle, 3, 2, rank, 2), num_workers)
-            own = states[step] if middle == step else [
-                broken.state(middle) if other == rank else state for other, state in enumerate(states[middle])]  # fmt: skip
+            own = [broken.state(middle) if other == rank else state for other, state in enumerate(states[middle])]
             assert own == states[middle]
             again = open_stream(path, **keys)
             again.restore(middle, own)
