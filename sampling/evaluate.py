@@ -23,7 +23,7 @@ import torch
 from sampling.figures import agreement, fit_classifier, frechet_distance, label_agreement, novelty
 from sampling.folder import read_pixels
 from training.config_files import find_config, load_config
-from training.data.config import open_images, split
+from training.data.config import open_images, split_images
 from training.errors import ConfigError
 from training.files import user_path, write_json
 
@@ -123,7 +123,7 @@ def open_real(config: str) -> Real:
         usable = images.usable()
     except ValueError as error:
         raise EvaluationError(f"the real images of {config}: {error}") from error
-    training, held_out = split(len(usable), run.data.held_out)
+    training, held_out = split_images(images, usable, run.data.held_out)
     if not len(held_out):
         raise EvaluationError(f"{config} holds nothing out (data.held_out is 0), so novelty cannot be measured")
 
@@ -132,8 +132,8 @@ def open_real(config: str) -> Real:
 
     return Real(
         Pictures(read, usable),
-        Pictures(read, usable[training]),
-        Pictures(read, usable[held_out]),
+        Pictures(read, training),
+        Pictures(read, held_out),
         lambda pictures: np.array([images.label(int(number)) for number in pictures.numbers]),
     )
 

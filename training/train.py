@@ -21,7 +21,7 @@ import torch
 from training.checkpoint import CONFIG, Checkpoint, list_checkpoints, newer, old, put_aside
 from training.config import RunConfig, conditional_only
 from training.config_files import find_config, list_keys, load_config, to_yaml
-from training.data.samples import Samples
+from training.data.samples import IndexedSamples, Samples
 from training.data.text import context_dims
 from training.errors import CheckpointError, ConfigError, DataError, Diverged, Preempted, RunDirectoryError
 from training.files import delete_unfinished, user_path, write_text
@@ -121,6 +121,8 @@ def take_output(
         found = find_start(output, os.path.expanduser(arguments.resume))
         if found is not None:
             check_same_run(config, samples, found, processes)
+        elif isinstance(samples, IndexedSamples) and (absent := samples.images.absent):
+            raise ConfigError(f"data.without names {', '.join(absent)}, which is not in data.path: remove it")
     except BaseException:
         output.unlock()
         raise

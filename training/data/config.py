@@ -152,10 +152,10 @@ def open_images(config: DataConfig, channels: int) -> Images:
         return Digits()
     assert config.path is not None  # DataConfig sees to it
     if config.name == "folder":
-        return ImageFolder(config.path, framing)
+        return ImageFolder(config.path, framing, config.without)
     if config.name == "stream":
         raise ValueError("data.name is stream, but here images are asked for by number: give a folder or data set")
-    return HuggingFaceImages(config.path, framing, config.image_column, config.label_column)
+    return HuggingFaceImages(config.path, framing, config.image_column, config.label_column, config.without)
 
 
 def open_latents(config: DataConfig, channels: int) -> Latents:
@@ -170,6 +170,12 @@ def open_latents(config: DataConfig, channels: int) -> Latents:
             f"{channels})"
         )
     return latents
+
+
+def split_images(images: Images, usable: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split usable images into those to train on and those held out, whatever others there are: none changes sides."""
+    train, held = split(len(images), held_out)
+    return train[np.isin(train, usable)], held[np.isin(held, usable)]
 
 
 def split(count: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:

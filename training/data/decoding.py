@@ -14,7 +14,7 @@ from training.data.config import DataConfig
 from training.data.folders import NAMED
 from training.data.hugging_face import number_of
 from training.data.images import shorten
-from training.data.looking import BROKEN_AT_MOST, REFUSED, Tally
+from training.data.looking import BROKEN_AT_MOST, LISTED, REFUSED, Tally, advise_without
 from training.data.pixels import Framing
 from training.data.rows import Row, Shards
 from training.errors import DataError, reason
@@ -70,6 +70,7 @@ class RowDecoder:
         self.source, self.tally = source, tally
         self.without = frozenset(source.config.without)
         self.read = self.broken = 0
+        self.named: list[str] = []  # the last ones, as data.without names them
         self.kinds: Counter[str] = Counter()  # of what was left out in this pass
         self.last: tuple[str, Exception] = ("", ValueError())  # of the broken ones
         self.numbers: Mapping[str, int] = {name: i for i, name in enumerate(source.class_names or [])}
@@ -94,6 +95,7 @@ class RowDecoder:
             except DataError:
                 raise
             except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
+                self.named = [*self.named[-LISTED:], source.short_name(row)]
                 self.leave_out(source.name(row), error)
             else:
                 yield Picture(row, image, label)
@@ -121,6 +123,8 @@ class RowDecoder:
         """Say that too many are broken, and what would do about the last one."""
         name, error = self.last
         what, remedy = REFUSED.get(type(error), ("are broken or too small", "mend the shards"))
+        if type(error) not in REFUSED and len(names := [*self.source.config.without, *self.named]) <= LISTED:
+            remedy += f", or go on without them: {advise_without(names)}"
         return DataError(
             f"{self.broken} of {self.read} images of {self.source.config.path!r} {what}, more than "
             f"{BROKEN_AT_MOST:.0%}; the last is {name} ({reason(error)}): {remedy}"

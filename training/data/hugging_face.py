@@ -240,7 +240,9 @@ class HuggingFaceImages(Images):
     texts are the names of the classes, which are numbered in their order.
     """
 
-    def __init__(self, path: str, framing: Framing, image_column: str, label_column: str) -> None:
+    def __init__(
+        self, path: str, framing: Framing, image_column: str, label_column: str, without: Sequence[str] = ()
+    ) -> None:
         datasets = import_datasets()
         self.path, self.framing, self.shape = path, framing, framing.shape
         data, files = open_table(path)
@@ -248,6 +250,7 @@ class HuggingFaceImages(Images):
         self._columns = find_columns(path, data.features, image_column, label_column)
         if not len(data):
             raise ValueError(f"data.path {path!r} holds no rows")
+        self.without = {row_number(name, len(data)): name for name in without}
         self._values: list[Any] | None = None if self._columns.label is None else list(data[label_column])
         self._labels, texts = number_classes(self._values or [])
         self.class_names = self._columns.class_names or texts
@@ -271,8 +274,11 @@ class HuggingFaceImages(Images):
     def name(self, index: int) -> str:
         return f"{self.path} row {index}"
 
+    def key(self, index: int) -> str:
+        return f"row {index}"
+
     def usable(self) -> np.ndarray:
-        numbers, self.tally = look_at_all(self)
+        numbers, self.tally = look_at_all(self, self.without, self.key)
         return numbers
 
     def fingerprint(self) -> str:
@@ -290,6 +296,14 @@ class HuggingFaceImages(Images):
     def why_no_class(self, index: int) -> str:
         value = None if self._values is None else self._values[index]
         return f"its {self._columns.label!r} is {value!r}; remove the row, or give it one"
+
+
+def row_number(name: str, count: int) -> int:
+    """Return the number of a row that data.without names. Raises ValueError where there is none."""
+    number = re.fullmatch(r"row (\d{1,18})", name)
+    if number is None or int(number[1]) >= count:
+        raise ValueError(f"data.without names {name!r}, which is no row of these, from 'row 0' to 'row {count - 1}'")
+    return int(number[1])
 
 
 def fingerprint_shards(files: Sequence[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from training.data.images import PARTS
 from training.data.mixing import Standing
 
 SAMPLES = "samples.json"  # in a checkpoint
 LIMIT = 2**28  # bytes: of each reader a number for each shard
-PARTS = 256  # that images are divided into, see training/data/images.py
 
 RankState = dict[str, Any]
 

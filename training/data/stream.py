@@ -58,6 +58,11 @@ class ShardStream(Samples):
                 raise ValueError(f"model.num_classes is {num_classes}, but {self.shards.columns.why_no_labels()}")
             if self.class_names is not None:  # else the labels are numbers, and each is checked when it is read
                 check_count(num_classes, self.class_names)
+        if unknown := [name for name in config.without if name.rpartition(" of ")[2] not in self.shards.names]:
+            raise ValueError(f"data.without names {few(unknown)}, but data.path {config.path!r} holds "
+                             f"{few(self.shards.names)}: name images as in 'row 18 of {self.shards.names[0]}'")  # fmt: skip
+        if config.without:
+            logger.warning("data.without leaves %d images out: %s", len(config.without), few(config.without))
         self.source = Source(config, self.shards, self.framing, num_classes, self.class_names)
         self.cut: set[int] = set()  # shards that were found to be cut short
         self.saved: tuple[int, list[RankState]] | None = None  # a step, and where the readers of all ranks stood
