@@ -59,8 +59,10 @@ class ShardStream(Samples):
             if self.class_names is not None:  # else the labels are numbers, and each is checked when it is read
                 check_count(num_classes, self.class_names)
         if unknown := [name for name in config.without if name.rpartition(" of ")[2] not in self.shards.names]:
-            raise ValueError(f"data.without names {few(unknown)}, but data.path {config.path!r} holds "
-                             f"{few(self.shards.names)}: name images as in 'row 18 of {self.shards.names[0]}'")  # fmt: skip
+            raise ValueError(
+                f"data.without names {few(unknown)}, but data.path {config.path!r} holds {few(self.shards.names)}: "
+                f"name images as in 'row 18 of {self.shards.names[0]}'"
+            )
         if config.without:
             logger.warning("data.without leaves %d images out: %s", len(config.without), few(config.without))
         self.source = Source(config, self.shards, self.framing, num_classes, self.class_names)

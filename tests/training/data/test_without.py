@@ -165,7 +165,7 @@ def test_one_image_is_part_of_one_digest(tmp_path: Path) -> None:
     path = write_images(tmp_path)
     before = fingerprint_parts(ImageFolder(str(path), Framing(8, 3)), np.arange(20), [])
     (path / "b" / "07.png").write_bytes(b"x")
-    after = fingerprint_parts(ImageFolder(str(path), Framing(8, 3)), np.arange(20), [7])
+    after = fingerprint_parts(ImageFolder(str(path), Framing(8, 3)), np.arange(20), [13])
     assert [part for part in range(256) if before[part] != after[part]] == [part_of("b/07.png")]
 
 
@@ -202,5 +202,5 @@ def test_a_stream_keeps_the_order_of_all_that_it_does_not_leave_out(
     before = [shade for shade in seen(read(open_stream(fixed), batches=40)) if shade not in (77, 78)]
     assert order[:117] == before[:117]
     assert set(order) <= set(whole)
-    with pytest.raises(ValueError, match=r"data\.without names row 1 of x\.tar, but the shards"):
+    with pytest.raises(ValueError, match=r"data\.without names row 1 of x\.tar, but data\.path"):
         open_stream(path, without=("row 1 of x.tar",))
