@@ -104,7 +104,7 @@ class Checkpoint:
         config: str,
         unet_config: str,
         scheduler_config: str,
-        samples: list[RankState],
+        samples: list[RankState] | None = None,
     ) -> Checkpoint:
         """Write the checkpoint to its path, and return it with the sha256 of its files.
 
@@ -115,7 +115,7 @@ class Checkpoint:
             CONFIG: config,
             UNET_CONFIG: unet_config,
             SCHEDULER_CONFIG: scheduler_config,
-            SAMPLES: json.dumps({"ranks": samples}) + "\n",
+            **({} if samples is None else {SAMPLES: json.dumps({"ranks": samples}) + "\n"}),
         }
         try:
             with writing(self.path) as unfinished:

@@ -141,7 +141,7 @@ def look_at_all(
         raise ValueError(f"{counts[kind]} of {len(images)} images {what}, first {name}{said}: {remedy}")
     if tally.broken > BROKEN_AT_MOST * len(images):
         advice = ""
-        if key is not None and len(names := [*without.values(), *map(key, unusable)]) <= LISTED:
+        if key is not None and len(names := [*without.values(), *map(key, unusable)]) <= min(LISTED, len(images) - 1):
             advice = f", or go on without them: {advise_without(names)}"
         raise ValueError(
             f"{tally.broken} of {len(images)} images cannot be read, more than {BROKEN_AT_MOST:.0%}; the first is "
