@@ -32,7 +32,7 @@ from sampling.judge import Judge, Part, Real
 from sampling.sets import EvaluationError, Pictures, open_samples, read_samples
 from training.checkpoint import Checkpoint, find_checkpoint, run_of
 from training.config_files import find_config, load_config
-from training.data.config import open_images, split
+from training.data.config import open_images, split_images
 from training.errors import CheckpointError, ConfigError
 from training.files import user_path, write_json
 from training.processes import LONGEST_WAIT, ask_main
@@ -55,7 +55,7 @@ def open_real(config: str) -> Real:
         usable = images.usable()
     except ValueError as error:
         raise EvaluationError(f"the real images of {config}: {error}") from error
-    training, held_out = split(len(usable), run.data.held_out)
+    training, held_out = split_images(images, usable, run.data.held_out)
     if len(training) < 2:
         raise EvaluationError(f"{config} has {len(training)} training image(s); a distribution needs several")
 
@@ -64,8 +64,8 @@ def open_real(config: str) -> Real:
 
     return Real(
         Pictures(read, usable),
-        Pictures(read, usable[training]),
-        Pictures(read, usable[held_out]),
+        Pictures(read, training),
+        Pictures(read, held_out),
         lambda pictures: np.array([images.label(int(number)) for number in pictures.numbers]),
         source=config,
         data=run.data.name,

@@ -7,6 +7,7 @@ a pickle. What is random needs no saving: it is a function of the step (training
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.data.standing import LIMIT, SAMPLES, RankState, check_states
 from training.errors import CheckpointError, CheckpointFormatError
 from training.files import delete, delete_unfinished, sha256, writing
 from training.manifest import MANIFEST, read_manifest, write_manifest
@@ -56,8 +58,9 @@ class CheckpointConfig:
 class Checkpoint:
     """Says what is in a checkpoint: the fields of its manifest, and by its methods what the other files hold.
 
-    These are `model`, `ema` (the averaged weights) and `optimizer`, each .safetensors with whole tensors, and the
-    configurations: of the run (config.yaml), of the network (config.json) and of its noise (scheduler_config.json).
+    These are `model`, `ema` (the averaged weights) and `optimizer`, each .safetensors with whole tensors, the
+    configurations: of the run (config.yaml), of the network (config.json) and of its noise (scheduler_config.json), and
+    samples.json: which images there were, or where each reader of a stream stood.
     """
 
     path: Path
@@ -90,19 +93,30 @@ class Checkpoint:
         keys = read_manifest(path)
         if path.name.removeprefix(PREFIX).isdigit() and step_of(path) != keys["step"]:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} says that it is of step {keys['step']}")
-        if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in TENSORS} | {*CONFIGS}:
+        if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in TENSORS} | {*CONFIGS, SAMPLES}:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} names files that no checkpoint has")
         return cls(path=path, **keys)
 
     def write(
-        self, tensors: Mapping[TensorFile, dict[str, Tensor]], *, config: str, unet_config: str, scheduler_config: str
+        self,
+        tensors: Mapping[TensorFile, dict[str, Tensor]],
+        *,
+        config: str,
+        unet_config: str,
+        scheduler_config: str,
+        samples: list[RankState] | None = None,
     ) -> Checkpoint:
         """Write the checkpoint to its path, and return it with the sha256 of its files.
 
         When the disk is full (OSError) or the process dies, no folder of that name appears and the older checkpoints
         are as they were.
         """
-        texts = {CONFIG: config, UNET_CONFIG: unet_config, SCHEDULER_CONFIG: scheduler_config}
+        texts = {
+            CONFIG: config,
+            UNET_CONFIG: unet_config,
+            SCHEDULER_CONFIG: scheduler_config,
+            **({} if samples is None else {SAMPLES: json.dumps({"ranks": samples}) + "\n"}),
+        }
         try:
             with writing(self.path) as unfinished:
                 unfinished.mkdir()
@@ -143,6 +157,18 @@ class Checkpoint:
     def scheduler_config(self) -> dict[str, Any]:
         """Read the configuration of the scheduler that adds the noise. Raises CheckpointError."""
         return self._keys(SCHEDULER_CONFIG)
+
+    def samples(self) -> list[RankState]:
+        """Read what each rank said of its samples; nothing where an older version wrote it. Raises CheckpointError."""
+        if SAMPLES not in self.sha256:
+            return []
+        try:
+            states = check_states(read_object(self.path / SAMPLES, limit=LIMIT))
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} is damaged: {SAMPLES}: {error}") from error
+        if len(states) != self.world_size:
+            raise CheckpointError(f"{self.path} is damaged: {SAMPLES} is of {len(states)} processes")
+        return states
 
     def _keys(self, name: str) -> dict[str, Any]:
         try:
@@ -268,6 +294,7 @@ def verify(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path} is damaged: {name} is missing")
         if sha256(path / name) != known:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written (its sha256 differs)")
+    checkpoint.samples()
     return checkpoint
 
 

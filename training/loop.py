@@ -16,9 +16,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 from typing import NoReturn
 
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from training.checkpoint import CONFIG, Checkpoint, TensorFile, checkpoint_path,
 from training.config import RunConfig
 from training.config_files import to_yaml
 from training.data.samples import IndexedSamples, Samples, StepBatches
+from training.data.standing import RankState
 from training.errors import Diverged, Failed, Preempted, one_line
 from training.mishaps import Mishaps
 from training.preview import Conditions, draw_loss, draw_preview, preview_file
@@ -68,13 +70,21 @@ class Loop:
         """Put the run back as the checkpoint, which is known to be sound, has it."""
         self.state.restore(checkpoint)
         self.window.restore(checkpoint)
+        self.samples.restore(checkpoint.step, checkpoint.samples())
         self.saved_step = checkpoint.step if is_of(checkpoint, self.run) else 0  # else it is another run's
 
     def load(self) -> Restarting[list[dict[str, Tensor]]]:
         """Load this rank's batches from the next step to the last, step by step."""
         step, workers = self.state.step, self.config.data.num_workers
         deaths = self.signals.raising_deaths
-        return Restarting(lambda given: self.load_from(step + given), num_workers=workers, raising_deaths=deaths)
+        starts = count()
+
+        def load(given: int) -> Iterator[list[dict[str, Tensor]]]:
+            if next(starts):  # anew, from where this rank's readers stood
+                self.samples.restore(step + given, [self.samples.state(step + given)] * self.ranks)
+            return self.load_from(step + given)
+
+        return Restarting(load, num_workers=workers, raising_deaths=deaths)
 
     def load_from(self, step: int) -> Iterator[list[dict[str, Tensor]]]:
         """Load this rank's batches from the step after `step` on."""
@@ -326,16 +336,18 @@ class Loop:
         self.count()
         main = self.accelerator.is_main_process
         sums, tensors = self.window.all_sums(), self.state.tensors(main=main)
+        samples = gather_object([self.samples.state(self.state.step)])
         if main:
             with self.signals.noting():
-                self.write(tensors, sums, self.window.steps)
+                self.write(tensors, sums, self.window.steps, samples)
         self.signals.stop_asked()  # until it is written, or could not be
         self.saved_step = self.state.step
 
     def save_alone(self) -> None:
         """Write a checkpoint of what all ranks have alike; for a rank that cannot reach the others any more.
 
-        It lacks the sums since the last row of the log, so that the next row is of fewer steps.
+        It lacks the sums since the last row of the log, so that the next row is of fewer steps, and where the readers
+        of a stream stood, so that this goes on approximately.
         """
         path = checkpoint_path(self.run.checkpoints, self.state.step)
         if self.state.sharded:
@@ -345,10 +357,16 @@ class Loop:
         if not self.accelerator.is_main_process and not (self.run.path / CONFIG).is_file():
             raise Failed("only the main process has the run's folder")
         if not path.is_dir():  # by another rank
-            self.write(self.state.tensors(), [], 0)
+            self.write(self.state.tensors(), [], 0, None)
 
-    def write(self, tensors: dict[TensorFile, dict[str, Tensor]], sums: list[list[float]], steps: int) -> None:
-        """Write a checkpoint of these tensors and of the sums since the last row, and what is due with it."""
+    def write(
+        self,
+        tensors: dict[TensorFile, dict[str, Tensor]],
+        sums: list[list[float]],
+        steps: int,
+        samples: list[RankState] | None,
+    ) -> None:
+        """Write a checkpoint of these tensors, of the sums since the last row and of the samples of all ranks."""
         state = self.state
         self.run.write_rows()
         for kind, contents in tensors.items():
@@ -372,6 +390,7 @@ class Loop:
             config=to_yaml(self.config),
             unet_config=state.config_json,
             scheduler_config=state.objective.scheduler.to_json_string(),
+            samples=samples,
         )
         self.saved_step = state.step
         with self.mishaps.beside("deleting older checkpoints"):

@@ -11,7 +11,9 @@ from accelerate import Accelerator
 
 from training.config import RunConfig
 from training.data.autoencoder import load_autoencoder
-from training.data.config import open_images, split
+from training.data.config import open_images, split, split_images
+from training.data.folders import few
+from training.data.held_out import HeldOutRows
 from training.data.images import Images, check_classes
 from training.data.latents import Latents
 from training.data.report import Report, make_report, report_images
@@ -31,18 +33,20 @@ LISTED = 10  # a message names at most this many classes
 def prepare_samples(
     config: RunConfig, accelerator: Accelerator, overfit: int | None
 ) -> tuple[Samples, IndexedSamples | None]:
-    """Open the samples to train on, and the held-out ones (None: a stream has none).
+    """Open the samples to train on, and the held-out ones (None: of a stream that is not validated).
 
     Raises ConfigError where the data are not what the configuration says, or unfit.
     """
     try:
         if config.data.name == "stream":
-            return prepare_stream(config, accelerator, overfit), None
-        images, train, held_out = prepare_images(config, accelerator, overfit)
+            stream = prepare_stream(config, accelerator, overfit)
+            return stream, hold_out(config, stream)
+        images, usable, train, held_out = prepare_images(config, accelerator, overfit)
     except (ValueError, DataError) as error:
         raise ConfigError(str(error)) from error
     flip_pixels = config.data.random_flip and config.data.name != "latents"  # which choose among those that were cached
-    samples = IndexedSamples(images, train, config.seed, random_flip=flip_pixels)
+    left_out = np.setdiff1d(np.arange(len(images)), usable)
+    samples = IndexedSamples(images, train, config.seed, random_flip=flip_pixels, left_out=left_out.tolist())
     return samples, IndexedSamples(images, held_out, VALIDATION_SEED)
 
 
@@ -55,25 +59,41 @@ def prepare_stream(config: RunConfig, accelerator: Accelerator, overfit: int | N
     return shards
 
 
+def hold_out(config: RunConfig, stream: ShardStream) -> IndexedSamples | None:
+    """Read the held-out images of a stream, where a held-out loss is asked for. Raises ConfigError without any."""
+    if not config.train.validate_every:
+        return None
+    images = HeldOutRows(stream)
+    if not len(images):
+        raise ConfigError(f"data.held_out is {config.data.held_out}, which is none of the images: raise it")
+    return IndexedSamples(images, np.arange(len(images)), VALIDATION_SEED)
+
+
 def prepare_images(
     config: RunConfig, accelerator: Accelerator, overfit: int | None
-) -> tuple[Images, np.ndarray, np.ndarray]:
-    """Open the images: with the numbers of those to train on and of those held out. The main process reads all once."""
+) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray]:
+    """Open the images, which the main process reads once: the usable ones, those to train on and those held out.
+
+    Those to train on may be unusable; others take their places.
+    """
     images = open_images(config.data, config.model.in_channels)
     usable = ask_main(accelerator, lambda: read_all(images))
     check_classes(config.model.num_classes, images, usable)
     text = images.text(int(usable[0]))
     check_texts(config.model, None if text is None else text.shape[1])
-    train, held_out = (usable[chosen] for chosen in split(len(usable), config.data.held_out))
+    if images.without:
+        logger.warning("data.without leaves %d images out: %s", len(images.without), few(list(images.without.values())))
+    train, _ = split(len(images), config.data.held_out)
+    train_on, held_out = split_images(images, usable, config.data.held_out)
     if overfit is not None and overfit > len(train):
         raise ConfigError(f"--overfit {overfit}: there are only {len(train)} images to train on")
     train = train[:overfit]
-    if not len(train):
+    if not len(train_on := train_on[np.isin(train_on, train)]):
         raise ConfigError(f"no image is left to train on: data.held_out is {config.data.held_out} of {len(usable)}")
     if config.train.validate_every > 0 and not len(held_out):
         raise ConfigError(f"data.held_out is {config.data.held_out}, which is none of {len(usable)} images: raise it")
-    warn_of_unseen_classes(config.model.num_classes, images, train)
-    return images, train, held_out
+    warn_of_unseen_classes(config.model.num_classes, images, train_on)
+    return images, usable, train, held_out
 
 
 def warn_of_unseen_classes(num_classes: int | None, images: Images, train: np.ndarray) -> None:
@@ -100,7 +120,7 @@ def report(config: RunConfig, samples: Samples, held_out: IndexedSamples | None)
     if isinstance(samples, IndexedSamples):
         none = np.array([], dtype=int)
         held = none if held_out is None else held_out.indices
-        return report_images(config.data, samples.images, samples.indices, held, config.model.num_classes)
+        return report_images(config.data, samples.images, samples.usable, held, config.model.num_classes)
     assert isinstance(samples, ShardStream)
     return make_report(
         config.data,

@@ -12,7 +12,10 @@ from typing import Any
 from training.checkpoint import Checkpoint, find_checkpoint, newest_valid, places
 from training.config import RunConfig
 from training.config_files import load_config, walk
-from training.data.samples import Samples
+from training.data.folders import few
+from training.data.looking import advise_without
+from training.data.samples import IndexedSamples, Samples
+from training.data.standing import SAMPLES
 from training.errors import CheckpointError, RunDirectoryError
 from training.run_directory import RunDirectory
 
@@ -20,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
 FREE = ("train.steps", "train.log_every", "train.validate_every", "train.trackers", "train.processes", "data.path",
-        "data.num_workers", "data.to_grey", "data.max_pixels", "checkpoint", "preview")  # fmt: skip
+        "data.num_workers", "data.to_grey", "data.max_pixels", "data.cut_shards", "data.without", "data.held_out_most",
+        "checkpoint", "preview")  # fmt: skip
 
 ABSENT = "left out"
 
@@ -77,11 +81,22 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
         logger.warning("train.steps was %s and is %s: the learning rate follows the new one", before["train.steps"],
                        now["train.steps"])  # fmt: skip
     if checkpoint.images != samples.fingerprint():
-        raise CheckpointError(
-            f"{checkpoint.path} was made with other images than are here now ({samples}; data.path, --overfit): "
-            "put them back, or begin a run of its own with these weights: "
-            f"train.initial_weights={checkpoint.path} --resume none and another --output"
-        )
+        rotten = rotten_since(samples, checkpoint, before, now)
+        if rotten is None:
+            raise CheckpointError(
+                f"{checkpoint.path} was made with other images than are here now ({samples}; data.path, --overfit): "
+                "put them back, or begin a run of its own with these weights: "
+                f"train.initial_weights={checkpoint.path} --resume none and another --output"
+            )
+        if rotten:
+            raise CheckpointError(
+                f"{len(rotten)} images that {checkpoint.path} was made with cannot be read any more ({few(rotten)}): "
+                f"mend them, or go on without them: {advise_without([*now['data.without'], *rotten])}"
+            )
+    try:
+        samples.check_restore(checkpoint.samples())
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path} is damaged: {SAMPLES}: {error}") from error
     if checkpoint.step > config.train.steps:
         raise CheckpointError(
             f"{checkpoint.path} is at step {checkpoint.step}, beyond train.steps, which is {config.train.steps}: raise "
@@ -92,6 +107,18 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
             "close to the unbroken run, but not equal to the bit" if same_step else
             "a step takes another number of images, unless train.batch_size or .gradient_accumulation makes up for it"
         ))  # fmt: skip
+
+
+def rotten_since(
+    samples: Samples, checkpoint: Checkpoint, before: dict[str, Any], now: dict[str, Any]
+) -> list[str] | None:
+    """Name the images that became unreadable after the checkpoint, where nothing else changed but data.without.
+
+    None where other images changed.
+    """
+    if not isinstance(samples, IndexedSamples):
+        return None
+    return samples.changed(checkpoint.samples(), {*before.get("data.without", ()), *now["data.without"]})
 
 
 def images_a_step(keys: dict[str, Any], processes: int) -> int:

@@ -23,7 +23,7 @@ from training.checkpoint import CONFIG, Checkpoint, aside, list_checkpoints, new
 from training.config import RunConfig, conditional_only
 from training.config_files import find_config, list_keys, load_config, to_yaml
 from training.data.report import Report
-from training.data.samples import Samples
+from training.data.samples import IndexedSamples, Samples
 from training.data.text import context_dims
 from training.errors import (
     CheckpointError,
@@ -150,6 +150,8 @@ def take_output(
     found = find_start(output, os.path.expanduser(arguments.resume))
     if found is not None:
         check_same_run(config, samples, found, processes)
+    elif isinstance(samples, IndexedSamples) and (absent := samples.images.absent):
+        raise ConfigError(f"data.without names {', '.join(absent)}, which is not in data.path: remove it")
     return found
 
 

@@ -26,14 +26,14 @@ def shades(images: torch.Tensor) -> list[int]:
 
 
 def write_shards(folder: Path, kind: str, *, count: int = 24, shards: int = 4, broken: tuple[int, ...] = ()) -> str:
-    """`count` images in as many files of the kind "parquet", "arrow" or "tar"; what is broken is cut short."""
+    """`count` images in as many files of the kind parquet, arrow, tar or tar.gz; what is broken is cut short."""
     images = [png(i)[:40] if i in broken else png(i) for i in range(count)]
     parts = np.array_split(np.arange(count), shards)
     folder.mkdir(parents=True, exist_ok=True)
-    if kind == "tar":
+    if kind in ("tar", "tar.gz"):
         for number, part in enumerate(parts):
             rows = [{"png": images[i], "cls": str(i % 3).encode()} for i in part]
-            write_tar(folder / f"{number:04d}.tar", {f"{i:06d}": row for i, row in zip(part, rows, strict=True)})
+            write_tar(folder / f"{number:04d}.{kind}", {f"{i:06d}": row for i, row in zip(part, rows, strict=True)})
         return str(folder)
     for number, part in enumerate(parts):
         data = table([images[i] for i in part], [int(i) % 3 for i in part])
@@ -57,7 +57,7 @@ def table(images: list[bytes], labels: list[Any], names: list[str] | None = CLAS
 
 def write_tar(file: Path, samples: dict[str, dict[str, bytes]]) -> None:
     """A WebDataset shard of {key: {ending: contents}}."""
-    with tarfile.open(file, "w") as shard:
+    with tarfile.open(file, "w:gz" if file.suffix == ".gz" else "w") as shard:
         for key, endings in samples.items():
             for ending, contents in endings.items():
                 entry = tarfile.TarInfo(f"{key}.{ending}")

@@ -32,6 +32,9 @@ ONLY_FOR = {
     "to_grey": ("folder", "datasets", "stream"),
     "max_pixels": ("folder", "datasets", "stream"),
     "shuffle_buffer": ("stream",),
+    "held_out_most": ("stream",),
+    "cut_shards": ("stream",),
+    "without": ("folder", "datasets", "stream"),
     "subset": ("stream",),
     "split": ("stream",),
 }
@@ -64,7 +67,14 @@ class DataConfig:
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of an image, its width times its height: one that would take all memory is refused."""
     held_out: float = 0.0
-    """Share of the images, in [0, 1), that is never trained on; the same images whatever the run's seed."""
+    """Share of the images, in [0, 1), that is never trained on; the same images whatever the run's seed. Of a stream
+    the names of the samples decide."""
+    held_out_most: int = 1024
+    """stream only: the held-out loss is of this many images at most, which are read at the start and stay in memory."""
+    without: tuple[str, ...] = ()
+    """Images that are left out, by their names as messages have them: files below data.path, "row 17", or a stream's
+    "row 18 of train-0002.parquet" and "000077 of 0002.tar". The order of all others stays; where images have numbers,
+    the next one takes the place, so that every other sample stays what it is. It may change when a run is resumed."""
     image_column: str = "image"
     """datasets and stream only: the column of images; in tar shards the ending of their files, `image` for any."""
     label_column: str = "label"
@@ -75,6 +85,8 @@ class DataConfig:
     """stream only: where labels are texts, these in the order of their numbers; other data sets know them before."""
     shuffle_buffer: int = 1000
     """stream only: images that a reader holds to draw the next one from; 1 keeps the order within the shards."""
+    cut_shards: Literal["refuse", "read"] = "refuse"
+    """stream only: a shard that ends early is an error, or is read as far as it goes, and the log says so."""
     subset: str | None = None
     """stream only: of a data set on the hub that has several, the name of one (its "configuration")."""
     split: str = "train"
@@ -91,11 +103,8 @@ class DataConfig:
             raise ValueError(f"data.held_out is {self.held_out}; it is a share of the images, at least 0 and below 1")
         if self.name not in EMBEDDED and self.path is None:
             raise ValueError(f"data.name {self.name} needs data.path, the folder that holds the images")
-        if self.name == "stream" and self.held_out > 0:
-            raise ValueError(
-                f"data.held_out is {self.held_out}, but a stream has no number of images to take a share of: set it "
-                "and train.validate_every to 0, and put images aside before the shards are written"
-            )
+        if self.held_out_most < 1:
+            raise ValueError(f"data.held_out_most is {self.held_out_most}; it is a number of images, at least 1")
         if not self.crop_scale >= 1:
             raise ValueError(f"data.crop_scale is {self.crop_scale}; it enlarges what is cropped from, at least 1")
         if self.crop_scale != 1 and not self.random_crop:
@@ -152,10 +161,10 @@ def open_images(config: DataConfig, channels: int) -> Images:
         return reader()
     assert config.path is not None  # DataConfig sees to it
     if config.name == "folder":
-        return ImageFolder(config.path, framing)
+        return ImageFolder(config.path, framing, config.without)
     if config.name == "stream":
         raise ValueError("data.name is stream, but here images are asked for by number: give a folder or data set")
-    return HuggingFaceImages(config.path, framing, config.image_column, config.label_column)
+    return HuggingFaceImages(config.path, framing, config.image_column, config.label_column, config.without)
 
 
 def open_latents(config: DataConfig, channels: int) -> Latents:
@@ -170,6 +179,12 @@ def open_latents(config: DataConfig, channels: int) -> Latents:
             f"{channels})"
         )
     return latents
+
+
+def split_images(images: Images, usable: np.ndarray, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split usable images into those to train on and those held out, whatever others there are: none changes sides."""
+    train, held = split(len(images), held_out)
+    return train[np.isin(train, usable)], held[np.isin(held, usable)]
 
 
 def split(count: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:

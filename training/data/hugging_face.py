@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from training.data.images import WITHOUT_CLASSES, Images, fingerprint_files, list_endings, walk
+from training.data.folders import SPECIAL, check_ordinary, fold, list_endings, walk
+from training.data.images import WITHOUT_CLASSES, Images, fingerprint_files
 from training.data.looking import look_at_all
 from training.data.pictures import Facts
 from training.data.pixels import Framing
@@ -50,6 +51,8 @@ class Files:
     paths: list[str]
     left_out: Mapping[str, int]
     """Of files beside them, how many by ending."""
+    names: list[str]
+    """Of the paths, below the folder that all of them are in."""
 
 
 def find_files(path: str) -> Files:
@@ -63,35 +66,51 @@ def find_files(path: str) -> Files:
         parts = sorted(part.name for part in root.iterdir() if part.is_dir())
         raise ValueError(f"data.path {path!r} holds several splits: give one, for example data.path={root / parts[0]}")
     if (root / "state.json").is_file():
-        return Files("arrow", [str(file) for file in saved_files(root)], {})
-    found = [file for part in ([root] if root.is_dir() else match(path)) for file in files_in(part)]
+        return Files("arrow", [str(file) for file in saved_files(root)], {}, [file.name for file in saved_files(root)])
+    special: Counter[str] = Counter()
+    found = {file for part in ([root] if root.is_dir() else match(path)) for file in files_in(part, special)}
     files = sorted(str(file) for file in found if format_of(file.name) and not file.name.startswith("."))
     formats = {format_of(file) or "" for file in files}
     endings = Counter(file.suffix or "no ending" for file in found if not format_of(file.name))
     if len(formats) != 1:
-        all_endings = Counter(file.suffix or "no ending" for file in found)
+        all_endings = fold(special + Counter(file.suffix or "no ending" for file in found))
         raise ValueError(
             f"data.path {path!r} should be a folder that save_to_disk wrote, or a folder or glob of files that are all "
             f"*.parquet, all *.arrow or, streamed, all *.tar; found {list_endings(all_endings) or 'no file'} (for "
             "plain image files: data.name=folder)"
         )
     check_one_split(path, files)
-    return Files(formats.pop(), files, endings)
+    common = os.path.commonpath([str(Path(file).parent) for file in files])
+    names = [os.path.relpath(file, common) for file in files]
+    return Files(formats.pop(), files, fold(endings + special), names)
 
 
 def saved_files(root: Path) -> list[Path]:
-    """List the files that `save_to_disk` says it wrote into a folder. Raises ValueError where it does not."""
+    """List the files that `save_to_disk` says it wrote into a folder.
+
+    Raises ValueError where it does not, or where one of them, or of what describes them, is not there.
+    """
     saved = read_object(root / "state.json").get("_data_files")
     items = saved if isinstance(saved, list) and all(isinstance(item, dict) for item in saved) else []
     names = [str(item.get("filename")) for item in items]
     if not names or any(name != Path(name).name for name in names):
         raise ValueError(f"{root / 'state.json'} is not as save_to_disk writes it: it names no files of its folder")
+    for name in (*names, "dataset_info.json"):
+        try:
+            check_ordinary(root / name)
+        except OSError as error:
+            raise ValueError(f"{root / 'state.json'} speaks of {name}, which cannot be read: {error}") from error
     return [root / name for name in names]
 
 
-def files_in(path: Path) -> list[Path]:
-    """List the files of a folder and of all below it; a file is itself."""
-    return [Path(entry.path) for entry in walk(path)] if path.is_dir() else [path]
+def files_in(path: Path, left_out: Counter[str]) -> list[Path]:
+    """List the files of a folder and of all below it; a file is itself, and what is neither is counted."""
+    if path.is_dir():
+        return [Path(entry.path) for entry in walk(path, left_out)]
+    if path.is_file():
+        return [path]
+    left_out[SPECIAL] += 1
+    return []
 
 
 def match(pattern: str) -> list[Path]:
@@ -221,7 +240,9 @@ class HuggingFaceImages(Images):
     texts are the names of the classes, which are numbered in their order.
     """
 
-    def __init__(self, path: str, framing: Framing, image_column: str, label_column: str) -> None:
+    def __init__(
+        self, path: str, framing: Framing, image_column: str, label_column: str, without: Sequence[str] = ()
+    ) -> None:
         datasets = import_datasets()
         self.path, self.framing, self.shape = path, framing, framing.shape
         data, files = open_table(path)
@@ -229,6 +250,7 @@ class HuggingFaceImages(Images):
         self._columns = find_columns(path, data.features, image_column, label_column)
         if not len(data):
             raise ValueError(f"data.path {path!r} holds no rows")
+        self.without = {row_number(name, len(data)): name for name in without}
         self._values: list[Any] | None = None if self._columns.label is None else list(data[label_column])
         self._labels, texts = number_classes(self._values or [])
         self.class_names = self._columns.class_names or texts
@@ -252,8 +274,11 @@ class HuggingFaceImages(Images):
     def name(self, index: int) -> str:
         return f"{self.path} row {index}"
 
+    def key(self, index: int) -> str:
+        return f"row {index}"
+
     def usable(self) -> np.ndarray:
-        numbers, self.tally = look_at_all(self)
+        numbers, self.tally = look_at_all(self, self.without, self.key)
         return numbers
 
     def fingerprint(self) -> str:
@@ -271,6 +296,14 @@ class HuggingFaceImages(Images):
     def why_no_class(self, index: int) -> str:
         value = None if self._values is None else self._values[index]
         return f"its {self._columns.label!r} is {value!r}; remove the row, or give it one"
+
+
+def row_number(name: str, count: int) -> int:
+    """Return the number of a row that data.without names. Raises ValueError where there is none."""
+    number = re.fullmatch(r"row (\d{1,18})", name)
+    if number is None or int(number[1]) >= count:
+        raise ValueError(f"data.without names {name!r}, which is no row of these, from 'row 0' to 'row {count - 1}'")
+    return int(number[1])
 
 
 def fingerprint_shards(files: Sequence[str]) -> str:

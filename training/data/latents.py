@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
+from training.data.folders import check_ordinary
 from training.data.images import Images
 from training.files import sha256, write_json
 from unetgn.json_files import read_object
@@ -198,6 +199,7 @@ class Latents(Images):
         """Read rows of a shard's tensor. Raises ValueError, naming the file, where that is missing or damaged."""
         try:
             if name not in self._shards:
+                check_ordinary(self.folder / name)
                 self._shards[name] = safe_open(self.folder / name, framework="np")
             return self._shards[name].get_slice(tensor)[rows]
         except FileNotFoundError as error:

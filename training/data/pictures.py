@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, features
 
+from training.data.folders import check_ordinary
+
 # By their names in Pillow, with the endings of their files. None of these runs a program or follows a link, as EPS, PDF
 # and WMF do. TGA has no signature, so that it is tried last.
 ENDINGS = {
@@ -77,6 +79,8 @@ def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
 
     Of several pictures in it the first is taken. Raises TooLarge; and whatever Pillow raises of a broken file.
     """
+    if not isinstance(source, bytes):
+        check_ordinary(source)
     picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     width, height = picture.size
     if width * height > max_pixels:

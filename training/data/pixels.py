@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,29 @@ class TooSmall(ValueError):
 
 class InColour(ValueError):
     """Says that an image is in colour, and the network's images are grey."""
+
+
+class Room:
+    """Lets threads decode so many pixels at a time, and a larger picture alone: memory does not grow with threads."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels, self.taken, self.changed = pixels, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for a picture, and hold it for the block."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.taken or self.taken + pixels <= self.pixels)
+            self.taken += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken -= pixels
+                self.changed.notify_all()
+
+
+ROOM = Room(2**25)  # pixels: three photographs of a telephone, a tenth of a gibibyte with three bytes each
 
 
 @dataclass(frozen=True)
@@ -54,10 +80,10 @@ class Framing:
 
     def facts(self, source: Path | bytes) -> Facts:
         """Do what `open` does, and say what the picture was found to be."""
-        with open_picture(source, self.max_pixels) as picture:
+        with open_picture(source, self.max_pixels) as picture, ROOM.take(picture.width * picture.height):
             whole, profile = self._normalize(picture)
-        self._in_channels(whole)
-        return Facts(whole.size, is_colour(whole), profile)
+            self._in_channels(whole)
+            return Facts(whole.size, is_colour(whole), profile)
 
     def check(self, picture: Image.Image) -> Image.Image:
         """Return the picture upright and in the channels asked for. What can be wrong with a picture comes up here.

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from training.data.config import EMBEDDED, DataConfig
-from training.data.images import Images, list_endings, shorten
+from training.data.folders import list_endings
+from training.data.images import Images, shorten
 from training.data.looking import Tally
 from training.files import write_json
 from unetgn.json_files import read_object

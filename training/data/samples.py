@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from training.data.images import Images, fingerprint
+from training.data.images import Images, fingerprint, fingerprint_parts, part_of
+from training.data.looking import advise_without
+from training.data.standing import RankState
 from training.errors import DataError, reason
 
 Batch = dict[str, torch.Tensor]
@@ -77,6 +79,21 @@ class Samples(Protocol):
         """Compute a sha256 of which images these are."""
         ...
 
+    def state(self, step: int) -> RankState:
+        """Say what a checkpoint after this step is to know of the samples of this rank, as JSON has it."""
+        ...
+
+    def restore(self, step: int, states: list[RankState]) -> None:
+        """Have the next loader go on where all ranks stood after a step; also after what `state` says of this run.
+
+        Where the number of a sample says all, there is nothing to do.
+        """
+        return
+
+    def check_restore(self, states: list[RankState]) -> None:
+        """Raise CheckpointError where these cannot be states of these samples."""
+        return
+
     def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterable[Batch]:
         """Load the batches of `batches` in order, decoded ahead of time in `num_workers` processes.
 
@@ -126,18 +143,35 @@ class Draws:
 class IndexedSamples(Dataset[Batch], Samples):
     """Numbers training samples without end: item s is a function of (seed, s).
 
-    Epoch e = s // len(indices) visits every image once, in an order of its own. An item is what Draws.sample makes.
+    Epoch e = s // len(indices) visits every image once, in an order of its own. An item is what Draws.sample makes. In
+    the place of an image that is `left_out` comes the next one of the epoch that is not (after the last the first), so
+    that all other items are what they are with it.
     """
 
-    def __init__(self, images: Images, indices: np.ndarray, seed: int, *, random_flip: bool = False) -> None:
+    def __init__(
+        self,
+        images: Images,
+        indices: np.ndarray,
+        seed: int,
+        *,
+        random_flip: bool = False,
+        left_out: Collection[int] = (),
+    ) -> None:
+        self.left_out = frozenset(left_out)
+        self.usable = indices[~np.isin(indices, list(self.left_out))] if self.left_out else indices
+        self.parts: list[str] | None = None
         self.images, self.indices, self.seed, self.draws = images, indices, seed, Draws(seed, random_flip)
         self.order = lru_cache(maxsize=2)(self._order)  # an epoch's order is asked for by each of its samples
 
     def _order(self, epoch: int) -> np.ndarray:
-        return random_generator(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
+        order = random_generator(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
+        if len(self.usable) < len(order):
+            stays = np.flatnonzero(~np.isin(order, list(self.left_out)))
+            order = order[stays[np.searchsorted(stays, np.arange(len(order))) % len(stays)]]
+        return order
 
     def __str__(self) -> str:
-        return f"{len(self.indices)} images"
+        return f"{len(self.usable)} images"
 
     def progress(self, samples: int) -> dict[str, float]:
         return {"epoch": samples / len(self.indices)}
@@ -150,7 +184,27 @@ class IndexedSamples(Dataset[Batch], Samples):
         self.order = lru_cache(maxsize=2)(self._order)
 
     def fingerprint(self) -> str:
-        return fingerprint(self.images, self.indices)
+        return fingerprint(self.images, self.indices, self.left_out)
+
+    def state(self, step: int) -> RankState:
+        if self.parts is None:
+            self.parts = fingerprint_parts(self.images, self.indices, self.left_out)
+        return {"images": len(self.images), "parts": self.parts}
+
+    def changed(self, states: list[RankState], without: Iterable[str]) -> list[str] | None:
+        """Name the images that were left out since, for they cannot be read, beside those that are `without` by name.
+
+        None where other images have changed, too, or it is not known.
+        """
+        now, without = self.state(0), set(without)
+        if not states or states[0].get("images") != now["images"]:
+            return None
+        differ = {part for part, (one, other) in enumerate(zip(states[0]["parts"], now["parts"], strict=True))
+                  if one != other}  # fmt: skip
+        differ -= {part_of(name) for name in without}
+        rotten = [self.images.key(index) for index in sorted(self.left_out - self.images.without.keys())]
+        named = [key for key in rotten if key is not None and part_of(key) in differ]
+        return named if (named or without) and differ == {part_of(key) for key in named} else None
 
     def __getitem__(self, counter: int) -> Batch:
         """Make sample `counter`. Raises DataError, naming the image, where it cannot be read."""
@@ -166,7 +220,10 @@ class IndexedSamples(Dataset[Batch], Samples):
                 text=images.text(index),
             )
         except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
-            raise DataError(f"{images.name(index)} cannot be read any more: {reason(error)}") from error
+            key = images.key(index)
+            remedy = "" if key is None else (
+                f"; mend it, or go on without it: {advise_without([*images.without.values(), key])}")  # fmt: skip
+            raise DataError(f"{images.name(index)} cannot be read any more: {reason(error)}{remedy}") from error
 
     def loader(self, batches: Iterable[list[int]], *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
         """Load batches as Samples says; any lists of sample counters will do."""

@@ -52,9 +52,12 @@ def check_class_folders(root: Path, files: Iterable[Path]) -> None:
     So are two of them side by side at any depth, and one that stands alone.
     """
     inside: dict[Path, set[str]] = {}
-    for file in files:
-        for folder in file.parents[:-1]:
+    seen = {Path()}
+    for folder in {file.parent for file in files}:
+        while folder not in seen:
+            seen.add(folder)
             inside.setdefault(folder.parent, set()).add(folder.name)
+            folder = folder.parent
     for above, names in sorted(inside.items()):
         found = splits_among(names)
         if not found and above == Path() and len(names) == 1 and (split := split_of(*names)) and not split[1]:

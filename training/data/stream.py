@@ -1,36 +1,37 @@
 """Reads images in sequence, for data that outgrow a disk: Parquet, Arrow or WebDataset shards, here or on the hub.
 
-Shards are dealt out to the readers (loader workers of all ranks) anew in each pass; a reader mixes the images of its
-shards in a buffer. Shard order and mixing are functions of (seed, first step, pass), noise and all else that is drawn
-are functions of (seed, sample counter) as ever. What is not exact is a resume: where a reader stood is not saved, so a
-resumed run begins a new pass, in an order of its own.
+Shards are dealt out to the readers (loader workers of all ranks) anew in each pass; a reader mixes the rows of its
+shards in a buffer, and then leaves out those that are held out, named by data.without, or broken: whatever these are,
+the order of the others stays. Shard order and mixing are functions of (seed, step at which the passes began, pass,
+reader), noise and all else that is drawn are functions of (seed, sample counter) as ever. A checkpoint says where each
+reader stood (training/data/mixing.py), and the same number of readers goes on exactly; another number begins a new
+pass, in an order of its own.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import count, islice
-from typing import TypeVar
-
-import numpy as np
-from PIL import Image
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
 
 from training.data.config import DataConfig, make_framing
-from training.data.hugging_face import fingerprint_shards, number_of
-from training.data.images import check_count, shorten
-from training.data.looking import BROKEN_AT_MOST, REFUSED, Tally
-from training.data.samples import Batch, Draws, Purpose, Samples, StepBatches, load_batches, random_generator
-from training.data.shards import BROKEN, Row, open_shards
-from training.errors import DataError, reason
+from training.data.decoding import READ_BEFORE_JUDGING, RowDecoder, Source
+from training.data.folders import few
+from training.data.hugging_face import fingerprint_shards
+from training.data.images import check_count
+from training.data.looking import Tally
+from training.data.mixing import Standing
+from training.data.readers import ShardReader, deal
+from training.data.rows import BROKEN, CutShort, Row, Wanted
+from training.data.samples import Batch, Draws, Samples, StepBatches, load_batches
+from training.data.shards import open_shards
+from training.data.standing import RankState, standings_of, to_json
+from training.errors import CheckpointError, DataError, reason
 
 logger = logging.getLogger(__name__)
-
-READ_BEFORE_JUDGING = 100  # images, before a share of broken ones is too large
-T = TypeVar("T")
 
 
 class ShardStream(Samples):
@@ -57,6 +58,18 @@ class ShardStream(Samples):
                 raise ValueError(f"model.num_classes is {num_classes}, but {self.shards.columns.why_no_labels()}")
             if self.class_names is not None:  # else the labels are numbers, and each is checked when it is read
                 check_count(num_classes, self.class_names)
+        if unknown := [name for name in config.without if name.rpartition(" of ")[2] not in self.shards.names]:
+            raise ValueError(
+                f"data.without names {few(unknown)}, but data.path {config.path!r} holds {few(self.shards.names)}: "
+                f"name images as in 'row 18 of {self.shards.names[0]}'"
+            )
+        if config.without:
+            logger.warning("data.without leaves %d images out: %s", len(config.without), few(config.without))
+        self.source = Source(config, self.shards, self.framing, num_classes, self.class_names)
+        self.cut: set[int] = set()  # shards that were found to be cut short
+        self.saved: tuple[int, list[RankState]] | None = None  # a step, and where the readers of all ranks stood
+        self.behind: list[deque[tuple[int, Standing]]] = []  # of each reader here the last batches, and what came after
+        self.accumulation = 1
 
     def __str__(self) -> str:
         return f"a stream of {len(self.shards)} shards"
@@ -67,23 +80,85 @@ class ShardStream(Samples):
     def fingerprint(self) -> str:
         return fingerprint_shards(self.shards.files)
 
+    def state(self, step: int) -> RankState:
+        """Say where this rank's readers stand after a step, of which the loader has given all batches, maybe more."""
+        end = step * self.accumulation
+        return to_json([[standing for number, standing in behind if number < end][-1] for behind in self.behind])
+
+    def restore(self, step: int, states: list[RankState]) -> None:
+        self.saved = step, states
+
+    def check_restore(self, states: list[RankState]) -> None:
+        """Raise CheckpointError where the readers are said to have read more rows than their shards can have."""
+        ranks = [standings_of(state) for state in states]
+        readers, most = sum(map(len, ranks)), dict[int, int]()
+        for number, standing in enumerate(chain.from_iterable(ranks)):
+            shards, _ = deal(self.seed, len(self.shards), standing, reader=number, readers=readers)
+            for shard, count in zip(shards, self._rows_read(standing, len(shards)), strict=False):
+                if shard not in most:
+                    most[shard] = self._most_rows(shard)
+                if count > most[shard]:
+                    raise CheckpointError(f"{count} rows of {self.shards.files[shard]} are said to have been read, "
+                                          f"which cannot have more than {most[shard]}")  # fmt: skip
+
+    def _rows_read(self, standing: Standing, shards: int) -> list[int]:
+        """Count the rows of each shard that a reader, which has so many, has read. Raises CheckpointError."""
+        counts, before = list(standing.finished), sum(standing.finished)
+        if standing.taken and len(counts) < shards:
+            counts.append(standing.taken + self.config.shuffle_buffer - 1 - before)
+        if len(counts) > shards or standing.taken > sum(counts) or min(counts, default=0) < 0:
+            raise CheckpointError(f"a reader is said to have read more than its {shards} shards, or less than nothing")
+        return counts
+
+    def _most_rows(self, shard: int) -> int:
+        try:
+            return self.shards.most_rows(shard)
+        except CutShort:
+            return 0  # it gives none
+        except BROKEN as error:
+            raise DataError(f"{self.shards.files[shard]} cannot be read: {reason(error)}") from error
+
     def loader(self, batches: StepBatches, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
         """Load batches as Samples says. Raises DataError while reading.
 
-        Where a run goes on, warn that it meets other images than the unbroken run.
+        Where a run goes on with other readers than before, warn that it meets other images than the unbroken run.
         """
-        if batches.first_step > 0 and batches.rank == 0:
+        workers, first = max(1, num_workers), batches.first_step * batches.accumulation
+        standings = self._standings(batches, workers)
+        self.accumulation = batches.accumulation
+        self.behind = [deque([(first - 1, one)], maxlen=batches.accumulation + 2) for one in standings]
+        reader = ShardReader(self.source, self.read_shard, self.draws, batches, standings)
+        loaded = load_batches(reader, None, num_workers=num_workers, pin_memory=pin_memory)
+        return self._noting(loaded, first)
+
+    def _noting(self, loaded: Iterator[Any], first: int) -> Iterator[Batch]:
+        for number, (batch, standing) in enumerate(loaded, start=first):
+            self.behind[number % len(self.behind)].append((number, standing))
+            yield batch
+
+    def _standings(self, batches: StepBatches, workers: int) -> list[Standing]:
+        """Find where the readers of this rank begin: where they stood, or at the beginning of a new pass."""
+        step, why = batches.first_step, "it is not known where the readers stood"
+        if self.saved is not None and self.saved[0] == step:
+            states = self.saved[1]
+            readers = [len(state.get("readers", [])) for state in states]
+            if readers == [workers] * batches.ranks:
+                return standings_of(states[batches.rank])
+            if all(readers):
+                why = f"{sum(readers)} readers (processes × workers) were at work, and now {batches.ranks * workers}"
+        if step > 0 and batches.rank == 0:
             logger.warning(
                 "data.name stream resumes approximately: step %d begins a new pass over the shards, in an order of its "
-                "own; noise, noise levels and dropped labels are those of the unbroken run, the images are not",
-                batches.first_step + 1,
+                "own (%s); noise, noise levels and dropped labels are those of the unbroken run, the images are not",
+                step + 1,
+                why,
             )
-        return load_batches(ShardReader(self, batches), None, num_workers=num_workers, pin_memory=pin_memory)
+        return [Standing(begun=step)] * workers
 
     def check(self, ranks: int, num_workers: int) -> None:
-        """Count the shards, decode the first images, warn where some readers have more shards than others.
+        """Count the shards, look at their ends, decode the first images, warn where some readers have more shards.
 
-        Raises ValueError where a reader would have no shard, DataError where the images are unfit.
+        Raises ValueError where a reader would have no shard, DataError where shards or images are unfit.
         """
         workers = max(1, num_workers)
         shards, readers = len(self.shards), ranks * workers
@@ -99,25 +174,42 @@ class ShardStream(Samples):
                 shards,
                 readers,
             )
+        self.check_ends()
         self.check_texts()
         self.tally = Tally()
-        if not sum(1 for _ in RowDecoder(self, self.tally).pictures(self.first_rows())):
+        if not sum(1 for _ in RowDecoder(self.source, self.tally).pictures(self.first_rows())):
             raise DataError(
                 f"data.path {self.config.path!r}: none of the first {READ_BEFORE_JUDGING} images is readable"
                 f"; the first: {self.tally.first_broken}"
             )
 
-    def first_rows(self) -> Iterator[tuple[str, Row]]:
+    def check_ends(self) -> None:
+        """Look at the end of each shard. Raises DataError where one is cut short, or warns where those may be read."""
+        ends = {shard: why for shard in range(len(self.shards)) if (why := self.shards.cut(shard)) is not None}
+        if not ends:
+            return
+        named = few([f"{self.shards.files[shard]} ({why})" for shard, why in ends.items()])
+        what = f"{len(ends)} of {len(self.shards)} shards end early: {named}"
+        if self.config.cut_shards == "refuse":
+            raise DataError(f"{what}: copy them again, or set data.cut_shards=read to read what they hold before")
+        logger.warning("%s; they are read as far as they go (data.cut_shards)", what)
+        self.cut |= ends.keys()
+
+    def first_rows(self) -> Iterator[Row]:
         """Read the rows that are looked at before the start."""
-        rows = (row for shard in range(len(self.shards)) for row in self.read_shard(shard))
-        return islice(rows, READ_BEFORE_JUDGING)
+        return islice((row for shard in range(len(self.shards)) for row in self.read_shard(shard)), READ_BEFORE_JUDGING)
 
     def check_texts(self) -> None:
         """Raise ValueError where labels are texts, whose numbers nobody has said."""
         if self.num_classes is None or self.class_names is not None:
             return
-        labels = (self.shards.columns.label_of(row) for _, row in self.first_rows())
-        if texts := sorted({label for label in labels if isinstance(label, str)}):
+        found = set()
+        for row in self.first_rows():
+            try:
+                found.add(str(label) if isinstance(label := self.shards.columns.label_of(row.values), str) else None)
+            except ValueError:  # which is said where the row is decoded
+                continue
+        if texts := sorted(label for label in found if label is not None):
             raise ValueError(
                 f"the labels of data.path {self.config.path!r} are texts, and a stream does not know them all before: "
                 f"name them in the order of their numbers, as in 'data.class_names={json.dumps(texts)}' (these are "
@@ -125,142 +217,32 @@ class ShardStream(Samples):
                 "data.name=datasets, which finds them by itself"
             )
 
-    def rows(self, order: np.random.Generator, reader: int, readers: int) -> Iterator[tuple[str, Row]]:
-        """Read the mixed rows, with their names, of the shards that `reader` of `readers` has in this order's pass."""
-        shards = order.permutation(len(self.shards))[reader::readers]
-        rows = (row for shard in shards for row in self.read_shard(int(shard)))
-        return mix(rows, self.config.shuffle_buffer, order)
+    def held_out_rows(self, shard: int) -> Iterator[Row]:
+        """Read the rows of a shard that are never trained on."""
+        return self.read_shard(shard, lambda number, key: self.source.is_held_out(Row(shard, number, key, {})))
 
-    def read_shard(self, shard: int) -> Iterator[tuple[str, Row]]:
-        """Read the rows of a shard, with their names. Raises DataError, naming the shard, where it is broken."""
-        try:
-            yield from self.shards.rows(shard)
-        except (*BROKEN, ValueError) as error:
-            file = self.shards.files[shard]
-            raise DataError(
-                f"the shards of data.path {self.config.path!r} cannot be read: {file}: {reason(error)}"
-            ) from error
+    def read_shard(self, shard: int, wanted: Wanted = lambda number, key: True) -> Iterator[Row]:
+        """Read the rows of a shard that are wanted.
 
-
-def mix(rows: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T]:
-    """Give all rows, each drawn from a buffer of the `size` next ones."""
-    buffer: list[T] = []
-    for row in rows:
-        buffer.append(row)
-        if len(buffer) == size:
-            chosen = int(random.integers(size))
-            buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
-            yield buffer.pop()
-    yield from (buffer[i] for i in random.permutation(len(buffer)))
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Holds a row, decoded and checked."""
-
-    image: Image.Image
-    label: int
-
-
-class RowDecoder:
-    """Decodes rows, leaves out what is broken or unfit, and judges how much that is."""
-
-    def __init__(self, stream: ShardStream, tally: Tally | None = None) -> None:
-        self.stream, self.tally = stream, tally
-        self.read = self.broken = 0
-        self.last: tuple[str, Exception] = ("", ValueError())  # of the broken ones
-        self.numbers: Mapping[str, int] = {name: i for i, name in enumerate(stream.class_names or [])}
-
-    def pictures(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Picture]:
-        """Decode the pictures of the named rows; warn of each that is left out.
-
-        Raises DataError where that is more than 1 % of at least a hundred rows, and for a label that is no class.
+        Raises DataError, naming the shard and the last row, where it is broken. With data.cut_shards=read one that is
+        cut short ends there, which is said once.
         """
-        framing = self.stream.framing
-        for name, row in rows:
-            self.read += 1
-            label = self.label(name, row)
-            try:
-                encoded = self.stream.shards.columns.image_of(row)
-                image = framing.open(encoded)
-                if self.tally is not None:
-                    self.tally.add(name, framing.facts(encoded))
-            except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
-                self.leave_out(name, error)
-            else:
-                yield Picture(image, label)
-            if self.read >= READ_BEFORE_JUDGING and self.broken > BROKEN_AT_MOST * self.read:
-                raise self.too_many()
-
-    def leave_out(self, name: str, error: Exception) -> None:
-        """Count a picture that is broken or unfit, and say so."""
-        self.broken, self.last = self.broken + 1, (name, error)
-        logger.warning("skipping a broken image: %s (%s)", name, reason(error))
-        if self.tally is not None:
-            self.tally.leave_out(name, reason(error))
-
-    def too_many(self) -> DataError:
-        """Say that too many are broken, and what would do about the last one."""
-        name, error = self.last
-        what, remedy = REFUSED.get(type(error), ("are broken or too small", "mend the shards"))
-        return DataError(
-            f"{self.broken} of {self.read} images of {self.stream.config.path!r} {what}, more than "
-            f"{BROKEN_AT_MOST:.0%}; the last is {name} ({reason(error)}): {remedy}"
-        )
-
-    def label(self, name: str, row: Row) -> int:
-        """Return the class of a row, -1 for a network without classes. Raises DataError where it has none."""
-        classes = self.stream.num_classes
-        if classes is None:
-            return -1
-        label = self.stream.shards.columns.label_of(row)
-        if label is None:
-            raise DataError(f"{name} has no label; remove the row, or give it one")
-        if isinstance(label, str):
-            if label not in self.numbers:
-                known = shorten(list(self.numbers)) or "none"
-                raise DataError(
-                    f"{name} has the label {label!r}, which is not in data.class_names ({known}): add it, and set "
-                    f"model.num_classes to their number"
-                )
-            return self.numbers[label]
-        if not 0 <= number_of(label) < classes:
-            raise DataError(
-                f"{name} has the label {label!r}, but with model.num_classes {classes} they are numbers from "
-                f"0 to {classes - 1}: set it, or name the right data.label_column"
-            )
-        return number_of(label)
-
-
-class ShardReader(IterableDataset):
-    """Reads the batches of one worker, and gives a DataError in the place of one that could not be made."""
-
-    def __init__(self, stream: ShardStream, batches: StepBatches) -> None:
-        self.stream, self.batches = stream, batches
-
-    def __iter__(self) -> Iterator[Batch | DataError]:
-        worker = get_worker_info()
-        first, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        pictures = self.pictures(self.batches.rank * workers + first, self.batches.ranks * workers)
+        file, last = self.shards.files[shard], "its beginning"
         try:
-            for counters in islice(self.batches, first, None, workers):
-                yield default_collate([self.sample(counter, next(pictures)) for counter in counters])
-        except DataError as error:
-            yield error
-
-    def pictures(self, reader: int, readers: int) -> Iterator[Picture]:
-        """Decode pass after pass over this reader's shards. Raises DataError where a pass has nothing to give."""
-        decoder, seed = RowDecoder(self.stream), self.stream.seed
-        for number in count():
-            before = decoder.read - decoder.broken
-            order = random_generator(seed, Purpose.ORDER, self.batches.first_step, number)
-            yield from decoder.pictures(self.stream.rows(order, reader, readers))
-            if decoder.read - decoder.broken == before:
-                raise DataError(f"a reader's shards of data.path {self.stream.config.path!r} hold no readable image")
-
-    def sample(self, counter: int, picture: Picture) -> Batch:
-        """Make sample `counter` of the run, with this picture."""
-        framing = self.stream.framing
-        return self.stream.draws.sample(
-            counter, lambda random: framing.cut(picture.image, random), shape=framing.shape, label=picture.label
-        )
+            for row in self.shards.rows(shard, wanted):
+                last = row.key
+                yield row
+        except CutShort as error:
+            if self.config.cut_shards == "refuse":
+                raise DataError(
+                    f"the shards of data.path {self.config.path!r} cannot be read: {error}, after {last}; copy it "
+                    "again, or set data.cut_shards=read to read what such shards hold before"
+                ) from error
+            if shard not in self.cut:
+                self.cut.add(shard)
+                logger.warning("%s ends early, after %s (%s): what is before is read (data.cut_shards)", file, last,
+                               error)  # fmt: skip
+        except (*BROKEN, ValueError) as error:
+            raise DataError(
+                f"the shards of data.path {self.config.path!r} cannot be read: {file}, after {last}: {reason(error)}"
+            ) from error

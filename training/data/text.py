@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.data.folders import file_size
 from training.data.hugging_face import HuggingFaceImages, open_table
 from training.data.images import ImageFolder, Images
 from unetgn import UNetConfig
@@ -18,6 +19,7 @@ from unetgn.pickles import refuse_pickles
 
 logger = logging.getLogger(__name__)
 
+LONGEST = 2**20  # bytes of a caption
 BLOCK = 1024  # captions that are read into tokens at a time
 
 
@@ -100,6 +102,8 @@ def read_files(files: Sequence[Path]) -> list[str]:
 def read_text(file: Path) -> str:
     """Read a file in UTF-8. Raises ValueError, naming it, where it is in another encoding."""
     try:
+        if file_size(file) > LONGEST:
+            raise ValueError(f"the caption {file} has more than {LONGEST:,} bytes, which is no caption: replace it")
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"the caption {file} is not in UTF-8 ({error}): save it in that encoding") from error

@@ -158,7 +158,9 @@ def test_wrong_data_is_refused_with_the_key_and_the_remedy(config: DataConfig, c
         ({"name": "folder", "path": "x", "crop_scale": 0.9, "random_crop": True}, r"crop_scale is 0\.9; .*at least 1"),
         ({"name": "datasets", "path": "x", "shuffle_buffer": 2}, r"data\.shuffle_buffer is 2, but .* for stream"),
         ({"name": "stream", "path": "x", "shuffle_buffer": 0}, r"data\.shuffle_buffer is 0; .* at least 1"),
-        ({"name": "stream", "path": "x", "held_out": 0.1}, r"held_out is 0\.1, but a stream has no number of images"),
+        ({"name": "stream", "path": "x", "held_out_most": 0}, r"data\.held_out_most is 0; .* at least 1"),
+        ({"name": "folder", "path": "x", "cut_shards": "read"}, r"data\.cut_shards is 'read', but .* for stream"),
+        ({"without": ("a",)}, r"data\.without is \('a',\), but data\.name digits takes none"),
         ({"name": "folder"}, r"data\.name folder needs data\.path"),
         (
             {"name": "datasets", "path": "x", "split": "test"},
