@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from training.data.pictures import open_picture
+from training.errors import short
 from training.files import delete_unfinished, write_json, write_png, writing
 from unetgn.json_files import read_object
 from unetgn.pipelines.pictures import tile_pixels
@@ -75,11 +76,11 @@ def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
         delete_unfinished(folder)
     if holds_images(out):
         before = read_request(file)
-        differences = [f"{key} was {before.get(key)!r} and is {asked[key]!r}" for key in asked
+        differences = [f"{key} was {short(before.get(key))} and is {short(asked[key])}" for key in asked
                        if before.get(key) != asked[key]]  # fmt: skip
         there = before.get("subjects", {})
         differences += [
-            f"the {what} of seed {seed} was {there[seed][key]!r} and is {subject[key]!r}"
+            f"the {what} of seed {seed} was {short(there[seed][key])} and is {short(subject[key])}"
             for seed, subject in now["subjects"].items()
             for key, what in (("label", "class"), ("prompt", "prompt"))
             if seed in there and there[seed][key] != subject[key]
@@ -100,7 +101,7 @@ def read_request(file: Path) -> dict[str, Any]:
             return request
         reason = "a subject lacks its label or prompt"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error)
+        reason = short(str(error))
     raise SamplingError(
         f"{file} is damaged ({reason}), so that nobody knows how the images beside it were made: delete these, or give "
         "another --out"

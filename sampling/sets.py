@@ -15,7 +15,9 @@ import torch
 
 from sampling.folder import read_pixels
 from training.data.pictures import IMAGE_SUFFIXES, normalize, open_picture
+from training.errors import reason
 
+LONGEST_REASON = 200  # characters: a damaged file's fields may have any number
 LARGEST = 32  # pixels: height and width that images are compared at where the pixels themselves are
 
 
@@ -82,8 +84,9 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
     try:
         with listing.open(newline="") as lines:
             rows = [(row["file"], int(row["class_label"] or -1)) for row in csv.DictReader(lines)]
-    except (KeyError, ValueError, TypeError) as error:
-        raise EvaluationError(f"{listing} is not as sampling/sample.py writes it: {error!r}") from error
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        why = f"{type(error).__name__}: {reason(error)}"[:LONGEST_REASON]
+        raise EvaluationError(f"{listing} is not as sampling/sample.py writes it ({why})") from error
 
     def read(number: int) -> np.ndarray:
         file = folder / rows[number][0]

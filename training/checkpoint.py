@@ -237,6 +237,14 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
+def check_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ValueError where weights that diffusers loaded are missing, which it lets pass, or not finite."""
+    if missing := [name for name, tensor in weights.items() if tensor.is_meta]:
+        raise ValueError(f"the weights in {folder} lack {missing[0]} (of {len(missing)} missing)")
+    if wrong := not_finite(weights):
+        raise ValueError(f"the weights in {folder} are damaged: {wrong} holds numbers that are not finite")
+
+
 def delete_old(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, what was put aside, and what a killed save left behind.
 

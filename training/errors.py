@@ -8,6 +8,7 @@ Ended on the way: Failed and Preempted, with the last whole step saved, Diverged
 from __future__ import annotations
 
 SAID = 1000  # characters of another library's error that are shown
+SHOWN = 100  # and of a value
 
 
 class ConfigError(ValueError):
@@ -61,3 +62,9 @@ def reason(error: BaseException) -> str:
         error = error.__cause__
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said if len(said) <= SAID else said[:SAID] + '…'}"
+
+
+def short(value: object) -> str:
+    """Write a value for an error message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

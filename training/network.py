@@ -12,12 +12,12 @@ from training.checkpoint import (
     Checkpoint,
     TensorFile,
     check_tensors,
+    check_weights,
     find_checkpoint,
     is_run_or_checkpoint,
-    not_finite,
 )
 from training.config import RunConfig
-from training.errors import CheckpointError, ConfigError, reason
+from training.errors import CheckpointError, ConfigError, reason, short
 from unetgn import UNet
 from unetgn.json_files import read_object
 from unetgn.unet.facts import facts
@@ -25,7 +25,6 @@ from unetgn.unet.model import empty_unet
 
 FREE = ("sample_size", "dropout")  # in these a network may differ from the one whose weights it takes
 LISTED = 5  # an error message names at most this many fields that differ
-SHOWN = 100  # an error message quotes at most this many characters of a value
 
 
 def count_parameters(config: RunConfig) -> int:
@@ -99,11 +98,7 @@ def load_network(path: Path) -> UNet:
         raise
     except Exception as error:  # of a configuration that is anybody's, diffusers raises anything
         raise ValueError(f"{folder} holds no network that can be read: {reason(error)}") from error
-    weights = unet.state_dict()
-    if missing := [name for name, tensor in weights.items() if tensor.is_meta]:  # which diffusers leaves without values
-        raise ValueError(f"the weights in {folder} lack {missing[0]} (of {len(missing)} missing)")
-    if wrong := not_finite(weights):
-        raise ValueError(f"the weights in {folder} are damaged: {wrong} holds numbers that are not finite")
+    check_weights(unet.state_dict(), folder)
     return unet
 
 
@@ -118,9 +113,3 @@ def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
     check_tensors(tensors, unet.state_dict(), checkpoint.path / f"{weights}.safetensors")
     unet.load_state_dict(tensors, assign=True)
     return unet
-
-
-def short(value: object) -> str:
-    """Write the value for an error message."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,18 +16,6 @@ from tests.training.launched import ROOT
 RUNS = [name for name in KINDS if name.startswith("run of ")]
 IN_A_RUN = [name for name in KINDS if "of a run" in name or name == "file: logs"]  # a run comes before them
 OTHERS = [name for name in KINDS if name not in (*RUNS, *IN_A_RUN)]
-
-
-OPEN = {  # what is known, and to be mended where the file is read
-    "file: autoencoder": "diffusers' errors come through, and tensors that are missing or not finite are not noticed",
-    "file: arrow": "pyarrow reads beyond the ends of a damaged file",
-    "file: latents": "a pipe in place of a shard is waited for without end",
-    "file: latents' manifest": "a pipe in place of a shard is waited for without end",
-    "file: samples": "an error repeats a field of any length, and csv's own comes through",
-    "file: request of samples": "an error repeats values of any length",
-    "run of 1: clock, umask, encoding": "a terminal in ASCII takes no ×",
-    "run of 2: clock, umask, encoding": "a terminal in ASCII takes no ×",
-}
 
 
 def hold(name: str, many: int) -> None:
@@ -46,18 +33,13 @@ def test_calls_are_right_or_refused(name: str) -> None:
     hold(name, 300)
 
 
-def marked(name: str) -> Any:
-    """Mark a kind that is known to fail as what it is."""
-    return pytest.param(name, marks=pytest.mark.xfail(reason=OPEN[name], strict=False) if name in OPEN else ())
-
-
-@pytest.mark.parametrize("name", [marked(name) for name in OTHERS if not name.startswith("operator")])
+@pytest.mark.parametrize("name", [name for name in OTHERS if not name.startswith("operator")])
 def test_damaged_files_are_refused_or_as_they_were(name: str) -> None:
     hold(name, 6)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [marked(name) for name in (*RUNS, *IN_A_RUN)])
+@pytest.mark.parametrize("name", [*RUNS, *IN_A_RUN])
 def test_runs_of_one_and_of_two_processes_hold(name: str) -> None:
     hold(name, 2 if name in RUNS else 10)
 

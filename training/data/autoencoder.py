@@ -13,6 +13,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from training.checkpoint import check_weights
+from training.errors import reason
 from unetgn.json_files import read_object
 from unetgn.pickles import refuse_pickles
 
@@ -69,8 +71,9 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     refuse_pickles(found)
     try:
         model = AutoencoderKL.from_pretrained(found, use_safetensors=True, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"the autoencoder in {found} cannot be read: {error}") from error
+    except Exception as error:  # of a configuration that is anybody's, diffusers raises anything
+        raise ValueError(f"the autoencoder in {found} cannot be read: {reason(error)}") from error
+    check_weights(model.state_dict(), found)
     if model.config.latents_mean is not None or model.config.latents_std is not None:
         raise ValueError(f"the autoencoder in {found} normalizes each channel (latents_mean), which is not supported")
     return Autoencoder(model)

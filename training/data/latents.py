@@ -204,7 +204,7 @@ class Latents(Images):
             return self._shards[name].get_slice(tensor)[rows]
         except FileNotFoundError as error:
             raise ValueError(f"{self.folder / name} is missing: {REMEDY}") from error
-        except SafetensorError as error:
+        except (SafetensorError, TypeError) as error:  # the second for a type of numbers that NumPy does not have
             raise ValueError(f"{self.folder / name} is damaged ({error}): {REMEDY}") from error
         except OSError as error:  # a disk that fails, a file that is not ours to read: nothing to delete
             raise ValueError(f"{self.folder / name} cannot be read: {error}") from error

@@ -111,7 +111,11 @@ def key_of(number: int) -> str:
 
 
 def single_rows(batch: Any, first: int, wanted: Wanted) -> Iterator[tuple[int, Any]]:
-    """Cut a batch whose first row has the number `first` into rows, those that are wanted."""
+    """Cut a batch whose first row has the number `first` into rows, those that are wanted.
+
+    Raises pyarrow.ArrowInvalid where its offsets lead beyond its buffers: reading rows would follow them.
+    """
+    batch.validate(full=True)
     for row in range(len(batch)):
         if wanted(first + row, key_of(first + row)):
             yield first + row, batch.slice(row, 1)
