@@ -52,9 +52,9 @@ def average(run: Path, width: float, *, step: int | None = None, out: Path | Non
     )
     checkpoint.write(
         {"ema": averaged},
-        config=source.config_file.read_text(),
-        unet_config=(source.path / "config.json").read_text(),
-        scheduler_config=(source.path / "scheduler_config.json").read_text(),
+        config=source.config_file.read_text(encoding="utf-8"),
+        unet_config=(source.path / "config.json").read_text(encoding="utf-8"),
+        scheduler_config=(source.path / "scheduler_config.json").read_text(encoding="utf-8"),
     )
     if (run / DATA).is_file():  # the names of its classes
         with writing(out / DATA) as unfinished:

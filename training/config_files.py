@@ -95,7 +95,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError("it is no file")
         if path.stat().st_size > LIMIT:
             raise ValueError(f"it has {path.stat().st_size} bytes; at most {LIMIT} are read")
-        keys = yaml.load(path.read_text(), OnceLoader)
+        keys = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)
         if next(islice(values(keys), LIMIT, None), None) is not None:
             raise ValueError(f"written out, its aliases (*name) stand for more than {LIMIT} values")
     except RecursionError:

@@ -12,7 +12,6 @@ INDEX = json.loads((GOLDEN / "keys" / "index.json").read_text())
 REFUSED = {
     "edm2__img512_xs.json": "edm2",
     "diffusers__google__ncsnpp-celebahq-256.json": "SkipDownBlock2D",
-    "diffusers__kandinsky-community__kandinsky-2-1_unet.json": "SimpleCrossAttnDownBlock2D",
 }
 # Parameters, buffers not counted. The papers and model cards, as far as they say; else the authors' own classes.
 PARAMETERS = {

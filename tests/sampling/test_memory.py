@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from sampling import evaluate, folder, sample
+from sampling import folder, judge, sample
 from sampling.figures import agreement, fit_classifier, moments, nearest
-from sampling.folder import Request, Subject, file_of, write_summary
-from sampling.trained import Trained
+from sampling.folder import Subject, file_of, write_summary
+from sampling.sets import Pictures
 from training.data import looking
 from training.data.images import Images
 from training.data.looking import look_at_all
@@ -63,9 +62,9 @@ def read_broken(count: int, out: Path, problem: type[Exception]) -> None:
         look_at_all(Numbered(count, problem))
 
 
-def pictures(count: int) -> evaluate.Pictures:
+def pictures(count: int) -> Pictures:
     """Give grey images of 16 pixels, which are vectors of 2 kB, from a reader."""
-    return evaluate.Pictures(lambda n: np.full((1, 16, 16), n / count), range(count))
+    return Pictures(lambda n: np.full((1, 16, 16), n / count), range(count))
 
 
 def classify(count: int, out: Path) -> None:
@@ -73,30 +72,26 @@ def classify(count: int, out: Path) -> None:
     agreement(fit_classifier(few, labels), pictures(count), np.arange(count) % 3)
 
 
-def judge(samples: int, real: int, patch: pytest.MonkeyPatch) -> None:
+def compare(samples: int, real: int, out: Path, patch: pytest.MonkeyPatch) -> None:
     """Judge so many samples against so many real images, of which twenty are held out."""
-    opened = evaluate.Real(pictures(real), pictures(real), pictures(20), lambda part: np.arange(len(part)) % 3)
-    patch.setattr(evaluate, "open_real", lambda config: opened)
-    patch.setattr(evaluate, "open_samples", lambda out: (pictures(samples), np.arange(samples) % 3))
-    assert evaluate.evaluate(Path(), "any")["samples"] == samples
+    opened = judge.Real(pictures(real), pictures(real), pictures(20), lambda part: np.arange(len(part)) % 3)
+    patch.setattr(judge, "open_samples", lambda out: (pictures(samples), np.arange(samples) % 3))
+    main = SimpleNamespace(is_main_process=True)
+    assert judge.Judge(opened, main, "held_out", None, out).judge(out)["samples"] == samples  # type: ignore[arg-type]
 
 
 def draw(count: int, out: Path, patch: pytest.MonkeyPatch) -> None:
     """Draw so many images, with a network that is not asked, to files that are not written."""
-    patch.setattr(
-        sample,
-        "sample",
-        lambda unet, scheduler, seeds, shape, **more: torch.from_numpy(np.zeros((len(seeds), *shape), np.float32)),
-    )
-    patch.setattr(sample, "make_sampling_scheduler", lambda *given: None)
     patch.setattr(sample, "write_png", lambda file, picture: None)
-    trained = Trained(torch.nn.Identity(), None, True, "", [], None)  # type: ignore[arg-type]
-    trained.unet.config = SimpleNamespace(in_channels=3)
+    alone = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True, wait_for_everyone=lambda: None)
+    patch.setattr(sample, "ask_main", lambda accelerator, question: question())
     sample.make_images(
-        trained, Request("", "ddpm", 1, 1.0, SIDE), {seed: Subject() for seed in range(count)}, out,
-        SimpleNamespace(process_index=0, num_processes=1, device="cpu", is_main_process=False),
-        autoencoder=None, text_encoder=None, batch=25,
-    )  # type: ignore[arg-type]  # fmt: skip
+        lambda seeds, subjects: [Image.new("RGB", (SIDE, SIDE)) for _ in seeds],  # type: ignore[arg-type]
+        {seed: Subject() for seed in range(count)},
+        out,
+        alone,  # type: ignore[arg-type]
+        batch=25,
+    )
 
 
 def count_long(count: int, out: Path) -> None:
@@ -135,8 +130,8 @@ WORK: dict[str, Callable[[int, Path], object]] = {
     "classes": classify,
     "captions": count_long,
     "drawing": lambda count, out: with_patches(lambda patch: draw(count, out, patch)),
-    "judging many samples": lambda count, out: with_patches(lambda patch: judge(count, 30, patch)),
-    "judging by many real images": lambda count, out: with_patches(lambda patch: judge(30, count, patch)),
+    "judging many samples": lambda count, out: with_patches(lambda patch: compare(count, 30, out, patch)),
+    "judging by many real images": lambda count, out: with_patches(lambda patch: compare(30, count, out, patch)),
 }
 
 
@@ -168,7 +163,7 @@ def test_the_most_memory_is_the_same_for_few_and_for_many_images(
     monkeypatch.setattr("training.data.text.BLOCK", 50)
     monkeypatch.setattr("sampling.figures.BLOCK", 32)
     monkeypatch.setattr("sampling.figures.KEPT", 64)
-    monkeypatch.setattr(evaluate, "FITTED", 50)
+    monkeypatch.setattr(judge, "FITTED", 50)
 
     def left_behind() -> float:
         least, most = (peak(WORK[name], count, tmp_path) for count in (few, many))

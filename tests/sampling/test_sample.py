@@ -292,7 +292,7 @@ def test_a_killed_run_that_is_started_again_ends_with_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(script, "write_png", die)
-        assert draw(run, tmp_path / "broken", *MANY) == 1
+        assert draw(run, tmp_path / "broken", *MANY) == 130
     before = {path: path.stat().st_mtime_ns for path in written}
     batches.clear()
     assert draw(run, tmp_path / "broken", *MANY) == 0

@@ -74,6 +74,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "self.run.write_rows": (RunDirectory, "write_rows", ASIDE),
     "not_finite": (loop_module, "not_finite", SAVED),
     "self.samples.fingerprint": (IndexedSamples, "fingerprint", SAVED),
+    "self.samples.state": (IndexedSamples, "state", SAVED),
     "checkpoint.write": (Checkpoint, "write", SAVED),
     "delete_old": (loop_module, "delete_old", ASIDE),
     "self.run.write_status": (RunDirectory, "write_status", ASIDE),

@@ -25,7 +25,10 @@ def everything(run: Path, step: int) -> dict[str, torch.Tensor]:
 def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     """Raise AssertionError where a name is missing or a bit differs."""
     assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    differing = {
+        name: (one[name] - other[name]).abs().max().item() for name in one if not torch.equal(one[name], other[name])
+    }
+    assert not differing, f"{len(differing)} of {len(one)} differ: {list(differing.items())[:4]}"
 
 
 def assert_equal_bits(one: Path, other: Path, step: int) -> None:

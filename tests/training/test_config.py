@@ -96,7 +96,7 @@ WRONG = [
     ("model: {attention_levels: [7]}\n", [], r"mine\.yaml: attention_levels=\(7,\) names level 7"),
     ("objective: {label_dropout: 0.1}\n", [], r"objective\.label_dropout is 0\.1, but model\.num_classes is not set"),
     ("preview: {guidance_scale: 2}\n", [], r"preview\.guidance_scale is 2\.0, but guidance needs a network"),
-    ("preview: {scheduler: ddmp}\n", [], r"preview\.scheduler 'ddmp' is unknown; there are ddpm"),
+    ("preview: {scheduler: ddmp}\n", [], r"preview\.scheduler: scheduler 'ddmp' is unknown; there are ddpm"),
     (
         "objective: {num_train_timesteps: 10, schedule: squared_cosine}\n",
         [],

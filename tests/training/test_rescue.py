@@ -40,8 +40,9 @@ def calls_out_of_the_loop() -> set[str]:
 
 # What is there before the first step, or only says something of memory.
 NO_PLACES = {"Checkpoint", "Diverged", "Failed", "Faults", "Mishaps", "Preempted", "Restarting", "StepBatches",
-             "Window", "checkpoint_path", "flops_per_image", "is_of", "one_line", "preview_file", "self.state.restore",
-             "self.state.scaler_state", "self.window.restore", "to_yaml", "bar.close"}  # fmt: skip
+             "Window", "checkpoint.samples", "checkpoint_path", "flops_per_image", "is_of", "one_line", "preview_file",
+             "self.samples.restore", "self.state.restore", "self.state.scaler_state", "self.window.restore", "to_yaml",
+             "bar.close"}  # fmt: skip
 
 
 def test_every_call_out_of_the_loop_is_tried() -> None:
@@ -51,8 +52,8 @@ def test_every_call_out_of_the_loop_is_tried() -> None:
 # Every place with one of the kinds, in turn, and one place of each outcome with every kind.
 CASES = {(place, list(KINDS)[number % len(KINDS)]) for number, place in enumerate(PLACES)}
 CASES |= {(place, kind) for place in ("next", "draw_preview") for kind in KINDS}
-SAVING = ("self.window.all_sums", "self.state.tensors", "not_finite", "self.samples.fingerprint", "checkpoint.write",
-          "delete_old", "self.run.write_status")  # fmt: skip
+SAVING = ("self.window.all_sums", "self.state.tensors", "not_finite", "self.samples.fingerprint", "self.samples.state",
+          "checkpoint.write", "delete_old", "self.run.write_status")  # fmt: skip
 RESUMED = {case for case in CASES if case[0] in ("the forward pass", "self.window.close")}
 ALL = [(place, kind) for place in PLACES for kind in KINDS]
 

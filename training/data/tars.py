@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from training.data.folders import open_file
 from training.data.hugging_face import Files
@@ -19,9 +19,6 @@ from training.data.images import WITHOUT_CLASSES
 from training.data.pictures import IMAGE_SUFFIXES
 from training.data.rows import BROKEN, LARGEST, CutShort, Row, Shards, Values, Wanted
 from training.errors import reason
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +199,7 @@ class Member(tarfile.TarInfo):
     """Holds an entry of an archive, read so that only an end-of-archive mark is an end."""
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Member:
         """Read the next entry. Raises ReadError where tarfile would take damage or the end of the file for the end."""
         try:
             return super().fromtarfile(tar)
