@@ -26,7 +26,7 @@ from tqdm import tqdm
 from training.checkpoint import CONFIG, Checkpoint, TensorFile, checkpoint_path, delete_old, not_finite
 from training.config import RunConfig
 from training.config_files import to_yaml
-from training.data.samples import IndexedSamples, Samples, StepBatches
+from training.data.samples import IndexedSamples, Restarting, Samples, StepBatches
 from training.data.standing import RankState
 from training.errors import Diverged, Failed, Preempted, one_line
 from training.mishaps import Mishaps
@@ -37,7 +37,6 @@ from training.signals import Faults, Interrupted, StopSignals
 from training.step import Numbers, TrainState, learning_rate
 from training.throughput import Window, flops_per_image
 from training.validate import held_out_loss
-from training.workers import Restarting
 
 
 class Loop:
@@ -76,7 +75,7 @@ class Loop:
     def load(self) -> Restarting[list[dict[str, Tensor]]]:
         """Load this rank's batches from the next step to the last, step by step."""
         step, workers = self.state.step, self.config.data.num_workers
-        deaths = self.signals.raising_deaths
+        deaths = self.signals.raising_deaths if workers else contextlib.nullcontext
         starts = count()
 
         def load(given: int) -> Iterator[list[dict[str, Tensor]]]:
@@ -191,10 +190,16 @@ class Loop:
         if signals.received or self.batches is None:
             return None
         try:
-            with signals.noting(), signals.reading():
-                return next(self.batches)
+            signals.interruptible = True
+            return next(self.batches)
         except Interrupted:
             pass
+        except Failed:
+            raise
+        except BaseException as error:
+            signals.note(error)
+        finally:
+            signals.interruptible = False
         if signals.received:  # what failed is a loader whose workers got the signal, too
             signals.failure = None
         return None

@@ -160,15 +160,6 @@ class StopSignals:
             self._child_awaited = False
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Wait for batches: meanwhile a signal raises Interrupted."""
-        try:
-            self.interruptible = True
-            yield
-        finally:
-            self.interruptible = False
-
-    @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Begin to load, maybe in the middle of reading: workers inherit what a signal does here."""
         before, self.interruptible = self.interruptible, False

@@ -7,9 +7,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from training.data.samples import IndexedSamples
+from training.data.samples import IndexedSamples, Restarting
 from training.step import TrainState
-from training.workers import Restarting
 
 SEED = 0  # of the noise; the run's own seed must not make two runs incomparable
 

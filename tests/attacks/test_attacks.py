@@ -41,7 +41,7 @@ def test_damaged_files_are_refused_or_as_they_were(name: str) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", [*RUNS, *IN_A_RUN])
 def test_runs_of_one_and_of_two_processes_hold(name: str) -> None:
-    hold(name, 2 if name in RUNS else 10)
+    hold(name, 1 if name in RUNS else 10)
 
 
 @pytest.mark.slow

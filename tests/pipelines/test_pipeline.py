@@ -50,13 +50,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "from an image": {"image": PHOTO, "strength": 0.7},
     "behind a mask": {"image": PHOTO, "mask_image": HALF, "guidance_scale": 2.0, "guidance_rescale": 0.5},
 }
-# Some that draw noise in every step, and one that does not, in one way each; the rest in CI.
+# Some that draw noise in every step, and one that does not, in one way each; all with `-m slow`.
 EACH = [("ddpm", "guided"), ("sde-dpmsolver++", "from an image"), ("euler_ancestral", "behind a mask"),
         ("sa_solver", "from an image"), ("ddim", "guided")]  # fmt: skip
 REST = [(name, way) for name in SCHEDULERS for way in WAYS if (name, way) not in EACH]
 
 
-@pytest.mark.parametrize(("name", "way"), EACH + [pytest.param(*case, marks=pytest.mark.thorough) for case in REST])
+@pytest.mark.parametrize(("name", "way"), EACH + [pytest.param(*case, marks=pytest.mark.slow) for case in REST])
 def test_an_image_is_the_same_in_every_batch(name: str, way: str) -> None:
     pipeline = digits(name)
 
@@ -312,7 +312,7 @@ def test_without_a_class_the_null_class_is_drawn_where_it_was_trained() -> None:
         pipeline(0, class_labels=1, guidance_scale=2.0)
 
 
-@pytest.mark.parametrize("how", ["bfloat16", "channels_last", pytest.param("compiled", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("how", ["bfloat16", "channels_last", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_precision_layout_and_compilation_change_the_image_little(how: str) -> None:
     pipeline, settings = digits(), {"class_labels": CLASSES, "num_inference_steps": 10, "output_type": "pt"}
     expected = pipeline(range(10), **settings).images

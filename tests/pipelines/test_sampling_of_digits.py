@@ -22,7 +22,7 @@ REST = [(*case, *way) for case in CASES for way in WAYS if (*case, *way) not in 
 
 @pytest.mark.parametrize(
     ("schedule", "prediction_type", "name", "guidance_scale", "clip"),
-    [pytest.param(*case, marks=pytest.mark.thorough) if case[:3] in LESS else case for case in SHARE]
+    [pytest.param(*case, marks=pytest.mark.slow) if case[:3] in LESS else case for case in SHARE]
     + [pytest.param(*case, marks=pytest.mark.slow) for case in REST],
 )
 def test_the_digits_are_those_that_were_asked_for(

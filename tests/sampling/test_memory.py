@@ -21,7 +21,7 @@ from training.data.pixels import TooSmall
 from training.data.text import TextEncoder
 
 # Numbers of images. What keeps them shows between the first two; the others are those of true sets.
-COUNTS = [pytest.param(100, 600, id="hundreds"), pytest.param(1000, 20_000, id="thousands", marks=pytest.mark.thorough)]
+COUNTS = {"hundreds": (100, 600), "thousands": (1000, 20_000)}
 SIDE = 32  # an image takes 3 kB, and 25 kB in float64
 CEILING = 700  # bytes that an image may leave behind: its name, its seed, a distance
 
@@ -150,11 +150,20 @@ def peak(work: Callable[[int, Path], object], count: int, out: Path) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("few", "many"), COUNTS)
-@pytest.mark.parametrize("name", WORK)
+# Those of true sets in CI; what is like another one with `-m slow`.
+LIKE = ("the summary of no classes", "the summary of prompts", "reading broken", "reading small", "nearest of few")
+CASES = [
+    (name, "hundreds") if counts == "hundreds"
+    else pytest.param(name, counts, marks=pytest.mark.slow if name.startswith(LIKE) else pytest.mark.thorough)
+    for counts in COUNTS for name in WORK
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "counts"), CASES)
 def test_the_most_memory_is_the_same_for_few_and_for_many_images(
-    name: str, few: int, many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, counts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    few, many = COUNTS[counts]
     # Files of samples are made when they are read.
     monkeypatch.setattr(folder, "read_pixels", lambda file: np.full((SIDE, SIDE, 3), int(file.stem) % 256, np.uint8))
     # What is bounded is small here, so that few images reach it.

@@ -26,7 +26,7 @@ MOMENTS = {
     ],
     CACHE: [
         "training.data.autoencoder:Autoencoder.encode:2", "training.data.images:ImageFolder.look:3",
-        "training.data.images:ImageFolder.image:1", FLUSH(1), FLUSH(2), FLUSH(4), FLUSH(6),
+        "training.data.images:ImageFolder.image:1", FLUSH(1), FLUSH(2), FLUSH(4),
     ],
     TRAIN: [
         "training.data.images:Digits.usable:1", "training.network:make_network:1", FLUSH(1),

@@ -60,7 +60,7 @@ ALL = [(place, kind) for place in PLACES for kind in KINDS]
 
 @pytest.mark.parametrize(
     ("place", "kind"),
-    [case if case in CASES else pytest.param(*case, marks=pytest.mark.thorough) for case in ALL],
+    [case if case in CASES else pytest.param(*case, marks=pytest.mark.slow) for case in ALL],
 )
 def test_what_fails_in_the_loop_costs_no_step(
     place: str,

@@ -38,12 +38,12 @@ def fail_on(rank: int, place: str, kind: str, config: Path, output: Path, *keys:
     [
         (1, "next", "device", []),  # all ranks learn of it at the next question
         (1, "the forward pass", "memory", []),  # the others are in the sum of gradients
-        pytest.param(0, "the backward pass", "bug", [], marks=pytest.mark.thorough),
+        pytest.param(0, "the backward pass", "bug", [], marks=pytest.mark.slow),
         pytest.param(0, "checkpoint.write", "full disk", ["checkpoint.every=3"], marks=pytest.mark.thorough),
-        pytest.param(1, "held_out_loss", "bug", [], marks=pytest.mark.thorough),
-        pytest.param(0, "what is due", "exit", [], marks=pytest.mark.thorough),
+        pytest.param(1, "held_out_loss", "bug", [], marks=pytest.mark.slow),
+        pytest.param(0, "what is due", "exit", [], marks=pytest.mark.slow),
         pytest.param(1, "self.window.close", "bug", ["train.log_every=1"], marks=pytest.mark.thorough),
-        pytest.param(1, "next", "Ctrl-C", ["data.num_workers=0"], marks=pytest.mark.thorough),
+        pytest.param(1, "next", "Ctrl-C", ["data.num_workers=0"], marks=pytest.mark.slow),
         pytest.param(0, "bar.update", "pipe", [], marks=pytest.mark.thorough),
     ],
 )
@@ -85,7 +85,8 @@ def test_with_fsdp2_a_step_is_saved_where_all_ranks_can_be_asked(
     """In the middle of a step the others cannot give their parts: then the checkpoint before is as it was."""
     failing = {"FAILS_AT": place, "FAILS_WITH": "bug", "FAILS_ON": "0", "FAILS_AFTER": "3"}
     every = f"checkpoint.every={3 if place == 'checkpoint.write' else 2}"
-    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), *KEYS, every, "preview.every=0"]
+    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), *KEYS, every, "preview.every=0",
+            "train.validate_every=0"]  # fmt: skip
     done = finish(*line, script=ON_CPUS, environment=failing, launcher=FSDP2, processes=2)
     assert done.codes == [1, 1], done.stderr[-3000:]
     assert ("each process has a part of it" in done.stderr) != saved

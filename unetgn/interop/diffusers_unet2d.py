@@ -15,10 +15,10 @@ from torch import Tensor
 from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
-from unetgn.nn.activation import Activation
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
+from unetgn.nn.norm import Activation
 from unetgn.nn.resample import ResampleConfig, ResampleKind
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.unet import UNet

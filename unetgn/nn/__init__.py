@@ -1,6 +1,5 @@
 """Exports the building blocks of U-Nets, one concept a file."""
 
-from unetgn.nn.activation import Activation
 from unetgn.nn.added_embedding import (
     AttentionPooling,
     HintEmbedding,
@@ -23,7 +22,7 @@ from unetgn.nn.embedding import (
     TimestepEmbedding,
 )
 from unetgn.nn.groups import NormConfig
-from unetgn.nn.norm import GroupNormAct, GroupNormSiLU, largest_group_count
+from unetgn.nn.norm import Activation, GroupNormAct, GroupNormSiLU, largest_group_count
 from unetgn.nn.resample import Downsample, InputBranch, Resample, ResampleConfig, Upsample
 from unetgn.nn.resblock import ResBlock, ResBlockConfig
 from unetgn.nn.transformer import GEGLU, FeedForward, SpatialTransformer, TransformerBlock, TransformerConfig

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetgn.nn.activation import ACTIVATIONS, Activation, activate
 from unetgn.nn.fields import check_at_least, check_choice, check_positive
+from unetgn.nn.norm import ACTIVATIONS, Activation, activate
 from unetgn.ops.dispatch import has_values
 
 MAX_PERIOD = 10_000

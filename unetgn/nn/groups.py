@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from unetgn.nn.activation import Activation
 from unetgn.nn.fields import check_at_least, check_kind
-from unetgn.nn.norm import GroupNormAct, GroupNormSiLU
+from unetgn.nn.norm import Activation, GroupNormAct, GroupNormSiLU
 
 DEFAULT_GROUPS = 32
 

@@ -1,11 +1,28 @@
-"""Normalizes in groups, with the activation that follows, as a module."""
+"""Normalizes in groups, with the activation that follows, as a module; SiLU is the one that is fused."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from unetgn.nn.activation import Activation, activate
 from unetgn.ops import group_norm_silu
 from unetgn.ops.checks import check_activation, check_eps, check_int, check_num_groups
+
+Activation = Literal["silu", "gelu", "relu", "mish"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+_FUNCTIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "mish": F.mish,
+}
+
+
+def activate(x: Tensor, name: Activation) -> Tensor:
+    """Apply an activation: x * sigmoid(x), x * Phi(x) (the exact GELU), max(x, 0), or x * tanh(softplus(x))."""
+    return _FUNCTIONS[name](x)
 
 
 class GroupNormSiLU(nn.GroupNorm):

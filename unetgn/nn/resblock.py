@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unetgn.nn.activation import ACTIVATIONS, Activation, activate
 from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import convolution, zero_parameters
 from unetgn.nn.fields import check_choice, check_kind, check_positive
 from unetgn.nn.groups import NormConfig
+from unetgn.nn.norm import ACTIVATIONS, Activation, activate
 from unetgn.nn.resample import BOX, Resample
 
 

@@ -6,12 +6,12 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from unetgn.nn.activation import ACTIVATIONS, Activation
 from unetgn.nn.added_embedding import HINT_CHANNELS
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.fields import check_at_least, check_choice, check_kernel, check_positive, freeze_lists
 from unetgn.nn.groups import NormConfig
+from unetgn.nn.norm import ACTIVATIONS, Activation
 from unetgn.nn.resample import ResampleConfig, ResampleKind
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig

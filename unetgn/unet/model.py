@@ -20,9 +20,8 @@ from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
-from unetgn.unet.conditioning import Conditioning
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
-from unetgn.unet.inputs import add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
+from unetgn.unet.inputs import Conditioning, add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet.loading import Loading
 from unetgn.unet.plan import plan_unet
@@ -105,6 +104,7 @@ class UNet(Loading, ConfigMixin, Conditioning):
 
     def _build_levels(self, config: UNetConfig) -> None:
         plan, dims = plan_unet(config), config.spatial_dims
+        self._sample_channels = config.sample_channels  # found once
         self.conv_in = convolution(dims, config.in_channels, config.stem_channels, config.encoder.stem_kernel)
         self.down_blocks = nn.ModuleList(EncoderLevel(config, level) for level in plan.encoder)
         self.mid_block = MidLevel(config, plan.mid)
@@ -180,11 +180,15 @@ class UNet(Loading, ConfigMixin, Conditioning):
 
     def _check_inputs(self, sample: Tensor, context: Tensor | None, attention_kwargs: Mapping[str, Any] | None) -> None:
         check_tensors(sample=sample, encoder_hidden_states=context)
-        check_sample(sample, self.unet_config)
+        check_sample(sample, self.unet_config, self._sample_channels)
         # `dtype` walks over all modules, to see what layerwise casting computes in: asked where it may be an error only
         if is_other_dtype(sample, cast(Tensor, self.conv_in.weight).dtype) and sample.dtype != self.dtype:
             raise ValueError(f"sample is {sample.dtype}, but the network is {self.dtype}: convert one with .to(dtype)")
-        if context is not None and self.unet_config.transformer is None and self.unet_config.context_dims is None:
+        if (
+            context is not None
+            and self.unet_config.transformer is None
+            and self.unet_config.attention.context_dim is None
+        ):
             raise ValueError("encoder_hidden_states were given, but this network has no transformer")
         if context is not None and is_other_dtype(context, sample.dtype):
             raise ValueError(f"encoder_hidden_states are {context.dtype}, but sample is {sample.dtype}")
