@@ -166,7 +166,8 @@ def check_options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -
         if getattr(parsed, name) is not None and parsed.image is None:
             parser.error(f"argument --{name}: it is for --image FILE, which was not given")
     if parsed.image is not None:
-        parsed.strength = parsed.strength or (DEFAULT_STRENGTH if parsed.mask is None else DEFAULT_MASKED_STRENGTH)
+        if parsed.strength is None:
+            parsed.strength = DEFAULT_STRENGTH if parsed.mask is None else DEFAULT_MASKED_STRENGTH
         if not 0 < parsed.strength <= 1:
             parser.error(f"argument --strength: {parsed.strength} is not a share above 0 and up to 1")
     if parsed.interpolate is not None:

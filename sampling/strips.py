@@ -25,7 +25,7 @@ Draw = Any  # of sampling.sample, which imports this module
 def write_strip(draw: Draw, subjects: dict[int, Subject], out: Path, *, ending: str) -> None:
     """Write denoise.png, an image a row from noise to the end, and denoise.gif or .webp of the same images."""
     seeds = list(subjects)[:SHOWN]
-    moments = Moments(len(seeds), draw.shape, None if draw.image is None else [])
+    moments = Moments(len(seeds), draw.shape, seeds if draw.image is None else [])
     draw(seeds, [subjects[seed] for seed in seeds], output_type="latent", callback_on_step_end=moments)
     decode = draw.pipeline.decode if draw.pipeline.vae is not None else lambda images: images
     strip, columns = moments.strip(MOMENTS)

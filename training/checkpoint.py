@@ -91,7 +91,7 @@ class Checkpoint:
         where it has another format.
         """
         keys = read_manifest(path)
-        if path.name.removeprefix(PREFIX).isdigit() and step_of(path) != keys["step"]:
+        if is_number(path.name.removeprefix(PREFIX)) and step_of(path) != keys["step"]:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} says that it is of step {keys['step']}")
         if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in TENSORS} | {*CONFIGS, SAMPLES}:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} names files that no checkpoint has")
@@ -205,7 +205,7 @@ def places(path: Path) -> Iterator[Path]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints in a folder by step, oldest first, good or bad, with links to what is not there."""
-    named = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    named = [path for path in folder.glob(f"{PREFIX}*") if is_number(path.name.removeprefix(PREFIX))]
     return sorted((path for path in named if path.is_dir() or path.is_symlink()), key=step_of)
 
 
@@ -243,6 +243,11 @@ def check_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
         raise ValueError(f"the weights in {folder} lack {missing[0]} (of {len(missing)} missing)")
     if wrong := not_finite(weights):
         raise ValueError(f"the weights in {folder} are damaged: {wrong} holds numbers that are not finite")
+
+
+def is_number(text: str) -> bool:
+    """Return True for digits that `int` takes: there are others, such as ²."""
+    return text.isascii() and text.isdecimal()
 
 
 def delete_old(folder: Path, keep: int) -> None:

@@ -155,9 +155,9 @@ def check_model(config: RunConfig) -> None:
         )
     if context_dims(model) and data.name != "latents":
         raise ValueError(
-            f"model.transformer is set with context_dim {model.transformer and model.transformer.context_dim}, but "
-            f"data.name {data.name} has no text for it to read: leave it out, or cache latents with captions "
-            "(training/cache_latents.py --text-encoder) and train on those"
+            f"the network reads a context {sorted(context_dims(model))} wide (model.transformer or "
+            f"model.attention.context_dim), but data.name {data.name} has no text for it to read: leave it out, or "
+            "cache latents with captions (training/cache_latents.py --text-encoder) and train on those"
         )
     if not model.condition.null_class_trained:
         raise ValueError(
@@ -171,6 +171,7 @@ def check_model(config: RunConfig) -> None:
         )
     for name, value in (("condition.vector_dim", model.condition.vector_dim),
                         ("condition.context_dim", model.condition.context_dim),
+                        ("condition.added_dim", model.condition.added_dim),
                         ("condition.augment_dim", model.condition.augment_dim),
                         ("time_cond_proj_dim", model.time_cond_proj_dim)):  # fmt: skip
         if value is not None:

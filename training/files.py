@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         flush_all(unfinished)
-        if path.is_symlink() or path.is_dir():
+        if path.is_symlink() or path.is_dir() or (unfinished.is_dir() and path.exists()):
             delete(path)  # no folder can be renamed to one that holds something, nor to a link
         unfinished.replace(path)
     except BaseException:

@@ -14,9 +14,11 @@ in how all ranks come to know that something failed:
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
+from pathlib import Path
 from typing import NoReturn
 
 from accelerate.utils import gather_object
@@ -29,6 +31,7 @@ from training.config_files import to_yaml
 from training.data.samples import IndexedSamples, Restarting, Samples, StepBatches
 from training.data.standing import RankState
 from training.errors import Diverged, Failed, Preempted, one_line
+from training.files import TEMPORARY
 from training.mishaps import Mishaps
 from training.preview import Conditions, draw_loss, draw_preview, preview_file
 from training.resume import is_of
@@ -37,6 +40,8 @@ from training.signals import Faults, Interrupted, StopSignals
 from training.step import Numbers, TrainState, learning_rate
 from training.throughput import Window, flops_per_image
 from training.validate import held_out_loss
+
+LONGEST_SAVE = 60.0  # seconds that ranks wait for the one that writes a checkpoint alone
 
 
 class Loop:
@@ -361,6 +366,8 @@ class Loop:
             raise Failed("its loss, gradient or weights are not finite")
         if not self.accelerator.is_main_process and not (self.run.path / CONFIG).is_file():
             raise Failed("only the main process has the run's folder")
+        if not may_write(path):
+            raise Failed("another rank was about to save it, and has not")
         if not path.is_dir():  # by another rank
             self.write(self.state.tensors(), [], 0, None)
 
@@ -373,7 +380,8 @@ class Loop:
     ) -> None:
         """Write a checkpoint of these tensors, of the sums since the last row and of the samples of all ranks."""
         state = self.state
-        self.run.write_rows()
+        with self.mishaps.beside("metrics.csv"):
+            self.run.write_rows()
         for kind, contents in tensors.items():
             if name := not_finite(contents):
                 raise Diverged(
@@ -407,6 +415,22 @@ class Loop:
         if self.accelerator.is_main_process:
             with self.mishaps.beside("status.json"):
                 self.run.write_status(state, self.state.step, **facts)
+
+
+def may_write(path: Path) -> bool:
+    """Return True on the first rank that asks to write a checkpoint alone, and on others once it is there.
+
+    Several ranks may have lost the others at once; two that write one folder would take it from each other.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path.with_name(f"{TEMPORARY}claim-{path.name}"), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        end = time.monotonic() + LONGEST_SAVE
+        while not path.is_dir() and time.monotonic() < end:
+            time.sleep(0.05)
+        return path.is_dir()
+    return True
 
 
 def in_groups(batches: Iterator[dict[str, Tensor]], size: int) -> Iterator[list[dict[str, Tensor]]]:

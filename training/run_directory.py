@@ -8,6 +8,7 @@ import errno
 import fcntl
 import io
 import os
+import stat
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -70,7 +71,9 @@ class RunDirectory:
         self._made = [path for path in (*reversed(self.path.parents), self.path, lock) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock.open("wb")
+            self._lock = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "r+b")
+            if not stat.S_ISREG(os.fstat(self._lock.fileno()).st_mode):
+                raise OSError(f"{lock} is no file")
         except OSError as error:
             self.unlock()
             raise RunDirectoryError(f"{self.path} cannot be written ({error}); give another folder") from error

@@ -22,6 +22,14 @@ from training.errors import reason
 
 logger = logging.getLogger(__name__)
 
+LONG_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+LONGEST_HEADER = 2**14  # bytes: tarfile's search in them takes time with the square
 BLOCK = 512  # bytes: members of an archive begin at multiples
 UNPACKED, TIMES = 2**30, 64  # bytes that any shard may unpack to, and how many times its size beyond that
 CHUNK, BEHIND = 2**16, 2**10  # bytes, and so many times these, that are read behind the end of what is not compressed
@@ -197,6 +205,15 @@ class TarShards(Shards):
 
 class Member(tarfile.TarInfo):
     """Holds an entry of an archive, read so that only an end-of-archive mark is an end."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Member:
+        """Read what a header announces. Raises ReadError for sizes that lead back, and for very long headers."""
+        if self.size < 0 or (self.type in LONG_HEADERS and self.size > LONGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes of the type {self.type!r} is none")
+        try:
+            return super()._proc_member(tar)  # type: ignore[misc]
+        except (IndexError, ValueError) as error:
+            raise tarfile.ReadError(f"a header is damaged ({error})") from None
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Member:

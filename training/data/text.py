@@ -142,5 +142,5 @@ def check_texts(model: UNetConfig, text_width: int | None) -> None:
 
 def context_dims(model: UNetConfig) -> set[int]:
     """Return the widths of the texts that the network's levels read; empty where it reads none."""
-    dims = None if model.transformer is None else model.transformer.context_dim
+    dims = model.context_dims
     return set() if dims is None else {dims} if isinstance(dims, int) else set(dims)

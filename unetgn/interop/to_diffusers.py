@@ -210,7 +210,7 @@ def _activation_options(config: UNetConfig) -> dict[str, Any]:
     """Write what is applied to the embedding: time_embedding_act_fn, then act_fn unless blocks skip it."""
     own = config.resblock.activation
     applied = (own,) if config.resblock.activate_embedding else config.embedding_activations
-    skipped = not applied or (applied[-1] != own) or config.condition.activations == (own,)
+    skipped = not applied or applied[-1] != own
     first = applied if skipped else applied[:-1]
     if len(first) > 1:
         raise ValueError(f"condition.activations={applied}")

@@ -88,10 +88,18 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
         unlabelled = (
             condition["null_class_trained"] if condition["null_class"] else condition["missing_class"] == "zeros"
         )
-        reads_text = transformer is not None and _is_some(transformer["context_dim"])
+        attention = config["attention"].get("context_dim")
+        reads_text = _is_some(attention) or (transformer is not None and _is_some(transformer["context_dim"]))
+        if condition.get("class_embedding", "table") != "table" or condition.get("added_embedding") is not None:
+            raise ValueError(
+                "the network is told more than this pipeline gives (condition.class_embedding, "
+                "condition.added_embedding): call it in a loop of your own"
+            )
     else:
         rows, blocks = config.get("num_class_embeds"), (*config.get("down_block_types", ()),
             config.get("mid_block_type") or "", *config.get("up_block_types", ()))  # fmt: skip
+        if null_class is not None and null_class + 1 != rows:
+            raise ValueError(f"null_class is {null_class}, but it is the last of the network's {rows} classes")
         num_classes = rows if rows is None or null_class is None else rows - 1
         unlabelled = null_class is not None
         reads_text = any("CrossAttn" in block for block in blocks)

@@ -22,7 +22,7 @@ from .inputs import as_list, image_size, read_images, read_mask, read_seeds
 from .levels import EDM
 from .networks import NetworkFacts, facts_of
 from .pictures import to_picture, to_uint8
-from .sampling import Guidance, Start, sample
+from .sampling import Guidance, Start, sample, takes_texts
 from .schedulers import begin_later, class_like, set_to_steps
 
 PARTS = (
@@ -157,7 +157,10 @@ class UNetPipeline(DiffusionPipeline):
                 "pipeline the vae of its latents, or output_type='np', 'pt' or 'latent'"
             )
         pixels, mask = self._given(image, mask_image, strength, size, len(numbers), facts)
-        scheduler = set_to_steps(self.scheduler, num_inference_steps)
+        own = self.scheduler
+        if self.vae is not None and own.config.get("clip_sample"):  # latents are not confined to [-1, 1]
+            own = type(own).from_config(own.config, clip_sample=False)
+        scheduler = set_to_steps(own, num_inference_steps)
         if pixels is not None:
             begin_later(scheduler, strength if strength is not None else 0.8 if mask is None else 1.0)
         shape = (facts.channels, size[0] // factor, size[1] // factor)
@@ -305,8 +308,9 @@ class UNetPipeline(DiffusionPipeline):
         facts = self.facts()
         if facts.ours or facts.num_classes is not None or type(self.scheduler).__name__ in EDM:
             return None
-        if self.vae is None:
-            return None if facts.reads_text else "DDPMPipeline"
+        if self.vae is None:  # of other schedulers it would clip no image
+            plain = type(self.scheduler).__name__ == "DDPMScheduler" and not takes_texts(self.unet)
+            return "DDPMPipeline" if plain else None
         shifted = self.vae.config.get("shift_factor")
         return "StableDiffusionPipeline" if facts.reads_text and self.tokenizer is not None and not shifted else None
 

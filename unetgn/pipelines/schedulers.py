@@ -65,6 +65,7 @@ FROM_NOISE = ("HeunDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler", 
 # Configurations that do not sample what a network knows: of which classes, the key, its value, and one that does.
 NOT_FOLLOWED: list[tuple[Collection[str], str, Any, Any]] = [
     (CLASSES, "use_flow_sigmas", True, False),
+    (CLASSES, "thresholding", True, False),  # the image is clipped before
     (CLASSES, "timestep_type", "continuous", "discrete"),
     (("PNDMScheduler",), "skip_prk_steps", False, True),
     (EVEN, "timestep_spacing", "linspace", "trailing"),
@@ -73,6 +74,7 @@ NOT_FOLLOWED: list[tuple[Collection[str], str, Any, Any]] = [
     (("SASolverScheduler",), "use_beta_sigmas", True, False),
     (("LMSDiscreteScheduler",), "use_exponential_sigmas", True, False),  # not stable: too much noise with more steps
 ]
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 BY_STEP = ("sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down")  # what a scheduler keeps for each of its steps
 
 MOST_SIGNAL = 0.01  # share of the image's variance that may be left at the last level: Stable Diffusion's has 0.0047
@@ -175,6 +177,9 @@ def set_to_steps(scheduler: Any, steps: int) -> Any:
         return _set_edm(scheduler, steps)
     if name not in CLASSES:
         raise ValueError(f"scheduler {name!r} {reason_against(name)}")
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts not in PREDICTIONS:
+        raise ValueError(f"{name} has prediction_type={predicts!r}; networks predict {', '.join(PREDICTIONS)} here")
     for classes, key, wrong, would_do in NOT_FOLLOWED:
         if name in classes and config.get(key, would_do) == wrong:
             raise ValueError(
@@ -224,6 +229,8 @@ def _fit(name: str, scheduler_class: type[Any], config: Any, training_scheduler:
         near = [count for count in range(1, levels + 1) if levels % count == 0 and steps / 2 <= count <= 2 * steps]
         raise ValueError(f"steps is {steps}; {name!r} takes a number that divides {levels} nearly, such as {near}")
     scheduler.set_timesteps(steps)
+    if class_name == "EulerAncestralDiscreteScheduler":
+        scheduler.sigmas = scheduler.sigmas.double()  # what it takes the root of may come out below 0 in float32
     keep_levels(scheduler)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # of two equal timesteps at the start, which Karras' sigmas may have, too

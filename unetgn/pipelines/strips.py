@@ -22,9 +22,13 @@ class Moments:
     """
 
     def __init__(self, count: int, shape: tuple[int, ...], seeds: Sequence[int] | None = None) -> None:
-        """Begin with the noise of `seeds`, by default 0, 1, …; of `count` images of `shape` (C, H, W)."""
+        """Begin with the noise of `seeds`, by default 0, 1, …; of `count` images of `shape` (C, H, W).
+
+        Without any seed begin with what there is after the first step: an image to begin with is not noise.
+        """
         self.count = count
-        self.moments = [draw_noise(range(count) if seeds is None else seeds[:count], shape)[0]]
+        first = range(count) if seeds is None else seeds[:count]
+        self.moments = [draw_noise(first, shape)[0]] if len(first) else []
 
     def add(self, kept: Tensor) -> None:
         """Take what the scheduler keeps (N, C, H, W) after a step."""

@@ -174,8 +174,14 @@ class Conditioning:
         """Return what `add_embedding` takes. Raises ValueError for keys of added_cond_kwargs that nothing reads."""
         condition = self.unet_config.condition
         kind, width = condition.added_embedding, condition.added_dim
+        projects_image = condition.context_dim is not None and condition.context_projection != "text"
         if condition.vector_dim is not None:
-            return (self._vector(given, batch, dtype),)
+            if projects_image and "image_embeds" not in given:
+                raise ValueError(
+                    f"added_cond_kwargs has {sorted(given)}, and this network needs 'image_embeds' beside it"
+                )
+            vector = {name: value for name, value in given.items() if not (projects_image and name == "image_embeds")}
+            return (self._vector(vector, batch, dtype),)
         rows = {
             "text_image": ("text_embeds", "image_embeds"),
             "image": ("image_embeds",),
@@ -183,10 +189,14 @@ class Conditioning:
         }
         names = rows.get(kind or "", ())
         read = {*names, *(("hint",) if kind == "image_hint" else ())}
-        if condition.context_dim is not None and condition.context_projection != "text":
+        if projects_image:
             read.add("image_embeds")
         if set(given) != read:
-            needs = f"this network needs {sorted(read)}" if read else "but condition.vector_dim is None"
+            needs = (
+                f"this network needs {sorted(read)}"
+                if read
+                else "but condition.vector_dim is None, nor is it told more"
+            )
             raise ValueError(f"added_cond_kwargs has {sorted(given)}, {needs}")
         if kind == "text":
             check_context(context, batch, cast(int, width))
