@@ -1,5 +1,6 @@
 """The pipeline as people call it: what it draws, what it refuses before the first step, and what its folder does."""
 
+import json
 import os
 import re
 import subprocess
@@ -341,3 +342,39 @@ def test_a_pipeline_is_offloaded_and_draws_on_a_gpu_what_it_draws_on_the_cpu() -
         drawn = np.stack([np.asarray(image).astype(int) for image in there(range(10), **settings).images])
         assert abs(drawn - expected).max() <= 2
         unet.to("cpu")
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmsolver++", "pndm"])
+def test_a_folder_with_another_scheduler_is_not_diffusers_own_pipeline(name: str, tmp_path: Path) -> None:
+    """DDPMPipeline would clip no image."""
+    unet = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[32], attention_levels=[], depth=1).eval()
+    pipeline = make_pipeline(unet, make_scheduler(ObjectiveConfig()), None)
+    pipeline.use_scheduler(name)
+    pipeline.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == ["pipeline", "UNetPipeline"]
+    assert "DDPMPipeline" not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("ddim", {"thresholding": True}, "thresholding=True"),
+        ("ddim", {"prediction_type": "flow_prediction"}, "prediction_type='flow_prediction'"),
+        ("dpmsolver++", {"prediction_type": "v-prediction"}, "prediction_type='v-prediction'"),
+    ],
+)
+def test_a_configuration_that_would_not_be_followed_is_refused(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    pipeline = digits(name)
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+    with pytest.raises(ValueError, match=message):
+        pipeline(0, class_labels=1)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_euler_ancestral_draws_numbers_in_few_steps(prediction: str) -> None:
+    """Of float32 it takes the root of less than nothing at three steps of the cosine schedule."""
+    images = digits("euler_ancestral", prediction)([0, 1], class_labels=[1, 2], num_inference_steps=3, output_type="pt")
+    assert images.images.isfinite().all()
+    assert images.images.std() > 0.05

@@ -428,3 +428,25 @@ def test_two_processes_make_the_pictures_of_one(scheduler: str, run: Path, tmp_p
     for seed in range(9):
         assert abs(pixels(tmp_path / "one", seed) - pixels(tmp_path / "two", seed)).max() <= 1
     assert not list((tmp_path / "two").glob(".tmp-*"))
+
+
+def test_a_strip_that_begins_with_a_picture_shows_what_comes_after(run: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 200).save(tmp_path / "photo.png")
+    more = ("--image", str(tmp_path / "photo.png"), "--strength", "0.6", "--strip", "--scheduler", "ddim")
+    assert draw(run, tmp_path / "out", "--seeds", "0,1", "--class-labels", "4", *more) == 0
+    assert (tmp_path / "out" / "denoise.png").is_file()
+    assert (tmp_path / "out" / "samples.csv").is_file()
+
+
+def test_a_strip_begins_with_the_noise_of_its_own_seeds(run: Path, tmp_path: Path) -> None:
+    for seed in ("0", "100"):
+        assert draw(run, tmp_path / seed, "--seeds", seed, "--class-labels", "4", "--strip", "--scheduler", "ddim") == 0
+    first, other = (np.asarray(Image.open(tmp_path / seed / "denoise.png"))[:66, :66] for seed in ("0", "100"))
+    assert not np.array_equal(first, other)
+
+
+def test_a_strength_of_nothing_is_refused(run: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 200).save(tmp_path / "photo.png")
+    with pytest.raises(SystemExit) as failure:
+        draw(run, tmp_path / "out", "--seeds", "0", "--image", str(tmp_path / "photo.png"), "--strength", "0")
+    assert failure.value.code == 2

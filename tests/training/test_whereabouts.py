@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.training.launched import ROOT, TRAIN
 from tests.training.loops import Runs
 from tests.training.runs import assert_equal_bits, status
 from tests.training.test_train import run
+from training import loop as loop_module
 from training import train
 from training.checkpoint import Checkpoint, list_checkpoints, run_of
 from training.errors import CheckpointError, ConfigError, RunDirectoryError
@@ -149,3 +151,40 @@ def test_a_terminal_that_knows_ascii_only_is_spoken_to(finished: Path, tmp_path:
     assert_equal_bits(finished, output, 6)
     said = subprocess.run([*given, "--help"], env=environment, capture_output=True, check=True).stdout
     assert b"key=value" in said
+
+
+@pytest.mark.parametrize("kind", ["a link to a file", "a pipe", "a folder"])
+def test_a_lock_that_is_no_file_is_refused_and_nothing_behind_it_is_changed(kind: str, tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.write_text("somebody's")
+    if kind == "a pipe":
+        os.mkfifo(run / LOCK)
+    elif kind == "a folder":
+        (run / LOCK).mkdir()
+    else:
+        (run / LOCK).symlink_to(other)
+    with pytest.raises(RunDirectoryError, match="cannot be written"):
+        RunDirectory(run).lock()
+    assert other.read_text() == "somebody's"
+
+
+def test_several_ranks_that_lost_the_others_write_one_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one writes; the others go on once it is there, and say so where it never comes."""
+    path = tmp_path / "checkpoints" / "step-000003"
+    assert loop_module.may_write(path)
+    monkeypatch.setattr(loop_module, "LONGEST_SAVE", 0.1)
+    assert not loop_module.may_write(path)
+    monkeypatch.setattr(loop_module, "LONGEST_SAVE", 60.0)
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(loop_module.may_write, path) for _ in range(3)]
+        path.mkdir()
+        assert all(other.result(timeout=10) for other in others)
+
+
+@pytest.mark.parametrize("name", ["step-²", "step-٣", "step-", "step-x"])
+def test_a_folder_whose_name_has_no_number_is_no_checkpoint(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    assert list_checkpoints(tmp_path) == []

@@ -265,3 +265,15 @@ def test_return_dict_false_gives_a_tuple(unet):
     x = noise(1, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(unet(x, 5, return_dict=False)[0], unet(x, 5).sample)
+
+
+def test_an_image_that_becomes_the_context_may_stand_beside_a_vector():
+    options = {"attention": {"context_dim": 5},
+               "condition": {"vector_dim": 4, "context_dim": 7, "context_projection": "image"}}  # fmt: skip
+    unet, x = randomized(UNet(**SMALL, **options)).eval(), noise(2, 3, 8, 8)
+    with torch.no_grad():
+        assert (
+            unet(x, 5, added_cond_kwargs={"vector": noise(2, 4), "image_embeds": noise(2, 7)}).sample.isfinite().all()
+        )
+    with pytest.raises(ValueError, match="needs 'image_embeds'"):
+        unet(x, 5, added_cond_kwargs={"vector": noise(2, 4)})

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,25 @@ def test_rows_of_every_table_only_hold_contents(tmp_path: Path) -> None:
         with pytest.raises((ValueError, DataError), match=r"holds no images but|only names a file"):
             open_stream(tmp_path / f"{name}.parquet", num_classes=None).check(1, 0)
     assert json.dumps(table([png(0)], [0]).column_names)
+
+
+@pytest.mark.parametrize("what", ["a size below 0", "a long pax header", "a long name", "a sparse map cut short"])
+def test_a_header_that_leads_nowhere_is_refused_in_one_line(what: str, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.png")
+    if what == "a size below 0":
+        info.size = -1024
+    elif what == "a long pax header":
+        info.type, info.size = tarfile.XHDTYPE, 2**20
+    elif what == "a long name":
+        info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**20
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if what == "a sparse map cut short":
+        header[156:157], header[482] = b"S", 1
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+    contents = b"7" * 2**20 if "long" in what else b""
+    (tmp_path / "a.tar").write_bytes(bytes(header) + contents)
+    began = time.monotonic()
+    with pytest.raises((DataError, ValueError), match=r"a\.tar"):
+        rows(tmp_path / "a.tar")
+    assert time.monotonic() - began < 30  # it hung
