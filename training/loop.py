@@ -249,7 +249,9 @@ class Loop:
         Raises Diverged where one of these is bad on any rank. Every rank has to ask.
         """
         reading = max(0, reading)
-        stop, ranks = self.signals.faults(find_fault(self.unread[:reading]))
+        mine, signals = find_fault(self.unread[:reading]), self.signals
+        alone = self.ranks == 1 and signals.failure is None
+        stop, ranks = (signals.received, [mine]) if alone else signals.faults(mine)
         self.unread = self.unread[reading:]
         bad = [str(rank) for rank, faults in enumerate(ranks) if faults.loss]
         if bad:

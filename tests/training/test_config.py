@@ -108,7 +108,7 @@ WRONG = [
     (
         "model: {transformer: {context_dim: 4}}\n",
         [],
-        r"model\.transformer is set with context_dim 4, but data\.name dig",
+        r"reads a context \[4\] wide .*, but data\.name dig",
     ),
     ("data: {name: latents, path: x}\n", [], r"objective\.clip_sample is true, but latents are not confined"),
     ("objective: {beta_start: 0.3}\n", [], r"objective\.beta_start is 0\.3 and objective\.beta_end 0\.02; betas rise"),
