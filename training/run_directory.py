@@ -71,9 +71,7 @@ class RunDirectory:
         self._made = [path for path in (*reversed(self.path.parents), self.path, lock) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            flags = (
-                os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            )  # of a link, what it leads to would be emptied
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # no link, no waiting for a pipe
             self._lock = open(lock, "r+b", opener=lambda path, _: os.open(path, flags, 0o666))  # noqa: SIM115
             if not stat.S_ISREG(os.fstat(self._lock.fileno()).st_mode):
                 raise OSError(f"{lock} is no file")
