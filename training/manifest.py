@@ -104,9 +104,12 @@ def is_scaler(value: object) -> bool:
 
 
 def is_sums(value: object) -> bool:
-    """Return True for pairs of numbers; a gradient norm may be infinite where float16's loss scale is looked for."""
+    """Return True for pairs of floats: an int may be of any size.
+
+    A gradient norm may be infinite where float16's loss scale is looked for.
+    """
     return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(number, int | float) for number in pair)
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(number, float) for number in pair)
         for pair in value
     )
 
