@@ -10,7 +10,7 @@ of `fuse` says otherwise than the runs, where outputs differ, or where a recipe 
 
 from __future__ import annotations
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse

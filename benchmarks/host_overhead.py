@@ -7,7 +7,7 @@ processor to another process. The spread of each figure (its lower and upper qua
 beside it: use one thread (`OMP_NUM_THREADS=1`) and an otherwise idle machine where there is one.
 """
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 import unetgn
 from benchmarks.device_name import device_name
-from training.files import user_path
+from unetgn.training.files import user_path
 
 SHAPE = (1, 32, 4, 4)
 GROUPS = 8

@@ -17,7 +17,7 @@ and batch normalization most.
 Writes JSON and a plot under benchmarks/results; `--plot-only` draws the plot of an existing JSON again.
 """
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.device_name import device_name
-from training.files import user_path
 from unetgn.nn.conv_norm_act import ConvNormAct, NormKind
+from unetgn.training.files import user_path
 
 KINDS: tuple[NormKind, ...] = get_args(NormKind)
 BATCH_SIZES = (32, 16, 8, 4, 2, 1)

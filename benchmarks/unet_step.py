@@ -9,7 +9,7 @@ Figures, for each grade of recomputation and relative to diffusers in the same r
 Writes JSON under benchmarks/results. Use one thread and an otherwise idle machine; the load average is written too.
 """
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
@@ -28,8 +28,8 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from benchmarks.device_name import device_name
-from training.files import user_path
 from unetgn import UNet
+from unetgn.training.files import user_path
 
 GRADES = ("none", "activations", "blocks")
 SHAPES: dict[str, dict[str, Any]] = {

@@ -14,10 +14,10 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 
-from sampling.evaluate import main as evaluate
-from sampling.sample import main as sample
 from tests.pipelines.digits import FOLDER, assert_digits, judge_of_digits
-from training.train import main as train
+from unetgn.sampling.evaluate import main as evaluate
+from unetgn.sampling.sample import main as sample
+from unetgn.training.train import main as train
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 MAINS = {"training/train.py": train, "sampling/sample.py": sample, "sampling/evaluate.py": evaluate}

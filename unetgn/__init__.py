@@ -6,6 +6,9 @@ first asked for; neither diffusers nor Triton nor PyTorch's compiler is imported
 line to the table below.
 """
 
+from unetgn import programs as _programs  # noqa: F401  # the first of all: its module says why
+
+# isort: split
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

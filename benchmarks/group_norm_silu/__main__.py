@@ -5,7 +5,7 @@ not timed, the others are); 2 where it cannot run; 3 where a kernel broke the de
 4 where a case could not be checked or timed (out of memory, a hang); the next run tries it again unless it hung.
 """
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.group_norm_silu.cases import DTYPES, SHAPES, Shape, cases
 from benchmarks.group_norm_silu.record import OtherResults, Record, commit_of, environment
 from benchmarks.group_norm_silu.run import CANNOT_RUN, measure_clusters, measure_plain, measure_with_clusters
 from benchmarks.group_norm_silu.timing import find_gpu
-from training.files import user_path
+from unetgn.training.files import user_path
 
 RESULTS = Path(__file__).parents[1] / "results"
 COMMIT_VARIABLE = "UNETGN_COMMIT"

@@ -3,7 +3,7 @@
 Several files, the parts of a run, are merged into one, which is written beside them.
 """
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.group_norm_silu.record import merged
-from training.files import user_path
+from unetgn.training.files import user_path
 
 Row = dict[str, Any]
 PEERS = ("eager", "compiled", "liger", "apex")

@@ -22,33 +22,33 @@ from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import save_file
 
-import sampling.evaluate
-import sampling.sample
-import training.train
-from sampling.folder import Request, SamplingError, Subject, claim, file_of
+import unetgn.sampling.evaluate
+import unetgn.sampling.sample
+import unetgn.training.train
 from tests.attacks.damage import attack_folder
 from tests.attacks.judge import Draw, Kind, Lost, Verdict, Wrong, ended, fingerprint, refused, same
 from tests.interop.fixtures import fixture
 from tests.training.forked import succeed
 from tests.training.runs import everything
 from tests.training.test_step import batches
-from training.checkpoint import Checkpoint, checkpoint_path, newest_valid, put_aside, verify
-from training.config import EMAConfig, TrainConfig
-from training.config_files import load_config, to_yaml
-from training.data.autoencoder import load_autoencoder
-from training.data.config import DataConfig, open_images
-from training.data.latents import Manifest
-from training.data.report import read_class_names
-from training.errors import CheckpointError, ConfigError, DataError
-from training.files import sha256
-from training.manifest import CHECKSUM, checksum
-from training.network import load_checkpoint, load_network
-from training.objective import Objective, ObjectiveConfig
-from training.pipeline import save_pipeline
-from training.run_directory import RunDirectory
-from training.step import TrainState
 from unetgn import UNet
 from unetgn.interop import load
+from unetgn.sampling.folder import Request, SamplingError, Subject, claim, file_of
+from unetgn.training.checkpoint import Checkpoint, checkpoint_path, newest_valid, put_aside, verify
+from unetgn.training.config import EMAConfig, TrainConfig
+from unetgn.training.config_files import load_config, to_yaml
+from unetgn.training.data.autoencoder import load_autoencoder
+from unetgn.training.data.config import DataConfig, open_images
+from unetgn.training.data.latents import Manifest
+from unetgn.training.data.report import read_class_names
+from unetgn.training.errors import CheckpointError, ConfigError, DataError
+from unetgn.training.files import sha256
+from unetgn.training.manifest import CHECKSUM, checksum
+from unetgn.training.network import load_checkpoint, load_network
+from unetgn.training.objective import Objective, ObjectiveConfig
+from unetgn.training.pipeline import save_pipeline
+from unetgn.training.run_directory import RunDirectory
+from unetgn.training.step import TrainState
 
 RUN = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],
@@ -233,7 +233,7 @@ def resume_run(folder: Path) -> Verdict:
     """Go on with a run that was at its end, after the damage; the end has to be the same."""
     AcceleratorState._reset_state(reset_partial_state=True)
     line = ["--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"), "--resume", "auto"]
-    verdict = script(training.train.main, line)
+    verdict = script(unetgn.training.train.main, line)
     whole = made(RUNS) / "run"
     if verdict.outcome == "survived" and not same(everything(whole, 6), everything(folder / "run", 6)):
         raise Wrong("the run ended with other tensors")
@@ -255,7 +255,7 @@ def sample_run(folder: Path) -> Verdict:
     """Draw two images with the newest checkpoint of a run."""
     out = folder / "images"
     line = ["--checkpoint", str(folder / "run"), "--seeds", "0-1", "--steps", "2", "--out", str(out)]
-    verdict = script(sampling.sample.main, line)
+    verdict = script(unetgn.sampling.sample.main, line)
     shutil.rmtree(out, ignore_errors=True)
     return verdict
 
@@ -375,7 +375,7 @@ def make_table(kind: str, folder: Path) -> None:
 
 
 def read_stream(folder: Path) -> Any:
-    from training.data.stream import ShardStream
+    from unetgn.training.data.stream import ShardStream
 
     ShardStream(DataConfig(name="stream", path=str(folder), image_size=8), 3, None, 0).check(1, 0)
     return "images"
@@ -434,7 +434,7 @@ def make_judged(folder: Path) -> None:
 
 
 def read_judged(folder: Path) -> Any:
-    pictures, labels = sampling.evaluate.open_samples(folder)
+    pictures, labels = unetgn.sampling.evaluate.open_samples(folder)
     if len(pictures) != len(labels):
         raise Wrong("other labels than pictures")
     for vector in pictures:
@@ -469,7 +469,7 @@ READABLE = [
     Readable("latents' manifest", make_latents, functools.partial(read_latents, values=False), DATA, seal=seal_latents),
     Readable("request of samples", make_samples, claim_samples, (SamplingError, OSError), files=("*.json",),
              writes=True),
-    Readable("samples", make_judged, read_judged, (sampling.evaluate.EvaluationError,)),
+    Readable("samples", make_judged, read_judged, (unetgn.sampling.evaluate.EvaluationError,)),
 ]  # fmt: skip
 KINDS = [Kind(f"file: {readable.name}", functools.partial(attack, readable)) for readable in READABLE]
 

@@ -22,7 +22,7 @@ from tests.attacks.judge import Draw, Kind, Lost, Verdict, Wrong, ended, same
 from tests.training.forked import start
 from tests.training.launched import TWO
 from tests.training.runs import everything, logged_without_speed, status
-from training.checkpoint import newest_valid
+from unetgn.training.checkpoint import newest_valid
 
 UNDER = Path(__file__).with_name("train_under.py")
 TINY = """

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.attacks.damage import BOMB, TAGS
 from tests.attacks.files import make_diffusers, make_pretrained
-from training.config_files import load_config
-from training.errors import ConfigError
-from training.network import load_network
-from training.run_directory import COLUMNS, RunDirectory
 from unetgn.interop.files import read_checkpoint
+from unetgn.training.config_files import load_config
+from unetgn.training.errors import ConfigError
+from unetgn.training.network import load_network
+from unetgn.training.run_directory import COLUMNS, RunDirectory
 
 PLACES = ["{}", "train: {}", "train: {{steps: {}}}", "model: {{channels: {}}}", "data: {{class_names: {}}}", "more: {}"]
 

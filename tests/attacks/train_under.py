@@ -27,8 +27,8 @@ from typing import Any
 
 import matplotlib.figure
 
-from training import checkpoint
-from training.train import main
+from unetgn.training import checkpoint
+from unetgn.training.train import main
 
 ATTACK = json.loads(os.environ["ATTACK"])
 COUNTED = ("open", "mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "chmod", "scandir")

@@ -14,9 +14,9 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.training_utils import EMAModel
 
-from training.network import load_network
 from unetgn import UNet
 from unetgn.interop import convert, load, to_diffusers
+from unetgn.training.network import load_network
 
 BLOCKS = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
 PLAIN = {**BLOCKS, "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "add_attention": False}

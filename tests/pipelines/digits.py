@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from training.objective import ObjectiveConfig, make_scheduler
 from unetgn import UNet
+from unetgn.training.objective import ObjectiveConfig, make_scheduler
 
 FOLDER = Path(__file__).parent / "trained"
 SHAPE = (1, 8, 8)

@@ -25,11 +25,11 @@ from diffusers import (
 from PIL import Image
 
 from tests.pipelines.digits import assert_digits, digits_network
-from training.objective import ObjectiveConfig, make_scheduler
-from training.pipeline import make_pipeline
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.schedulers import SCHEDULERS
+from unetgn.training.objective import ObjectiveConfig, make_scheduler
+from unetgn.training.pipeline import make_pipeline
 
 ROOT = Path(__file__).parents[2]
 CLASSES = list(range(10))

@@ -10,9 +10,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from tests.pipelines.test_sampling_by_distribution import WITHOUT_RESCALED_BETAS
-from training.objective import ObjectiveConfig, make_scheduler
 from unetgn.pipelines.sampling import sample
 from unetgn.pipelines.schedulers import EVEN, SCHEDULERS, class_of, make_sampling_scheduler
+from unetgn.training.objective import ObjectiveConfig, make_scheduler
 
 
 class Network(nn.Module):

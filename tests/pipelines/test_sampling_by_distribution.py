@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.objective import ObjectiveConfig, make_scheduler
 from unetgn.pipelines.sampling import sample
 from unetgn.pipelines.schedulers import SCHEDULERS, class_of, make_sampling_scheduler
+from unetgn.training.objective import ObjectiveConfig, make_scheduler
 
 MEANS, SPREAD = {None: 0.0, 0: 0.2}, 0.25  # of the images, without a class and of class 0; of each pixel
 ERROR = 0.02  # of a prediction, whose own spread is about 1: a trained network's is more at most levels

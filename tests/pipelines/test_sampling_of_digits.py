@@ -6,9 +6,9 @@ import pytest
 
 from tests.pipelines.digits import SHAPE, OnSchedule, assert_digits, digits_network
 from tests.pipelines.test_sampling_by_distribution import CASES, in_turn, objective
-from training.objective import make_scheduler
 from unetgn.pipelines.sampling import sample
 from unetgn.pipelines.schedulers import make_sampling_scheduler
+from unetgn.training.objective import make_scheduler
 
 CLASSES = [seed % 10 for seed in range(20)]
 WAYS = list(itertools.product([1, 3, 6], [True, False]))  # guidance, clipping

@@ -13,7 +13,6 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from PIL import Image, ImageSequence
 
 from tests.pipelines.test_sampling_by_distribution import MEANS, SPREAD, Gaussian, objective
-from training.objective import ObjectiveConfig, make_scheduler
 from unetgn.pipelines.sampling import Guidance, Start, draw_noise, sample, slerp
 from unetgn.pipelines.schedulers import (
     CLASSES,
@@ -27,6 +26,7 @@ from unetgn.pipelines.schedulers import (
     set_to_steps,
 )
 from unetgn.pipelines.strips import Moments, noise_between, write_animation
+from unetgn.training.objective import ObjectiveConfig, make_scheduler
 
 OF_DIFFUSERS = sorted(
     name for name in dir(diffusers) if name.endswith("Scheduler") and isinstance(getattr(diffusers, name), type)

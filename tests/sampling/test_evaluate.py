@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sampling import evaluate
-from sampling.evaluate import Pictures, frechet_distance, label_agreement, main, novelty
-from sampling.figures import moments
-from training.data.config import split
-from training.data.images import Digits
+from unetgn.sampling import evaluate
+from unetgn.sampling.evaluate import Pictures, frechet_distance, label_agreement, main, novelty
+from unetgn.sampling.figures import moments
+from unetgn.training.data.config import split
+from unetgn.training.data.images import Digits
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sampling import classifier
-from sampling.extractors import INCEPTION, ExtractorError, default_name, open_extractor, shipped
-from sampling.train_classifier import accuracy, main, read
-from training.config_files import find_config, load_config
-from training.data.config import EMBEDDED, open_images, split
-from training.data.images import fingerprint
+from unetgn.sampling import classifier
+from unetgn.sampling.extractors import INCEPTION, ExtractorError, default_name, open_extractor, shipped
+from unetgn.sampling.train_classifier import accuracy, main, read
+from unetgn.training.config_files import find_config, load_config
+from unetgn.training.data.config import EMBEDDED, open_images, split
+from unetgn.training.data.images import fingerprint
 
 IMAGES = torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 CONFIGS = {"digits": "digits8_ddpm", "mnist5k": "mnist28_ddpm"}

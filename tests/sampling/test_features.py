@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from sampling.extractors import Extractor
-from sampling.features import compute_features, kept_features
-from sampling.sets import Pictures
+from unetgn.sampling.extractors import Extractor
+from unetgn.sampling.features import compute_features, kept_features
+from unetgn.sampling.sets import Pictures
 
 IMAGES = np.random.default_rng(0).random((9, 1, 4, 5))
 

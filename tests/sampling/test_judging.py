@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sampling.evaluate import main
-from sampling.extractors import open_extractor
-from sampling.metrics import measure
 from tests.training.forked import succeed
 from tests.training.launched import ROOT, TWO
-from training.data.config import split
-from training.data.images import Digits
-from training.train import main as train
+from unetgn.sampling.evaluate import main
+from unetgn.sampling.extractors import open_extractor
+from unetgn.sampling.metrics import measure
+from unetgn.training.data.config import split
+from unetgn.training.data.images import Digits
+from unetgn.training.train import main as train
 
 EVALUATE = ROOT / "sampling" / "evaluate.py"
 TINY = """

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sampling import folder, judge, sample
-from sampling.figures import agreement, fit_classifier, moments, nearest
-from sampling.folder import Subject, file_of, write_summary
-from sampling.sets import Pictures
-from training.data import looking
-from training.data.images import Images
-from training.data.looking import look_at_all
-from training.data.pictures import Facts
-from training.data.pixels import TooSmall
-from training.data.text import TextEncoder
+from unetgn.sampling import folder, judge, sample
+from unetgn.sampling.figures import agreement, fit_classifier, moments, nearest
+from unetgn.sampling.folder import Subject, file_of, write_summary
+from unetgn.sampling.sets import Pictures
+from unetgn.training.data import looking
+from unetgn.training.data.images import Images
+from unetgn.training.data.looking import look_at_all
+from unetgn.training.data.pictures import Facts
+from unetgn.training.data.pixels import TooSmall
+from unetgn.training.data.text import TextEncoder
 
 # Numbers of images. What keeps them shows between the first two; the others are those of true sets.
 COUNTS = {"hundreds": (100, 600), "thousands": (1000, 20_000)}
@@ -169,9 +169,9 @@ def test_the_most_memory_is_the_same_for_few_and_for_many_images(
     # What is bounded is small here, so that few images reach it.
     monkeypatch.setattr(folder, "GRID", 40)
     monkeypatch.setattr(looking, "AHEAD", 2)
-    monkeypatch.setattr("training.data.text.BLOCK", 50)
-    monkeypatch.setattr("sampling.figures.BLOCK", 32)
-    monkeypatch.setattr("sampling.figures.KEPT", 64)
+    monkeypatch.setattr("unetgn.training.data.text.BLOCK", 50)
+    monkeypatch.setattr("unetgn.sampling.figures.BLOCK", 32)
+    monkeypatch.setattr("unetgn.sampling.figures.KEPT", 64)
     monkeypatch.setattr(judge, "FITTED", 50)
 
     def left_behind() -> float:

@@ -10,8 +10,8 @@ import torch
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
-from sampling import metrics
-from sampling.metrics import fid, kid, measure, precision_recall, squared_discrepancy
+from unetgn.sampling import metrics
+from unetgn.sampling.metrics import fid, kid, measure, precision_recall, squared_discrepancy
 
 RANDOM = np.random.default_rng(7)
 

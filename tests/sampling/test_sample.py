@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sampling import folder
-from sampling import sample as script
-from sampling.evaluate import main as evaluate
-from sampling.folder import SamplingError
-from sampling.sample import main, parse_classes, parse_numbers
 from tests.training.forked import succeed
-from training.train import main as train
 from unetgn.pipelines import UNetPipeline
+from unetgn.sampling import folder
+from unetgn.sampling import sample as script
+from unetgn.sampling.evaluate import main as evaluate
+from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.sample import main, parse_classes, parse_numbers
+from unetgn.training.train import main as train
 
 TINY = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],

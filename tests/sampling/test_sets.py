@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sampling.sets import EvaluationError, open_samples
+from unetgn.sampling.sets import EvaluationError, open_samples
 
 COUNT = 7
 

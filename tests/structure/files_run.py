@@ -21,7 +21,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported: 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-COUNTED = ("unetgn", "training", "sampling")
+COUNTED = ("unetgn",)
 
 
 @contextmanager
@@ -43,8 +43,8 @@ def files_run() -> Iterator[set[str]]:
 
 def of_a_forward() -> set[str]:
     """List the files of one forward of the network of configs/digits8_ddpm.yaml, in evaluation."""
-    from training.config_files import find_config, load_config
     from unetgn import UNet
+    from unetgn.training.config_files import find_config, load_config
 
     unet = UNet.from_unet_config(load_config(find_config("digits8_ddpm")).model).eval()
     x, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
@@ -55,7 +55,7 @@ def of_a_forward() -> set[str]:
 
 def of_a_step() -> set[str]:
     """List the files of one training step of configs/digits8_ddpm.yaml: the batch read, the step made."""
-    from training import loop, train
+    from unetgn.training import loop, train
 
     found: set[str] = set()
     step = loop.Loop.next_step

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # From the bottom to the top. A file imports from its own layer and from those below, never from those above.
 LAYERS = (
+    ("unetgn.programs",),
     ("unetgn.serialize", "unetgn.json_files", "unetgn.pickles"),
     ("unetgn.ops",),
     ("unetgn.nn",),
@@ -18,9 +19,9 @@ LAYERS = (
     ("unetgn.interop", "unetgn.fusion"),
     ("unetgn.pipelines",),
     ("unetgn",),  # the names that it exports
-    ("training",),
-    ("sampling",),
-    ("benchmarks", "examples"),
+    ("unetgn.training",),
+    ("unetgn.sampling",),
+    ("training", "sampling", "benchmarks", "examples"),
 )
 
 

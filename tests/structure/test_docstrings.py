@@ -15,7 +15,7 @@ import pytest
 
 from tests.structure.imports import ROOT
 
-FOLDERS = ("unetgn", "training", "sampling", "benchmarks")
+FOLDERS = ("unetgn", "benchmarks")
 LABELS = {
     "What", "Whether", "Where", "Which", "How", "Who", "Whom", "Whose", "When", "Why", "The", "A", "An", "One", "Two",
     "All", "Each", "Every", "Everything", "Everybody", "This", "These", "That", "Those", "Nothing", "Such", "Some",

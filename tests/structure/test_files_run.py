@@ -36,7 +36,7 @@ def test_the_files_that_must_run_are_seen(counted: dict[str, list[str]]):
     """A trace that sees nothing would pass."""
     must = {
         "a forward": {"unetgn/unet/model.py", "unetgn/nn/resblock.py", "unetgn/ops/aten.py"},
-        "a training step": {"training/step.py", "training/data/samples.py", "unetgn/ops/autograd.py"},
+        "a training step": {"unetgn/training/step.py", "unetgn/training/data/samples.py", "unetgn/ops/autograd.py"},
         "a launch, warm": {"unetgn/ops/functional.py", "unetgn/ops/triton/entry.py", "unetgn/ops/triton/launch.py"},
     }
     assert {what: files - set(counted[what]) for what, files in must.items()} == {what: set() for what in must}

@@ -10,15 +10,15 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
-from training import loop as loop_module
-from training import run_directory
-from training.checkpoint import Checkpoint
-from training.data.samples import IndexedSamples
-from training.loop import Loop
-from training.objective import Objective
-from training.run_directory import RunDirectory
-from training.step import TrainState
-from training.throughput import Window
+from unetgn.training import loop as loop_module
+from unetgn.training import run_directory
+from unetgn.training.checkpoint import Checkpoint
+from unetgn.training.data.samples import IndexedSamples
+from unetgn.training.loop import Loop
+from unetgn.training.objective import Objective
+from unetgn.training.run_directory import RunDirectory
+from unetgn.training.step import TrainState
+from unetgn.training.throughput import Window
 
 KINDS: dict[str, Callable[[], BaseException]] = {
     "full disk": lambda: OSError(errno.ENOSPC, "No space left on device"),
@@ -48,7 +48,7 @@ class Tracker(GeneralTracker):
         self.told.append(step)
 
 
-# By the call in training/loop.py: who is to fail, and what becomes of the run.
+# By the call in unetgn/training/loop.py: who is to fail, and what becomes of the run.
 PLACES: dict[str, tuple[Any, str, str]] = {
     "next": (IndexedSamples, "__getitem__", SAVED),
     "self.samples.loader": (IndexedSamples, "loader", SAVED),

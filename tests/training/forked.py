@@ -27,11 +27,12 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-import sampling.sample  # noqa: F401
-import training.train  # noqa: F401
+import unetgn.sampling.sample
+import unetgn.training.train  # noqa: F401
 from tests.training.launched import ROOT, TRAIN
-from training import config_files, parent
-from training.preview import import_pyplot
+from unetgn.programs import parent
+from unetgn.training import config_files
+from unetgn.training.preview import import_pyplot
 
 LAUNCHER = Path(accelerate.commands.launch.__file__)  # what `accelerate launch` runs; what it starts is not forked
 IMPORTED_BY = os.getpid()  # of the server, which all processes here are forked from

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from training import loop as loop_module
-from training import train
-from training.config import RunConfig
-from training.config_files import load_config
-from training.data.images import Digits
-from training.data.samples import IndexedSamples
-from training.loop import Loop
-from training.objective import Objective
-from training.preview import Conditions
-from training.run_directory import RunDirectory
-from training.signals import StopSignals
-from training.step import TrainState
+from unetgn.training import loop as loop_module
+from unetgn.training import train
+from unetgn.training.config import RunConfig
+from unetgn.training.config_files import load_config
+from unetgn.training.data.images import Digits
+from unetgn.training.data.samples import IndexedSamples
+from unetgn.training.loop import Loop
+from unetgn.training.objective import Objective
+from unetgn.training.preview import Conditions
+from unetgn.training.run_directory import RunDirectory
+from unetgn.training.signals import StopSignals
+from unetgn.training.step import TrainState
 
 SIX_STEPS = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8], depth: 1, attention_levels: [],

@@ -15,14 +15,14 @@ from PIL import Image
 
 from tests.training.launched import SIX_STEPS
 from tests.training.shards import png, table, write_tar
-from training.config import RunConfig
-from training.config_files import check_key, known_keys, list_keys, make_parser
-from training.errors import RunDirectoryError
-from training.resume import flat
-from training.run_directory import RunDirectory
-from training.train import main
 from unetgn import interop
 from unetgn.interop.files import read_checkpoint
+from unetgn.training.config import RunConfig
+from unetgn.training.config_files import check_key, known_keys, list_keys, make_parser
+from unetgn.training.errors import RunDirectoryError
+from unetgn.training.resume import flat
+from unetgn.training.run_directory import RunDirectory
+from unetgn.training.train import main
 
 TINY = """
 model: {channels: [8, 16], depth: 1, attention_levels: [], num_classes: 3, norm: {num_groups: 4}}

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import unetgn
-from training import checkpoint
-from training.checkpoint import (
+from unetgn.training import checkpoint
+from unetgn.training.checkpoint import (
     Checkpoint,
     CheckpointConfig,
     TensorFile,
@@ -27,8 +27,8 @@ from training.checkpoint import (
     put_aside,
     verify,
 )
-from training.errors import CheckpointError
-from training.manifest import checksum
+from unetgn.training.errors import CheckpointError
+from unetgn.training.manifest import checksum
 
 
 def write(folder: Path, step: int) -> Path:

@@ -11,13 +11,13 @@ import yaml
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from training import network
-from training.cache_latents import main as cache
-from training.config_files import CONFIGS, find_config, load_config, to_yaml
-from training.errors import ConfigError
-from training.train import main
 from unetgn import UNet
 from unetgn.interop import compvis
+from unetgn.training import network
+from unetgn.training.cache_latents import main as cache
+from unetgn.training.config_files import CONFIGS, find_config, load_config, to_yaml
+from unetgn.training.errors import ConfigError
+from unetgn.training.train import main
 from unetgn.unet.facts import facts
 
 

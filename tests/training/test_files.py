@@ -11,17 +11,17 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from sampling import folder as samples
-from training import files
-from training.checkpoint import Checkpoint, checkpoint_path
-from training.data.encoding import Cache
-from training.data.latents import Manifest
-from training.files import delete, delete_unfinished, write_json, write_png, write_text, writing
-from training.manifest import read_manifest
-from training.pipeline import save_pipeline
-from training.preview import draw_loss
-from training.run_directory import RunDirectory
 from unetgn import UNet
+from unetgn.sampling import folder as samples
+from unetgn.training import files
+from unetgn.training.checkpoint import Checkpoint, checkpoint_path
+from unetgn.training.data.encoding import Cache
+from unetgn.training.data.latents import Manifest
+from unetgn.training.files import delete, delete_unfinished, write_json, write_png, write_text, writing
+from unetgn.training.manifest import read_manifest
+from unetgn.training.pipeline import save_pipeline
+from unetgn.training.preview import draw_loss
+from unetgn.training.run_directory import RunDirectory
 
 PICTURE = Image.new("L", (4, 4))
 MANIFEST = Manifest(1, 1, (1, 2, 2), 1.0, 0.0, None, False, None, {}, {})

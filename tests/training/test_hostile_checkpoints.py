@@ -17,13 +17,13 @@ from torch import Tensor
 from tests.training.runs import assert_same_tensors
 from tests.training.test_checkpoint import change_manifest, write
 from tests.training.test_step import batches
-from training.checkpoint import Checkpoint, checkpoint_path, newest_valid, verify
-from training.config import EMAConfig, TrainConfig
-from training.errors import CheckpointError, Diverged
-from training.network import load_checkpoint
-from training.objective import Objective, ObjectiveConfig
-from training.step import TrainState
 from unetgn import UNet
+from unetgn.training.checkpoint import Checkpoint, checkpoint_path, newest_valid, verify
+from unetgn.training.config import EMAConfig, TrainConfig
+from unetgn.training.errors import CheckpointError, Diverged
+from unetgn.training.network import load_checkpoint
+from unetgn.training.objective import Objective, ObjectiveConfig
+from unetgn.training.step import TrainState
 
 
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:

@@ -9,28 +9,29 @@ from PIL import Image
 
 from tests.training.forked import Finished, finish, succeed
 from tests.training.launched import ROOT, SAMPLE, TRAIN
-from training.files import TEMPORARY
+from unetgn.training.files import TEMPORARY
 
 EVALUATE, CACHE = ROOT / "sampling" / "evaluate.py", ROOT / "training" / "cache_latents.py"
 WITH_A_SIGNAL = ROOT / "tests" / "training" / "with_a_signal.py"
-FLUSH = "training.files:flush_all:{}".format  # once for each file, before it gets its name
+FLUSH = "unetgn.training.files:flush_all:{}".format  # once for each file, before it gets its name
 # The moments, by the script: functions that are called there. The first of each is tried in every run of the tests.
 MOMENTS = {
     SAMPLE: [
-        FLUSH(4), "training.checkpoint:verify:1", FLUSH(1), "unetgn.unet.model:UNet.forward:2",
-        "sampling.folder:write_grid:1", FLUSH(3), FLUSH(2), FLUSH(4), "sampling.folder:read_pixels:3",
+        FLUSH(4), "unetgn.training.checkpoint:verify:1", FLUSH(1), "unetgn.unet.model:UNet.forward:2",
+        "unetgn.sampling.folder:write_grid:1", FLUSH(3), FLUSH(2), FLUSH(4), "unetgn.sampling.folder:read_pixels:3",
     ],
     EVALUATE: [
-        "sampling.folder:read_pixels:3", "training.data.images:Digits.usable:1", "training.data.images:Digits.image:9",
-        "sampling.figures:nearest:2", FLUSH(1),
+        "unetgn.sampling.folder:read_pixels:3", "unetgn.training.data.images:Digits.usable:1",
+        "unetgn.training.data.images:Digits.image:9",
+        "unetgn.sampling.figures:nearest:2", FLUSH(1),
     ],
     CACHE: [
-        "training.data.autoencoder:Autoencoder.encode:2", "training.data.images:ImageFolder.look:3",
-        "training.data.images:ImageFolder.image:1", FLUSH(1), FLUSH(2), FLUSH(4),
+        "unetgn.training.data.autoencoder:Autoencoder.encode:2", "unetgn.training.data.images:ImageFolder.look:3",
+        "unetgn.training.data.images:ImageFolder.image:1", FLUSH(1), FLUSH(2), FLUSH(4),
     ],
     TRAIN: [
-        "training.data.images:Digits.usable:1", "training.network:make_network:1", FLUSH(1),
-        "training.config_files:load_config:1", "training.processes:make_accelerator:1",
+        "unetgn.training.data.images:Digits.usable:1", "unetgn.training.network:make_network:1", FLUSH(1),
+        "unetgn.training.config_files:load_config:1", "unetgn.training.processes:make_accelerator:1",
     ],
 }  # fmt: skip
 

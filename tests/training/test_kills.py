@@ -11,7 +11,7 @@ import torch
 from tests.training.forked import finish, start, succeed
 from tests.training.launched import ROOT
 from tests.training.runs import assert_same_tensors, everything, logged_without_speed, status
-from training.checkpoint import newest_valid, verify
+from unetgn.training.checkpoint import newest_valid, verify
 
 TINY = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [1],

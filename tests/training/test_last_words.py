@@ -14,29 +14,33 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.launched import ROOT, SIX_STEPS
-from training import last_words
-from training.config import RunConfig, TrainConfig
-from training.last_words import EXTRAS, STOPPED
-from training.train import main as train
-from training.train import start_trackers
+from unetgn.programs import last_words
+from unetgn.programs.last_words import EXTRAS, STOPPED
+from unetgn.training.config import RunConfig, TrainConfig
+from unetgn.training.train import main as train
+from unetgn.training.train import start_trackers
 
 # Where each script spends its time, as (module, name) that is called there; and a line that gets there.
 PLACES = {
-    ("training.train", "--config digits8_ddpm --dry-run"): (
-        "training.train.prepare_samples", "training.train.ask_main", "training.train.import_pyplot",
-        "training.data.images.Digits.usable", "training.train.load_config", "training.train.make_accelerator",
+    ("unetgn.training.train", "--config digits8_ddpm --dry-run"): (
+        "unetgn.training.train.prepare_samples", "unetgn.training.train.ask_main",
+        "unetgn.training.train.import_pyplot",
+        "unetgn.training.data.images.Digits.usable", "unetgn.training.train.load_config",
+        "unetgn.training.train.make_accelerator",
     ),
-    ("sampling.sample", "--checkpoint x --seeds 0 --out y"): (
-        "sampling.sample.find_checkpoint", "sampling.sample.Accelerator", "sampling.sample.parse_arguments",
+    ("unetgn.sampling.sample", "--checkpoint x --seeds 0 --out y"): (
+        "unetgn.sampling.sample.find_checkpoint", "unetgn.sampling.sample.Accelerator",
+        "unetgn.sampling.sample.parse_arguments",
     ),
-    ("sampling.evaluate", "--samples {}"): (
-        "sampling.evaluate.open_real", "sampling.evaluate.load_config", "training.data.images.Digits.usable",
+    ("unetgn.sampling.evaluate", "--samples {}"): (
+        "unetgn.sampling.evaluate.open_real", "unetgn.sampling.evaluate.load_config",
+        "unetgn.training.data.images.Digits.usable",
     ),
-    ("sampling.train_classifier", "--config digits8_ddpm"): (
-        "sampling.train_classifier.load_config", "training.data.images.Digits.usable",
+    ("unetgn.sampling.train_classifier", "--config digits8_ddpm"): (
+        "unetgn.sampling.train_classifier.load_config", "unetgn.training.data.images.Digits.usable",
     ),
-    ("training.cache_latents", "--autoencoder x --out y data.name=folder data.path=x"): (
-        "training.cache_latents.load_autoencoder", "training.cache_latents.load_data_config",
+    ("unetgn.training.cache_latents", "--autoencoder x --out y data.name=folder data.path=x"): (
+        "unetgn.training.cache_latents.load_autoencoder", "unetgn.training.cache_latents.load_data_config",
     ),
 }  # fmt: skip
 CASES = [(script, line, place) for (script, line), places in PLACES.items() for place in places]
@@ -64,29 +68,45 @@ def test_what_ends_a_script_anywhere_is_one_line(
     assert importlib.import_module(script).main(line.format(tmp_path).split()) == code
     said = capsys.readouterr().err.splitlines()[-1]
     assert words in said
-    assert said.startswith(f"{script.partition('.')[2]}.py: ")
+    assert said.startswith(f"{script.rpartition('.')[2]}.py: ")
 
 
-@pytest.mark.parametrize("name", [*(Path(name).stem for name in STOPPED), "benchmarks/host_overhead"])
+SCRIPTS = [file for folder in ("training", "sampling") for file in sorted((ROOT / folder).glob("*.py"))]
+
+
+def test_each_script_has_words_for_its_end() -> None:
+    assert {script.name for script in SCRIPTS} == set(STOPPED)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "benchmarks/host_overhead.py"], ids=lambda script: script.stem)
 @pytest.mark.parametrize("error", ["KeyboardInterrupt", "ModuleNotFoundError(name='tqdm')"])
-def test_the_imports_of_a_script_end_in_one_line_too(name: str, error: str) -> None:
-    program = f"import sys; sys.argv = ['{name}.py']; import training.last_words; raise {error}"
+def test_the_imports_of_a_script_end_in_one_line_too(script: Path, error: str) -> None:
+    program = f"import sys; sys.argv = [{str(script)!r}]; import unetgn.programs; raise {error}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == (130 if error == "KeyboardInterrupt" else 2)
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"{Path(name).name}.py: ")
+    assert done.stderr.startswith(f"{script.name}: ")
 
 
-def test_a_script_imports_its_last_words_before_all_that_may_be_missing() -> None:
-    for name in STOPPED:
-        file = next(ROOT / folder / name for folder in ("training", "sampling") if (ROOT / folder / name).is_file())
-        imports = re.findall(r"^(?:from|import) ([\w.]+)", file.read_text(), re.MULTILINE)
-        assert imports[:2] == ["__future__", "training.last_words"], name
+def test_in_programs_of_others_ctrl_c_is_theirs() -> None:
+    program = "import sys; sys.argv = ['/home/somebody/train.py']; import unetgn.programs; raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" in done.stderr
+
+
+def test_scripts_import_the_package_and_the_package_its_last_words_before_all_that_may_be_missing() -> None:
+    for script in SCRIPTS:
+        assert [name.partition(".")[0] for name in named_by(ast.parse(script.read_text()))] == ["sys", "unetgn"], script
+    first, *_ = named_by(ast.parse((ROOT / "unetgn/__init__.py").read_text()))
+    assert first == "unetgn.programs"
+    for file in (ROOT / "unetgn/programs").glob("*.py"):
+        for name in named_by(ast.parse(file.read_text())):
+            assert name.startswith("unetgn.programs") or name in sys.stdlib_module_names, (file, name)
 
 
 PROGRAMS = [
     file
-    for folder in ("training", "sampling", "benchmarks", "examples")
+    for folder in ("unetgn/training", "unetgn/sampling", "benchmarks", "examples")
     for file in sorted((ROOT / folder).rglob("*.py"))
     if '__name__ == "__main__"' in file.read_text() or "add_argument" in file.read_text()
 ]
@@ -95,7 +115,9 @@ PROGRAMS = [
 def named_by(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            yield str(node.module)
+            yield (
+                "unetgn.programs" if node.module == "unetgn" and node.names[0].name == "programs" else str(node.module)
+            )
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -108,7 +130,7 @@ def test_a_program_says_which_package_is_missing_and_takes_a_tilde(file: Path) -
             assert "Path" not in [ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "type"]
     if file.parent.name != "examples":
         if '__name__ == "__main__"' in file.read_text():
-            assert next(name for name in named_by(tree) if name != "__future__").startswith("training")
+            assert next(name for name in named_by(tree) if name != "__future__").startswith("unetgn")
         return
     # Examples may be copied elsewhere, and so have it of themselves.
     (block,) = [node for node in tree.body if isinstance(node, ast.Try)] or [ast.Pass()]
@@ -120,16 +142,16 @@ def test_a_program_says_which_package_is_missing_and_takes_a_tilde(file: Path) -
 
 def test_every_package_that_scripts_need_has_its_extra() -> None:
     wanted = set()
-    for folder in ("training", "sampling"):
+    for folder in ("unetgn/training", "unetgn/sampling"):
         for file in (ROOT / folder).rglob("*.py"):
             wanted |= set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
-    wanted -= {"training", "sampling", "unetgn", "transformers", *sys.stdlib_module_names}
+    wanted -= {"unetgn", "transformers", *sys.stdlib_module_names}
     assert wanted <= set(EXTRAS), wanted - set(EXTRAS)
 
 
 def test_a_module_of_ours_that_is_missing_is_no_package() -> None:
     with pytest.raises(ModuleNotFoundError):
-        last_words.last_words("train.py", ModuleNotFoundError(name="training.nothing"))
+        last_words.last_words("train.py", ModuleNotFoundError(name="unetgn.training.nothing"))
 
 
 @pytest.fixture(scope="module")

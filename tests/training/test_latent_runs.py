@@ -13,17 +13,17 @@ from diffusers import AutoencoderKL, DiffusionPipeline, LDMPipeline, StableDiffu
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from sampling.sample import main as draw
 from tests.training.runs import assert_equal_bits, assert_same_tensors, weights
-from training.cache_latents import main as cache
-from training.config_files import load_config
-from training.data.latents import Latents
-from training.data.samples import IndexedSamples
-from training.network import load_initial_weights, load_network
-from training.objective import Objective
-from training.prepare import prepare_samples
-from training.train import main
 from unetgn import UNet
+from unetgn.sampling.sample import main as draw
+from unetgn.training.cache_latents import main as cache
+from unetgn.training.config_files import load_config
+from unetgn.training.data.latents import Latents
+from unetgn.training.data.samples import IndexedSamples
+from unetgn.training.network import load_initial_weights, load_network
+from unetgn.training.objective import Objective
+from unetgn.training.prepare import prepare_samples
+from unetgn.training.train import main
 
 COMMON = {
     "train": {"steps": 4, "batch_size": 4, "log_every": 1, "trackers": []},

@@ -7,7 +7,7 @@ import torch
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from training.objective import Objective, ObjectiveConfig, level_weights, make_scheduler
+from unetgn.training.objective import Objective, ObjectiveConfig, level_weights, make_scheduler
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 

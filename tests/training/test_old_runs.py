@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sampling.sample import main as draw
 from tests.training.launched import SIX_STEPS
 from tests.training.runs import assert_equal_bits, losses
-from training.checkpoint import Checkpoint, verify
-from training.config_files import RENAMED, load_config
-from training.errors import ConfigError
-from training.manifest import FORMAT
-from training.train import main
+from unetgn.sampling.sample import main as draw
+from unetgn.training.checkpoint import Checkpoint, verify
+from unetgn.training.config_files import RENAMED, load_config
+from unetgn.training.errors import ConfigError
+from unetgn.training.manifest import FORMAT
+from unetgn.training.train import main
 
 
 def value_of(keys: dict, dotted: str) -> object:

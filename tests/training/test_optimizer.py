@@ -2,7 +2,7 @@
 
 import torch
 
-from training.optimizer import optimizer_from_tensors, optimizer_to_tensors
+from unetgn.training.optimizer import optimizer_from_tensors, optimizer_to_tensors
 
 
 def test_an_optimizer_goes_on_in_the_layout_of_its_parameters() -> None:

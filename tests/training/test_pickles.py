@@ -16,14 +16,14 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sampling.folder import SamplingError
-from sampling.trained import open_autoencoder, open_text_encoder
 from tests.tensors import randomized
-from training.data.autoencoder import load_autoencoder
-from training.data.text import TextEncoder
-from training.network import load_network
 from unetgn import UNet, UNetConfig
 from unetgn.interop.files import read_checkpoint
+from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.trained import open_autoencoder, open_text_encoder
+from unetgn.training.data.autoencoder import load_autoencoder
+from unetgn.training.data.text import TextEncoder
+from unetgn.training.network import load_network
 
 
 @dataclass(frozen=True)

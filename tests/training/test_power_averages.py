@@ -9,12 +9,12 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
-from sampling.sample import main as sample
 from tests.training.launched import SIX_STEPS
-from training.average import main
-from training.checkpoint import checkpoint_path, verify
-from training.errors import CheckpointError
-from training.power_averages import (
+from unetgn.sampling.sample import main as sample
+from unetgn.training.average import main
+from unetgn.training.checkpoint import checkpoint_path, verify
+from unetgn.training.errors import CheckpointError
+from unetgn.training.power_averages import (
     WIDTHS,
     PowerAverages,
     Snapshot,
@@ -24,7 +24,7 @@ from training.power_averages import (
     list_snapshots,
     make_average,
 )
-from training.train import main as train
+from unetgn.training.train import main as train
 
 STEPS, EVERY = 600, 50
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from training import preview
-from training.objective import ObjectiveConfig, make_scheduler
-from training.preview import Conditions, PreviewConfig, draw_preview, preview_file
 from unetgn import UNet
+from unetgn.training import preview
+from unetgn.training.objective import ObjectiveConfig, make_scheduler
+from unetgn.training.preview import Conditions, PreviewConfig, draw_preview, preview_file
 
 
 def test_many_images_are_drawn_in_batches_of_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from sampling.evaluate import read_samples
 from tests.training.forked import LAUNCHER, finish, start, succeed
 from tests.training.launched import SAMPLE, TWO, launcher_line
 from tests.training.runs import (
@@ -18,6 +17,7 @@ from tests.training.runs import (
     status,
     wait_until,
 )
+from unetgn.sampling.evaluate import read_samples
 
 PAIR = {"launcher": TWO, "processes": 2}
 

@@ -13,24 +13,24 @@ from diffusers.training_utils import EMAModel
 from tests.training.failures import ASIDE, KINDS, PLACES, Tracker, fail
 from tests.training.loops import Runs
 from tests.training.runs import assert_equal_bits, rows, status
-from training import loop as loop_module
-from training import train
-from training.checkpoint import Checkpoint, verify
-from training.errors import Diverged, Failed, Preempted
-from training.loop import Loop
-from training.signals import STOPS, StopSignals
-from training.step import TrainState
+from unetgn.training import loop as loop_module
+from unetgn.training import train
+from unetgn.training.checkpoint import Checkpoint, verify
+from unetgn.training.errors import Diverged, Failed, Preempted
+from unetgn.training.loop import Loop
+from unetgn.training.signals import STOPS, StopSignals
+from unetgn.training.step import TrainState
 
 FAILS_AFTER = 3  # steps; where the place is not come to then, its case names other keys
 
 
 def calls_out_of_the_loop() -> set[str]:
-    """List what training/loop.py calls of other modules: functions that it imports, methods of what it holds."""
+    """List what unetgn/training/loop.py calls of other modules: functions that it imports, methods of what it holds."""
     tree = ast.parse(Path(loop_module.__file__).read_text())
     imported = {
         name.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("training", "tqdm"))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("unetgn.training", "tqdm"))
         for name in node.names
     }
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

@@ -10,7 +10,7 @@ import pytest
 from tests.training.forked import Finished, finish, succeed
 from tests.training.launched import FSDP2, ON_CPUS, ROOT, TWO
 from tests.training.runs import assert_equal_bits, logged_without_speed, status
-from training.checkpoint import verify
+from unetgn.training.checkpoint import verify
 
 FAILING = ROOT / "tests" / "training" / "train_with_a_failure.py"
 PAIR: Mapping[str, Any] = {"launcher": TWO, "processes": 2}

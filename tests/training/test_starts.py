@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.forked import LAUNCHER, finish, start, succeed
 from tests.training.launched import PAIR, ROOT, TWO, launcher_line
-from training.processes import command_for
+from unetgn.training.processes import command_for
 
 
 def test_a_refusal_with_several_processes_is_said_once_and_alone(tiny: Path, tmp_path: Path) -> None:

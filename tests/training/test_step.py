@@ -6,9 +6,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from training.objective import Objective, ObjectiveConfig
-from training.step import EMAConfig, Numbers, TrainConfig, TrainState, learning_rate
 from unetgn import UNet
+from unetgn.training.objective import Objective, ObjectiveConfig
+from unetgn.training.step import EMAConfig, Numbers, TrainConfig, TrainState, learning_rate
 
 
 def test_the_learning_rate_rises_linearly_then_falls_along_half_a_cosine() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from training.step import Numbers
-from training.throughput import Window, flops_per_image, peak_flops
 from unetgn import UNetConfig
+from unetgn.training.step import Numbers
+from unetgn.training.throughput import Window, flops_per_image, peak_flops
 
 
 def test_the_operations_of_a_convolution_are_counted_both_ways() -> None:

@@ -21,14 +21,14 @@ from torch.utils.data import default_collate
 from tests.training.forked import finish, start
 from tests.training.launched import SIX_STEPS, TRAIN
 from tests.training.runs import assert_equal_bits, assert_same_tensors, everything, losses, rows, status, wait_until
-from training import checkpoint, train
-from training.config_files import load_config
-from training.data.config import split
-from training.data.images import Digits
-from training.data.samples import IndexedSamples
-from training.objective import ObjectiveConfig
-from training.train import main
 from unetgn import UNet
+from unetgn.training import checkpoint, train
+from unetgn.training.config_files import load_config
+from unetgn.training.data.config import split
+from unetgn.training.data.images import Digits
+from unetgn.training.data.samples import IndexedSamples
+from unetgn.training.objective import ObjectiveConfig
+from unetgn.training.train import main
 
 
 @pytest.fixture

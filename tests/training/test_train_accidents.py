@@ -11,8 +11,8 @@ import torch
 from tests.training.launched import SIX_STEPS
 from tests.training.runs import assert_equal_bits, losses, status
 from tests.training.test_train import run
-from training import train
-from training.run_directory import RunDirectory
+from unetgn.training import train
+from unetgn.training.run_directory import RunDirectory
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from PIL import Image
 from tests.training import runs
 from tests.training.forked import succeed
 from tests.training.shards import png, write_shards, write_tar
-from training import throughput
-from training.data import pixels
-from training.train import main
+from unetgn.training import throughput
+from unetgn.training.data import pixels
+from unetgn.training.train import main
 
 pytest.importorskip("datasets")
 TINY = """

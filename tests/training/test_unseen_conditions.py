@@ -8,16 +8,16 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
-from sampling.folder import SamplingError
-from sampling.sample import main as sample_main
-from sampling.trained import Trained, open_text_encoder
-from training.checkpoint import find_checkpoint
-from training.config_files import load_config
-from training.network import load_checkpoint, load_initial_weights, make_network
-from training.train import main as train
 from unetgn import UNet, interop
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.sampling import make_sampling_scheduler, sample
+from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.sample import main as sample_main
+from unetgn.sampling.trained import Trained, open_text_encoder
+from unetgn.training.checkpoint import find_checkpoint
+from unetgn.training.config_files import load_config
+from unetgn.training.network import load_checkpoint, load_initial_weights, make_network
+from unetgn.training.train import main as train
 
 KEYS = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], depth: 1, attention_levels: [],

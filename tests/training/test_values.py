@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.config_files import known_keys, load_config
-from training.hints import ELSEWHERE, KEY_OF, nearest_key
-from training.values import as_meant
+from unetgn.training.config_files import known_keys, load_config
+from unetgn.training.hints import ELSEWHERE, KEY_OF, nearest_key
+from unetgn.training.values import as_meant
 
 KEYS = {name: key.kind for name, key in known_keys().items() if not key.group}
 

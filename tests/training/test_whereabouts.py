@@ -16,11 +16,11 @@ from tests.training.launched import ROOT, TRAIN
 from tests.training.loops import Runs
 from tests.training.runs import assert_equal_bits, status
 from tests.training.test_train import run
-from training import loop as loop_module
-from training import train
-from training.checkpoint import Checkpoint, list_checkpoints, run_of
-from training.errors import CheckpointError, ConfigError, RunDirectoryError
-from training.run_directory import LOCK, RunDirectory
+from unetgn.training import loop as loop_module
+from unetgn.training import train
+from unetgn.training.checkpoint import Checkpoint, list_checkpoints, run_of
+from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError
+from unetgn.training.run_directory import LOCK, RunDirectory
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_lock_that_a_refused_start_took_away_is_no_lock(tmp_path: Path, monkey
     run_directory.unlock()
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "training").glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "unetgn/training").rglob("*.py")), ids=lambda file: file.name)
 def test_every_text_file_of_a_run_is_in_utf_8(file: Path) -> None:
     """Whatever the terminal's letters are."""
     for node in ast.walk(ast.parse(file.read_text())):

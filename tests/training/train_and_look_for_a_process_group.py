@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from training.train import main
+from unetgn.training.train import main
 
 code = main()
 print("a process group is left:", torch.distributed.is_initialized())

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training.train import main
+from unetgn.training.train import main
 
 NOT_PERMITTED = 77
 NEW_NAMESPACES = 0x10000000 | 0x00020000  # CLONE_NEWUSER | CLONE_NEWNS

@@ -6,8 +6,8 @@ import time
 
 import torch
 
-from training.data.samples import IndexedSamples
-from training.train import main
+from unetgn.training.data.samples import IndexedSamples
+from unetgn.training.train import main
 
 original = IndexedSamples.__getitem__
 

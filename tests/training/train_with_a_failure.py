@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from tests.training.failures import fail
-from training.data.samples import IndexedSamples
-from training.loop import Loop
-from training.objective import Objective
-from training.step import TrainState
-from training.train import main
+from unetgn.training.data.samples import IndexedSamples
+from unetgn.training.loop import Loop
+from unetgn.training.objective import Objective
+from unetgn.training.step import TrainState
+from unetgn.training.train import main
 
 place, step = os.environ["FAILS_AT"], int(os.environ["FAILS_AFTER"])
 loops: list[Loop] = []

@@ -5,8 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
-from training import checkpoint, files
-from training.train import main
+from unetgn.training import checkpoint, files
+from unetgn.training.train import main
 
 OWNERS = {
     "save_file": checkpoint,

@@ -6,7 +6,7 @@ import sys
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from training.train import main
+from unetgn.training.train import main
 
 original = AcceleratorState.__init__
 

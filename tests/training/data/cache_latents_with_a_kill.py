@@ -4,8 +4,8 @@ import os
 import signal
 import sys
 
-from training.cache_latents import main
-from training.data import encoding
+from unetgn.training.cache_latents import main
+from unetgn.training.data import encoding
 
 original = encoding.Cache._write_tensors
 shards = []

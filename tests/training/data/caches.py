@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training.cache_latents import main
+from unetgn.training.cache_latents import main
 
 
 def cache(pipeline: Path, images: Path, out: Path, *arguments: str) -> int:

@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL
 
 from tests.training.data.caches import cache
 from tests.training.forked import finish
-from training.data.images import ImageFolder
-from training.data.latents import Latents, read_manifest
+from unetgn.training.data.images import ImageFolder
+from unetgn.training.data.latents import Latents, read_manifest
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -47,7 +47,7 @@ def test_a_cache_killed_after_some_shards_and_started_again_is_the_unbroken_one(
 
 
 def test_a_second_process_is_kept_out(stable_diffusion: Path, photographs: Path, tmp_path: Path) -> None:
-    holder = "import sys, time; from pathlib import Path; from training.run_directory import RunDirectory\n"
+    holder = "import sys, time; from pathlib import Path; from unetgn.training.run_directory import RunDirectory\n"
     holder += "run = RunDirectory(Path(sys.argv[1])); run.lock(); print('held', flush=True); time.sleep(60)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     first = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], env=environment, stdout=subprocess.PIPE)

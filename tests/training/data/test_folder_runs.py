@@ -11,9 +11,9 @@ from torch.utils.data import get_worker_info
 from tests.training.forked import succeed
 from tests.training.launched import TWO
 from tests.training.runs import assert_equal_bits
-from training import loop
-from training.data.images import ImageFolder
-from training.train import main
+from unetgn.training import loop
+from unetgn.training.data.images import ImageFolder
+from unetgn.training.train import main
 
 TINY = """
 model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], norm: {num_groups: 4}}

@@ -14,17 +14,17 @@ import pytest
 from PIL import Image
 
 from tests.training.shards import png, table, write_tar
-from training.data import folders
-from training.data.config import DataConfig, open_images
-from training.data.folders import AGAIN, LISTED, SPECIAL, fold, walk
-from training.data.images import ImageFolder
-from training.data.latents import Latents
-from training.data.looking import look_at_all
-from training.data.pictures import Facts, open_picture
-from training.data.pixels import Framing, Room
-from training.data.shards import open_shards
-from training.data.splits import check_class_folders
-from training.data.text import read_files
+from unetgn.training.data import folders
+from unetgn.training.data.config import DataConfig, open_images
+from unetgn.training.data.folders import AGAIN, LISTED, SPECIAL, fold, walk
+from unetgn.training.data.images import ImageFolder
+from unetgn.training.data.latents import Latents
+from unetgn.training.data.looking import look_at_all
+from unetgn.training.data.pictures import Facts, open_picture
+from unetgn.training.data.pixels import Framing, Room
+from unetgn.training.data.shards import open_shards
+from unetgn.training.data.splits import check_class_folders
+from unetgn.training.data.text import read_files
 
 DOORS = {"folder": "png", "datasets": "parquet", "stream": "tar"}
 
@@ -265,7 +265,7 @@ def test_looking_at_pictures_asks_for_room(tmp_path: Path, monkeypatch: pytest.M
             taken.append(pixels)
             return super().take(pixels)
 
-    monkeypatch.setattr("training.data.pixels.ROOM", Watched(10))
+    monkeypatch.setattr("unetgn.training.data.pixels.ROOM", Watched(10))
     for number in range(3):
         Image.new("RGB", (8, 9 + number)).save(tmp_path / f"{number}.png")
     images = open_images(DataConfig(name="folder", path=str(tmp_path)), 3)

@@ -16,10 +16,10 @@ import pytest
 
 from tests.training.data.test_stream import open_stream, read, seen
 from tests.training.shards import png, shades, table, write_shards, write_tar
-from training.data import mixing, tars
-from training.data.shards import open_shards
-from training.errors import DataError
-from training.train import main
+from unetgn.training.data import mixing, tars
+from unetgn.training.data.shards import open_shards
+from unetgn.training.errors import DataError
+from unetgn.training.train import main
 
 KINDS = ("parquet", "arrow", "arrow file", "tar", "tar.gz")
 
@@ -263,7 +263,7 @@ def test_parquet_that_unpacks_to_many_times_its_size_is_refused(
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_the_same_rows_are_held_out_whoever_reads_and_never_trained_on(kind: str, tmp_path: Path) -> None:
-    from training.data.held_out import HeldOutRows
+    from unetgn.training.data.held_out import HeldOutRows
 
     path = write_shards(tmp_path, kind, count=200, shards=8)
     stream = open_stream(path, held_out=0.25, held_out_most=500)

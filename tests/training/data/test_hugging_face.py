@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from tests.training.shards import CLASSES, png, shades, table, write_shards
-from training.data.hugging_face import HuggingFaceImages
-from training.data.images import check_classes
-from training.data.pixels import Framing
-from training.data.samples import IndexedSamples
+from unetgn.training.data.hugging_face import HuggingFaceImages
+from unetgn.training.data.images import check_classes
+from unetgn.training.data.pixels import Framing
+from unetgn.training.data.samples import IndexedSamples
 
 
 def test_a_hugging_face_data_set_on_disk_is_read(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_link_to_a_folder_of_shards_is_followed(tmp_path: Path, cache: Path) -
 
 def fingerprint_elsewhere(path: str) -> str:
     """What another process, with a cache of its own, says."""
-    script = "import sys; from training.data.hugging_face import *; from training.data.pixels import *\n"
+    script = "import sys; from unetgn.training.data.hugging_face import *; from unetgn.training.data.pixels import *\n"
     script += "print(HuggingFaceImages(sys.argv[1], Framing(8, 3), 'image', 'label').fingerprint())"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_DATASETS_CACHE": f"{path}.cache"}
     return subprocess.run([sys.executable, "-c", script, path], env=environment, capture_output=True, text=True,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.images import Digits, ImageFolder
-from training.data.pixels import Framing
+from unetgn.training.data.images import Digits, ImageFolder
+from unetgn.training.data.pixels import Framing
 
 
 def write_image(path: Path, size: tuple[int, int] = (16, 16), shade: int = 128) -> None:

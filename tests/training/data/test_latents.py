@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.training.data.caches import cache
-from training.cache_latents import main
-from training.data.autoencoder import load_autoencoder
-from training.data.config import DataConfig, open_images
-from training.data.images import Images
-from training.data.latents import Latents
-from training.data.samples import IndexedSamples, StepBatches
+from unetgn.training.cache_latents import main
+from unetgn.training.data.autoencoder import load_autoencoder
+from unetgn.training.data.config import DataConfig, open_images
+from unetgn.training.data.images import Images
+from unetgn.training.data.latents import Latents
+from unetgn.training.data.samples import IndexedSamples, StepBatches
 
 
 def source(photographs: Path) -> Images:

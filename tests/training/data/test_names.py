@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from tests.training.shards import png, shades, table, write_tar
-from training.cache_latents import parse_arguments as cache_arguments
-from training.config_files import load_config
-from training.data.config import DataConfig, open_images
-from training.data.samples import StepBatches
-from training.data.stream import ShardStream
-from training.run_directory import RunDirectory
-from training.train import parse_arguments as train_arguments
+from unetgn.training.cache_latents import parse_arguments as cache_arguments
+from unetgn.training.config_files import load_config
+from unetgn.training.data.config import DataConfig, open_images
+from unetgn.training.data.samples import StepBatches
+from unetgn.training.data.stream import ShardStream
+from unetgn.training.run_directory import RunDirectory
+from unetgn.training.train import parse_arguments as train_arguments
 
 pytest.importorskip("datasets")
 # Beside each the name that it would be as a pattern.
@@ -125,7 +125,7 @@ def test_a_path_below_the_home_folder_is_found_in_every_key_and_option(
     config = load_config(Path("~/a.yaml").expanduser(), ["data.image_size=8"])
     assert config.train.initial_weights == str(tmp_path / "weights")
     assert config.data.path == str(tmp_path / "pictures")
-    from sampling.sample import parse_arguments as sample_arguments
+    from unetgn.sampling.sample import parse_arguments as sample_arguments
 
     train = train_arguments(["--config", "~/a.yaml", "--output", "~/run"])
     cache = cache_arguments(["--autoencoder", "~/vae", "--text-encoder", "~/text", "--out", "~/out"])
@@ -134,7 +134,7 @@ def test_a_path_below_the_home_folder_is_found_in_every_key_and_option(
     found = [train.output, cache.autoencoder, cache.text_encoder, cache.out, sample.checkpoint, sample.out,
              sample.autoencoder, sample.text_encoder]  # fmt: skip
     assert all(path.parent == tmp_path for path in found)
-    from training.config_files import find_config
+    from unetgn.training.config_files import find_config
 
     assert find_config(train.config) == tmp_path / "a.yaml"
 

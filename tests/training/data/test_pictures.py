@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from training.data.images import ImageFolder
-from training.data.pictures import ENDINGS, FORMATS, IMAGE_SUFFIXES, TooLarge, normalize, open_picture
-from training.data.pixels import Framing, InColour
+from unetgn.training.data.images import ImageFolder
+from unetgn.training.data.pictures import ENDINGS, FORMATS, IMAGE_SUFFIXES, TooLarge, normalize, open_picture
+from unetgn.training.data.pixels import Framing, InColour
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
 LOSSY = {"JPEG", "WEBP", "AVIF", "GIF", "JPEG2000"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.pixels import Framing, TooSmall
+from unetgn.training.data.pixels import Framing, TooSmall
 
 
 def test_a_larger_image_is_resized_and_cropped_to_its_centre() -> None:

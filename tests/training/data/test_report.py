@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.training.shards import png, table, write_tar
-from training.data.report import DATA, read_class_names
-from training.train import main
+from unetgn.training.data.report import DATA, read_class_names
+from unetgn.training.train import main
 
 TINY = """
 model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], num_classes: 2,

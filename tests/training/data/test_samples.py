@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.config import DataConfig, open_images, split
-from training.data.images import Digits
-from training.data.samples import IndexedSamples, Purpose, StepBatches, random_generator
-from training.errors import DataError
+from unetgn.training.data.config import DataConfig, open_images, split
+from unetgn.training.data.images import Digits
+from unetgn.training.data.samples import IndexedSamples, Purpose, StepBatches, random_generator
+from unetgn.training.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training.data.config import DataConfig, open_images
-from training.data.images import ImageFolder
-from training.data.pixels import Framing
-from training.data.splits import SPLITS, splits_among
+from unetgn.training.data.config import DataConfig, open_images
+from unetgn.training.data.images import ImageFolder
+from unetgn.training.data.pixels import Framing
+from unetgn.training.data.splits import SPLITS, splits_among
 
 PATTERNS = ("{}", "{}2017", "{}_images", "images-{}", "cifar10_{}", "{}_64x64", "{} set")
 PAIRS = [(one, other) for one, other in itertools.combinations(SPLITS, 2) if SPLITS[one] != SPLITS[other]]

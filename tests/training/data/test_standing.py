@@ -14,13 +14,13 @@ from tests.training.forked import succeed
 from tests.training.launched import TWO
 from tests.training.runs import assert_equal_bits
 from tests.training.shards import write_shards
-from training.data.mixing import Pass, Standing
-from training.data.rows import Row, Wanted
-from training.data.samples import StepBatches
-from training.data.standing import check_states, standings_of
-from training.data.stream import ShardStream
-from training.errors import CheckpointError
-from training.train import main
+from unetgn.training.data.mixing import Pass, Standing
+from unetgn.training.data.rows import Row, Wanted
+from unetgn.training.data.samples import StepBatches
+from unetgn.training.data.standing import check_states, standings_of
+from unetgn.training.data.stream import ShardStream
+from unetgn.training.errors import CheckpointError
+from unetgn.training.train import main
 
 KINDS_AND_GZ = (*KINDS, "tar.gz")
 

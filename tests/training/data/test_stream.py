@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from tests.training.shards import png, shades, table, write_shards, write_tar
-from training.data.config import DataConfig, open_images
-from training.data.images import Digits
-from training.data.samples import IndexedSamples, StepBatches
-from training.data.stream import ShardStream
-from training.errors import DataError
+from unetgn.training.data.config import DataConfig, open_images
+from unetgn.training.data.images import Digits
+from unetgn.training.data.samples import IndexedSamples, StepBatches
+from unetgn.training.data.stream import ShardStream
+from unetgn.training.errors import DataError
 
 datasets = pytest.importorskip("datasets")
 KINDS = ("parquet", "arrow", "tar")

@@ -13,12 +13,12 @@ from PIL import Image
 from tests.training import runs
 from tests.training.data.test_stream import open_stream, read, seen
 from tests.training.shards import png, write_shards
-from training.data.config import DataConfig, open_images, split, split_images
-from training.data.images import ImageFolder, fingerprint_parts, part_of
-from training.data.pixels import Framing
-from training.data.samples import IndexedSamples
-from training.errors import DataError
-from training.train import main
+from unetgn.training.data.config import DataConfig, open_images, split, split_images
+from unetgn.training.data.images import ImageFolder, fingerprint_parts, part_of
+from unetgn.training.data.pixels import Framing
+from unetgn.training.data.samples import IndexedSamples
+from unetgn.training.errors import DataError
+from unetgn.training.train import main
 
 TINY = """
 model: {in_channels: 3, out_channels: 3, channels: [8, 16], depth: 1, attention_levels: [], norm: {num_groups: 4}}

@@ -1,0 +1,27 @@
+"""Draws how a figure changes over the checkpoints of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unetgn.training.files import writing
+from unetgn.training.preview import import_pyplot
+
+
+def draw_curve(rows: Sequence[dict[str, Any]], metric: str, file: Path) -> None:
+    """Draw a figure against the step, with that of real images as a line. Raises OSError."""
+    pyplot = import_pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(
+        [row["step"] for row in rows], [row[metric] for row in rows], "o-", label=f"{rows[-1]['samples']} samples"
+    )
+    of_real = rows[-1].get(f"{metric}_of_real")
+    if of_real is not None:
+        axes.axhline(of_real, color="grey", linestyle="--", label="real images")
+    axes.set(xlabel="step", ylabel=metric)
+    axes.legend()
+    with writing(file) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,57 @@
+"""Draws the samples of a checkpoint that are to be judged, into a folder of its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from unetgn.sampling.sample import parse_arguments, run
+from unetgn.training.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint, list_checkpoints, run_of, verify
+from unetgn.training.errors import CheckpointError
+
+EVALUATION = "evaluation"  # where a run's folder has its samples and what was found of them
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Says which samples are drawn: options of sampling/sample.py, None where its own default is meant."""
+
+    seeds: str = "0-999"
+    scheduler: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    weights: str | None = None
+    batch_size: int | None = None
+
+    def options(self) -> list[str]:
+        """Write them as sampling/sample.py takes them."""
+        given = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items() if value is not None}
+        return [word for name, value in given.items() for word in (name, str(value))]
+
+    def name(self) -> str:
+        """Name what decides the look of an image, for a folder."""
+        named = (self.weights, self.scheduler, self.steps and f"{self.steps}-steps",
+                 None if self.guidance_scale is None else f"guidance-{self.guidance_scale}")  # fmt: skip
+        return "-".join(part for part in named if part) or "samples"
+
+
+def draw(checkpoint: Checkpoint, drawing: Drawing) -> Path:
+    """Draw the samples of a checkpoint that are not there yet, each process its share; return their folder.
+
+    Raises what sampling/sample.py raises.
+    """
+    out = run_of(checkpoint) / EVALUATION / checkpoint.path.name / drawing.name()
+    run(parse_arguments(["--checkpoint", str(checkpoint.path), "--out", str(out), *drawing.options()]))
+    return out
+
+
+def find_all(path: Path) -> tuple[list[Checkpoint], list[str]]:
+    """Find all sound checkpoints of a run, oldest first; and what is wrong with the others."""
+    folder = run_of(find_checkpoint(path)) / CHECKPOINTS
+    found, wrong = [], []
+    for each in list_checkpoints(folder):
+        try:
+            found.append(verify(each))
+        except CheckpointError as error:
+            wrong.append(str(error))
+    return found, wrong

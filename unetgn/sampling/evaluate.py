@@ -1,0 +1,289 @@
+"""Judges samples against real images: python sampling/evaluate.py --samples PATH | --checkpoint RUN [--config NAME]
+
+Samples are a folder, as sampling/sample.py wrote it or of any images, an NPZ with arr_0 (N, H, W, C), tar shards, or
+what a checkpoint draws. Real images are those of a configuration, or a set like the samples (--real).
+
+In pixels, averaged down to 32 where there are more: label_agreement, frechet_distance, novelty. In the features of an
+extractor: fid, kid, precision, recall. What ends in _of_real is what as many real images reach that are not among those
+compared with. All figures are printed, then written as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from unetgn.programs.last_words import last_words
+from unetgn.sampling.curve import draw_curve
+from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all
+from unetgn.sampling.extractors import Extractor, ExtractorError, default_name, open_extractor
+from unetgn.sampling.features import default_folder
+from unetgn.sampling.figures import frechet_distance, label_agreement, novelty
+from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.judge import Judge, Part, Real
+from unetgn.sampling.sets import EvaluationError, Pictures, open_samples, read_samples
+from unetgn.training.checkpoint import Checkpoint, find_checkpoint, run_of
+from unetgn.training.config_files import find_config, load_config
+from unetgn.training.data.config import open_images, split_images
+from unetgn.training.errors import CheckpointError, ConfigError
+from unetgn.training.files import user_path, write_json
+from unetgn.training.processes import LONGEST_WAIT, ask_main
+
+__all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "novelty", "read_real", "read_samples"]
+
+DEFAULT = "digits8_ddpm"
+CURVES = ("fid", "kid", "precision", "recall", "label_agreement", "frechet_distance", "novelty")
+
+
+def open_real(config: str) -> Real:
+    """Open the real images that a configuration names, training and held-out ones."""
+    run = load_config(find_config(config))
+    if run.data.name == "latents":
+        raise EvaluationError(
+            f"{config} trains on latents: give as --config one whose keys data.* name the real images"
+        )
+    try:
+        images = open_images(run.data, run.model.in_channels)
+        usable = images.usable()
+    except ValueError as error:
+        raise EvaluationError(f"the real images of {config}: {error}") from error
+    training, held_out = split_images(images, usable, run.data.held_out)
+    if len(training) < 2:
+        raise EvaluationError(f"{config} has {len(training)} training image(s); a distribution needs several")
+
+    def read(number: int) -> np.ndarray:
+        return (images.image(number) + 1) / 2
+
+    return Real(
+        Pictures(read, usable),
+        Pictures(read, training),
+        Pictures(read, held_out),
+        lambda pictures: np.array([images.label(int(number)) for number in pictures.numbers]),
+        source=config,
+        data=run.data.name,
+    )
+
+
+def open_real_set(path: Path) -> Real:
+    """Open real images that are a set as samples are; none of them are held out."""
+    pictures, labels = open_samples(path)
+    return Real(
+        pictures,
+        pictures,
+        pictures.part(slice(0)),
+        lambda pictures: labels[np.asarray(pictures.numbers, dtype=int)],
+        source=str(path),
+    )
+
+
+def read_real(config: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Read real images (N, D) in [0, 1], their labels, and the numbers of training and held-out ones, all at once."""
+    real = open_real(config)
+    place = {int(number): place for place, number in enumerate(real.all.numbers)}
+    training, held_out = ([place[int(number)] for number in part.numbers] for part in (real.training, real.held_out))
+    return np.stack(list(real.all)), real.labels(real.all), np.array(training), np.array(held_out)
+
+
+def choose_extractor(asked: str | None, data: str, accelerator: Accelerator) -> Extractor | None:
+    """Open the extractor: the one that is asked for, that of the embedded data, or Inception where it is there.
+
+    None where none is asked for nor there, which is said. Raises EvaluationError.
+    """
+    name = asked or default_name(data)
+    try:
+        return open_extractor(name, accelerator.device)
+    except ExtractorError as error:
+        if asked is not None:
+            raise EvaluationError(f"--extractor: {error}") from error
+        if accelerator.is_main_process:
+            print(f"evaluate.py: fid, kid, precision and recall are left out: {error}", file=sys.stderr)
+        return None
+
+
+def make_judge(
+    config: str = DEFAULT,
+    *,
+    real: Path | None = None,
+    reference: Part | None = None,
+    extractor: str | None = None,
+    kept: Path | None = None,
+    accelerator: Accelerator | None = None,
+) -> Judge:
+    """Make what compares samples with the images of a configuration, or with a set `real`. Raises EvaluationError."""
+    accelerator = accelerator or start_processes()
+    images = open_real(config) if real is None else open_real_set(real)
+    chosen = choose_extractor(extractor, images.data, accelerator)
+    part: Part = reference or ("held_out" if len(images.held_out) else "all")
+    return Judge(images, accelerator, part, chosen, kept or default_folder())
+
+
+def evaluate(samples: Path, config: str = DEFAULT, **options: Any) -> dict[str, Any]:
+    """Compute the figures of samples, with their number; `options` are those of `make_judge`."""
+    return make_judge(config, **options).judge(samples)
+
+
+def start_processes() -> Accelerator:
+    """Make Accelerate's view of the processes that a launcher started."""
+    wait = InitProcessGroupKwargs(timeout=LONGEST_WAIT)  # the main process alone looks at pixels
+    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[wait])
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the options of this script."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument(
+        "--samples", type=user_path, metavar="PATH", help="folder, NPZ file, tar shard or folder of tars"
+    )
+    judged.add_argument("--checkpoint", type=user_path, metavar="RUN",
+                        help="a run's folder, or one of its checkpoints: its samples go to RUN/evaluation")  # fmt: skip
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument("--config", metavar="NAME", help="configuration that names the real images, such as "
+                          f"RUN/config.yaml (default: that of --checkpoint, or {DEFAULT})")  # fmt: skip
+    compared.add_argument("--real", type=user_path, metavar="PATH", help="real images, in a set as --samples takes it")
+    parser.add_argument(
+        "--reference",
+        choices=get_args(Part),
+        help="part of the configuration's images whose features are compared with (default: held_out, or all where "
+        "nothing is held out)",
+    )
+    parser.add_argument(
+        "--extractor",
+        metavar="NAME",
+        help="what makes features: digits or mnist5k (small classifiers that come along), inception[=FILE], a "
+        "TorchScript file, a file of sampling/train_classifier.py, or module.path:name (default: that of the embedded "
+        "data, else inception where it is installed)",
+    )
+    parser.add_argument("--cache", type=user_path, metavar="FOLDER", help="keeps features of real images (default: "
+                        "~/.cache/unetgn/features)")  # fmt: skip
+    parser.add_argument(
+        "--out", type=user_path, help="JSON file to write (default: evaluation.json beside the samples)"
+    )
+    parser.add_argument(
+        "--all-checkpoints", action="store_true", help="judge every checkpoint of the run, draw a curve"
+    )
+    parser.add_argument("--metric", choices=CURVES, help="what the curve shows (default: fid)")
+    drawing = parser.add_argument_group("what --checkpoint draws, as sampling/sample.py")
+    drawing.add_argument("--seeds", help="one image each, as in 0-63 or 0,5,8-9 (default: 0-999)")
+    drawing.add_argument("--scheduler", metavar="NAME")
+    drawing.add_argument("--steps", type=int)
+    drawing.add_argument("--batch-size", type=int)
+    drawing.add_argument("--guidance-scale", type=float)
+    drawing.add_argument("--weights", choices=("ema", "raw"))
+    parsed = parser.parse_args(arguments)
+    asked = [
+        name for name in [*vars(Drawing()), "all_checkpoints"] if getattr(parsed, name) is not parser.get_default(name)
+    ]
+    if parsed.checkpoint is None and asked:
+        parser.error(f"--{asked[0].replace('_', '-')} is for --checkpoint: what --samples has is drawn already")
+    if parsed.metric is not None and not parsed.all_checkpoints:
+        parser.error("--metric is for --all-checkpoints: without a curve all figures are printed")
+    if parsed.reference is not None and parsed.real is not None:
+        parser.error("--reference is for --config: all images of --real are compared with")
+    return parsed
+
+
+def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
+    """Go from the parsed arguments to the figures, and the file for them; None on all but the main process."""
+    accelerator = start_processes()
+    checkpoints = [] if parsed.checkpoint is None else ask_main(accelerator, lambda: find(parsed))
+    judge = make_judge(
+        parsed.config or (str(checkpoints[-1].config_file) if checkpoints else DEFAULT),
+        real=parsed.real,
+        reference=parsed.reference,
+        extractor=parsed.extractor,
+        kept=parsed.cache,
+        accelerator=accelerator,
+    )
+    if not checkpoints:
+        figures = judge.judge(parsed.samples)
+        return (parsed.out or beside(parsed.samples), figures) if accelerator.is_main_process else None
+    drawing = Drawing(**{name: value for name in vars(Drawing()) if (value := getattr(parsed, name)) is not None})
+    rows: list[dict[str, Any]] = []
+    for checkpoint in checkpoints:
+        samples = draw(checkpoint, drawing)
+        rows.append({"step": checkpoint.step, **judge.judge(samples)})
+        if parsed.all_checkpoints and accelerator.is_main_process:
+            print(f"step {checkpoint.step}: {summarize(rows[-1])}", flush=True)
+    if not accelerator.is_main_process:
+        return None
+    if not parsed.all_checkpoints:
+        return parsed.out or beside(samples), rows[0]
+    metric = parsed.metric or ("fid" if judge.extractor is not None else "frechet_distance")
+    if metric not in rows[0]:
+        raise EvaluationError(f"--metric {metric} was not measured: there are {', '.join(numbers(rows[0]))}")
+    out = parsed.out or run_of(checkpoints[0]) / EVALUATION / f"{drawing.name()}.json"
+    draw_curve(rows, metric, out.with_name(f"{out.stem}-{metric}.png"))
+    return out, {"metric": metric, "checkpoints": rows}
+
+
+def find(parsed: argparse.Namespace) -> list[Checkpoint]:
+    """Find the checkpoint that is asked for, or all sound ones of its run, naming the others."""
+    if not parsed.all_checkpoints:
+        return [find_checkpoint(parsed.checkpoint)]
+    found, wrong = find_all(parsed.checkpoint)
+    for words in wrong:
+        print(f"evaluate.py: passing over a checkpoint: {words}", file=sys.stderr)
+    return found
+
+
+def beside(samples: Path) -> Path:
+    """Name the file of figures beside samples."""
+    return samples / "evaluation.json" if samples.is_dir() else samples.with_suffix(".evaluation.json")
+
+
+def numbers(figures: dict[str, Any]) -> dict[str, float]:
+    """Return the figures that are numbers."""
+    return {name: figure for name, figure in figures.items() if isinstance(figure, int | float)}
+
+
+def summarize(figures: dict[str, Any]) -> str:
+    """Write the figures in one line, each with that of real images."""
+    found = numbers(figures)
+    words = [
+        f"{name} {figure:.4g}" + (f" (real {found[f'{name}_of_real']:.4g})" if f"{name}_of_real" in found else "")
+        for name, figure in found.items()
+        if not name.endswith("_of_real") and name not in ("step", "samples", "kid_std")
+    ]
+    return f"{found['samples']} samples: {', '.join(words)}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
+    parsed = parse_arguments(arguments)
+    try:
+        if (found := run(parsed)) is None:
+            return 0  # the main process says it
+        out, figures = found
+        for name, figure in numbers(figures).items():
+            print(f"{name:>23}  {figure:.4g}", flush=True)
+        return write(figures, out)
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("evaluate.py", error)
+    except (EvaluationError, SamplingError, CheckpointError, ConfigError, OSError) as error:
+        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        return 2
+    finally:  # C++ may abort a process that leaves its process group to the exit
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def write(figures: dict[str, Any], out: Path) -> int:
+    """Write the figures; return the script's exit code."""
+    try:
+        write_json(out, figures)
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"evaluate.py: {error}; the figures above are whole", file=sys.stderr)
+        return 1
+    if "checkpoints" not in figures:
+        print(summarize(figures))
+    print(f"written to {out}")
+    return 0

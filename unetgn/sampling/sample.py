@@ -1,0 +1,220 @@
+"""Make images with a trained U-Net: python sampling/sample.py --checkpoint RUN --seeds 0-63 --out DIR
+
+Image n depends on seed n alone, up to the rounding that batch size and device bring: not on the other images or the
+number of processes. What was stopped goes on where it was when the same line is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.inputs import read_images, read_mask
+from unetgn.pipelines.schedulers import begin_later, set_to_steps
+from unetgn.programs.last_words import last_words
+from unetgn.programs.parent import stop_with_parent
+from unetgn.sampling.folder import Request, SamplingError, Subject, check_space, claim, file_of, missing, write_summary
+from unetgn.sampling.options import choose_subjects, parse_arguments, parse_classes, parse_numbers
+from unetgn.sampling.progress import Progress
+from unetgn.sampling.strips import write_interpolation, write_strip
+from unetgn.sampling.trained import Trained, load_trained, open_autoencoder, open_pipeline, open_text_encoder
+from unetgn.training.checkpoint import find_checkpoint
+from unetgn.training.data.autoencoder import digest
+from unetgn.training.data.pictures import normalize, open_picture
+from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError
+from unetgn.training.files import write_png
+from unetgn.training.processes import ask_main
+from unetgn.training.run_directory import RunDirectory
+
+__all__ = ["main", "parse_classes", "parse_numbers"]
+
+
+class Drawing:
+    """Draws what a request asks for, any number of its images at a time."""
+
+    def __init__(self, pipeline: UNetPipeline, request: Request, image: Image.Image | None, mask: Image.Image | None):
+        self.pipeline, self.request, self.image, self.mask = pipeline, request, image, mask
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of what the network makes."""
+        return self.pipeline.facts().channels, self.request.image_size, self.request.image_size
+
+    def check(self) -> None:
+        """Raise SamplingError where a setting does not fit the network, before anything is written."""
+        try:
+            scheduler = set_to_steps(self.pipeline.scheduler, self.request.steps)
+            if self.request.strength is not None:
+                begin_later(scheduler, self.request.strength)
+        except ValueError as error:
+            raise SamplingError(f"--scheduler and --steps: {error}") from error
+        try:
+            facts, pixels = self.pipeline.facts(), self.request.image_size * self.pipeline.vae_scale_factor
+            channels = facts.channels if self.pipeline.vae is None else self.pipeline.vae.config.in_channels
+            if self.image is not None:
+                read_images(self.image, (pixels, pixels), channels, 1)
+            if self.mask is not None:
+                read_mask(self.mask, (pixels, pixels), 1)
+        except ValueError as error:
+            raise SamplingError(f"--image and --mask: {error}") from error
+
+    def __call__(self, seeds: Sequence[int], subjects: Sequence[Subject], **more: Any) -> list[Image.Image]:
+        """Draw the images of seeds with their subjects; `more` goes to the pipeline."""
+        request = self.request
+        labels = [subject.label for subject in subjects if subject.label is not None]
+        pixels = request.image_size * self.pipeline.vae_scale_factor
+        low_high = request.guidance_interval
+        interval = None if low_high is None else (low_high[0], low_high[1])
+        return self.pipeline(
+            seeds,
+            class_labels=labels or None,
+            prompt=None if subjects[0].prompt is None else [subject.prompt or "" for subject in subjects],
+            guidance_scale=request.guidance_scale,
+            guidance_interval=interval,
+            guidance_rescale=request.guidance_rescale or 0.0,
+            num_inference_steps=request.steps,
+            image=self.image,
+            strength=request.strength,
+            mask_image=self.mask,
+            height=pixels,
+            width=pixels,
+            **more,
+        ).images
+
+
+def make_images(
+    drawing: Drawing, subjects: dict[int, Subject], out: Path, accelerator: Accelerator, *, batch: int
+) -> None:
+    """Write the images that are missing, each rank its share.
+
+    A batch is made of the same seeds whichever of them are missing, so that what is made after a stop is what would
+    have been made before, bit for bit.
+    """
+    seeds, ranks = list(subjects), accelerator.num_processes
+    size = min(batch, -(-len(seeds) // ranks))
+    batches = [seeds[first : first + size] for first in range(0, len(seeds), size)]
+    left_out = ask_main(accelerator, lambda: missing(out, seeds))
+    wanted = [part for part in batches if not left_out.isdisjoint(part)]
+    mine = wanted[accelerator.process_index :: ranks]
+    with Progress(out, len(left_out), accelerator) as progress:
+        for part in mine:
+            pictures = drawing(part, [subjects[seed] for seed in part])
+            for seed, picture in zip(part, pictures, strict=True):
+                if seed in left_out:
+                    write_png(file_of(out, seed), picture)
+                    progress.add(1)
+        accelerator.wait_for_everyone()
+
+
+def read_picture(file: Path | None, option: str) -> tuple[Image.Image | None, str | None]:
+    """Open a picture that an option names, with the sha256 of its file; None for None. Raises SamplingError."""
+    if file is None:
+        return None, None
+    try:
+        contents = file.read_bytes()
+        return normalize(open_picture(contents))[0], hashlib.sha256(contents).hexdigest()
+    except (OSError, ValueError) as error:
+        raise SamplingError(f"{option} {file} cannot be read as a picture: {error}") from error
+
+
+def prepare(arguments: argparse.Namespace, trained: Trained, accelerator: Accelerator) -> Drawing:
+    """Make of the arguments what draws. Raises SamplingError where they do not fit the network."""
+    if arguments.guidance_scale != 1 and not trained.unconditional:
+        raise SamplingError(
+            f"--guidance-scale {arguments.guidance_scale}: guidance needs a network that was trained with classes or "
+            "texts and without (objective.label_dropout above 0), and this one was not: leave it out"
+        )
+    size = arguments.image_size or trained.unet.config.sample_size
+    if size is None:
+        raise SamplingError("this network has no model.sample_size: give --image-size")
+    autoencoder = open_autoencoder(trained, arguments.autoencoder)
+    text_encoder = open_text_encoder(trained, arguments.text_encoder, arguments.prompts)
+    image, image_digest = read_picture(arguments.image, "--image")
+    mask, mask_digest = read_picture(arguments.mask, "--mask")
+    interval = arguments.guidance_interval
+    request = Request(
+        trained.digest,
+        arguments.scheduler,
+        arguments.steps,
+        arguments.guidance_scale,
+        size,
+        autoencoder=None if autoencoder is None else digest(autoencoder.model),
+        text_encoder=None if text_encoder is None else digest(text_encoder.model),
+        guidance_interval=interval,
+        guidance_rescale=arguments.guidance_rescale or None,
+        image=image_digest,
+        mask=mask_digest,
+        strength=arguments.strength,
+        precision=None if arguments.precision == "fp32" else arguments.precision,
+    )
+    pipeline = open_pipeline(trained, autoencoder, text_encoder)
+    pipeline.use_scheduler(arguments.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    drawing = Drawing(pipeline, request, image, mask)
+    drawing.check()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
+    trained.unet.to(dtype)
+    pipeline.to(accelerator.device)
+    return drawing
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Go from the parsed arguments to the folder of images."""
+    accelerator, out = Accelerator(cpu=not torch.accelerator.is_available()), arguments.out
+    checkpoint = ask_main(accelerator, lambda: find_checkpoint(arguments.checkpoint))  # verified once, for all
+    trained = load_trained(checkpoint, arguments.weights)
+    subjects = choose_subjects(
+        arguments.seeds,
+        arguments.class_labels,
+        arguments.prompts,
+        trained.unet.config.num_classes,
+        names=trained.class_names,
+    )
+    drawing = prepare(arguments, trained, accelerator)
+    folder = RunDirectory(out)
+
+    def take() -> None:
+        folder.check_writable()
+        check_space(out, subjects, drawing.shape, drawing.pipeline.vae_scale_factor, npz=arguments.npz)
+        folder.lock()  # until the end of the process
+        claim(out, drawing.request, subjects)
+
+    ask_main(accelerator, take)
+    make_images(drawing, subjects, out, accelerator, batch=arguments.batch_size)
+    if accelerator.is_main_process:
+        if arguments.strip:
+            write_strip(drawing, subjects, out, ending=arguments.animation)
+        if arguments.interpolate is not None:
+            write_interpolation(
+                drawing, subjects, out, arguments.interpolate, batch=arguments.batch_size, ending=arguments.animation
+            )
+        shown = write_summary(out, subjects, npz=arguments.npz, webdataset=arguments.webdataset)
+        print(f"{len(subjects)} images in {out}; {out / 'grid.png'} shows {shown}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
+    stop_with_parent()
+    try:
+        run(parse_arguments(arguments, __doc__))
+    except (SamplingError, CheckpointError, ConfigError, RunDirectoryError) as error:
+        print(f"sample.py: error: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("sample.py", error)
+    except OSError as error:  # a folder that may not be written, a full disk
+        print(f"sample.py: {error}; the images that were made stay", file=sys.stderr)
+        return 1
+    finally:  # C++ may abort a process that leaves its process group to the exit
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0

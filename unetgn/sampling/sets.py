@@ -1,0 +1,183 @@
+"""Opens sets of images to be judged: folders, one NPZ, tar shards; each image is read when it is asked for."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unetgn.sampling.folder import read_pixels
+from unetgn.training.data.pictures import IMAGE_SUFFIXES, normalize, open_picture
+from unetgn.training.errors import reason
+
+LONGEST_REASON = 200  # characters: a damaged file's fields may have any number
+LARGEST = 32  # pixels: height and width that images are compared at where the pixels themselves are
+
+
+class EvaluationError(Exception):
+    """Says that the samples cannot be judged, and why."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Gives images as vectors (D,) in [0, 1], each read when it is asked for."""
+
+    read: Callable[[int], np.ndarray]
+    """Reads image n as (C, H, W) in [0, 1]."""
+    numbers: Sequence[int] | np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for number in self.numbers:
+            image = torch.from_numpy(np.ascontiguousarray(self.read(int(number)), dtype=np.float64))
+            size = min(image.shape[1], LARGEST), min(image.shape[2], LARGEST)
+            yield torch.nn.functional.adaptive_avg_pool2d(image, size).permute(1, 2, 0).numpy().ravel()
+
+    def bytes_of(self, number: int) -> np.ndarray:
+        """Read image `number` as a file of 8 bits has it, (C, H, W) uint8."""
+        return (np.asarray(self.read(number)) * 255).round().clip(0, 255).astype(np.uint8)
+
+    def part(self, places: slice | np.ndarray) -> Pictures:
+        """Return those of the images that stand at these places."""
+        return Pictures(self.read, np.asarray(self.numbers)[places])
+
+
+def open_samples(path: Path) -> tuple[Pictures, np.ndarray]:
+    """Open a set with the classes of its images (N,), -1 without: a folder, an NPZ, a tar shard or a folder of them.
+
+    A folder has a samples.csv, as sampling/sample.py writes it, or else every image in it and below it is taken.
+    Raises EvaluationError where it holds no set of images.
+    """
+    if path.suffix == ".npz":
+        pictures, labels = open_archive(path)
+    elif path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        pictures, labels = open_tars(sorted(path.glob("*.tar")) if path.is_dir() else [path])
+    elif path.is_file():
+        raise EvaluationError(f"{path} is a file: give a folder of images, an NPZ file, or tar shards")
+    elif (path / "samples.csv").is_file():
+        pictures, labels = open_listed(path)
+    else:
+        pictures, labels = open_folder(path)
+    if len(pictures) < 2:
+        raise EvaluationError(f"{path} holds {len(pictures)} sample(s); a distribution needs several")
+    return pictures, labels
+
+
+def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read samples (N, D) in [0, 1] and their classes (N,), -1 without, all at once: as many as the memory holds."""
+    pictures, labels = open_samples(path)
+    return np.stack(list(pictures)), labels
+
+
+def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
+    """Open the images that a samples.csv lists."""
+    listing = folder / "samples.csv"
+    try:
+        with listing.open(newline="") as lines:
+            rows = [(row["file"], int(row["class_label"] or -1)) for row in csv.DictReader(lines)]
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        why = f"{type(error).__name__}: {reason(error)}"[:LONGEST_REASON]
+        raise EvaluationError(f"{listing} is not as sampling/sample.py writes it ({why})") from error
+
+    def read(number: int) -> np.ndarray:
+        file = folder / rows[number][0]
+        try:
+            image = read_pixels(file).transpose(2, 0, 1) / 255
+        except OSError as error:
+            raise EvaluationError(f"{file}, which {listing} names, cannot be read: {error}") from error
+        return image
+
+    return Pictures(read, range(len(rows))), np.array([label for _, label in rows])
+
+
+def open_folder(folder: Path) -> tuple[Pictures, np.ndarray]:
+    """Open every image in a folder and below it, by name."""
+    walk = os.walk(folder, followlinks=True)
+    files = sorted(Path(where, name) for where, _, names in walk for name in names if not name.startswith("."))
+    files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise EvaluationError(
+            f"{folder} holds no samples.csv: make samples with sampling/sample.py --out {folder}; nor does it hold "
+            "images, which would be taken as they are"
+        )
+    return Pictures(lambda number: decode(files[number], files[number]), range(len(files))), without_labels(len(files))
+
+
+def open_archive(file: Path) -> tuple[Pictures, np.ndarray]:
+    """Open an NPZ with arr_0 (N, H, W, C) uint8 and, it may be, labels (N,), as evaluation suites have them."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            images = archive["arr_0"]
+            labels = archive["labels"] if "labels" in archive.files else without_labels(len(images))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise EvaluationError(f"{file} cannot be read: {error}; it should hold arr_0 (N, H, W, C) uint8") from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise EvaluationError(
+            f"arr_0 in {file} is {images.dtype} of the shape {images.shape}; it should be uint8 (N, H, W, C), C 1 or 3"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise EvaluationError(f"labels in {file} are {labels.dtype} of the shape {labels.shape}, not a number an image")
+    return Pictures(lambda number: images[number].transpose(2, 0, 1) / 255, range(len(images))), labels
+
+
+def open_tars(files: Sequence[Path]) -> tuple[Pictures, np.ndarray]:
+    """Open the images of WebDataset shards, with the class in NAME.cls where there is one."""
+    members: list[tuple[Path, int, int, str]] = []  # file, where in it the image begins, its length, its name
+    classes: dict[str, int] = {}
+    for file in files:
+        try:
+            with tarfile.open(file, "r:") as shard:
+                for member in shard:
+                    stem, ending = os.path.splitext(member.name)
+                    if ending.lower() in IMAGE_SUFFIXES and member.isfile():
+                        members.append((file, member.offset_data, member.size, f"{file}:{stem}"))
+                    elif ending == ".cls" and (contents := shard.extractfile(member)) is not None:
+                        classes[f"{file}:{stem}"] = int(contents.read(32))
+        except (tarfile.TarError, OSError, ValueError) as error:
+            raise EvaluationError(f"{file} is no tar shard of images: {error}") from error
+
+    def read(number: int) -> np.ndarray:
+        file, start, length, name = members[number]
+        with file.open("rb") as shard:
+            shard.seek(start)
+            return decode(shard.read(length), name)
+
+    return Pictures(read, range(len(members))), np.array([classes.get(name, -1) for *_, name in members], dtype=int)
+
+
+def decode(source: Path | bytes, name: object) -> np.ndarray:
+    """Decode a picture, upright and in sRGB, as (C, H, W) in [0, 1]. Raises EvaluationError, naming it."""
+    try:
+        array = np.asarray(normalize(open_picture(source))[0])
+    except Exception as error:  # of a damaged picture Pillow raises anything
+        raise EvaluationError(f"{name} cannot be read: {error}") from error
+    return (array if array.ndim == 3 else array[..., None]).transpose(2, 0, 1) / 255
+
+
+def without_labels(count: int) -> np.ndarray:
+    """Return the labels of images that have none."""
+    return np.full(count, -1)
+
+
+def check_shapes(pictures: Pictures, real: Pictures) -> Pictures:
+    """Return `pictures` so that reading one of another shape than real images have is an EvaluationError."""
+    shape = real.read(int(real.numbers[0])).shape
+
+    def read(number: int) -> np.ndarray:
+        image = pictures.read(number)
+        if image.shape != shape:
+            raise EvaluationError(
+                f"sample {number} has the shape (C, H, W) {image.shape}, the real images have {shape}"
+            )
+        return image
+
+    return Pictures(read, pictures.numbers)

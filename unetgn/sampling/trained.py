@@ -1,0 +1,123 @@
+"""Loads what a checkpoint has to sample with: the network, what reads prompts, what makes pictures of latents."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from diffusers import DDPMScheduler
+
+from unetgn import UNet
+from unetgn.pipelines import UNetPipeline
+from unetgn.sampling.folder import SamplingError
+from unetgn.training.checkpoint import Checkpoint, TensorFile, run_of
+from unetgn.training.config_files import load_config
+from unetgn.training.data.autoencoder import Autoencoder, load_autoencoder
+from unetgn.training.data.report import read_class_names
+from unetgn.training.data.text import TextEncoder, context_dims
+from unetgn.training.network import load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Holds what a checkpoint has to sample with."""
+
+    unet: UNet
+    scheduler: DDPMScheduler
+    """The one that it was trained with."""
+    unconditional: bool
+    """Says whether training met samples without class or text: this run's, or that of its first weights."""
+    digest: str
+    """The sha256 of the weights."""
+    class_names: list[str]
+    """Names of its classes in the order of their numbers; [] where they have none."""
+    cache: Path | None
+    """Folder of the latents that it was trained on; None where it was trained on pixels."""
+
+    @property
+    def reads_text(self) -> bool:
+        """Return True where the network reads text."""
+        return bool(context_dims(self.unet.unet_config))
+
+
+def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trained:
+    """Load the network of a checkpoint, in evaluation mode, and what belongs to it. Raises ConfigError."""
+    name: TensorFile = "ema" if weights == "ema" else "model"
+    config = load_config(checkpoint.config_file)
+    unet = load_checkpoint(checkpoint, name).eval()
+    condition = unet.unet_config.condition
+    known_before = unet.config.num_classes is None or (condition.null_class and condition.null_class_trained)
+    met_before = config.train.initial_weights is not None and known_before
+    return Trained(
+        unet=unet,
+        scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
+        unconditional=config.objective.label_dropout > 0 or met_before,
+        digest=checkpoint.digest(name),
+        class_names=read_class_names(run_of(checkpoint)) or [],
+        cache=config.data.cache,
+    )
+
+
+def open_pipeline(
+    trained: Trained, autoencoder: Autoencoder | None = None, text_encoder: TextEncoder | None = None
+) -> UNetPipeline:
+    """Make the pipeline that samples with what a checkpoint has."""
+    return UNetPipeline(
+        trained.unet,
+        trained.scheduler,
+        vae=None if autoencoder is None else autoencoder.model,
+        text_encoder=None if text_encoder is None else text_encoder.model,
+        tokenizer=None if text_encoder is None else text_encoder.tokenizer,
+    )
+
+
+def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None:
+    """Load what makes images of the network's latents, None where it makes images itself. Raises SamplingError."""
+    if trained.cache is None:
+        if asked is not None:
+            raise SamplingError("--autoencoder was given, but this network was trained on pixels: leave it out")
+        return None
+    try:
+        autoencoder = load_autoencoder(asked or trained.cache)
+    except ValueError as error:
+        found = "" if asked else " (it was looked for where the run had its data.path)"
+        raise SamplingError(f"Give the autoencoder of its latents as --autoencoder{found}: {error}") from error
+    if autoencoder.latent_channels != trained.unet.config.in_channels:
+        raise SamplingError(
+            f"the autoencoder in {asked or trained.cache} makes images of latents with {autoencoder.latent_channels} "
+            f"channels, but those of the network have {trained.unet.config.in_channels}: give the autoencoder of its "
+            "training as --autoencoder"
+        )
+    return autoencoder
+
+
+def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] | None) -> TextEncoder | None:
+    """Load what reads the prompts, None where the network reads no text. Raises SamplingError."""
+    if not trained.reads_text:
+        if asked is not None or prompts is not None:
+            raise SamplingError("--prompts or --text-encoder was given, but this network reads no text: leave it out")
+        return None
+    if prompts is None:
+        raise SamplingError("this network reads text: give --prompts TEXT …")
+    if not trained.unconditional and not all(prompt.strip() for prompt in prompts):
+        raise SamplingError(
+            "--prompts has an empty text, but this network was trained with captions only (objective.label_dropout was "
+            "0), so that it draws rubbish without: say what to draw, or train with objective.label_dropout above 0"
+        )
+    try:
+        text_encoder = TextEncoder(asked or trained.cache or Path())
+    except ValueError as error:
+        raise SamplingError(f"Give the text encoder of its training as --text-encoder: {error}") from error
+    wanted = context_dims(trained.unet.unet_config)
+    if wanted != {text_encoder.width}:
+        raise SamplingError(
+            f"the text encoder in {asked or trained.cache} makes texts {text_encoder.width} wide, but the network "
+            f"reads texts {sorted(wanted)} wide: give the text encoder of its training as --text-encoder"
+        )
+    if cut := text_encoder.too_long(prompts):
+        logger.warning("%d of %d prompts are cut off after %d tokens", cut, len(prompts), text_encoder.tokens)
+    return text_encoder

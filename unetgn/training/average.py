@@ -1,0 +1,84 @@
+"""Makes averaged weights of any width of a run: python training/average.py --run RUN --width 0.08 [--step N]
+
+RUN/averages holds snapshots that `PowerAverages.save` (unetgn/training/power_averages.py) wrote while it trained. What
+is written, RUN/averages/width-0.08, is sampled from as a run is. The width is sigma_rel of Karras et al. 2024 (arXiv
+2312.02696).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from unetgn.programs.last_words import last_words
+from unetgn.training.checkpoint import CHECKPOINTS, Checkpoint, check_tensors, checkpoint_path, find_checkpoint, verify
+from unetgn.training.data.report import DATA
+from unetgn.training.errors import CheckpointError
+from unetgn.training.files import user_path, writing
+from unetgn.training.power_averages import list_snapshots, make_average
+
+AVERAGES = "averages"  # where a run's folder has its snapshots
+
+
+def average(run: Path, width: float, *, step: int | None = None, out: Path | None = None) -> Path:
+    """Write a checkpoint whose averaged weights have this width; return the folder to sample from.
+
+    Raises CheckpointError where the run lacks what is needed, ValueError for a width that no average has.
+    """
+    snapshots = list_snapshots(run / AVERAGES)
+    step = snapshots[-1].step if step is None else step
+    made = make_average(snapshots, width, step)
+    there = checkpoint_path(run / CHECKPOINTS, step)
+    source = verify(there) if there.is_dir() else find_checkpoint(run)  # whose configuration it has
+    weights = source.tensors("ema")
+    averaged = {name: made.get(name, tensor) for name, tensor in weights.items()}
+    if unknown := made.keys() - weights.keys():
+        raise CheckpointError(f"the snapshots in {run / AVERAGES} are of another network: {sorted(unknown)[0]}")
+    check_tensors(averaged, weights, snapshots[-1].file)
+    out = out or run / AVERAGES / f"width-{width:g}"
+    checkpoint = Checkpoint(
+        checkpoint_path(out / CHECKPOINTS, step),
+        step=step,
+        world_size=source.world_size,
+        images=source.images,
+        ema_step=step,
+        scaler=None,
+        window_sums=source.window_sums,
+        window_steps=source.window_steps,
+    )
+    checkpoint.write(
+        {"ema": averaged},
+        config=source.config_file.read_text(encoding="utf-8"),
+        unet_config=(source.path / "config.json").read_text(encoding="utf-8"),
+        scheduler_config=(source.path / "scheduler_config.json").read_text(encoding="utf-8"),
+    )
+    if (run / DATA).is_file():  # the names of its classes
+        with writing(out / DATA) as unfinished:
+            shutil.copyfile(run / DATA, unfinished)
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; return its exit code: 0 done, 1 failed, 2 where the request cannot be met."""
+    parser = argparse.ArgumentParser(
+        prog="average.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=user_path, required=True, help="a run's folder, with its averages")
+    parser.add_argument("--width", type=float, required=True, help="sigma_rel: as long as this share of the training")
+    parser.add_argument("--step", type=int, help="the step whose average is made (default: that of the last snapshot)")
+    parser.add_argument("--out", type=user_path, help="folder to write (default: RUN/averages/width-WIDTH)")
+    parsed = parser.parse_args(arguments)
+    try:
+        out = average(parsed.run, parsed.width, step=parsed.step, out=parsed.out)
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("average.py", error)
+    except (CheckpointError, ValueError) as error:
+        print(f"average.py: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that may not be written, a full disk
+        print(f"average.py: {error}", file=sys.stderr)
+        return 1
+    print(f"written to {out}: sample with --checkpoint {out}")
+    return 0

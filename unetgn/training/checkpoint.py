@@ -1,0 +1,352 @@
+"""Writes and reads checkpoints: everything that a run needs to go on exactly, in safetensors and JSON.
+
+A checkpoint is a folder, whole or not there at all, with a manifest that has the sha256 of its files. Nothing in it is
+a pickle. What is random needs no saving: it is a function of the step (unetgn/training/data/samples.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unetgn import __version__
+from unetgn.json_files import read_object
+from unetgn.training.data.standing import LIMIT, SAMPLES, RankState, check_states
+from unetgn.training.errors import CheckpointError, CheckpointFormatError
+from unetgn.training.files import delete, delete_unfinished, sha256, writing
+from unetgn.training.manifest import MANIFEST, read_manifest, write_manifest
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"  # where a run's folder has them
+PREFIX = "step-"
+ASIDE = DAMAGED, LEFT = "damaged", "left"  # why a checkpoint was put aside, at the end of its name
+
+TensorFile = Literal["model", "ema", "optimizer"]
+TENSORS: tuple[TensorFile, ...] = get_args(TensorFile)
+CONFIGS = CONFIG, UNET_CONFIG, SCHEDULER_CONFIG = "config.yaml", "config.json", "scheduler_config.json"
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Sets how often a checkpoint is made, and how many are kept."""
+
+    every: int = 1000
+    """Steps between two checkpoints; the last step always makes one."""
+    keep: int = 2
+    """The newest this many stay; an older one is deleted only after a newer one stands. At least 1."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"checkpoint.every is {self.every}; it must be at least 1")
+        if self.keep < 1:
+            raise ValueError(f"checkpoint.keep is {self.keep}; at least 1 has to stay")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Says what is in a checkpoint: the fields of its manifest, and by its methods what the other files hold.
+
+    These are `model`, `ema` (the averaged weights) and `optimizer`, each .safetensors with whole tensors, the
+    configurations: of the run (config.yaml), of the network (config.json) and of its noise (scheduler_config.json), and
+    samples.json: which images there were, or where each reader of a stream stood.
+    """
+
+    path: Path
+    step: int
+    """Steps that were made."""
+    world_size: int
+    """Processes that made them."""
+    images: str
+    """Fingerprint of the images that they were made with."""
+    ema_step: int
+    """Steps that the average of the weights counted."""
+    scaler: dict[str, Any] | None
+    """State of float16's loss scale; None without one."""
+    window_sums: list[list[float]]
+    """Sums of loss and gradient norm since the last row of the log, for each rank."""
+    window_steps: int
+    """Steps in these sums."""
+    torch_version: str = str(torch.__version__)
+    unetgn_version: str = __version__
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Of each other file, by its name."""
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read the manifest, and take the other files on trust: for one that was verified before.
+
+        Raises OSError where it cannot be read, CheckpointError where it is missing or damaged, CheckpointFormatError
+        where it has another format.
+        """
+        keys = read_manifest(path)
+        if is_number(path.name.removeprefix(PREFIX)) and step_of(path) != keys["step"]:
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} says that it is of step {keys['step']}")
+        if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in TENSORS} | {*CONFIGS, SAMPLES}:
+            raise CheckpointError(f"{path} is damaged: {MANIFEST} names files that no checkpoint has")
+        return cls(path=path, **keys)
+
+    def write(
+        self,
+        tensors: Mapping[TensorFile, dict[str, Tensor]],
+        *,
+        config: str,
+        unet_config: str,
+        scheduler_config: str,
+        samples: list[RankState] | None = None,
+    ) -> Checkpoint:
+        """Write the checkpoint to its path, and return it with the sha256 of its files.
+
+        When the disk is full (OSError) or the process dies, no folder of that name appears and the older checkpoints
+        are as they were.
+        """
+        texts = {
+            CONFIG: config,
+            UNET_CONFIG: unet_config,
+            SCHEDULER_CONFIG: scheduler_config,
+            **({} if samples is None else {SAMPLES: json.dumps({"ranks": samples}) + "\n"}),
+        }
+        try:
+            with writing(self.path) as unfinished:
+                unfinished.mkdir()
+                for name, contents in tensors.items():
+                    file = unfinished / f"{name}.safetensors"
+                    save_file(contents, file)
+                    file.chmod(unfinished.stat().st_mode & 0o666)  # else the owner's alone, whatever the umask
+                for text_name, text in texts.items():
+                    (unfinished / text_name).write_text(text, encoding="utf-8")
+                written = replace(self, sha256={file.name: sha256(file) for file in sorted(unfinished.iterdir())})
+                keys = asdict(written)
+                del keys["path"]
+                write_manifest(unfinished, keys)
+        except SafetensorError as error:  # how safetensors says that the system refused to write
+            raise OSError(f"{self.path} could not be written: {error}") from error
+        return written
+
+    def tensors(self, name: TensorFile) -> dict[str, Tensor]:
+        """Read one of the files of tensors, onto the CPU. Raises CheckpointError."""
+        try:
+            return load_file(self._file(f"{name}.safetensors"))
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.path} is damaged: {name}.safetensors cannot be read ({error})") from error
+
+    def digest(self, name: TensorFile) -> str:
+        """Return the sha256 of one of the files of tensors."""
+        return self.sha256[f"{name}.safetensors"]
+
+    @property
+    def config_file(self) -> Path:
+        """Holds the run's whole configuration, for `unetgn.training.config_files.load_config`."""
+        return self._file(CONFIG)
+
+    def unet_config(self) -> dict[str, Any]:
+        """Read the network's configuration, for `UNet.from_config`. Raises CheckpointError."""
+        return self._keys(UNET_CONFIG)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """Read the configuration of the scheduler that adds the noise. Raises CheckpointError."""
+        return self._keys(SCHEDULER_CONFIG)
+
+    def samples(self) -> list[RankState]:
+        """Read what each rank said of its samples; nothing where an older version wrote it. Raises CheckpointError."""
+        if SAMPLES not in self.sha256:
+            return []
+        try:
+            states = check_states(read_object(self.path / SAMPLES, limit=LIMIT))
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} is damaged: {SAMPLES}: {error}") from error
+        if len(states) != self.world_size:
+            raise CheckpointError(f"{self.path} is damaged: {SAMPLES} is of {len(states)} processes")
+        return states
+
+    def _keys(self, name: str) -> dict[str, Any]:
+        try:
+            return read_object(self._file(name))
+        except ValueError as error:
+            raise CheckpointError(f"{self.path} is damaged: {error}") from error
+
+    def _file(self, name: str) -> Path:
+        if name not in self.sha256:
+            raise CheckpointError(f"{self.path} is damaged: {MANIFEST} has no sha256 of {name}")
+        return self.path / name
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Name the checkpoint of a step in a folder of checkpoints."""
+    return folder / f"{PREFIX}{step:06d}"
+
+
+def run_of(checkpoint: Checkpoint) -> Path:
+    """Name the folder of the run that a checkpoint lies in, itself or by a link."""
+    at_home = (place for place in places(checkpoint.path) if place.parent.name == CHECKPOINTS)
+    return next(at_home, checkpoint.path.resolve()).parent.parent
+
+
+def places(path: Path) -> Iterator[Path]:
+    """List where a checkpoint lies: at its path, and wherever links lead to from there."""
+    path = path.absolute()
+    yield path
+    while path.is_symlink():
+        path = path.parent / os.readlink(path)
+        yield path
+    yield path.resolve()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder by step, oldest first, good or bad, with links to what is not there."""
+    named = [path for path in folder.glob(f"{PREFIX}*") if is_number(path.name.removeprefix(PREFIX))]
+    return sorted((path for path in named if path.is_dir() or path.is_symlink()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Read the step from the name of a checkpoint."""
+    return int(path.name.removeprefix(PREFIX))
+
+
+def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path) -> None:
+    """Raise CheckpointError where tensors of a file are not those that are wanted, or not finite.
+
+    Their names, shapes and types have to be those of `wanted`, whose values do not count.
+    """
+    for name in [*wanted, *found]:
+        if name not in found:
+            raise CheckpointError(f"{file} is of another network: it lacks {name}")
+        if name not in wanted:
+            raise CheckpointError(f"{file} is of another network: it has {name}, which this one has not")
+        for fact in ("shape", "dtype"):
+            here, there = getattr(found[name], fact), getattr(wanted[name], fact)
+            if here != there:
+                raise CheckpointError(f"{file} is of another network: the {fact} of {name} is {here}, not {there}")
+    if wrong := not_finite(found):
+        raise CheckpointError(f"{file}: {wrong} holds numbers that are not finite")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor that holds a number which is not finite; None where all are."""
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+
+
+def check_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ValueError where weights that diffusers loaded are missing, which it lets pass, or not finite."""
+    if missing := [name for name, tensor in weights.items() if tensor.is_meta]:
+        raise ValueError(f"the weights in {folder} lack {missing[0]} (of {len(missing)} missing)")
+    if wrong := not_finite(weights):
+        raise ValueError(f"the weights in {folder} are damaged: {wrong} holds numbers that are not finite")
+
+
+def is_number(text: str) -> bool:
+    """Return True for digits that `int` takes: there are others, such as ²."""
+    return text.isascii() and text.isdecimal()
+
+
+def delete_old(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, what was put aside, and what a killed save left behind.
+
+    Only after a checkpoint has been written: until then these are what there is.
+    """
+    delete_unfinished(folder)
+    for path in [*old(list_checkpoints(folder), keep), *aside(folder)]:
+        delete(path)
+
+
+def aside(folder: Path) -> list[Path]:
+    """List the checkpoints that were put aside."""
+    return sorted(path for reason in ASIDE for path in folder.glob(f"{PREFIX}*.{reason}*"))
+
+
+def old(checkpoints: list[Path], keep: int) -> list[Path]:
+    """List those that `delete_old` deletes, of checkpoints by step."""
+    return checkpoints[:-keep]
+
+
+def newer(folder: Path, step: int) -> list[Path]:
+    """List the checkpoints after `step`."""
+    return [path for path in list_checkpoints(folder) if step_of(path) > step]
+
+
+def put_aside(folder: Path, step: int) -> None:
+    """Give the checkpoints after `step` other names, which say why: the run goes on from `step` and makes them anew.
+
+    They are step-N.damaged, or step-N.left where they are sound. Raises OSError where one cannot be read or renamed.
+    """
+    for path in newer(folder, step):
+        try:
+            verify(path)
+            reason = LEFT
+        except CheckpointError:
+            reason = DAMAGED
+        names = (f"{path.name}.{reason}{number or ''}" for number in itertools.count())
+        named = next(new for name in names if not os.path.lexists(new := path.with_name(name)))
+        path.rename(named)
+        logger.warning("the run goes on from step %d: %s is now %s, until the next checkpoint is written", step, path,
+                       named.name)  # fmt: skip
+
+
+def verify(path: Path) -> Checkpoint:
+    """Read a checkpoint's manifest and compare every file with it.
+
+    Raises CheckpointError where they differ, OSError where they cannot be read: that is no sign of damage, nor is a
+    link to a disk that is not there now.
+    """
+    if path.is_symlink() and not path.exists():
+        raise OSError(f"{path} is a link to {os.readlink(path)}, which is not there: mount it, or remove the link")
+    checkpoint = Checkpoint.read(path)
+    for name, known in checkpoint.sha256.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path} is damaged: {name} is missing")
+        if sha256(path / name) != known:
+            raise CheckpointError(f"{path} is damaged: {name} is not what was written (its sha256 differs)")
+    checkpoint.samples()
+    return checkpoint
+
+
+def newest_valid(folder: Path) -> Checkpoint | None:
+    """Find the newest checkpoint in a folder that verifies, naming each newer one that does not; None without any.
+
+    Raises CheckpointError where there are checkpoints and all are damaged: starting afresh would hide the loss.
+    Raises CheckpointFormatError rather than pass over what another version of unetgn wrote, and OSError rather than
+    pass over what could not be read this time.
+    """
+    checkpoints = list_checkpoints(folder)
+    for path in reversed(checkpoints):
+        try:
+            return verify(path)
+        except CheckpointFormatError:
+            raise
+        except CheckpointError as error:
+            logger.warning("passing over a checkpoint: %s", error)
+    if checkpoints:
+        raise CheckpointError(f"all {len(checkpoints)} checkpoints in {folder} are damaged; nothing to go on from")
+    return None
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """Find the checkpoint that a path means: itself, or the newest valid one of a run's folder.
+
+    Raises CheckpointError where there is none, or none that is sound.
+    """
+    wanted = "give a run's folder or one of its checkpoints/step-… folders"
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is {'a file' if path.exists() else 'not there'}; {wanted}")
+    if (path / MANIFEST).is_file() or path.name.startswith(PREFIX):
+        return verify(path)
+    found = newest_valid(path) or newest_valid(path / CHECKPOINTS)
+    if found is None:
+        raise CheckpointError(f"{path} holds no checkpoint; {wanted}")
+    return found
+
+
+def is_run_or_checkpoint(path: Path) -> bool:
+    """Return True where a folder is a run's, or one of its checkpoints, whole or damaged."""
+    return (path / "ema.safetensors").is_file() or (path / CHECKPOINTS).is_dir()

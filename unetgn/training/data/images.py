@@ -1,0 +1,308 @@
+"""Defines what training asks of numbered images; opens the digits, and folders of files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zlib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+
+from unetgn.training.data.folders import fold, list_endings, open_file, walk
+from unetgn.training.data.looking import Tally, look_at_all
+from unetgn.training.data.pictures import IMAGE_SUFFIXES, Facts
+from unetgn.training.data.pixels import Framing
+from unetgn.training.data.splits import check_class_folders
+
+WITHOUT_CLASSES = "set model.num_classes=null objective.label_dropout=0"  # the keys that speak of classes
+PARTS = 256  # digests that images are divided into, so that one that has changed spoils one of them
+LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
+
+
+class Images(Protocol):
+    """Numbers images of one shape, each with a class or none, and maybe with a text."""
+
+    shape: tuple[int, int, int]  # (C, H, W)
+    class_names: list[str] | None  # None: the images have no classes, or classes without names
+    left_out: Mapping[str, int] = MappingProxyType({})  # of the files that are no images, how many by ending
+    tally: Tally | None = None  # what `usable` found the pictures to be
+    without: Mapping[int, str] = MappingProxyType({})  # of the images that are left out by name, number and name
+    absent: Sequence[str] = ()  # of these names those that no image has any more
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
+        """Return (C, H, W) float32, pixels in [-1, 1].
+
+        Random crops and the like are drawn from `random`, the generator of one training sample. Without it the image is
+        the same every time.
+        """
+        ...
+
+    def label(self, index: int) -> int:
+        """Return the number of the class, -1 where there is none."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Return what messages call the image."""
+        ...
+
+    def text(self, index: int) -> np.ndarray | None:
+        """Return the embedded caption, (tokens, width) float32; None where the images have no texts."""
+        return None
+
+    def key(self, index: int) -> str | None:
+        """Return the name that data.without has for an image; None where it has none."""
+        return None
+
+    def fact(self, index: int) -> str:
+        """Return what tells an image's file from others, beside its name; "" where it has none of its own."""
+        return ""
+
+    def usable(self) -> np.ndarray:
+        """Read every image; return the numbers of those that can be read and are not left out by name.
+
+        Warns of those that cannot be read, or raises ValueError.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a text that these images keep wherever they are moved to, and that no other images have."""
+        ...
+
+    def common_fingerprint(self) -> str:
+        """Return the part of it that is of all images at once, beside the sizes and names of files."""
+        return self.fingerprint()
+
+    def why_no_classes(self) -> str:
+        """Say why no image has a class, and what would do."""
+        return f"the images have no classes: {WITHOUT_CLASSES}"
+
+    def why_no_class(self, index: int) -> str:
+        """Say why an image has no class, and what would do."""
+        return "remove it, or give it one"
+
+
+class Digits(Images):
+    """Reads scikit-learn's handwritten digits: 1,797 grey images of 8×8 pixels in 17 shades, ten classes.
+
+    Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (test part).
+    """
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        self._images = (data.images[:, None] / 8 - 1).astype(np.float32)  # 0 .. 16 -> [-1, 1]
+        self._labels = data.target
+        self.shape = (1, 8, 8)
+        self.class_names = [str(name) for name in data.target_names]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
+        """Return (1, 8, 8) float32 in [-1, 1]."""
+        return self._images[index]
+
+    def label(self, index: int) -> int:
+        """Return the digit."""
+        return int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        return f"digit {index}"
+
+    def fingerprint(self) -> str:
+        return "digits"
+
+    def usable(self) -> np.ndarray:
+        """Return the numbers of all images."""
+        size = self.shape[1], self.shape[2]
+        self.tally = Tally(len(self), smallest=size, largest=size)
+        return np.arange(len(self))
+
+
+class ImageFolder(Images):
+    """Reads image files of a folder: `path/CLASS/*.png` with classes in alphabetic order, or `path/*.png` without.
+
+    Links to folders and files are followed. Files that `without` names are numbered, there or not, and never read.
+    Raises ValueError where the folder is missing, holds no image, has images both in it and in subfolders, or
+    subfolders that are splits of a data set.
+    """
+
+    def __init__(self, path: str, framing: Framing, without: Sequence[str] = ()) -> None:
+        self.root, self.framing, self.shape = Path(path), framing, framing.shape
+        if not self.root.is_dir():
+            raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
+        sizes: dict[Path, int] = {}
+        left_out: Counter[str] = Counter()
+        for entry in walk(self.root, left_out):
+            ending = Path(entry.name).suffix.lower()
+            if ending in IMAGE_SUFFIXES:
+                sizes[Path(entry.path).relative_to(self.root)] = entry.stat().st_size
+            else:
+                left_out[ending or "no ending"] += 1
+        named = {file_below(name): name for name in without}
+        self.absent = [name for file, name in named.items() if file not in sizes]
+        sizes |= {file: -1 for file in named if file not in sizes}
+        self.files, self.left_out = sorted(sizes), fold(left_out)
+        self.without = {number: named[file] for number, file in enumerate(self.files) if file in named}
+        if not self.files:
+            known, found = ", ".join(sorted(IMAGE_SUFFIXES)), list_endings(self.left_out) or "nothing"
+            raise ValueError(
+                f"data.path {path!r} holds no images; files with these endings would be read: {known}; found {found}"
+            )
+        loose = sum(len(file.parts) == 1 for file in self.files)
+        if 0 < loose < len(self.files):
+            raise ValueError(
+                f"data.path {path!r} holds {loose} images itself and {len(self.files) - loose} in subfolders: put all "
+                "into subfolders, one a class, or all into the folder itself"
+            )
+        check_class_folders(self.root, self.files)
+        self.class_names = None if loose else sorted({file.parts[0] for file in self.files})
+        number = {name: i for i, name in enumerate(self.class_names or [])}
+        self._labels = [number.get(file.parts[0], -1) for file in self.files]
+        self._sizes = [sizes[file] for file in self.files]
+        facts = [(file.as_posix(), sizes[file]) for file in self.files]
+        self._fingerprint = fingerprint_files(facts, [self.root / file for file in self.files])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
+        return self.framing.read(self.root / self.files[index], random)
+
+    def look(self, index: int) -> Facts:
+        """Read an image, and say what it is."""
+        return self.framing.facts(self.root / self.files[index])
+
+    def label(self, index: int) -> int:
+        return self._labels[index]
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.files[index])
+
+    def key(self, index: int) -> str:
+        return self.files[index].as_posix()
+
+    def fact(self, index: int) -> str:
+        end = self.root / self.files[index] if index % looked_into(len(self)) == 0 else None
+        return f"{self._sizes[index]} {'' if end is None else hashlib.sha256(end_of(end)).hexdigest()}"
+
+    def usable(self) -> np.ndarray:
+        numbers, self.tally = look_at_all(self, self.without, self.key)
+        return numbers
+
+    def common_fingerprint(self) -> str:
+        return ""
+
+    def fingerprint(self) -> str:
+        """Compute a sha256 of the files, with their names within the folder."""
+        return self._fingerprint
+
+    def why_no_classes(self) -> str:
+        return f"{super().why_no_classes()}, or put the images of each class into a subfolder of {self.root}"
+
+
+def file_below(name: str) -> Path:
+    """Return the path, below data.path, of an image that data.without names. Raises ValueError for no such name."""
+    file = Path(name)
+    if file.is_absolute() or ".." in file.parts or file.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"data.without names {name!r}, which is no image file below data.path, such as cat/01.png")
+    return file
+
+
+def fingerprint_files(facts: list[tuple[str, int]], files: Sequence[Path]) -> str:
+    """Compute a sha256 of (name, size) of all files, and of the ends of 256 of them or more, evenly spread.
+
+    Quick for a million files, and enough to notice that a data set is another one.
+    """
+    total = hashlib.sha256(repr(facts).encode())
+    for file in files[:: looked_into(len(files))]:
+        total.update(end_of(file))
+    return total.hexdigest()
+
+
+def looked_into(count: int) -> int:
+    """Return of how many of the files one is looked into."""
+    return max(1, count // LOOKED_INTO)
+
+
+def end_of(file: Path) -> bytes:
+    """Read the end of a file; nothing of one that cannot be read, which is said elsewhere."""
+    with contextlib.suppress(OSError), open_file(file) as contents:
+        contents.seek(max(0, os.fstat(contents.fileno()).st_size - END))
+        return contents.read()
+    return b""
+
+
+def fingerprint(images: Images, indices: np.ndarray, left_out: Collection[int] = ()) -> str:
+    """Compute a sha256 of which images these are, which of them are taken and left out, and their labels."""
+    labels = np.array([images.label(int(index)) for index in indices], dtype="<i8")
+    total = hashlib.sha256(images.fingerprint().encode())
+    total.update(indices.astype("<i8").tobytes())
+    total.update(labels.tobytes())
+    total.update(np.array(sorted(left_out), dtype="<i8").tobytes())
+    return total.hexdigest()
+
+
+def fingerprint_parts(images: Images, indices: np.ndarray, left_out: Collection[int]) -> list[str]:
+    """Compute digests of images, which of them are taken and left out, and their labels, each of a 256th of them.
+
+    With these, images can be compared but for some that have changed: `part_of` says which digests are of those.
+    """
+    common, left_out = images.common_fingerprint().encode() + indices.astype("<i8").tobytes(), set(left_out)
+    parts = [hashlib.sha256(common) for _ in range(PARTS)]
+    for index in range(len(images)):
+        key = images.key(index) or f"{index}"
+        fact = (key, images.fact(index), images.label(index), index in left_out)
+        parts[part_of(key)].update(repr(fact).encode("utf-8", "surrogatepass"))
+    return [part.hexdigest()[:16] for part in parts]
+
+
+def part_of(key: str) -> int:
+    """Return the number of the digest that an image of this name is part of."""
+    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % PARTS
+
+
+def check_classes(num_classes: int | None, images: Images, indices: np.ndarray) -> None:
+    """Raise ValueError where images have other classes than the network. One without classes reads no labels."""
+    if num_classes is None:
+        return
+    labels = [images.label(int(index)) for index in indices]
+    if max(labels) < 0:
+        raise ValueError(f"model.num_classes is {num_classes}, but {images.why_no_classes()}")
+    if images.class_names is not None:
+        check_count(num_classes, images.class_names)
+    if min(labels) < 0:
+        index = int(indices[labels.index(min(labels))])
+        raise ValueError(
+            f"{images.name(index)} has no class number, but with model.num_classes {num_classes} classes are numbers "
+            f"from 0 to {num_classes - 1}: {images.why_no_class(index)}"
+        )
+    if max(labels) >= num_classes:
+        raise ValueError(
+            f"{images.name(int(indices[labels.index(max(labels))]))} has the class {max(labels)}, but with "
+            f"model.num_classes {num_classes} classes are numbers from 0 to {num_classes - 1}: set model.num_classes="
+            f"{max(labels) + 1}, or name the right data.label_column"
+        )
+
+
+def check_count(num_classes: int, names: Sequence[str]) -> None:
+    """Raise ValueError where the network's number of classes is not that of the images."""
+    if num_classes != len(names):
+        raise ValueError(
+            f"model.num_classes is {num_classes}, but the images have {len(names)} classes ({shorten(names)}): set "
+            f"model.num_classes={len(names)}"
+        )
+
+
+def shorten(names: Sequence[str], shown: int = 10) -> str:
+    """List names, the first and the last of many."""
+    return ", ".join(names if len(names) <= shown else [*names[: shown - 1], "…", names[-1]])

@@ -1,0 +1,60 @@
+"""Reads and writes what a checkpoint knows of the samples: where each reader stood, or which images there were."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from unetgn.training.data.images import PARTS
+from unetgn.training.data.mixing import Standing
+
+SAMPLES = "samples.json"  # in a checkpoint
+LIMIT = 2**28  # bytes: of each reader a number for each shard
+
+RankState = dict[str, Any]
+
+
+def to_json(standings: list[Standing]) -> RankState:
+    """Return what is written of a rank whose loader has these readers."""
+    return {"readers": [{**asdict(standing), "finished": list(standing.finished)} for standing in standings]}
+
+
+def standings_of(state: RankState) -> list[Standing]:
+    """Return the readers of a rank, by what was written and checked."""
+    return [Standing(**{**reader, "finished": tuple(reader["finished"])}) for reader in state.get("readers", [])]
+
+
+def check_states(keys: dict[str, Any]) -> list[RankState]:
+    """Return the states of all ranks that a file holds. Raises ValueError where they are no such states."""
+    ranks = keys.get("ranks")
+    if keys.keys() != {"ranks"} or not isinstance(ranks, list) or not ranks or not all(map(is_state, ranks)):
+        raise ValueError("it is not as it was written")
+    return ranks
+
+
+def is_state(state: object) -> bool:
+    """Return True for the state of a rank: {}, {"readers": …} or {"images": …, "parts": …}."""
+    if state == {}:
+        return True
+    if isinstance(state, dict) and state.keys() == {"readers"}:
+        return isinstance(state["readers"], list) and bool(state["readers"]) and all(map(is_standing, state["readers"]))
+    if isinstance(state, dict) and state.keys() == {"images", "parts"}:
+        parts = state["parts"]
+        return is_count(state["images"]) and isinstance(parts, list) and len(parts) == PARTS and all(
+            isinstance(part, str) for part in parts)  # fmt: skip
+    return False
+
+
+def is_standing(value: object) -> bool:
+    """Return True for the keys of a Standing."""
+    if not isinstance(value, dict) or value.keys() != {"begun", "number", "taken", "finished"}:
+        return False
+    finished = value["finished"]
+    return isinstance(finished, list) and all(
+        map(is_count, [value["begun"], value["number"], value["taken"], *finished])
+    )
+
+
+def is_count(value: object) -> bool:
+    """Return True for an integer from 0 to what a float counts exactly."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53

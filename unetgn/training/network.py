@@ -1,0 +1,115 @@
+"""Makes the network that a run begins with: of random weights, or of those that `train.initial_weights` names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unetgn import UNet
+from unetgn.json_files import read_object
+from unetgn.training.checkpoint import (
+    Checkpoint,
+    TensorFile,
+    check_tensors,
+    check_weights,
+    find_checkpoint,
+    is_run_or_checkpoint,
+)
+from unetgn.training.config import RunConfig
+from unetgn.training.errors import CheckpointError, ConfigError, reason, short
+from unetgn.unet.facts import facts
+from unetgn.unet.model import empty_unet
+
+FREE = ("sample_size", "dropout")  # in these a network may differ from the one whose weights it takes
+LISTED = 5  # an error message names at most this many fields that differ
+
+
+def count_parameters(config: RunConfig) -> int:
+    """Count the network's parameters without making them. Raises ConfigError where there can be no such network."""
+    try:
+        return empty_unet(config.model).num_parameters()
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def make_network(config: RunConfig, initial: UNet | None, start: Checkpoint | None = None) -> UNet:
+    """Make the network of `config.model` in float32, of the weights of `initial`, or random ones of the run's seed.
+
+    It says whether training meets its null class, or met it before: in `initial`, or in what the run that goes on from
+    `start` began with.
+    """
+    model, before = config.model, initial
+    if start is not None and config.train.initial_weights is not None:
+        with torch.device("meta"):
+            before = UNet.from_config(start.unet_config())
+    if model.num_classes is not None and model.condition.null_class and config.objective.label_dropout == 0:
+        trained = before is not None and before.unet_config.condition.null_class_trained
+        model = replace(model, condition=replace(model.condition, null_class_trained=trained))
+    if initial is None:
+        torch.manual_seed(config.seed)
+        return UNet.from_unet_config(model)
+    network = empty_unet(model)
+    weights = initial.state_dict().items()
+    network.load_state_dict({key: tensor.to(torch.float32, copy=True) for key, tensor in weights}, assign=True)
+    return network
+
+
+def load_initial_weights(config: RunConfig) -> UNet | None:
+    """Load the network that train.initial_weights names, None without it.
+
+    Raises ConfigError where there is none, or another than `config.model` describes, naming what differs.
+    """
+    path = config.train.initial_weights
+    if path is None:
+        return None
+    try:
+        source = load_network(Path(path))
+    except (ValueError, OSError, CheckpointError) as error:
+        raise ConfigError(f"train.initial_weights {path}: {error}") from error
+    there, here = facts(source.unet_config), facts(config.model)
+    different = [name for name in here if name not in FREE and there[name] != here[name]]
+    if different:
+        named = [f"{name} is {short(there[name])} there and {short(here[name])} here" for name in different[:LISTED]]
+        listed = "; ".join(named) + (f"; and {len(different) - LISTED} more" if len(different) > LISTED else "")
+        raise ConfigError(f"train.initial_weights {path} is another network than model.* describes: {listed}")
+    return source
+
+
+def load_network(path: Path) -> UNet:
+    """Load the U-Net in a folder: of a run or its checkpoint (averaged weights), of `save_pretrained`, of diffusers.
+
+    A pipeline's folder will do for the last two. Raises ValueError, OSError or CheckpointError where there is none.
+    """
+    if is_run_or_checkpoint(path):
+        return load_checkpoint(find_checkpoint(path), "ema")
+    folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        raise ValueError("holds no network: give the folder of a diffusers pipeline or model, or of a run of ours")
+    ours = read_object(folder / "config.json").get("_class_name") == UNet.__name__
+    if special := [file for file in folder.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
+        raise ValueError(f"{special[0]} is no file")  # reading a pipe would wait for ever
+    try:
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+        unet: UNet = UNet.from_pretrained(folder, **options) if ours else UNet.from_diffusers(folder)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of a configuration that is anybody's, diffusers raises anything
+        raise ValueError(f"{folder} holds no network that can be read: {reason(error)}") from error
+    check_weights(unet.state_dict(), folder)
+    return unet
+
+
+def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
+    """Load the U-Net of a checkpoint with its weights "ema" or "model". Raises CheckpointError."""
+    tensors = checkpoint.tensors(weights)
+    try:
+        with torch.device("meta"):  # a file may ask for any size: its tensors say first what there is
+            unet = UNet.from_config(checkpoint.unet_config())
+    except (TypeError, ValueError, RuntimeError) as error:  # the last where a size is beyond what torch counts
+        raise CheckpointError(f"{checkpoint.path}: its config.json describes no network: {reason(error)}") from error
+    check_tensors(tensors, unet.state_dict(), checkpoint.path / f"{weights}.safetensors")
+    unet.load_state_dict(tensors, assign=True)
+    return unet

@@ -1,0 +1,57 @@
+"""Turns the state of an optimizer into tensors with names, for safetensors, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from unetgn.training.checkpoint import check_tensors
+from unetgn.training.errors import CheckpointError
+from unetgn.training.sharding import part_of
+
+
+def optimizer_to_tensors(optimizer: Optimizer, names: Iterable[str]) -> dict[str, Tensor]:
+    """Name the optimizer's state {parameter name/state name: tensor}; `names` in the order of its parameters."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for number, name in enumerate(names)
+        for key, value in state.get(number, {}).items()
+    }
+
+
+def check_optimizer_tensors(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], file: Path) -> None:
+    """Raise CheckpointError where these are not what `optimizer_to_tensors` gives of AdamW for these parameters.
+
+    A fused optimizer writes where it takes a parameter's numbers to be, whatever the size of its state. No state at all
+    is that of an optimizer that has not made a step.
+    """
+    step = torch.zeros(())
+    kinds = {"step": lambda _: step, "exp_avg": lambda parameter: parameter, "exp_avg_sq": lambda parameter: parameter}
+    wanted = {f"{name}/{kind}": of(parameter) for name, parameter in parameters.items() for kind, of in kinds.items()}
+    if tensors:
+        check_tensors(tensors, wanted, file)
+    for name, tensor in tensors.items():
+        if not name.endswith("/exp_avg") and (tensor < 0).any():
+            raise CheckpointError(f"{file}: {name} is negative")
+
+
+def optimizer_from_tensors(optimizer: Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_to_tensors` gave, whole; of a parameter that a rank has a part of, it takes its part."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    number = {name: i for i, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        parameter = parameters[number[name]]
+        of_elements = tensor.shape == parameter.shape and key != "step"
+        state.setdefault(number[name], {})[key] = part_of(tensor, parameter) if of_elements else tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():  # a fused optimizer pairs them by place in memory: same layout
+        for key, value in values.items():
+            if value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)

@@ -1,0 +1,50 @@
+"""Writes a finished network as a folder that draws: with diffusers alone, or with `unetgn.pipelines.UNetPipeline`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from diffusers import DDPMScheduler
+
+from unetgn import UNet, interop
+from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.schedulers import NO_SIGNAL, loses_the_image, without_pure_noise
+from unetgn.training.data.autoencoder import load_autoencoder
+from unetgn.training.data.text import TextEncoder, context_dims
+from unetgn.training.files import writing
+
+logger = logging.getLogger(__name__)
+
+
+def save_pipeline(unet: UNet, scheduler: DDPMScheduler, folder: Path, *, cache: Path | None) -> None:
+    """Write the pipeline for `unet`, whole or not at all, in the place of one that is there.
+
+    `cache` is the folder of the latents that it was trained on, which has what makes pictures of them and reads
+    captions. The network is saved as one of diffusers' own class, which needs nothing of ours, where there is one.
+    """
+    with writing(folder) as unfinished:
+        make_pipeline(unet, scheduler, cache).save_pretrained(unfinished)
+
+
+def make_pipeline(unet: UNet, scheduler: DDPMScheduler, cache: Path | None) -> UNetPipeline:
+    """Make the pipeline that is saved."""
+    condition = unet.unet_config.condition
+    has_null = condition.null_class and condition.null_class_trained
+    network, null_class = unet, unet.config.num_classes if has_null else None
+    try:
+        network = interop.to_diffusers(unet)
+    except ValueError as error:
+        null_class = None
+        logger.warning("the pipeline needs unetgn where it is loaded, since %s", error)
+    if cache is None:
+        return UNetPipeline(network, scheduler, null_class=null_class)
+    if loses_the_image(scheduler) and scheduler.alphas_cumprod[-1] < NO_SIGNAL:
+        scheduler = without_pure_noise(scheduler)  # diffusers' pipelines begin at the last level
+    parts = {}
+    if context_dims(unet.unet_config):
+        text_encoder = TextEncoder(cache)
+        parts = {"text_encoder": text_encoder.model, "tokenizer": text_encoder.tokenizer}
+        # StableDiffusionPipeline complains of another one, which counts for "leading" timesteps; ours are "trailing".
+        scheduler = DDPMScheduler.from_config(scheduler.config, steps_offset=1)
+    return UNetPipeline(network, scheduler, vae=load_autoencoder(cache).model, null_class=null_class, **parts)

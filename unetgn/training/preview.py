@@ -1,0 +1,155 @@
+"""Draws what a run shows of itself: sampled images, a strip from noise to image, the loss curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetgn import UNet
+from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.pictures import to_grid
+from unetgn.pipelines.schedulers import class_of
+from unetgn.pipelines.strips import Moments
+from unetgn.training.data.autoencoder import Autoencoder, load_autoencoder
+from unetgn.training.files import write_png, writing
+
+BATCH = 64  # images that are drawn at a time
+STRIP = 10  # pictures in a strip from noise to image
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Configures the images drawn during training: from the same seeds every time, with the averaged weights."""
+
+    every: int = 1000
+    """Steps between two previews; 0 is off."""
+    count: int = 16
+    """Images a preview; image n has seed n, classes cycle, and so do the captions of the first training images."""
+    scheduler: str = "ddim"
+    """Scheduler, by its name in unetgn/pipelines/schedulers.py or in diffusers."""
+    steps: int = 50
+    """Sampling steps."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 is off."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"preview.every is {self.every}; it must not be negative (0 is off)")
+        if self.count < 1:
+            raise ValueError(f"preview.count is {self.count}; it must be at least 1 (preview.every 0 is off)")
+        try:
+            class_of(self.scheduler)
+        except ValueError as error:
+            raise ValueError(f"preview.scheduler: {error}") from error
+        if self.steps < 1:
+            raise ValueError(f"preview.steps is {self.steps}; it must be at least 1")
+
+
+def preview_file(run: Path, step: int) -> Path:
+    """Name the file of the sampled images of a step."""
+    return run / "samples" / f"step-{step:06d}.png"
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Holds what the images of a preview are drawn with beside their noise, and what makes images of latents."""
+
+    shape: tuple[int, ...]
+    """(C, H, W) of what the network makes."""
+    texts: Tensor | None = None
+    """Captions of some training images (N, tokens, width), which the images cycle through."""
+    empty_text: Tensor | None = None
+    """The empty caption (tokens, width), for guidance."""
+    autoencoder: Path | None = None
+    """Folder of what makes images of latents; None where the network makes images."""
+
+
+def draw_preview(
+    unet: UNet,
+    scheduler: Any,
+    conditions: Conditions,
+    config: PreviewConfig,
+    run: Path,
+    step: int,
+    *,
+    on_step: Callable[[], None],
+) -> None:
+    """Write samples/step-*.png and denoise/step-*.png below `run`; `on_step` is called between sampling steps."""
+    num_classes, texts = unet.config.num_classes, conditions.texts
+    pipeline = UNetPipeline(unet, scheduler)
+    pipeline.use_scheduler(config.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    moments = Moments(4, conditions.shape)
+
+    def look(_: UNetPipeline, step: int, timestep: Tensor, kept: dict[str, Tensor]) -> None:
+        if batch == batches[0]:
+            moments.add(kept["latents"])
+        on_step()
+
+    batches = [range(first, min(first + BATCH, config.count)) for first in range(0, config.count, BATCH)]
+    made = []
+    for batch in batches:
+        embeds = None if texts is None else texts[[seed % len(texts) for seed in batch]]
+        made.append(
+            pipeline(
+                batch,
+                class_labels=None if num_classes is None else [seed % num_classes for seed in batch],
+                prompt_embeds=embeds,
+                negative_prompt_embeds=conditions.empty_text,
+                guidance_scale=config.guidance_scale,
+                num_inference_steps=config.steps,
+                height=conditions.shape[1],
+                width=conditions.shape[2],
+                output_type="latent",
+                callback_on_step_end=look,
+            ).images
+        )
+    strip, columns = moments.strip(STRIP)
+    if conditions.autoencoder is not None:
+        autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
+        strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
+    write_png(run / "denoise" / f"step-{step:06d}.png", to_grid(strip, columns=columns))
+    write_png(preview_file(run, step), to_grid(torch.cat(made)))
+
+
+def decode(autoencoder: Autoencoder, latents: Tensor, on_step: Callable[[], None]) -> Tensor:
+    """Decode latents to images on the CPU, one by one: it takes its time, and a signal should not have to wait."""
+    images = []
+    for latent in latents:
+        on_step()
+        images.append(autoencoder.decode(latent[None]).cpu())
+    return torch.cat(images)
+
+
+def import_pyplot() -> Any:
+    """Import what draws to files. Raises ModuleNotFoundError where matplotlib is not installed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int], list[float]], path: Path) -> None:
+    """Draw losses against steps: every logged one, the mean over the last twentieth of them, and the held-out ones."""
+    pyplot = import_pyplot()
+    steps, losses = training
+    window = max(1, len(losses) // 20)
+    smooth = [sum(part) / len(part) for part in (losses[max(0, i - window) : i + 1] for i in range(len(losses)))]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(steps, losses, alpha=0.35, linewidth=0.8, label="logged")
+    axes.plot(steps, smooth, linewidth=1.5, label="running mean")
+    if held_out[0]:
+        axes.plot(*held_out, "o-", markersize=3, linewidth=1, label="held out, averaged weights")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    with writing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,136 @@
+"""Finds where a run begins: at the beginning, or after a checkpoint, and checks that the checkpoint is this run's."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unetgn.training.checkpoint import Checkpoint, find_checkpoint, newest_valid, places
+from unetgn.training.config import RunConfig
+from unetgn.training.config_files import load_config, walk
+from unetgn.training.data.folders import few
+from unetgn.training.data.looking import advise_without
+from unetgn.training.data.samples import IndexedSamples, Samples
+from unetgn.training.data.standing import SAMPLES
+from unetgn.training.errors import CheckpointError, RunDirectoryError
+from unetgn.training.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+# Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
+FREE = ("train.steps", "train.log_every", "train.validate_every", "train.trackers", "train.processes", "data.path",
+        "data.num_workers", "data.to_grey", "data.max_pixels", "data.cut_shards", "data.without", "data.held_out_most",
+        "checkpoint", "preview")  # fmt: skip
+
+ABSENT = "left out"
+
+# How a step's images are shared out: free with another number of processes, where a step takes as many as before.
+SHARES = ("train.batch_size", "train.gradient_accumulation")
+
+
+def find_start(output: RunDirectory, resume: str) -> Checkpoint | None:
+    """Find the checkpoint to go on from, verified; None to begin.
+
+    Raises RunDirectoryError where the folder holds another run, CheckpointError where `resume` leads to nothing.
+    """
+    if resume == "auto":
+        found = newest_valid(output.checkpoints)
+        if found is None and output.holds_a_run():
+            logger.warning("%s has no checkpoint yet: beginning at step 0", output.path)
+        return found
+    if resume == "none":
+        if output.holds_a_run():
+            raise RunDirectoryError(
+                f"{output.path} already holds a run: go on with --resume auto, or give another --output"
+            )
+        return None
+    found = find_checkpoint(Path(resume))
+    if output.holds_a_run() and not is_of(found, output):
+        raise RunDirectoryError(f"{output.path} holds another run than {resume}: give another --output")
+    return found
+
+
+def is_of(checkpoint: Checkpoint, output: RunDirectory) -> bool:
+    """Return True where a checkpoint is this run's, be it or the folder of checkpoints on another disk."""
+    return any(place.parent.resolve() == output.checkpoints.resolve() for place in places(checkpoint.path))
+
+
+def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, world_size: int) -> None:
+    """Raise CheckpointError where the checkpoint is another run's: what decides the weights differs, or the images do.
+
+    Also where the checkpoint is beyond the last step.
+    """
+    before, now = flat(load_config(checkpoint.config_file)), flat(config)
+    # Of a group that is null at one time, the keys are there at the other time only.
+    changed = [key for key in {**before, **now} if before.get(key, ABSENT) != now.get(key, ABSENT)]
+    was = checkpoint.world_size
+    same_step = images_a_step(before, was) == images_a_step(now, world_size)
+    may_change = (*FREE, *SHARES) if was != world_size and same_step else FREE
+    fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
+    if fixed:
+        differences = "; ".join(f"{key} was {before.get(key, ABSENT)} and is {now.get(key, ABSENT)}" for key in fixed)
+        raise CheckpointError(
+            f"{checkpoint.path} was made with another configuration: {differences}. Set it back, or begin a run of its "
+            f"own with these weights: train.initial_weights={checkpoint.path} --resume none and another --output"
+        )
+    if "train.steps" in changed:
+        logger.warning("train.steps was %s and is %s: the learning rate follows the new one", before["train.steps"],
+                       now["train.steps"])  # fmt: skip
+    if checkpoint.images != samples.fingerprint():
+        rotten = rotten_since(samples, checkpoint, before, now)
+        if rotten is None:
+            raise CheckpointError(
+                f"{checkpoint.path} was made with other images than are here now ({samples}; data.path, --overfit): "
+                "put them back, or begin a run of its own with these weights: "
+                f"train.initial_weights={checkpoint.path} --resume none and another --output"
+            )
+        if rotten:
+            raise CheckpointError(
+                f"{len(rotten)} images that {checkpoint.path} was made with cannot be read any more ({few(rotten)}): "
+                f"mend them, or go on without them: {advise_without([*now['data.without'], *rotten])}"
+            )
+    try:
+        samples.check_restore(checkpoint.samples())
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path} is damaged: {SAMPLES}: {error}") from error
+    if checkpoint.step > config.train.steps:
+        raise CheckpointError(
+            f"{checkpoint.path} is at step {checkpoint.step}, beyond train.steps, which is {config.train.steps}: raise "
+            "it, or give an older checkpoint to --resume"
+        )
+    if was != world_size:
+        logger.warning("%d processes were at work and now %d: %s", was, world_size, (
+            "close to the unbroken run, but not equal to the bit" if same_step else
+            "a step takes another number of images, unless train.batch_size or .gradient_accumulation makes up for it"
+        ))  # fmt: skip
+
+
+def rotten_since(
+    samples: Samples, checkpoint: Checkpoint, before: dict[str, Any], now: dict[str, Any]
+) -> list[str] | None:
+    """Name the images that became unreadable after the checkpoint, where nothing else changed but data.without.
+
+    None where other images changed.
+    """
+    if not isinstance(samples, IndexedSamples):
+        return None
+    return samples.changed(checkpoint.samples(), {*before.get("data.without", ()), *now["data.without"]})
+
+
+def images_a_step(keys: dict[str, Any], processes: int) -> int:
+    """Count the images of an optimizer step, of a flat configuration."""
+    return processes * math.prod(int(keys[key]) for key in SHARES)
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """Flatten the configuration to {dotted key: value}, groups left out."""
+    return dict(leaves(asdict(config)))
+
+
+def leaves(keys: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """List every (dotted key, plain value)."""
+    return ((key, value) for key, value in walk(keys) if not isinstance(value, dict))

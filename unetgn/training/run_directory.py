@@ -1,0 +1,198 @@
+"""Keeps a run's folder: whose it is, what it says of itself, and the numbers that it logs."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import fcntl
+import io
+import os
+import stat
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints
+from unetgn.training.errors import RunDirectoryError
+from unetgn.training.files import delete_unfinished, write_json, writing
+
+COLUMNS = {
+    "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
+    "validation.csv": ("step", "loss"),
+}
+
+LONGEST_ROW = 1000  # characters
+
+LOCK, STATUS = ".lock", "status.json"
+
+
+class RunDirectory:
+    """Keeps a folder with `config.yaml`, `status.json`, `metrics.csv`, `validation.csv`, `checkpoints/` and pictures.
+
+    Held by one process at a time: the lock is the operating system's, so a killed run leaves none behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self._lock: IO[bytes] | None = None
+        self._made: list[Path] = []  # by `lock`, the outermost first: folders, and at last the lock
+        self._waiting: list[tuple[str, dict[str, float]]] = []  # rows that are to be written to their logs
+
+    def holds_a_run(self) -> bool:
+        """Return True where a run was begun here."""
+        return (self.path / CONFIG).exists() or bool(list_checkpoints(self.checkpoints))
+
+    def check_writable(self) -> None:
+        """Raise RunDirectoryError where the folder, or that of its checkpoints, could not be made or written.
+
+        Writes nothing.
+        """
+        for folder in (self.path, self.checkpoints):
+            if folder.is_symlink() and not folder.exists():
+                raise RunDirectoryError(
+                    f"{folder} is a link to {os.readlink(folder)}, which is not there: mount or make it, or remove the "
+                    "link"
+                )
+            nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+            if not nearest.is_dir():
+                raise RunDirectoryError(f"{folder} cannot be a run's folder: {nearest} is a file; give another folder")
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                raise RunDirectoryError(f"{folder} cannot be written: {nearest} permits it not; give another folder")
+
+    def lock(self) -> None:
+        """Take the folder, making it where it is not there, and delete what a killed process left half-written.
+
+        Raises RunDirectoryError where a living process has it.
+        """
+        self.check_writable()
+        lock = self.path / LOCK
+        self._made = [path for path in (*reversed(self.path.parents), self.path, lock) if not path.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # no link, no waiting for a pipe
+            self._lock = open(lock, "r+b", opener=lambda path, _: os.open(path, flags, 0o666))  # noqa: SIM115
+            if not stat.S_ISREG(os.fstat(self._lock.fileno()).st_mode):
+                raise OSError(f"{lock} is no file")
+        except OSError as error:
+            self.unlock()
+            raise RunDirectoryError(f"{self.path} cannot be written ({error}); give another folder") from error
+        try:
+            # A record lock belongs to this process alone: the loader's forked workers do not inherit it.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                self._lock, self._made = None, []  # they are the other's
+                raise RunDirectoryError(
+                    f"{self.path} is in use by another run; wait for it, or give another folder"
+                ) from error
+            self.unlock()
+            raise RunDirectoryError(
+                f"{self.path} cannot be locked, which keeps two runs out of one folder: its file system answers "
+                f"'{error.strerror}'. Give a folder on another file system, such as a local disk (some network file "
+                "systems lock once they are mounted for it)"
+            ) from error
+        if not is_still(lock, self._lock):  # a start that was refused has taken it away meanwhile
+            self._lock.close()
+            return self.lock()
+        delete_unfinished(self.path)
+
+    def unlock(self) -> None:
+        """Give the folder back where it is taken, and leave of what `lock` made nothing that is empty."""
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):  # it holds something, or is gone
+                path.unlink() if path.name == LOCK else path.rmdir()
+        self._made = []
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_status(self, state: str, step: int, **facts: Any) -> None:
+        """Replace status.json: state is running, completed, preempted, diverged or failed."""
+        status = {
+            "state": state,
+            "step": step,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "pid": os.getpid(),
+            **facts,
+        }
+        write_json(self.path / STATUS, status)
+
+    def resume_logs(self, step: int) -> None:
+        """Keep the logged rows up to `step`: those after it will be logged again."""
+        for name, columns in COLUMNS.items():
+            rows = [row for row in self.rows(name) if int(row["step"]) <= step]
+            with writing(self.path / name) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as lines:
+                writer = csv.DictWriter(lines, columns)
+                writer.writeheader()
+                writer.writerows(rows)
+
+    def rows_after(self, name: str, step: int) -> int:
+        """Count the logged rows after `step`, which `resume_logs` deletes."""
+        return sum(int(row["step"]) > step for row in self.rows(name))
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Read the rows of a log that were written to their end; none where there is no log yet."""
+        file, columns = self.path / name, COLUMNS[name]
+        if not file.is_file():
+            return []
+        with file.open(encoding="utf-8", newline="", errors="replace") as lines:
+            # Not by csv: numbers have no quotes, and one that a bad disk makes would take in all that follows.
+            whole = [line.replace("\0", "").strip().split(",") for line in lines if len(line) < LONGEST_ROW]
+        header = tuple(whole[0]) if whole else columns  # of an older version a shorter one; of a damaged file, anything
+        names = header if "loss" in header and header == columns[: len(header)] else columns
+        rows = [dict(zip(names, values, strict=True)) for values in whole if len(values) == len(names)]
+        return [row for row in rows if is_whole(row)]
+
+    def log(self, name: str, row: dict[str, float]) -> None:
+        """Append a row to metrics.csv or validation.csv; its keys are COLUMNS. Where that fails, the row waits.
+
+        Raises OSError.
+        """
+        self._waiting.append((name, row))
+        self.write_rows()
+
+    def write_rows(self) -> None:
+        """Append the rows that wait to their logs. Raises OSError, and then each waits or is written whole."""
+        while self._waiting:
+            name, row = self._waiting[0]
+            line = io.StringIO(newline="")
+            csv.DictWriter(line, COLUMNS[name]).writerow({key: repr(value) for key, value in row.items()})
+            append(self.path / name, line.getvalue().encode())
+            del self._waiting[0]
+
+    def losses(self, name: str) -> tuple[list[int], list[float]]:
+        """Read the steps and losses logged so far."""
+        rows = self.rows(name)
+        return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
+
+
+def is_whole(row: dict[str, str]) -> bool:
+    """Return True where a logged row was written to its end; the last one may be cut: a full disk, a loss of power."""
+    try:
+        int(row["step"]), float(row["loss"])
+    except (TypeError, ValueError):
+        return False
+    return None not in row.values()
+
+
+def append(file: Path, text: bytes) -> None:
+    """Append to a file, all of it or nothing. Raises OSError."""
+    with file.open("ab", buffering=0) as lines:
+        end = lines.seek(0, os.SEEK_END)
+        try:
+            while text:
+                text = text[lines.write(text) or 0 :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                lines.truncate(end)
+            raise
+
+
+def is_still(path: Path, file: IO[bytes]) -> bool:
+    """Return True where the file that is open is the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,244 @@
+"""Makes one optimizer step, and keeps the state that it changes: network, averaged weights, optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from unetgn import UNet
+from unetgn.training.checkpoint import TENSORS, Checkpoint, TensorFile, check_tensors, not_finite
+from unetgn.training.config import EMAConfig, TrainConfig
+from unetgn.training.data.samples import Purpose, random_generator
+from unetgn.training.errors import Diverged
+from unetgn.training.objective import Objective
+from unetgn.training.optimizer import check_optimizer_tensors, optimizer_from_tensors, optimizer_to_tensors
+from unetgn.training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
+
+LEAST_SCALE = 2.0**-14  # float16's smallest normal number: gradients that overflow below it are not finite at all
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Compute the learning rate of step 0 .. steps - 1, of the step alone, whatever the number of processes."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.learning_rate_schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Holds what a step says of itself, left on the device: reading it there waits until the step is done."""
+
+    step: int
+    loss: Tensor  # this rank's
+    gradient_norm: Tensor  # of all ranks together, before clipping
+    scale: Tensor | None  # float16's loss scale; None without one
+    average: Tensor | None = None  # the largest magnitude in this rank's averaged weights; None where nobody looked
+
+    def loss_is_finite(self) -> bool:
+        """Return True where this rank's loss is finite."""
+        return math.isfinite(self.loss.item())
+
+    def usable(self) -> bool:
+        """Return True where loss, gradient and weights are finite, or the loss scale still has room to fall."""
+        return self.loss_is_finite() and self.gradient_is_finite() and self.average_is_finite()
+
+    def average_is_finite(self) -> bool:
+        """Return True where the averaged weights are finite after the step, and so the weights that went into them."""
+        return self.average is None or math.isfinite(self.average.item())
+
+    def gradient_is_finite(self) -> bool:
+        """Return True where the gradient is finite, or the loss scale still has room to fall."""
+        if self.scale is not None:  # infinite gradients are how a loss scale is found; falling for ever is not
+            return self.scale.item() > LEAST_SCALE
+        return math.isfinite(self.gradient_norm.item())
+
+
+class TrainState:
+    """Holds what a run changes while it trains, on one rank. `step` is the number of optimizer steps done."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        objective: Objective,
+        config: TrainConfig,
+        ema: EMAConfig,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        self.config, self.objective, self.accelerator, self.seed = config, objective, accelerator, seed
+        self.step = 0
+        self.between_steps = True  # else the state is of no step: some weights are of the next one, some are not
+        self.sharded = accelerator.is_fsdp2
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        # FSDP2 takes contiguous weights only; there only activations have the layout, and convolutions follow them.
+        weights = torch.contiguous_format if self.sharded else self.layout
+        self.unet = unet.to(device=accelerator.device, memory_format=weights)
+        self.config_json = self.unet.to_json_string()  # asked for now: FSDP2 renames the network's class
+        if self.sharded:
+            self.unsharded = without_weights(self.unet)
+            run_in_precision(self.unet, accelerator)
+            shard_by_block(self.unet, accelerator)
+        if config.compile:
+            self.unet.compile()
+        optimizer = torch.optim.AdamW(
+            self.unet.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,  # in one pass, and able to skip a step by a flag on the device
+        )
+        self.model, self.optimizer = accelerator.prepare(self.unet, optimizer)
+        self.ema = EMAModel(self.unet.parameters(), decay=ema.decay)  # of this rank's parts, where it has only parts
+        self.ema.to(accelerator.device)
+        self._settled = not isinstance(self.model, DistributedDataParallel)
+
+    def run_step(self, batches: Sequence[dict[str, Tensor]]) -> Numbers:
+        """Make one optimizer step on `gradient_accumulation` batches; where the gradient is not finite, make none."""
+        self.model.train()
+        if not self._settled:
+            self._settle_buckets(batches[0])
+        self._seed_dropout()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.objective.losses(self.model, self.to_device(batch)).mean()
+                self.accelerator.backward(loss / len(batches))
+            total += loss.detach() / len(batches)
+        norm = self._clip()
+        scaler = self.accelerator.scaler
+        if scaler is None:  # the optimizer itself then leaves everything as it is, without the host having to ask
+            self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
+        self.between_steps = False
+        self.optimizer.step()
+        self.ema.step(self.unet.parameters())
+        self.step += 1
+        self.between_steps = True
+        self.optimizer.zero_grad()
+        # The scale by way of scaling a one: `get_scale` would wait for the device.
+        scale = None if scaler is None else scaler.scale(torch.ones_like(total))
+        return Numbers(self.step, total, norm, scale, self._largest_average())
+
+    def _largest_average(self) -> Tensor:
+        """Compute the largest magnitude in this rank's averaged weights, on the device: NaN or inf tells of one."""
+        parts = [part.to_local() if isinstance(part, DTensor) else part for part in self.ema.shadow_params]
+        norms = torch._foreach_norm([part for part in parts if part.numel()], math.inf)
+        return torch.stack([torch.zeros((), device=self.accelerator.device), *norms]).max()
+
+    def _settle_buckets(self, batch: dict[str, Tensor]) -> None:
+        """Run two backward passes that count for nothing, before the first step of a process.
+
+        DDP chooses anew which gradients it sums together after the first backward pass, or the second where the graph
+        is static, and from three processes on that decides how the sums round. So the first step of a resumed run has
+        to find what the steps before it found.
+        """
+        for _ in range(2):
+            self.accelerator.backward(self.objective.losses(self.model, self.to_device(batch)).mean())
+        self.optimizer.zero_grad()
+        self._settled = True
+
+    def _seed_dropout(self) -> None:
+        """Seed torch's own generator, which dropout draws from, by (seed, step, rank): it needs no saving."""
+        number = self.step * self.accelerator.num_processes + self.accelerator.process_index
+        torch.manual_seed(int(random_generator(self.seed, Purpose.STEP, number).integers(2**63)))
+
+    def _clip(self) -> Tensor:
+        limit = self.config.max_gradient_norm or math.inf
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.unet.parameters(), limit)).detach()
+        return whole(norm) if self.sharded else norm
+
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Prepare a batch of samples for the objective, on the network's device and in its memory layout."""
+        batch = self.objective.prepare(batch)
+        moved = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
+        return {key: v.contiguous(memory_format=self.layout) if v.ndim == 4 else v for key, v in moved.items()}
+
+    def names(self) -> list[str]:
+        """List the names of the network's parameters, in the optimizer's order."""
+        return [name for name, _ in self.unet.named_parameters()]
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """Return the network's state dict with averaged parameters; of a sharded one, this rank's part."""
+        return {**self.unet.state_dict(), **dict(zip(self.names(), self.ema.shadow_params, strict=True))}
+
+    def tensors(self, *, main: bool = True) -> dict[TensorFile, dict[str, Tensor]]:
+        """Collect what goes into a checkpoint, whole and on the CPU; nothing on all but the `main` process.
+
+        Of a sharded network every rank has to ask.
+        """
+        return {
+            "model": to_cpu(self.unet.state_dict(), keep=main),
+            "ema": to_cpu(self.averaged_state(), keep=main),
+            "optimizer": to_cpu(optimizer_to_tensors(self.optimizer, self.names()), keep=main),
+        }
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[UNet]:
+        """Lend the network in evaluation mode with the averaged weights, for as long as the context lasts.
+
+        Of a sharded network it is a whole copy, so that one rank may run it alone; but every rank has to enter. Raises
+        Diverged where the averaged weights are not finite: nothing is to be drawn or written from them.
+        """
+        if self.sharded:
+            copied = self._averaged_copy()
+            self._check_average(copied.state_dict())
+            yield copied
+            return
+        self._check_average(self.averaged_state())
+        self.ema.store(self.unet.parameters())
+        try:
+            self.ema.copy_to(self.unet.parameters())
+            self.unet.eval()
+            yield self.unet
+        finally:
+            self.ema.restore(self.unet.parameters())
+
+    def _check_average(self, state: dict[str, Tensor]) -> None:
+        if name := not_finite(state):
+            raise Diverged(f"after step {self.step} the averaged weights are not finite: {name}")
+
+    def _averaged_copy(self) -> UNet:
+        unet = copy.deepcopy(self.unsharded)
+        unet.load_state_dict({name: whole(tensor) for name, tensor in self.averaged_state().items()}, assign=True)
+        run_in_precision(unet, self.accelerator)
+        return unet.eval()
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """Return the state of float16's loss scale; None without one."""
+        scaler = self.accelerator.scaler
+        return scaler.state_dict() if scaler else None
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put the state back as the checkpoint has it.
+
+        Raises CheckpointError, before anything is changed, where a tensor is not one of this network or not finite.
+        """
+        now, weights, averaged, moments = self.unet.state_dict(), *map(checkpoint.tensors, TENSORS)
+        check_tensors(weights, now, checkpoint.path / "model.safetensors")
+        check_tensors(averaged, now, checkpoint.path / "ema.safetensors")
+        parameters = {name: now[name] for name in self.names()}
+        check_optimizer_tensors(moments, parameters, checkpoint.path / "optimizer.safetensors")
+        self.unet.load_state_dict({name: part_of(tensor, now[name]) for name, tensor in weights.items()})
+        for name, shadow in zip(self.names(), self.ema.shadow_params, strict=True):
+            shadow.copy_(part_of(averaged[name], shadow))
+        optimizer_from_tensors(self.optimizer, self.names(), moments)
+        self.ema.optimization_step = checkpoint.ema_step
+        if self.accelerator.scaler and checkpoint.scaler:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+        self.step = checkpoint.step

@@ -1,0 +1,129 @@
+"""Measures how fast a run is: images per second, share of the device's peak, and the time that the loader takes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+
+from unetgn import UNet, UNetConfig
+from unetgn.training.checkpoint import Checkpoint
+from unetgn.training.step import Numbers
+
+logger = logging.getLogger(__name__)
+
+# Dense operations per second in bf16 and fp16, no sparsity, from the data sheets: NVIDIA's A100 (2020), L40S (2023),
+# H100 (2022), H200 (2023), B200 (2024), AMD's MI300X (2023). The name, as whole words, is looked for in the driver's.
+PEAK_16_BIT = {"A100": 312e12, "L40S": 362e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12,
+               "B200": 2250e12, "MI300X": 1307e12}  # fmt: skip
+WAITING = 0.2  # share of the time above which the loader is said to be the bottleneck
+JUDGED = 50  # steps after which that is asked; where it was so, it is asked again after ten times as many
+
+
+def flops_per_image(config: UNetConfig, image_size: int, text_shape: tuple[int, ...] | None) -> int:
+    """Count the floating-point operations of a training step for one image: products and convolutions, both passes.
+
+    `text_shape` is (tokens, width) of what the network reads, None where it reads nothing.
+    """
+    with torch.device("meta"):
+        unet = UNet.from_unet_config(config).train()
+        image = torch.empty(1, config.in_channels, *[image_size] * config.spatial_dims)
+        labels = None if config.num_classes is None else torch.zeros(1, dtype=torch.long)
+        text = None if text_shape is None else torch.empty(1, *text_shape)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            unet(image, torch.zeros(1, dtype=torch.long), text, class_labels=labels).sample.sum().backward()
+    return counter.get_total_flops()
+
+
+def peak_flops(device_name: str, mixed_precision: str) -> float | None:
+    """Look up the most operations per second that the device has in this precision; None where it is not known."""
+    if mixed_precision == "no":
+        return None
+    return next((peak for name, peak in PEAK_16_BIT.items() if re.search(rf"\b{name}\b", device_name)), None)
+
+
+@dataclass(frozen=True)
+class LoaderTimes:
+    """Holds how long some steps took, in seconds, and how much of it they waited for images."""
+
+    steps: int = 0
+    waited: float = 0.0
+    elapsed: float = 0.0
+
+    def plus(self, steps: int, waited: float, elapsed: float) -> LoaderTimes:
+        """Add further steps."""
+        return LoaderTimes(self.steps + steps, self.waited + waited, self.elapsed + elapsed)
+
+
+class Window:
+    """Computes the means over the steps since the last row of the log, on the device."""
+
+    def __init__(self, accelerator: Accelerator, images_per_step: int, flops: int) -> None:
+        device = accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.peak = peak_flops(name, accelerator.mixed_precision)
+        self.accelerator, self.images_per_step, self.flops = accelerator, images_per_step, flops
+        self.sums, self.steps = torch.zeros(2, device=device), 0
+        self.since, self.waited = time.perf_counter(), 0.0
+        self.loader: LoaderTimes | None = None  # the loader's start falls into the first row, which tells nothing
+        self.judge_after = JUDGED
+
+    def add(self, steps: Iterable[Numbers]) -> None:
+        """Count steps, in their order: from it the sums have their rounding."""
+        for numbers in steps:
+            self.sums += torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
+            self.steps += 1
+
+    def close(self) -> dict[str, float]:
+        """Return mean loss over steps and ranks, mean gradient norm and images per second, and begin anew."""
+        loss, norm = (self.accelerator.reduce(self.sums, reduction="mean") / self.steps).tolist()
+        now = time.perf_counter()
+        elapsed = now - self.since
+        rate = self.steps * self.images_per_step / elapsed
+        row = {"loss": loss, "gradient_norm": norm, "images_per_second": rate}
+        if self.peak is not None:
+            row["share_of_peak"] = rate * self.flops / (self.peak * self.accelerator.num_processes)
+        self._watch_loader(elapsed)
+        self.sums, self.steps, self.since, self.waited = torch.zeros_like(self.sums), 0, now, 0.0
+        return row
+
+    def _watch_loader(self, elapsed: float) -> None:
+        """Warn where steps wait for images, judged by whole rows: `JUDGED` steps of them or more."""
+        if self.loader is None:
+            self.loader = LoaderTimes()
+            return
+        self.loader = times = self.loader.plus(self.steps, self.waited, elapsed)
+        if times.steps < self.judge_after:
+            return
+        self.loader, self.judge_after = LoaderTimes(), JUDGED
+        if times.waited > WAITING * times.elapsed:
+            self.judge_after = 10 * times.steps
+            logger.warning(
+                "the loader is the bottleneck: %.0f %% of the last %d steps (%.3g ms of %.3g ms a step) went into "
+                "waiting for images; raise data.num_workers, or make the images smaller on disk",
+                100 * times.waited / times.elapsed,
+                times.steps,
+                1000 * times.waited / times.steps,
+                1000 * times.elapsed / times.steps,
+            )
+
+    def all_sums(self) -> list[list[float]]:
+        """Return the sums of each rank: with them a resumed run's first row is the unbroken run's.
+
+        Every rank has to ask.
+        """
+        return self.accelerator.gather(self.sums[None]).tolist()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from what the checkpoint has; another number of ranks begins a new window."""
+        sums = checkpoint.window_sums
+        if len(sums) == self.accelerator.num_processes:
+            rank = self.accelerator.process_index
+            self.sums, self.steps = torch.tensor(sums[rank], device=self.sums.device), checkpoint.window_steps

@@ -1,0 +1,272 @@
+"""Train a diffusion U-Net: python training/train.py --config digits8_ddpm [key=value …]
+
+Several processes, on one machine or many: accelerate launch training/train.py …. `key=value` changes one key of the
+configuration: train.steps=100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from unetgn.programs.last_words import flush_output, keep_output, last_words, say
+from unetgn.programs.parent import stop_with_parent
+from unetgn.training.checkpoint import CONFIG, Checkpoint, aside, list_checkpoints, newer, old, put_aside
+from unetgn.training.config import RunConfig, conditional_only
+from unetgn.training.config_files import find_config, list_keys, load_config, to_yaml
+from unetgn.training.data.report import Report
+from unetgn.training.data.samples import IndexedSamples, Samples
+from unetgn.training.data.text import context_dims
+from unetgn.training.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Diverged,
+    Failed,
+    Preempted,
+    RunDirectoryError,
+    one_line,
+)
+from unetgn.training.files import delete_unfinished, user_path, write_text
+from unetgn.training.loop import Loop
+from unetgn.training.network import count_parameters, load_initial_weights, make_network
+from unetgn.training.objective import Objective
+from unetgn.training.pipeline import save_pipeline
+from unetgn.training.prepare import prepare_samples, preview_conditions, report
+from unetgn.training.preview import import_pyplot
+from unetgn.training.processes import ask_main, describe, make_accelerator
+from unetgn.training.resume import check_same_run, find_start, flat
+from unetgn.training.run_directory import COLUMNS, RunDirectory
+from unetgn.training.signals import StopSignals
+from unetgn.training.step import TrainState
+
+logger = logging.getLogger("unetgn.training")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the options of this script; what is left over is `key=value`."""
+    keys = f"keys of the configuration, as in train.steps=100:\n\n{list_keys()}"
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--output", type=user_path, help="folder of the run (default: runs/NAME of the configuration)")
+    parser.add_argument(
+        "--resume",
+        default="none",
+        metavar="auto|none|PATH",
+        help="none (default): begin; auto: go on from the newest checkpoint of the output folder, begin where there is "
+        "none; PATH: go on from this checkpoint, or from the newest of this run",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
+    )
+    parser.add_argument("--overfit", type=int, metavar="N", help="train on the first N images only, to find faults")
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
+    parser.add_argument("keys", nargs="*", metavar="key=value", help="change one key of the configuration")
+    parsed, unknown = parser.parse_known_intermixed_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed.keys = sorted(unknown + parsed.keys, key=given.index)  # as they were given: of a key, the last one counts
+    if parsed.overfit is not None and parsed.overfit < 1:
+        parser.error(f"argument --overfit: {parsed.overfit} images is none; at least 1 is needed")
+    return parsed
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Go from the parsed arguments to the finished run."""
+    path = find_config(arguments.config)
+    config = load_config(path, arguments.keys)
+    if arguments.print_config:
+        if os.environ.get("RANK", "0") == "0":
+            print(to_yaml(config), end="")
+        return
+    name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
+    output = RunDirectory(arguments.output or Path("runs") / name)
+    try:
+        loop = prepare(config, output, arguments)
+    except BaseException:
+        output.unlock()  # a start that is refused leaves nothing behind
+        raise
+    if loop is not None:
+        train(loop)
+
+
+def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespace) -> Loop | None:
+    """Make everything ready for the first step; for a dry run, only say what would be done."""
+    accelerator = make_accelerator(config, output.path)
+    import_pyplot()  # what is missing is said now, not at the first preview
+    samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
+    conditions = preview_conditions(config, samples)
+    what = describe(config, accelerator, count_parameters(config), samples)
+    taken = report(config, samples, held_out) if accelerator.is_main_process else None
+    start = ask_main(accelerator, lambda: take_output(config, output, samples, accelerator.num_processes, arguments))
+    initial = load_initial_weights(config) if start is None else None
+    if accelerator.is_main_process:
+        after = f", going on after step {start.step}" if start is not None and start.step else ""
+        dry = dry_run_words(config, output, start) if arguments.dry_run else ""
+        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}", flush=True)
+    if arguments.dry_run:
+        return None
+    objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
+    network = make_network(config, initial, start)
+    state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed)
+    loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
+    if start is not None:
+        loop.restore(start)
+    ask_main(accelerator, lambda: write_beginning(loop, taken))
+    return loop
+
+
+def write_beginning(loop: Loop, taken: Report | None) -> None:
+    """Write what a run begins with, and put aside what is in its way; on the main process."""
+    run, step = loop.run, loop.state.step
+    put_aside(run.checkpoints, step)
+    delete_unfinished(run.checkpoints)
+    if taken is not None:
+        taken.write(run.path)
+    write_text(run.path / CONFIG, to_yaml(loop.config))
+    run.resume_logs(step)
+
+
+def take_output(
+    config: RunConfig, output: RunDirectory, samples: Samples, processes: int, arguments: argparse.Namespace
+) -> Checkpoint | None:
+    """Lock the run's folder, and find the checkpoint to go on from (None: begin); on the main process, for all.
+
+    A dry run locks and changes nothing.
+    """
+    if arguments.dry_run:
+        output.check_writable()
+    else:
+        output.lock()  # before looking: another run may be about to save, or to delete
+    found = find_start(output, os.path.expanduser(arguments.resume))
+    if found is not None:
+        check_same_run(config, samples, found, processes)
+    elif isinstance(samples, IndexedSamples) and (absent := samples.images.absent):
+        raise ConfigError(f"data.without names {', '.join(absent)}, which is not in data.path: remove it")
+    return found
+
+
+def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | None) -> str:
+    """Say that nothing was written, and what would be deleted: rows at once, checkpoints once the run has saved."""
+    step = 0 if start is None else start.step
+    after = newer(output.checkpoints, step)
+    before = old([path for path in list_checkpoints(output.checkpoints) if path not in after], config.checkpoint.keep)
+    rows = {name: count for name in COLUMNS if (count := output.rows_after(name, step))}
+    doomed = [f"{path} (after step {step}; put aside until the next checkpoint is written)" for path in after]
+    doomed += [f"{path} (put aside before)" for path in aside(output.checkpoints)]
+    doomed += [f"{path} (checkpoint.keep is {config.checkpoint.keep})" for path in before]
+    doomed += [f"{count} rows of {output.path / name} (after step {step})" for name, count in rows.items()]
+    return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)
+
+
+def train(loop: Loop) -> None:
+    """Train to the last step and write the pipeline; status.json says how far it came, and how it ended."""
+    loop.write_status("running")
+    try:
+        with loop.signals:
+            try:
+                with loop.rescuing():
+                    with loop.signals.noting():
+                        start_trackers(loop)
+                    loop.train()
+                    write_pipeline(loop)
+            finally:
+                end_training(loop)
+        loop.write_status("completed")
+    except Preempted:
+        loop.write_status("preempted")
+        raise
+    except Diverged as error:
+        loop.write_status("diverged", error=str(error))
+        raise
+    except BaseException as error:
+        loop.write_status("failed", error=one_line(error))
+        raise
+    finally:
+        loop.mishaps.sum_up()
+
+
+def start_trackers(loop: Loop) -> None:
+    """Tell the trackers of the run and its configuration."""
+    flattened = flat(loop.config).items()
+    keys = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flattened}
+    step, others = loop.state.step, [name for name in loop.config.train.trackers if name != "tensorboard"]
+    if step and others and loop.accelerator.is_main_process:
+        logger.warning("%s begins a new run at step %d; the earlier one keeps what it logged beyond that: cut it off "
+                       "there (with wandb, resume_from of its wandb.init)", ", ".join(others), step + 1)  # fmt: skip
+    # TensorBoard leaves out what an earlier part of the run logged from this step on.
+    options = {"tensorboard": {"purge_step": step + 1}} if step else {}
+    loop.accelerator.init_trackers(loop.run.path.name, config=keys, init_kwargs=options)
+
+
+def end_training(loop: Loop) -> None:
+    """Have the trackers finish, and leave the process group."""
+    for tracker in loop.accelerator.trackers:
+        with loop.mishaps.beside(f"the tracker {tracker.name}"):
+            tracker.finish()
+    loop.accelerator.state.destroy_process_group()
+
+
+def write_pipeline(loop: Loop) -> None:
+    """Write the network with its averaged weights for diffusers. Raises Preempted where a signal comes meanwhile."""
+    scheduler, folder, cache = loop.state.objective.scheduler, loop.run.path / "pipeline", loop.config.data.cache
+    with loop.state.averaged() as unet:  # every rank: a sharded network is gathered by all
+        if not loop.accelerator.is_main_process:
+            return
+        loop.signals.unless_stopped(lambda: save_pipeline(unet, scheduler, folder, cache=cache))
+        if loop.signals.received:
+            raise Preempted(f"stopped by a signal after the last step, while {folder} was written")
+        if conditional_only(loop.config) and context_dims(loop.config.model):
+            logger.warning("%s was trained with captions only: call it with guidance_scale=1, since the default of "
+                           "StableDiffusionPipeline draws with the empty caption", folder)  # fmt: skip
+        loop.draw_loss()
+        with loop.mishaps.beside("the last line"):
+            print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; return its exit code: 0 done, 1 failed, 2 not started, because the request cannot be met."""
+    keep_output()
+    stop_with_parent()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        run(parse_arguments(arguments))
+    except (ConfigError, RunDirectoryError, CheckpointError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the others say the same
+            say(f"train.py: error: {error}")
+        return 2
+    except Failed as error:
+        say_failure(error)
+        return 1
+    except Diverged as error:
+        say(f"train.py: {error}; the last checkpoint is as it was")
+        return 1
+    except Preempted as error:
+        say(f"train.py: {error}; go on with --resume auto")
+        return 1
+    except (KeyboardInterrupt, ModuleNotFoundError) as error:
+        return last_words("train.py", error)
+    except (OSError, DataError) as error:  # before the first step: a full disk, a folder that may not be written
+        say(f"train.py: {error}; what was saved before is as it was")
+        return 1
+    finally:  # C++ may abort a process that leaves its process group to the exit
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        flush_output()
+    return 0
+
+
+def say_failure(error: Failed) -> None:
+    """Say what ended the run and what was saved; before it, where that is a surprise, from where it came."""
+    cause = error.__cause__
+    if not isinstance(cause, (Failed, DataError, OSError, MemoryError, KeyboardInterrupt, type(None))):
+        say("".join(traceback.format_exception(cause, chain=False)).rstrip())
+    if not isinstance(cause, Failed) or os.environ.get("LOCAL_RANK", "0") == "0":  # else another rank says the same
+        say(f"train.py: {error}")
