@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.training.forked import succeed
+from tests.training.launched import SAMPLE
 from unetgn.pipelines import UNetPipeline
 from unetgn.sampling import folder
 from unetgn.sampling import sample as script
@@ -413,12 +414,11 @@ def test_options_that_contradict_each_other_are_refused(
 @pytest.mark.parametrize("scheduler", ["ddim", "sde-dpmsolver++"])
 def test_two_processes_make_the_pictures_of_one(scheduler: str, run: Path, tmp_path: Path) -> None:
     line = ["--checkpoint", str(run), "--steps", "5", "--seeds", "0-8", "--scheduler", scheduler, "--batch-size", "2"]
-    sample = Path(script.__file__)
     done = succeed(
         *line,
         "--out",
         str(tmp_path / "two"),
-        script=sample,
+        script=SAMPLE,
         launcher=Path("configs/accelerate/cpu_2_processes.yaml"),
         processes=2,
     )
