@@ -24,7 +24,8 @@ from unetgn.json_files import LIMIT
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.config import RunConfig
 from unetgn.training.data.config import DataConfig
-from unetgn.training.errors import ConfigError
+from unetgn.training.data.fitting import CHANNELS, OPEN, fit
+from unetgn.training.errors import ConfigError, DataError
 from unetgn.training.files import user_path
 from unetgn.training.hints import nearest_key
 from unetgn.training.manifest import MANIFEST
@@ -68,7 +69,9 @@ def find_config(name: str) -> Path:
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read the configuration in a file, changed by `key=value` arguments. Raises ConfigError."""
-    keys = read_yaml(path)
+    keys, overrides, left = take_open(read_yaml(path), overrides or [])
+    if left:
+        raise ConfigError(f"{path}: {', '.join(left)} is left to the data, and here nobody looks at them: give a value")
     if is_of_a_run(path):
         rename_old_keys(keys)
     keys = as_meant(RunConfig, keys)
@@ -79,7 +82,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         parsed = parser.parse_string(yaml.safe_dump(keys))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
-    for override in overrides or []:
+    for override in overrides:
         parsed = apply(parser, parsed, override)
     try:
         config = RunConfig(**vars(parser.instantiate(parsed)))
@@ -88,6 +91,44 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{source}: {explain(error)}") from error
     # The network remembers what it was trained on, for pipelines and for sampling.
     return replace(config, model=replace(config.model, sample_size=config.data.image_size))
+
+
+def find_in_data(path: Path, overrides: list[str]) -> list[str]:
+    """Look into the data for the keys that a configuration leaves to them; return these as `key=value` arguments."""
+    keys, rest, left = take_open(read_yaml(path), overrides)
+    if not left:
+        return []
+    model = keys.get("model") or {}
+    channels = next((value for key in ("out_channels", "in_channels") if (value := model.get(key))), 3)
+    stand_ins = {"data.image_size": model.get("sample_size") or 64, "model.num_classes": 2}
+    stand_ins |= dict.fromkeys(CHANNELS, channels)
+    config = load_config(path, [*rest, *(f"{key}={stand_ins[key]}" for key in left)])
+    try:
+        found = fit(config.data, left, step=2 ** (len(config.model.channels) - 1))
+    except (ValueError, DataError) as error:
+        raise ConfigError(str(error)) from error
+    return [f"{key}={'null' if value is None else value}" for key, value in found.items()]
+
+
+def take_open(keys: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Take what leaves keys to the data out of a file's keys and of `key=value` arguments; list these keys last."""
+    given = [text.removeprefix("--").partition("=") for text in overrides]
+    left = []
+    for key, word in OPEN.items():
+        group, name = key.split(".")
+        inside = keys.get(group)
+        values = [inside[name]] if isinstance(inside, dict) and name in inside else []
+        if values and is_word(values[0], word):
+            keys = {**keys, group: {other: value for other, value in inside.items() if other != name}}
+        values += [value for other, _, value in given if other == key]
+        if values and is_word(values[-1], word):  # of a key, the last one counts
+            left.append(key)
+    return keys, [text for text, (key, _, value) in zip(overrides, given, strict=True) if OPEN.get(key) != value], left
+
+
+def is_word(value: object, word: str) -> bool:
+    """Return True where a value of YAML or of the command line is the word."""
+    return ("null" if value is None else value) == word
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
