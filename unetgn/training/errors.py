@@ -22,12 +22,12 @@ class Misfit(ValueError):
 
     @property
     def keys(self) -> dict[str, object]:
-        """The keys and the values that they should have; none where no key would do."""
+        """Holds the keys and the values that they should have; none where no key would do."""
         return dict(self.args[1])
 
     @property
     def parts(self) -> list[Misfit]:
-        """The misfits that this one was made of."""
+        """Holds the misfits that this one was made of."""
         return list(self.args[2]) if len(self.args) > 2 else [self]
 
     def __str__(self) -> str:
