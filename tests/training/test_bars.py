@@ -1,10 +1,13 @@
 """Progress on a terminal and in a file."""
 
 import contextlib
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 from tests.training.launched import ROOT
@@ -36,6 +39,7 @@ def test_in_a_file_progress_is_lines_of_which_none_says_nothing_new(tmp_path: Pa
 
 def test_on_a_terminal_it_is_a_bar() -> None:
     ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, stderr=its, check=True)
     os.set_blocking(ours, False)
     said = ""
