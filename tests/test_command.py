@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import unetgn
 from unetgn.programs.command import PROGRAMS, main, usage
-from unetgn.training.config_files import CONFIGS
+from unetgn.training.config_yaml import CONFIGS
 
 
 @pytest.mark.parametrize("word", PROGRAMS)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetgn.training.config_files import find_config, find_in_data, load_config
+from unetgn.training.config_files import find_in_data, load_config
+from unetgn.training.config_yaml import find_config
 from unetgn.training.errors import ConfigError
 from unetgn.training.train import main, parse_arguments
 

@@ -7,7 +7,7 @@ import itertools
 import re
 import sys
 
-from unetgn.training.config_files import CONFIGS, find_config
+from unetgn.training.config_yaml import CONFIGS, find_config
 from unetgn.training.errors import ConfigError
 
 

@@ -19,7 +19,8 @@ from unetgn.programs.last_words import flush_output, keep_output, last_words, sa
 from unetgn.programs.parent import stop_with_parent
 from unetgn.training.checkpoint import CONFIG, Checkpoint, aside, list_checkpoints, newer, old, put_aside
 from unetgn.training.config import RunConfig, conditional_only
-from unetgn.training.config_files import find_config, find_in_data, list_keys, load_config, to_yaml
+from unetgn.training.config_files import find_in_data, list_keys, load_config, to_yaml
+from unetgn.training.config_yaml import find_config
 from unetgn.training.data.report import Report
 from unetgn.training.data.samples import IndexedSamples, Samples
 from unetgn.training.data.text import context_dims
