@@ -215,12 +215,16 @@ def start_trackers(loop: Loop) -> None:
     """Tell the trackers of the run and its configuration."""
     flattened = flat(loop.config).items()
     keys = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flattened}
-    step, others = loop.state.step, [name for name in loop.config.train.trackers if name != "tensorboard"]
+    step, names = loop.state.step, loop.config.train.trackers
+    options: dict[str, dict[str, object]] = {}
+    if step:  # TensorBoard leaves out what an earlier part of the run logged from this step on
+        options["tensorboard"] = {"purge_step": step + 1}
+    if "wandb" in names and loop.accelerator.is_main_process:  # it goes on, and takes no row of a step that it has
+        options["wandb"] = {"id": loop.run.tracker_id(new=not step), "resume": "allow"}
+    others = [name for name in names if name not in ("tensorboard", "wandb")]
     if step and others and loop.accelerator.is_main_process:
         logger.warning("%s begins a new run at step %d; the earlier one keeps what it logged beyond that: cut it off "
-                       "there (with wandb, resume_from of its wandb.init)", ", ".join(others), step + 1)  # fmt: skip
-    # TensorBoard leaves out what an earlier part of the run logged from this step on.
-    options = {"tensorboard": {"purge_step": step + 1}} if step else {}
+                       "there", ", ".join(others), step + 1)  # fmt: skip
     loop.accelerator.init_trackers(loop.run.path.name, config=keys, init_kwargs=options)
 
 
