@@ -20,11 +20,11 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from unetgn.json_files import LIMIT
+from unetgn.json_files import LIMIT, check_depth
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.config import RunConfig
 from unetgn.training.data.config import DataConfig
-from unetgn.training.errors import ConfigError
+from unetgn.training.errors import SAID, SHOWN, ConfigError, short
 from unetgn.training.files import user_path
 from unetgn.training.hints import nearest_key
 from unetgn.training.manifest import MANIFEST
@@ -100,6 +100,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         keys = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)
         if next(islice(values(keys), LIMIT, None), None) is not None:
             raise ValueError(f"written out, its aliases (*name) stand for more than {LIMIT} values")
+        check_depth(keys, "it")
     except RecursionError:
         raise ConfigError(f"{path}: cannot be read as YAML: it is nested too deeply") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # the second of dates that are none, and of huge numbers
@@ -205,7 +206,8 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
 
 def explain(error: Exception) -> str:
     """Put into one line what jsonargparse or a dataclass says over several."""
-    return " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
+    said = " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
+    return said if len(said) <= 2 * SAID else f"{said[: 2 * SAID]}…"
 
 
 @dataclass(frozen=True)
@@ -248,15 +250,15 @@ def check_key(source: str, key: str, value: object) -> None:
     if key in RENAMED:
         raise ConfigError(f"{source}: {key} is now called {RENAMED[key]}: write that in its place")
     if key not in known:
-        near = nearest_key(key, list(known))
+        near = nearest_key(key[:SHOWN], list(known))
         asked = f" Did you mean {near!r}?" if near else " train.py --help lists all keys"
-        raise ConfigError(f"{source}: unknown key {key!r}.{asked}")
+        raise ConfigError(f"{source}: unknown key {short(key)}.{asked}")
     null = value is None or (source == "command line" and value == "null")
     if null and known[key].optional:
         return
     if known[key].group and not isinstance(value, dict):
         inside = [name for name in known if name.startswith(f"{key}.")]
-        raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {value!r}")
+        raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {short(value)}")
     if null:
         raise ConfigError(f"{source}: {key} has no value, and cannot be null: give one, or leave the key out")
 

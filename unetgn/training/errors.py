@@ -64,6 +64,12 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said if len(said) <= SAID else said[:SAID] + '…'}"
 
 
+def plain(text: str) -> str:
+    """Write a name that is anybody's for a message: in one line, without what a terminal obeys, and not for ever."""
+    said = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 2 * SHOWN])
+    return said if len(said) <= 2 * SHOWN else f"{said[: 2 * SHOWN]}…"
+
+
 def short(value: object) -> str:
     """Write a value for an error message."""
     text = repr(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
-import json
 import logging
 import re
 import tarfile
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from unetgn.json_files import parse
 from unetgn.training.data.folders import open_file
 from unetgn.training.data.hugging_face import Files
 from unetgn.training.data.images import WITHOUT_CLASSES
@@ -35,6 +35,7 @@ UNPACKED, TIMES = 2**30, 64  # bytes that any shard may unpack to, and how many 
 CHUNK, BEHIND = 2**16, 2**10  # bytes, and so many times these, that are read behind the end of what is not compressed
 IN_A_ROW = 2**16  # links, folders, devices and files of no sample that may follow each other
 COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # which is not read, by how it begins
+LONGEST_JSON = 2**22  # bytes
 KEY = "__key__"  # of a sample, where values have it
 
 
@@ -97,12 +98,7 @@ def is_image(ending: str) -> bool:
 
 def read_json(row: Values) -> Values:
     """Read the JSON object of a sample, {} where there is none. Raises ValueError where it cannot be read."""
-    try:
-        read = json.loads(row["json"]) if "json" in row else {}
-    except RecursionError:
-        raise ValueError("its json is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"its json cannot be read: {error}") from None
+    read = parse(row["json"], "its json", limit=LONGEST_JSON, finite=False) if "json" in row else {}
     return read if isinstance(read, dict) else {}
 
 
@@ -122,7 +118,10 @@ class TarShards(Shards):
         if first is None:
             raise ValueError(f"data.path {path!r} holds no files in its tar shards")
         self.columns = TarColumns(path, first.values, image_column, label_column)
-        self.labelled = self.columns.label_of(first.values) is not None
+        try:
+            self.labelled = self.columns.label_of(first.values) is not None
+        except ValueError as error:
+            raise ValueError(f"{first.key} of {self.files[first.shard]}: {error}; mend it, or remove it") from error
 
     def __len__(self) -> int:
         return len(self.files)
