@@ -132,7 +132,7 @@ def test_what_is_put_aside_is_called_what_it_is(hostile: str | None, why: str, o
     assert sorted(path.name for path in output.checkpoints.iterdir()) == ["step-000004", f"step-000006.{why}"]
 
 
-@pytest.mark.parametrize("hostile", ["no sums", "optimizer, squares: infinite"])
+@pytest.mark.parametrize("hostile", ["no sums", "optimizer, squares: integers"])
 def test_a_run_goes_on_from_the_checkpoint_before_to_the_same_end(hostile: str, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     HOSTILE[hostile](tmp_path / "run" / "checkpoints" / "step-000006")

@@ -77,13 +77,13 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     parser = make_parser()
     try:
         parsed = parser.parse_string(yaml.safe_dump(keys))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
     for override in overrides or []:
         parsed = apply(parser, parsed, override)
     try:
         config = RunConfig(**vars(parser.instantiate(parsed)))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         source = f"{path} with {' '.join(overrides)}" if overrides else str(path)
         raise ConfigError(f"{source}: {explain(error)}") from error
     # The network remembers what it was trained on, for pipelines and for sampling.
@@ -195,7 +195,7 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
     try:
         # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
         alone = parser.parse_args([f"--{key}={value if meant == value else json.dumps(meant)}"])
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"command line, {override}: {explain(error)}") from error
     names = key.split(".")
     groups = [".".join(names[:length]) for length in range(1, len(names))]

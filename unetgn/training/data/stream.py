@@ -29,7 +29,7 @@ from unetgn.training.data.rows import BROKEN, CutShort, Row, Wanted
 from unetgn.training.data.samples import Batch, Draws, Samples, StepBatches, load_batches
 from unetgn.training.data.shards import open_shards
 from unetgn.training.data.standing import RankState, standings_of, to_json
-from unetgn.training.errors import CheckpointError, DataError, reason
+from unetgn.training.errors import CheckpointError, DataError, plain, reason
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class ShardStream(Samples):
         file, last = self.shards.files[shard], "its beginning"
         try:
             for row in self.shards.rows(shard, wanted):
-                last = row.key
+                last = plain(row.key)
                 yield row
         except CutShort as error:
             if self.config.cut_shards == "refuse":
