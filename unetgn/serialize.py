@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
+HINTED, LONGEST = 10, 100  # keys that are no fields: so many get a hint, of so many characters: it takes a while
 
 
 def to_plain(config: Any) -> Any:
@@ -60,14 +61,15 @@ class Split:
 def split(kind: type, values: Mapping[str, Any], path: str = "") -> Split:
     """Split a dict into what `from_plain` takes for a dataclass of `kind` and what somebody else wrote into it."""
     hints = typing.get_type_hints(kind)
-    known, others, names = {}, {}, []
+    known, others = {}, {}
+    names: list[str] = []
     for key, value in values.items():
         place = f"{path}.{key}" if path else key
         nested = _nested(hints[key]) if key in hints else None
         if key not in hints:
             others[key] = value
-            near = _near(key, hints)
-            names.append(f"{place!r} ({near})" if near else repr(place))
+            near = _near(key, hints) if len(names) < HINTED else ""
+            names.append(f"{place[:LONGEST]!r} ({near})" if near else repr(place[:LONGEST]))
         elif nested is not None and isinstance(value, Mapping):
             inner = split(nested, value, place)
             known[key] = inner.known
@@ -85,7 +87,7 @@ def _nested(hint: Any) -> type | None:
 
 
 def _near(key: str, names: Iterable[str]) -> str:
-    near = get_close_matches(key, names, n=1)
+    near = get_close_matches(key[:LONGEST], names, n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
 
@@ -124,7 +126,10 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_plain(hint, value, place)
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError(f"{place} is an integer beyond all floats") from None
     elif (
         isinstance(hint, type)
         and not origin

@@ -216,6 +216,37 @@ def damage_tensors(data: bytes, draw: random.Random) -> bytes:
     return save(tensors)
 
 
+HEADERS = {"name": (0, 100), "mode": (100, 108), "size": (124, 136), "checksum": (148, 156), "type": (156, 157),
+           "linkname": (157, 257), "magic": (257, 265), "prefix": (345, 500), "sparse": (386, 500)}  # fmt: skip
+TYPES = b"01234567xgLKSVX\0MND"
+
+
+def damage_tar(data: bytes, draw: random.Random) -> bytes:
+    """Change, repeat or add a header of an archive, and make its checksum right: sizes, types, names, pax records."""
+    if len(data) < 2048 or data[:2] == b"\x1f\x8b":
+        return flip(data, draw)
+    place = 512 * draw.randrange(len(data) // 512 - 1)
+    header = bytearray(data[place : place + 512])
+    field = draw.choice(("size", "size", "type", "type", *HEADERS))
+    start, end = HEADERS[field]
+    values = {
+        "size": draw.choice((b"7" * 11 + b"\0", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"-0000001000\0", b"zzz",
+                             b"%011o\0" % 2**30, b"%011o\0" % draw.randrange(5000), b"\xff" * 10 + b"\xfc\0")),
+        "type": bytes([draw.choice(TYPES)]),
+        "name": draw.choice((b"../../../a.png\0", b"a\nb.png\0", b".png\0", b"\xff" * 100, b"/dev/zero\0", b"\0")),
+    }  # fmt: skip
+    header[start:end] = values.get(field, draw.randbytes(end - start))[: end - start].ljust(end - start, b"\0")
+    if field != "checksum":
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+    how = draw.choice(("in its place", "in its place", "one more", "a thousand more"))
+    if how == "in its place":
+        return data[:place] + bytes(header) + data[place + 512 :]
+    more = bytes(header) * (1 if how == "one more" else 1000)
+    pax = draw.choice((b"", b"30 GNU.sparse.realsize=9999999\n", b"1" * draw.randrange(600), b"20 size=-99999999999\n"))
+    return data[:place] + more + pax.ljust(-(-len(pax) // 512) * 512, b"\0") + data[place:]
+
+
 def often(name: str, way: Bytes) -> dict[str, Bytes]:
     """List a way of damage several times, so that it is drawn as often."""
     return {name + " " * number: way for number in range(4)}
@@ -238,6 +269,8 @@ def damage_file(file: Path, draw: random.Random) -> str:
             "header ": damage_header,
             "tensors ": damage_tensors,
         }
+    elif file.suffix == ".tar":
+        ways |= often("header of an entry", damage_tar)
     how = draw.choice(list(ways))
     file.write_bytes(ways[how](data, draw))
     return how.strip()

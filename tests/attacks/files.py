@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 import unetgn.sampling.evaluate
 import unetgn.sampling.sample
 import unetgn.training.train
-from tests.attacks.damage import attack_folder
+from tests.attacks.damage import BYTES, attack_folder, damage_json
 from tests.attacks.judge import Draw, Kind, Lost, Verdict, Wrong, ended, fingerprint, refused, same
 from tests.interop.fixtures import fixture
 from tests.training.forked import succeed
@@ -41,6 +41,7 @@ from unetgn.training.data.autoencoder import load_autoencoder
 from unetgn.training.data.config import DataConfig, open_images
 from unetgn.training.data.latents import Manifest
 from unetgn.training.data.report import read_class_names
+from unetgn.training.data.samples import StepBatches
 from unetgn.training.errors import CheckpointError, ConfigError, DataError
 from unetgn.training.files import sha256
 from unetgn.training.manifest import CHECKSUM, checksum
@@ -55,6 +56,14 @@ model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], dept
         num_classes: 10, dropout: 0.1, norm: {num_groups: 4}}
 objective: {label_dropout: 0.2}
 train: {steps: 6, batch_size: 8, learning_rate: 1e-3, warmup_steps: 2, log_every: 1, trackers: []}
+checkpoint: {every: 2, keep: 9}
+preview: {every: 0}
+"""
+RUN_OF_STREAM = """
+model: {sample_size: 8, in_channels: 3, out_channels: 3, channels: [8], depth: 1, attention_levels: [],
+        norm: {num_groups: 4}}
+data: {name: stream, image_size: 8, shuffle_buffer: 4}
+train: {steps: 4, batch_size: 2, log_every: 1, trackers: []}
 checkpoint: {every: 2, keep: 9}
 preview: {every: 0}
 """
@@ -172,7 +181,10 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 def seal_checkpoint(folder: Path) -> None:
     """Make the checksums of a checkpoint those of its files."""
-    path = checkpoint_path(folder, 2)
+    seal_checkpoint_at(checkpoint_path(folder, 2))
+
+
+def seal_checkpoint_at(path: Path) -> None:
     file = path / "manifest.json"
     keys = json.loads(file.read_text())
     keys.pop(CHECKSUM)
@@ -238,6 +250,13 @@ def resume_run(folder: Path) -> Verdict:
     if verdict.outcome == "survived" and not same(everything(whole, 6), everything(folder / "run", 6)):
         raise Wrong("the run ended with other tensors")
     return verdict
+
+
+def resume_strangers_run(folder: Path) -> Verdict:
+    """Go on with a run whose last checkpoint is a stranger's: its numbers are theirs."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    line = ["--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"), "--resume", "auto"]
+    return script(unetgn.training.train.main, [*line, "train.steps=7"])
 
 
 def script(main: Callable[[list[str]], int], line: list[str]) -> Verdict:
@@ -375,10 +394,72 @@ def make_table(kind: str, folder: Path) -> None:
 
 
 def read_stream(folder: Path) -> Any:
+    """Check shards as a start does, and read a pass and a half of them as training does; both say what is cut."""
     from unetgn.training.data.stream import ShardStream
 
-    ShardStream(DataConfig(name="stream", path=str(folder), image_size=8), 3, None, 0).check(1, 0)
+    for held_out, cut_shards in ((0.0, "refuse"), (0.5, "read")):
+        keys: dict[str, Any] = {"held_out": held_out, "cut_shards": cut_shards, "shuffle_buffer": 3}
+        stream = ShardStream(DataConfig(name="stream", path=str(folder), image_size=8, **keys), 3, None, 0)
+        stream.check(1, 0)
+        for batch in stream.loader(StepBatches(0, 3, 2, 1, 0, 1), num_workers=0, pin_memory=False):
+            if batch["image"].shape != (2, 3, 8, 8) or not batch["image"].isfinite().all():
+                raise Wrong("an array that is no image")
     return "images"
+
+
+def damaged_members(kind: str, draw: Draw, folder: Path) -> Verdict:
+    """Damage what is in the rows of sound shards: pictures, labels, JSON. A row is left out, or the set is refused."""
+    from tests.training.shards import png, table, write_tar
+
+    rows = [{"png": png(number), "cls": b"1", "json": b'{"label": 1}'} for number in range(6)]
+    for _ in range(draw.choice((1, 1, 3))):
+        row = draw.choice(rows)
+        part = draw.choice(("png", "png", "json", "cls"))
+        row[part] = damage_json(row[part].decode(), draw).encode() if part == "json" else (
+            draw.choice(list(BYTES.values()))(row[part], draw))  # fmt: skip
+        if draw.random() < 0.1:
+            row[draw.choice(("pth", "npy", "mp4", "pickle", "PNG", "seg.png"))] = draw.randbytes(50)
+    if kind == "tar":
+        write_tar(folder / "0.tar", {f"{number}": row for number, row in enumerate(rows)})
+    else:
+        made = table([row["png"] for row in rows], [row["cls"].decode("latin-1") for row in rows], None, text=True)
+        if kind == "parquet":
+            made.to_parquet(folder / "0.parquet")
+        else:
+            made.save_to_disk(folder / "set")
+            (folder / "set" / "data-00000-of-00001.arrow").rename(folder / "0.arrow")
+            shutil.rmtree(folder / "set")
+    try:
+        with quiet():
+            read_stream(folder)
+    except DATA as error:
+        return refused(error)
+    except Exception as error:
+        raise Wrong(f"{type(error).__name__}: {str(error)[:500]}") from error
+    return Verdict("survived")
+
+
+def make_stream_run(folder: Path) -> None:
+    """Make a run of a stream, with the readers' places in its checkpoints."""
+    from tests.training.shards import write_shards
+
+    (folder / "tiny.yaml").write_text(RUN_OF_STREAM)
+    path = write_shards(folder / "set", "tar", count=12, shards=2)
+    succeed(
+        "--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"), f"data.path={path}", "train.steps=4"
+    )
+
+
+def resume_stream_run(folder: Path) -> Verdict:
+    """Go on with a run of a stream from what a stranger says of its readers."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    line = ["--config", str(folder / "tiny.yaml"), "--output", str(folder / "run"), "--resume", "auto"]
+    return script(unetgn.training.train.main, [*line, f"data.path={folder / 'set'}", "train.steps=6"])
+
+
+def seal_run(folder: Path) -> None:
+    """Make the checksums of the newest checkpoint of a run those of its files."""
+    seal_checkpoint_at(max((folder / "run" / "checkpoints").iterdir()))
 
 
 def make_latents(folder: Path) -> None:
@@ -453,6 +534,12 @@ READABLE = [
     Readable("newest checkpoint", make_checkpoints, take_newest, CHECKED, writes=True),
     RUNS,
     Readable("sampling of a run", make_run, sample_run, files=("run/checkpoints/step-000006/*", "run/*"), writes=True),
+    Readable("resume of a stranger's run", make_run, resume_strangers_run, files=("run/checkpoints/step-000006/*",),
+             seal=seal_run, writes=True),
+    Readable("sampling of a stranger's run", make_run, sample_run, files=("run/checkpoints/step-000006/*",),
+             seal=seal_run, writes=True),
+    Readable("resume of a stranger's stream", make_stream_run, resume_stream_run,
+             files=("run/checkpoints/step-000004/*.json",), seal=seal_run, writes=True),
     Readable("logs", make_run, read_logs, files=("run/*.csv", "run/*.json"), refusals=(OSError,)),
     Readable("our network", make_pretrained, read_network, NETWORK),
     Readable("diffusers' network", make_diffusers, read_network, NETWORK),
@@ -471,7 +558,10 @@ READABLE = [
              writes=True),
     Readable("samples", make_judged, read_judged, (unetgn.sampling.evaluate.EvaluationError,)),
 ]  # fmt: skip
-KINDS = [Kind(f"file: {readable.name}", functools.partial(attack, readable)) for readable in READABLE]
+KINDS = [
+    *(Kind(f"file: {readable.name}", functools.partial(attack, readable)) for readable in READABLE),
+    *(Kind(f"members of {kind}", functools.partial(damaged_members, kind)) for kind in ("tar", "parquet", "arrow")),
+]
 
 
 def prepare(kinds: Iterable[Kind]) -> None:

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -118,10 +119,25 @@ def judged(done: Ended, what: str) -> Verdict:
             raise Wrong(f"{what}: a crash, {done.codes}: {done.stderr[-2000:]}")
         return Verdict("survived", what)
     said = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
-    if said and len(done.codes) > 1 and "closed by peer" in done.stderr:
+    if said and len(done.codes) > 1 and only_left_alone(done.stderr):
         return Verdict("refused", f"{what}: {said[0]}")  # what the launcher would end is told by gloo that it is alone
     verdict = ended(max((code or 0 for code in done.codes), key=abs), done.stderr)
     return Verdict(verdict.outcome, f"{what}: {verdict.said}")
+
+
+ALONE = ("closed by peer", "reset by peer", "Broken pipe")  # how gloo says that the other process has gone
+WITHOUT_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "allocate memory", "out of memory",
+                  "can't start new thread", "Resource temporarily unavailable", "cannot allocate", "failed to map",
+                  "failed to mmap", "ENOMEM")  # fmt: skip
+
+
+def only_left_alone(stderr: str) -> bool:
+    """Return True where there are tracebacks, and each ends with what says that the other process has gone."""
+    parts = stderr.split("Traceback (most recent call last)")[1:]
+    ends = [
+        next((line for line in part.splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)), "") for part in parts
+    ]
+    return bool(ends) and all(any(sign in end for sign in ALONE) for end in ends)
 
 
 def killed_at_an_operation(processes: int, draw: Draw, folder: Path) -> Verdict:
@@ -166,6 +182,35 @@ def killed_at_any_time(processes: int, draw: Draw, folder: Path) -> Verdict:
         what += f" at step {status(folder / 'run')['step']} or after it"
     check(folder, processes, what, keys=keys)
     return Verdict("survived", what)
+
+
+def workers_killed(processes: int, draw: Draw, folder: Path) -> Verdict:
+    """Kill a loader's worker once or more; the run starts them anew, or says so and has saved."""
+    keys = ("train.steps=20", "checkpoint.every=8", "preview.every=10", "data.num_workers=2")
+    moments = [draw.uniform(0, 1.5) for _ in range(draw.choice((1, 1, 2, 4)))]
+
+    def disturb(ids: list[int]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not status(folder / "run")["step"] and alive(ids[0]) and time.monotonic() < end:
+            time.sleep(0.01)
+        for moment in moments:
+            time.sleep(moment)
+            if workers := children(draw.choice(ids)):
+                send([draw.choice(workers)], signal.SIGKILL)
+
+    done = train(folder, processes, disturb=disturb, keys=keys)
+    what = ", ".join(f"a worker killed after {moment:.2f} s" for moment in moments)
+    said = judged(done, what)
+    check(folder, processes, what, keys=keys)
+    return said
+
+
+def children(process: int) -> list[int]:
+    """List the processes that a process has started and that are at work."""
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def alive(process: int) -> bool:
@@ -264,7 +309,8 @@ def under(
     try:
         verdict = judged(done, what)
     except Wrong as error:
-        if not memory or done.killed:  # the error is a library's that had none left, in words of its own
+        # The error is a library's that had none left, in words of its own, of which these are known.
+        if not memory or done.killed or not any(sign in done.stderr for sign in WITHOUT_MEMORY):
             raise Wrong(f"{what}: {error}") from None
         verdict = Verdict("refused", f"{what}: no memory")
     if verdict.outcome != "hung":
@@ -276,15 +322,17 @@ ATTACKS = {
     "killed at an operation": (killed_at_an_operation, 2.0),
     "killed at any time": (killed_at_any_time, 2.0),
     "signals": (signalled, 1.0),
+    "workers are killed": (workers_killed, 0.5),
     "an operation fails": (failing, 1.0),
     "files vanish": (vanished, 1.0),
     "limits": (limited, 1.0),
     "clock, umask, encoding": (surrounded, 0.5),
 }
+OF_THREE = ("killed at any time", "signals", "an operation fails")
 KINDS = [
     Kind(
         f"run of {processes}: {name}", functools.partial(attack, processes), in_child=False, share=2 * share / processes
     )
     for name, (attack, share) in ATTACKS.items()
-    for processes in (1, 2)
+    for processes in ((1, 2, 3) if name in OF_THREE else (1, 2))
 ]

@@ -31,7 +31,7 @@ from unetgn.training import checkpoint
 from unetgn.training.train import main
 
 ATTACK = json.loads(os.environ["ATTACK"])
-COUNTED = ("open", "mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "chmod", "scandir")
+COUNTED = ("open", "mkdir", "rename", "replace", "link", "unlink", "remove", "rmdir", "fsync", "chmod", "scandir")
 operations = 0
 
 

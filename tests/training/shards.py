@@ -46,10 +46,10 @@ def write_shards(folder: Path, kind: str, *, count: int = 24, shards: int = 4, b
     return str(folder / "*.arrow") if kind == "arrow" else str(folder)
 
 
-def table(images: list[bytes], labels: list[Any], names: list[str] | None = CLASSES) -> Any:
-    """A `datasets.Dataset` of encoded images and labels."""
+def table(images: list[bytes], labels: list[Any], names: list[str] | None = CLASSES, *, text: bool = False) -> Any:
+    """A `datasets.Dataset` of encoded images and labels, which are numbers or texts."""
     datasets = pytest.importorskip("datasets")
-    label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    label = datasets.ClassLabel(names=names) if names else datasets.Value("string" if text else "int64")
     features = datasets.Features({"image": datasets.Image(), "label": label})
     rows = {"image": [{"bytes": image, "path": None} for image in images], "label": labels}
     return datasets.Dataset.from_dict(rows, features=features)

@@ -181,7 +181,8 @@ def test_a_dry_run_names_what_the_run_would_delete_and_rows_are_not_shown_twice(
     assert {text.split()[4] for text in said if "checkpoints" in text} == {
         str(checkpoints / "step-000002"), str(checkpoints / "step-000006")
     }  # fmt: skip
-    assert f"the run would delete 2 rows of {run / 'run' / 'metrics.csv'} (after step 4)" in said
+    rows = "(after step 4; metrics.csv.left has them until then)"
+    assert f"the run would delete 2 rows of {run / 'run' / 'metrics.csv'} {rows}" in said
     assert train(line(run, *again, "checkpoint.keep=1", "train.steps=5")) == 0
     after = {path for path in checkpoints.iterdir() if path.is_dir()}
     assert before - after == {checkpoints / "step-000002", checkpoints / "step-000004", checkpoints / "step-000006"}

@@ -121,7 +121,7 @@ def test_a_lock_that_a_refused_start_took_away_is_no_lock(tmp_path: Path, monkey
     run_directory.unlock()
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "unetgn/training").rglob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "unetgn/training").glob("*.py")), ids=lambda file: file.name)
 def test_every_text_file_of_a_run_is_in_utf_8(file: Path) -> None:
     """Whatever the terminal's letters are."""
     for node in ast.walk(ast.parse(file.read_text())):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unetgn.json_files import parse_object
 from unetgn.nn import GroupNormSiLU
 from unetgn.training.checkpoint import check_tensors
 from unetgn.training.errors import CheckpointError
@@ -101,7 +102,7 @@ def load(file: Path) -> tuple[Classifier, Trained]:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dictionary)
-        trained = Trained(**json.loads(metadata[KEY]))
+        trained = Trained(**parse_object(metadata[KEY].encode(), KEY))
         with torch.device("meta"):
             classifier = Classifier(trained.in_channels, trained.image_size, trained.num_classes, width=trained.width)
         check_tensors(state, classifier.state_dict(), file)

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from unetgn.json_files import parse_object
 from unetgn.sampling.extractors import Extractor
 from unetgn.sampling.sets import Pictures
 from unetgn.training.files import writing
@@ -87,7 +88,7 @@ def read_kept(file: Path, key: str, count: int) -> np.ndarray | None:
         return None
     try:
         with safe_open(file, "np") as opened:
-            facts, features = json.loads((opened.metadata() or {})[KEY]), opened.get_tensor("features")
+            facts, features = parse_object((opened.metadata() or {})[KEY].encode(), KEY), opened.get_tensor("features")
         if facts["key"] != key or features.dtype != np.float32 or features.ndim != 2 or len(features) != count:
             raise ValueError("it is of other images or another extractor")
         if facts["sha256"] != digest_features(features):

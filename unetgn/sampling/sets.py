@@ -9,15 +9,19 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 
 from unetgn.sampling.folder import read_pixels
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, normalize, open_picture
+from unetgn.training.data.tars import Member
 from unetgn.training.errors import reason
+from unetgn.training.files import lines_within
 
 LONGEST_REASON = 200  # characters: a damaged file's fields may have any number
+LONGEST_LINE = 2**17  # and of a table: a prompt is in it
 LARGEST = 32  # pixels: height and width that images are compared at where the pixels themselves are
 
 
@@ -83,7 +87,8 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
     listing = folder / "samples.csv"
     try:
         with listing.open(newline="") as lines:
-            rows = [(row["file"], int(row["class_label"] or -1)) for row in csv.DictReader(lines)]
+            table = csv.DictReader(short_lines(lines))
+            rows = [(row["file"], int(row["class_label"] or -1)) for row in table]
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         why = f"{type(error).__name__}: {reason(error)}"[:LONGEST_REASON]
         raise EvaluationError(f"{listing} is not as sampling/sample.py writes it ({why})") from error
@@ -97,6 +102,14 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
         return image
 
     return Pictures(read, range(len(rows))), np.array([label for _, label in rows])
+
+
+def short_lines(file: IO[str]) -> Iterator[str]:
+    """List the lines of a table. Raises ValueError for one that is too long to be of one."""
+    for line in lines_within(file, LONGEST_LINE):
+        if line is None:
+            raise ValueError(f"a line has more than {LONGEST_LINE:,} characters")
+        yield line
 
 
 def open_folder(folder: Path) -> tuple[Pictures, np.ndarray]:
@@ -135,7 +148,7 @@ def open_tars(files: Sequence[Path]) -> tuple[Pictures, np.ndarray]:
     classes: dict[str, int] = {}
     for file in files:
         try:
-            with tarfile.open(file, "r:") as shard:
+            with tarfile.open(file, "r:", tarinfo=Member) as shard:
                 for member in shard:
                     stem, ending = os.path.splitext(member.name)
                     if ending.lower() in IMAGE_SUFFIXES and member.isfile():

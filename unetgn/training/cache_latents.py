@@ -28,7 +28,7 @@ from unetgn.training.data.images import Images, fingerprint
 from unetgn.training.data.latents import MANIFEST, Manifest, read_manifest
 from unetgn.training.data.report import report_images
 from unetgn.training.data.text import TextEncoder, read_captions
-from unetgn.training.errors import ConfigError, DataError, RunDirectoryError
+from unetgn.training.errors import ConfigError, DataError, RunDirectoryError, short
 from unetgn.training.files import TEMPORARY, sha256, user_path
 from unetgn.training.run_directory import RunDirectory
 
@@ -171,7 +171,7 @@ def begin(folder: Path, manifest: Manifest) -> Manifest:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     was, now = ({**asdict(one), **one.source} for one in (before, manifest))
-    differences = [f"{key} was {was.get(key)!r} and is {now[key]!r}" for key in now
+    differences = [f"{key} was {short(was.get(key))} and is {short(now[key])}" for key in now
                    if key not in ("source", "sha256") and was.get(key) != now[key]]  # fmt: skip
     if differences:
         raise ConfigError(f"{folder} holds another cache: {'; '.join(differences)}. Give another --out")

@@ -6,11 +6,10 @@ a pickle. What is random needs no saving: it is a function of the step (unetgn/t
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,14 +23,15 @@ from unetgn import __version__
 from unetgn.json_files import read_object
 from unetgn.training.data.standing import LIMIT, SAMPLES, RankState, check_states
 from unetgn.training.errors import CheckpointError, CheckpointFormatError
-from unetgn.training.files import delete, delete_unfinished, sha256, writing
+from unetgn.training.files import delete, delete_unfinished, free_name, sha256, writing
 from unetgn.training.manifest import MANIFEST, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"  # where a run's folder has them
 PREFIX = "step-"
-ASIDE = DAMAGED, LEFT = "damaged", "left"  # why a checkpoint was put aside, at the end of its name
+# Why a checkpoint was put aside, at the end of its name.
+ASIDE = DAMAGED, LEFT, OTHER = "damaged", "left", "other-version"
 
 TensorFile = Literal["model", "ema", "optimizer"]
 TENSORS: tuple[TensorFile, ...] = get_args(TensorFile)
@@ -182,6 +182,9 @@ class Checkpoint:
         return self.path / name
 
 
+Check = Callable[[Checkpoint], None]  # raises CheckpointError where one does not do for what it is wanted for
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Name the checkpoint of a step in a folder of checkpoints."""
     return folder / f"{PREFIX}{step:06d}"
@@ -275,26 +278,28 @@ def newer(folder: Path, step: int) -> list[Path]:
     return [path for path in list_checkpoints(folder) if step_of(path) > step]
 
 
-def put_aside(folder: Path, step: int) -> None:
+def put_aside(folder: Path, step: int, check: Check | None = None) -> None:
     """Give the checkpoints after `step` other names, which say why: the run goes on from `step` and makes them anew.
 
-    They are step-N.damaged, or step-N.left where they are sound. Raises OSError where one cannot be read or renamed.
+    They are step-N.damaged, step-N.other-version, or step-N.left where they are sound. Raises OSError where one cannot
+    be read or renamed.
     """
     for path in newer(folder, step):
         try:
-            verify(path)
-            reason = LEFT
+            verify(path, check)
+            why = LEFT
+        except CheckpointFormatError:
+            why = OTHER
         except CheckpointError:
-            reason = DAMAGED
-        names = (f"{path.name}.{reason}{number or ''}" for number in itertools.count())
-        named = next(new for name in names if not os.path.lexists(new := path.with_name(name)))
+            why = DAMAGED
+        named = free_name(path, why)
         path.rename(named)
         logger.warning("the run goes on from step %d: %s is now %s, until the next checkpoint is written", step, path,
                        named.name)  # fmt: skip
 
 
-def verify(path: Path) -> Checkpoint:
-    """Read a checkpoint's manifest and compare every file with it.
+def verify(path: Path, check: Check | None = None) -> Checkpoint:
+    """Read a checkpoint's manifest, compare every file with it, and then `check` what they hold.
 
     Raises CheckpointError where they differ, OSError where they cannot be read: that is no sign of damage, nor is a
     link to a disk that is not there now.
@@ -308,10 +313,12 @@ def verify(path: Path) -> Checkpoint:
         if sha256(path / name) != known:
             raise CheckpointError(f"{path} is damaged: {name} is not what was written (its sha256 differs)")
     checkpoint.samples()
+    if check is not None:
+        check(checkpoint)
     return checkpoint
 
 
-def newest_valid(folder: Path) -> Checkpoint | None:
+def newest_valid(folder: Path, check: Check | None = None) -> Checkpoint | None:
     """Find the newest checkpoint in a folder that verifies, naming each newer one that does not; None without any.
 
     Raises CheckpointError where there are checkpoints and all are damaged: starting afresh would hide the loss.
@@ -321,7 +328,7 @@ def newest_valid(folder: Path) -> Checkpoint | None:
     checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
-            return verify(path)
+            return verify(path, check)
         except CheckpointFormatError:
             raise
         except CheckpointError as error:
@@ -331,7 +338,7 @@ def newest_valid(folder: Path) -> Checkpoint | None:
     return None
 
 
-def find_checkpoint(path: Path) -> Checkpoint:
+def find_checkpoint(path: Path, check: Check | None = None) -> Checkpoint:
     """Find the checkpoint that a path means: itself, or the newest valid one of a run's folder.
 
     Raises CheckpointError where there is none, or none that is sound.
@@ -340,8 +347,8 @@ def find_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"{path} is {'a file' if path.exists() else 'not there'}; {wanted}")
     if (path / MANIFEST).is_file() or path.name.startswith(PREFIX):
-        return verify(path)
-    found = newest_valid(path) or newest_valid(path / CHECKPOINTS)
+        return verify(path, check)
+    found = newest_valid(path, check) or newest_valid(path / CHECKPOINTS, check)
     if found is None:
         raise CheckpointError(f"{path} holds no checkpoint; {wanted}")
     return found

@@ -22,7 +22,7 @@ from unetgn.training.config import RunConfig
 from unetgn.training.config_yaml import RENAMED, merged, read_keys
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.fitting import CHANNELS, OPEN, fit
-from unetgn.training.errors import ConfigError, DataError
+from unetgn.training.errors import SAID, SHOWN, ConfigError, DataError, short
 from unetgn.training.hints import nearest_key
 from unetgn.training.values import as_meant
 
@@ -35,13 +35,13 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     parser = make_parser()
     try:
         parsed = parser.parse_string(yaml.safe_dump(keys))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
     for override in overrides:
         parsed = apply(parser, parsed, override)
     try:
         config = RunConfig(**vars(parser.instantiate(parsed)))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         source = f"{path} with {' '.join(overrides)}" if overrides else str(path)
         raise ConfigError(f"{source}: {explain(error)}") from error
     # The network remembers what it was trained on, for pipelines and for sampling.
@@ -149,7 +149,7 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
     try:
         # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
         alone = parser.parse_args([f"--{key}={value if meant == value else json.dumps(meant)}"])
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"command line, {override}: {explain(error)}") from error
     names = key.split(".")
     groups = [".".join(names[:length]) for length in range(1, len(names))]
@@ -160,7 +160,8 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
 
 def explain(error: Exception) -> str:
     """Put into one line what jsonargparse or a dataclass says over several."""
-    return " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
+    said = " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
+    return said if len(said) <= 2 * SAID else f"{said[: 2 * SAID]}…"
 
 
 @dataclass(frozen=True)
@@ -203,15 +204,15 @@ def check_key(source: str, key: str, value: object) -> None:
     if key in RENAMED:
         raise ConfigError(f"{source}: {key} is now called {RENAMED[key]}: write that in its place")
     if key not in known:
-        near = nearest_key(key, list(known))
+        near = nearest_key(key[:SHOWN], list(known))
         asked = f" Did you mean {near!r}?" if near else " train.py --help lists all keys"
-        raise ConfigError(f"{source}: unknown key {key!r}.{asked}")
+        raise ConfigError(f"{source}: unknown key {short(key)}.{asked}")
     null = value is None or (source == "command line" and value == "null")
     if null and known[key].optional:
         return
     if known[key].group and not isinstance(value, dict):
         inside = [name for name in known if name.startswith(f"{key}.")]
-        raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {value!r}")
+        raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {short(value)}")
     if null:
         raise ConfigError(f"{source}: {key} has no value, and cannot be null: give one, or leave the key out")
 

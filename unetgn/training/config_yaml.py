@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from unetgn.json_files import LIMIT
+from unetgn.json_files import LIMIT, check_depth
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import ConfigError
 from unetgn.training.files import user_path
@@ -106,6 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         keys = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)
         if next(islice(values(keys), LIMIT, None), None) is not None:
             raise ValueError(f"written out, its aliases (*name) stand for more than {LIMIT} values")
+        check_depth(keys, "it")
     except RecursionError:
         raise ConfigError(f"{path}: cannot be read as YAML: it is nested too deeply") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # the second of dates that are none, and of huge numbers

@@ -90,8 +90,14 @@ def reason(error: BaseException) -> str:
     """Return what the innermost of a chain of errors says, in one line: libraries add stacks of their own."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said if len(said) <= SAID else said[:SAID] + '…'}"
+    said = plain(" ".join(str(error).split()), most=SAID)
+    return f"{type(error).__name__}: {said}"
+
+
+def plain(text: str, *, most: int = 2 * SHOWN) -> str:
+    """Write a text that is anybody's for a message: in one line, without what a terminal obeys, and not for ever."""
+    said = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
+    return said if len(said) <= most else f"{said[:most]}…"
 
 
 def short(value: object) -> str:

@@ -6,16 +6,22 @@ What is written lies under a temporary name in the same folder, is flushed to th
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY = ".tmp-"  # how the names of unfinished files and folders begin
+IN_THE_WAY = "in-the-way"  # how those end that had to make way
 
 
 @contextmanager
@@ -23,7 +29,8 @@ def writing(path: Path) -> Iterator[Path]:
     """Lend a temporary path to write a file or a folder to; it becomes `path`, which it replaces, after the block.
 
     The folder of `path` is made where it is not there. Where the block raises, or the disk is full, `path` is as it was
-    before and nothing is left behind. A killed process leaves the temporary file: `delete_unfinished` removes it.
+    before and nothing is left behind. A file in the place of a folder, and a folder in that of a file, is put aside. A
+    killed process leaves the temporary file: `delete_unfinished` removes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
@@ -31,8 +38,14 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         flush_all(unfinished)
-        if path.is_symlink() or path.is_dir() or (unfinished.is_dir() and path.exists()):
-            delete(path)  # no folder can be renamed to one that holds something, nor to a link
+        if path.is_symlink():
+            delete(path)
+        elif path.exists() and path.is_dir() != unfinished.is_dir():  # it is nothing that was written here
+            path.rename(named := free_name(path, IN_THE_WAY))
+            logger.warning("%s was %s, in the way of what is written: it is now %s", path,
+                           "a file" if unfinished.is_dir() else "a folder", named.name)  # fmt: skip
+        elif path.is_dir():
+            delete(path)  # no folder can be renamed to one that holds something
         unfinished.replace(path)
     except BaseException:
         delete(unfinished)
@@ -60,6 +73,23 @@ def write_png(path: Path, picture: Image.Image) -> None:
     """Replace a picture as a whole."""
     with writing(path) as unfinished:
         picture.save(unfinished, format="PNG")
+
+
+def free_name(path: Path, why: str) -> Path:
+    """Return a name that nothing has yet for what has to make way: `path`, and why."""
+    names = (path.with_name(f"{path.name}.{why}{number or ''}") for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def lines_within(file: IO[str], longest: int) -> Iterator[str | None]:
+    """List the lines of a file; in the place of one that has more than `longest` characters, which never ends, None."""
+    while line := file.readline(longest + 1):
+        if len(line) <= longest:
+            yield line
+            continue
+        while line and not line.endswith("\n"):
+            line = file.readline(longest)
+        yield None
 
 
 def delete_unfinished(folder: Path) -> None:

@@ -348,7 +348,7 @@ class Loop:
         self.count()
         main = self.accelerator.is_main_process
         sums, tensors = self.window.all_sums(), self.state.tensors(main=main)
-        samples = gather_object([self.samples.state(self.state.step)])
+        samples = gather_object([self.samples.state(self.state.step, main=main)])
         if main:
             with self.signals.noting():
                 self.write(tensors, sums, self.window.steps, samples)
@@ -410,6 +410,7 @@ class Loop:
         self.saved_step = state.step
         with self.mishaps.beside("deleting older checkpoints"):
             delete_old(self.run.checkpoints, self.config.checkpoint.keep)
+            self.run.delete_left()
         self.write_status("running")
 
     def write_status(self, state: str, **facts: str) -> None:

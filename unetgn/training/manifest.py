@@ -12,7 +12,7 @@ from typing import Any
 
 from unetgn import __version__
 from unetgn.json_files import read_object
-from unetgn.training.errors import CheckpointError, CheckpointFormatError
+from unetgn.training.errors import CheckpointError, CheckpointFormatError, plain, short
 
 MANIFEST = "manifest.json"
 FORMAT = 3  # of what is written; 2 had no checksum of the manifest, 1 had no number and the keys of its time
@@ -41,10 +41,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     number = keys.pop("format", 1)
     if number not in (1, 2, FORMAT):
         version = keys.get("unetgn_version")
-        writer = f"unetgn {version}" if isinstance(version, str) else "the unetgn that wrote it"
+        writer = f"unetgn {plain(version)}" if isinstance(version, str) else "the unetgn that wrote it"
         raise CheckpointFormatError(
-            f"{folder} has format {number!r}, but this is unetgn {__version__}, which reads formats 1 to {FORMAT}: use "
-            f"{writer}, or a newer one"
+            f"{folder} has format {short(number)}, but this is unetgn {__version__}, which reads formats 1 to {FORMAT}"
+            f": use {writer}, or a newer one"
         )
     if number == FORMAT and keys.pop(CHECKSUM, None) != checksum({"format": number, **keys}):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} is not what was written (its {CHECKSUM} differs)")
@@ -94,13 +94,16 @@ def is_text(value: object) -> bool:
 
 
 def is_scaler(value: object) -> bool:
-    """Return True for the state of a loss scale: numbers, all but the tracker above 0; or None."""
+    """Return True for the state of a loss scale: numbers of float32, all but the tracker above 0; or None."""
     if value is None or value == {}:  # a scaler that is switched off
         return True
     names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
     if not isinstance(value, dict) or value.keys() != names or not all(map(is_number, value.values())):
         return False
-    return all(value[name] > 0 for name in names - {"_growth_tracker"}) and is_count(value["_growth_tracker"])
+    counts = value["growth_interval"], value["_growth_tracker"]
+    if not all(is_count(count) and count < 2**31 for count in counts):
+        return False
+    return all(0 < value[name] < 2**128 for name in names - {"_growth_tracker"})
 
 
 def is_sums(value: object) -> bool:

@@ -43,8 +43,7 @@ def make_network(config: RunConfig, initial: UNet | None, start: Checkpoint | No
     """
     model, before = config.model, initial
     if start is not None and config.train.initial_weights is not None:
-        with torch.device("meta"):
-            before = UNet.from_config(start.unet_config())
+        before = described_network(start)
     if model.num_classes is not None and model.condition.null_class and config.objective.label_dropout == 0:
         trained = before is not None and before.unet_config.condition.null_class_trained
         model = replace(model, condition=replace(model.condition, null_class_trained=trained))
@@ -104,12 +103,19 @@ def load_network(path: Path) -> UNet:
 
 def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
     """Load the U-Net of a checkpoint with its weights "ema" or "model". Raises CheckpointError."""
-    tensors = checkpoint.tensors(weights)
-    try:
-        with torch.device("meta"):  # a file may ask for any size: its tensors say first what there is
-            unet = UNet.from_config(checkpoint.unet_config())
-    except (TypeError, ValueError, RuntimeError) as error:  # the last where a size is beyond what torch counts
-        raise CheckpointError(f"{checkpoint.path}: its config.json describes no network: {reason(error)}") from error
+    tensors, unet = checkpoint.tensors(weights), described_network(checkpoint)
     check_tensors(tensors, unet.state_dict(), checkpoint.path / f"{weights}.safetensors")
     unet.load_state_dict(tensors, assign=True)
     return unet
+
+
+def described_network(checkpoint: Checkpoint) -> UNet:
+    """Build the U-Net that a checkpoint's config.json describes, without memory: it may ask for any size.
+
+    Raises CheckpointError where it describes none.
+    """
+    try:
+        with torch.device("meta"):
+            return UNet.from_config(checkpoint.unet_config())
+    except (TypeError, ValueError, RuntimeError) as error:  # the last where a size is beyond what torch counts
+        raise CheckpointError(f"{checkpoint.path}: its config.json describes no network: {reason(error)}") from error

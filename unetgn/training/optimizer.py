@@ -1,4 +1,4 @@
-"""Turns the state of an optimizer into tensors with names, for safetensors, and back."""
+"""Turns the state of an optimizer into tensors with names, for safetensors, and back, with all others of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from unetgn.training.checkpoint import check_tensors
+from unetgn.training.checkpoint import TENSORS, Checkpoint, check_tensors
 from unetgn.training.errors import CheckpointError
 from unetgn.training.sharding import part_of
 
@@ -38,6 +38,22 @@ def check_optimizer_tensors(tensors: Mapping[str, Tensor], parameters: Mapping[s
     for name, tensor in tensors.items():
         if not name.endswith("/exp_avg") and (tensor < 0).any():
             raise CheckpointError(f"{file}: {name} is negative")
+
+
+def read_state(
+    checkpoint: Checkpoint, network: Mapping[str, Tensor], parameters: Iterable[str]
+) -> list[dict[str, Tensor]]:
+    """Read weights, averaged weights and the optimizer's state of the network that has this state dict.
+
+    `parameters` are the names of those that are trained. Raises CheckpointError where a tensor is not one of that
+    network, or not finite.
+    """
+    weights, averaged, moments = map(checkpoint.tensors, TENSORS)
+    check_tensors(weights, network, checkpoint.path / "model.safetensors")
+    check_tensors(averaged, network, checkpoint.path / "ema.safetensors")
+    trained = {name: network[name] for name in parameters}
+    check_optimizer_tensors(moments, trained, checkpoint.path / "optimizer.safetensors")
+    return [weights, averaged, moments]
 
 
 def optimizer_from_tensors(optimizer: Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:

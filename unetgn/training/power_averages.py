@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from unetgn.json_files import parse_object
 from unetgn.training.errors import CheckpointError
 from unetgn.training.files import writing
 
@@ -101,7 +102,7 @@ class Snapshot:
         """Read what a file holds. Raises CheckpointError where it is no snapshot, or damaged."""
         try:
             with safe_open(file, "pt") as opened:
-                facts = json.loads((opened.metadata() or {})[KEY])
+                facts = parse_object((opened.metadata() or {})[KEY].encode(), KEY)
                 names = set(opened.keys())
             step, widths = int(facts["step"]), [float(width) for width in facts["widths"]]
             if step < 1 or not widths or not all(any(n.startswith(f"{width}/") for n in names) for width in widths):

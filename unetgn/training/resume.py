@@ -9,13 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unetgn.training.checkpoint import Checkpoint, find_checkpoint, newest_valid, places
+from unetgn.training.checkpoint import Check, Checkpoint, find_checkpoint, newest_valid, places
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config, walk
 from unetgn.training.data.folders import few
 from unetgn.training.data.looking import advise_without
 from unetgn.training.data.samples import IndexedSamples, Samples
-from unetgn.training.data.standing import SAMPLES
 from unetgn.training.errors import CheckpointError, RunDirectoryError
 from unetgn.training.run_directory import RunDirectory
 
@@ -32,13 +31,13 @@ ABSENT = "left out"
 SHARES = ("train.batch_size", "train.gradient_accumulation")
 
 
-def find_start(output: RunDirectory, resume: str) -> Checkpoint | None:
-    """Find the checkpoint to go on from, verified; None to begin.
+def find_start(output: RunDirectory, resume: str, check: Check | None = None) -> Checkpoint | None:
+    """Find the checkpoint to go on from, verified and checked; None to begin.
 
     Raises RunDirectoryError where the folder holds another run, CheckpointError where `resume` leads to nothing.
     """
     if resume == "auto":
-        found = newest_valid(output.checkpoints)
+        found = newest_valid(output.checkpoints, check)
         if found is None and output.holds_a_run():
             logger.warning("%s has no checkpoint yet: beginning at step 0", output.path)
         return found
@@ -48,7 +47,7 @@ def find_start(output: RunDirectory, resume: str) -> Checkpoint | None:
                 f"{output.path} already holds a run: go on with --resume auto, or give another --output"
             )
         return None
-    found = find_checkpoint(Path(resume))
+    found = find_checkpoint(Path(resume), check)
     if output.holds_a_run() and not is_of(found, output):
         raise RunDirectoryError(f"{output.path} holds another run than {resume}: give another --output")
     return found
@@ -93,10 +92,6 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
                 f"{len(rotten)} images that {checkpoint.path} was made with cannot be read any more ({few(rotten)}): "
                 f"mend them, or go on without them: {advise_without([*now['data.without'], *rotten])}"
             )
-    try:
-        samples.check_restore(checkpoint.samples())
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.path} is damaged: {SAMPLES}: {error}") from error
     if checkpoint.step > config.train.steps:
         raise CheckpointError(
             f"{checkpoint.path} is at step {checkpoint.step}, beyond train.steps, which is {config.train.steps}: raise "

@@ -10,14 +10,15 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from pathlib import Path
 from typing import IO, Any
 
-from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints
+from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, LEFT, list_checkpoints
 from unetgn.training.errors import RunDirectoryError
-from unetgn.training.files import delete_unfinished, write_json, write_text, writing
+from unetgn.training.files import delete, delete_unfinished, lines_within, write_json, write_text, writing
 
 COLUMNS = {
     "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
@@ -133,16 +134,28 @@ class RunDirectory:
         write_json(self.path / STATUS, status)
 
     def resume_logs(self, step: int) -> None:
-        """Keep the logged rows up to `step`: those after it will be logged again."""
+        """Keep the logged rows up to `step`: those after it will be logged again.
+
+        Until `delete_left` a log that has others is still there beside it, as LOG.left.
+        """
         for name, columns in COLUMNS.items():
-            rows = [row for row in self.rows(name) if int(row["step"]) <= step]
+            rows = self.rows(name)
+            kept = [row for row in rows if int(row["step"]) <= step]
+            if len(kept) < len(rows):
+                with contextlib.suppress(FileExistsError):  # what was left at another time, by a run that did not save
+                    link_or_copy(self.path / name, self.path / f"{name}.{LEFT}")
             with writing(self.path / name) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as lines:
                 writer = csv.DictWriter(lines, columns)
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows(kept)
+
+    def delete_left(self) -> None:
+        """Delete what `resume_logs` left of logs, once the run has saved anew."""
+        for name in COLUMNS:
+            delete(self.path / f"{name}.{LEFT}")
 
     def rows_after(self, name: str, step: int) -> int:
-        """Count the logged rows after `step`, which `resume_logs` deletes."""
+        """Count the logged rows after `step`, which `resume_logs` leaves out."""
         return sum(int(row["step"]) > step for row in self.rows(name))
 
     def rows(self, name: str) -> list[dict[str, str]]:
@@ -150,13 +163,17 @@ class RunDirectory:
         file, columns = self.path / name, COLUMNS[name]
         if not file.is_file():
             return []
-        with file.open(encoding="utf-8", newline="", errors="replace") as lines:
-            # Not by csv: numbers have no quotes, and one that a bad disk makes would take in all that follows.
-            whole = [line.replace("\0", "").strip().split(",") for line in lines if len(line) < LONGEST_ROW]
-        header = tuple(whole[0]) if whole else columns  # of an older version a shorter one; of a damaged file, anything
-        names = header if "loss" in header and header == columns[: len(header)] else columns
-        rows = [dict(zip(names, values, strict=True)) for values in whole if len(values) == len(names)]
-        return [row for row in rows if is_whole(row)]
+        rows, names = [], columns
+        with file.open(encoding="utf-8", newline="", errors="replace") as text:
+            for number, line in enumerate(lines_within(text, LONGEST_ROW)):
+                # Not by csv: numbers have no quotes, and one that a bad disk makes would take in all that follows.
+                values = (line or "").replace("\0", "").strip().split(",")
+                header = tuple(values)  # of an older version a shorter one; of a damaged file, anything
+                if number == 0 and "loss" in header and header == columns[: len(header)]:
+                    names = header
+                elif len(values) == len(names) and is_whole(row := dict(zip(names, values, strict=True))):
+                    rows.append(row)
+        return rows
 
     def log(self, name: str, row: dict[str, float]) -> None:
         """Append a row to metrics.csv or validation.csv; its keys are COLUMNS. Where that fails, the row waits.
@@ -201,6 +218,17 @@ def append(file: Path, text: bytes) -> None:
             with contextlib.suppress(OSError):
                 lines.truncate(end)
             raise
+
+
+def link_or_copy(file: Path, other: Path) -> None:
+    """Give a file a second name; a copy, where the disk has no such names. Raises FileExistsError where it is taken."""
+    if os.path.lexists(other):
+        raise FileExistsError(f"{other} is there")
+    try:
+        os.link(file, other)
+    except OSError:
+        with writing(other) as unfinished:
+            shutil.copyfile(file, unfinished)
 
 
 def is_still(path: Path, file: IO[bytes]) -> bool:

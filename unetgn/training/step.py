@@ -17,12 +17,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unetgn import UNet
-from unetgn.training.checkpoint import TENSORS, Checkpoint, TensorFile, check_tensors, not_finite
+from unetgn.training.checkpoint import Checkpoint, TensorFile, not_finite
 from unetgn.training.config import EMAConfig, TrainConfig
 from unetgn.training.data.samples import Purpose, random_generator
 from unetgn.training.errors import Diverged
 from unetgn.training.objective import Objective
-from unetgn.training.optimizer import check_optimizer_tensors, optimizer_from_tensors, optimizer_to_tensors
+from unetgn.training.optimizer import optimizer_from_tensors, optimizer_to_tensors, read_state
 from unetgn.training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
 
 LEAST_SCALE = 2.0**-14  # float16's smallest normal number: gradients that overflow below it are not finite at all
@@ -229,11 +229,8 @@ class TrainState:
 
         Raises CheckpointError, before anything is changed, where a tensor is not one of this network or not finite.
         """
-        now, weights, averaged, moments = self.unet.state_dict(), *map(checkpoint.tensors, TENSORS)
-        check_tensors(weights, now, checkpoint.path / "model.safetensors")
-        check_tensors(averaged, now, checkpoint.path / "ema.safetensors")
-        parameters = {name: now[name] for name in self.names()}
-        check_optimizer_tensors(moments, parameters, checkpoint.path / "optimizer.safetensors")
+        now = self.unet.state_dict()
+        weights, averaged, moments = read_state(checkpoint, now, self.names())
         self.unet.load_state_dict({name: part_of(tensor, now[name]) for name, tensor in weights.items()})
         for name, shadow in zip(self.names(), self.ema.shadow_params, strict=True):
             shadow.copy_(part_of(averaged[name], shadow))

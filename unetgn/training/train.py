@@ -17,7 +17,7 @@ import torch
 
 from unetgn.programs.last_words import flush_output, keep_output, last_words, say
 from unetgn.programs.parent import stop_with_parent
-from unetgn.training.checkpoint import CONFIG, Checkpoint, aside, list_checkpoints, newer, old, put_aside
+from unetgn.training.checkpoint import CONFIG, LEFT, Checkpoint, aside, list_checkpoints, newer, old, put_aside
 from unetgn.training.config import RunConfig, conditional_only
 from unetgn.training.config_files import find_in_data, list_keys, load_config, to_yaml
 from unetgn.training.config_yaml import find_config
@@ -45,6 +45,7 @@ from unetgn.training.processes import ask_main, describe, make_accelerator
 from unetgn.training.resume import check_same_run, find_start, flat
 from unetgn.training.run_directory import COLUMNS, RunDirectory
 from unetgn.training.signals import StopSignals
+from unetgn.training.soundness import check_sound
 from unetgn.training.step import TrainState
 
 logger = logging.getLogger("unetgn.training")
@@ -144,7 +145,7 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
 def write_beginning(loop: Loop, taken: Report | None) -> None:
     """Write what a run begins with, and put aside what is in its way; on the main process."""
     run, step = loop.run, loop.state.step
-    put_aside(run.checkpoints, step)
+    put_aside(run.checkpoints, step, lambda checkpoint: check_sound(checkpoint, loop.samples))
     delete_unfinished(run.checkpoints)
     if taken is not None:
         taken.write(run.path)
@@ -163,7 +164,9 @@ def take_output(
         output.check_writable()
     else:
         output.lock()  # before looking: another run may be about to save, or to delete
-    found = find_start(output, os.path.expanduser(arguments.resume))
+    found = find_start(
+        output, os.path.expanduser(arguments.resume), lambda checkpoint: check_sound(checkpoint, samples)
+    )
     if found is not None:
         check_same_run(config, samples, found, processes)
     elif isinstance(samples, IndexedSamples) and (absent := samples.images.absent):
@@ -172,7 +175,7 @@ def take_output(
 
 
 def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | None) -> str:
-    """Say that nothing was written, and what would be deleted: rows at once, checkpoints once the run has saved."""
+    """Say that nothing was written, and what would be deleted once the run has saved."""
     step = 0 if start is None else start.step
     after = newer(output.checkpoints, step)
     before = old([path for path in list_checkpoints(output.checkpoints) if path not in after], config.checkpoint.keep)
@@ -180,7 +183,8 @@ def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | N
     doomed = [f"{path} (after step {step}; put aside until the next checkpoint is written)" for path in after]
     doomed += [f"{path} (put aside before)" for path in aside(output.checkpoints)]
     doomed += [f"{path} (checkpoint.keep is {config.checkpoint.keep})" for path in before]
-    doomed += [f"{count} rows of {output.path / name} (after step {step})" for name, count in rows.items()]
+    doomed += [f"{count} rows of {output.path / name} (after step {step}; {name}.{LEFT} has them until then)"
+               for name, count in rows.items()]  # fmt: skip
     return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)
 
 

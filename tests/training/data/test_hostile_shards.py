@@ -17,6 +17,7 @@ import pytest
 from tests.training.data.test_stream import open_stream, read, seen
 from tests.training.shards import png, shades, table, write_shards, write_tar
 from unetgn.training.data import mixing, tars
+from unetgn.training.data.rows import CutShort
 from unetgn.training.data.shards import open_shards
 from unetgn.training.errors import DataError
 from unetgn.training.train import main
@@ -348,3 +349,50 @@ def test_a_header_that_leads_nowhere_is_refused_in_one_line(what: str, tmp_path:
     with pytest.raises((DataError, ValueError), match=r"a\.tar"):
         rows(tmp_path / "a.tar")
     assert time.monotonic() - began < 30  # it hung
+
+
+def test_rows_of_one_value_take_the_memory_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kilobyte of Parquet holds a value of megabytes once, and names it in each row."""
+    import pyarrow
+    import pyarrow.parquet
+
+    size, count = 2**21, 64
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, "int32"), pyarrow.array([bytes(size)]))
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": column}), tmp_path / "a.parquet", compression="zstd", store_schema=False,
+        dictionary_pagesize_limit=2**30,
+    )  # fmt: skip
+    assert (tmp_path / "a.parquet").stat().st_size < 2**14
+    del column
+    before = pyarrow.total_allocated_bytes()
+    shards = open_shards(str(tmp_path), image_column="image", label_column="label")
+    taken = [pyarrow.total_allocated_bytes() - before for _ in zip(range(5), shards.rows(0), strict=False)]
+    assert max(taken) < 4 * size
+    monkeypatch.setattr(tars, "UNPACKED", 10 * size)
+    with pytest.raises(CutShort, match=r"a\.parquet.* unpacks to"):
+        list(shards.rows(0))
+
+
+NAMES = ["new\nline", "\x1b[2Jescape", "bell\x07", "x" * 5000, "\u202eturned"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", ["label", "key", "json"])
+def test_what_a_sample_says_is_a_short_line_of_a_message(part: str, name: str, tmp_path: Path) -> None:
+    """Labels and names are anybody's: no lines of their own, nothing that a terminal obeys."""
+    sample = {"png": png(0), "cls": name.encode()} if part == "label" else {"png": png(0), "cls": b"7"}
+    if part == "json":
+        sample = {"png": png(0), "json": json.dumps({"label": name}).encode()}
+    write_tar(tmp_path / "0.tar", {name if part == "key" else "a": sample})
+    with pytest.raises((DataError, ValueError)) as caught:
+        read(open_stream(tmp_path, class_names=("ant", "bee", "cow")), batches=1)
+    said = str(caught.value)
+    assert said.isprintable()
+    assert len(said) < 1000
+
+
+@pytest.mark.parametrize("text", [b"{", b"[" * 100_000, b'{"label": ' + b"1" * 5000 + b"}", b"\xff\xfe", b""])
+def test_a_broken_first_sample_is_named_with_its_shard(text: bytes, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"a": {"png": png(0), "json": text}, "b": {"png": png(1), "cls": b"1"}})
+    with pytest.raises(ValueError, match=rf"a of {tmp_path}/0\.tar: its json .*; mend it, or remove it"):
+        open_stream(tmp_path)

@@ -158,7 +158,7 @@ READER = {"begun": 0, "number": 0, "taken": 3, "finished": [6]}
     [[], {"readers": []}, {"readers": [1]}, {"readers": [{**READER, "taken": -1}]}, {"readers": [{**READER, "x": 1}]},
      {"readers": [{**READER, "taken": 1e3}]}, {"readers": [{**READER, "finished": ["1"]}]}, {"readers": {"0": READER}},
      {"readers": [{**READER, "finished": 6}]}, {"readers": [{**READER, "begun": True}]}, {"images": 3}, None,
-     {"images": 3, "parts": ["a"]}, {"readers": [{**READER, "number": 2**60}]}],
+     {"images": 3, "parts": ["a"]}, {"images": 2, "parts": "a"}, {"readers": [{**READER, "number": 2**60}]}],
 )  # fmt: skip
 def test_what_is_no_state_is_refused(state: Any) -> None:
     for keys in ({"ranks": [state]}, {"ranks": state}, {"ranks": [{"readers": [READER]}], "more": state}):

@@ -1,5 +1,6 @@
 """A run that goes on without some images is, for all others, the run that it was."""
 
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from tests.training import runs
 from tests.training.data.test_stream import open_stream, read, seen
 from tests.training.shards import png, write_shards
 from unetgn.training.data.config import DataConfig, open_images, split, split_images
-from unetgn.training.data.images import ImageFolder, fingerprint_parts, part_of
+from unetgn.training.data.images import ImageFolder, count_parts, fingerprint_parts, part_of
 from unetgn.training.data.pixels import Framing
 from unetgn.training.data.samples import IndexedSamples
 from unetgn.training.errors import DataError
@@ -140,9 +141,7 @@ def test_another_change_beside_the_left_out_image_is_still_another_set(
     line = ["--config", str(tmp_path / "tiny.yaml"), f"data.path={path}", "--output", str(tmp_path / "run")]
     assert main([*line, "train.steps=2"]) == 0
     (path / "a" / "04.png").unlink()
-    other = next(file for file in sorted(path.glob("*/*.png")) if part_of(f"{file.parent.name}/{file.name}")
-                 != part_of("a/04.png"))  # fmt: skip
-    other.write_bytes(png(200, (40, 40)))
+    (path / "a" / "06.png").write_bytes(png(200, (40, 40)))
     assert main([*line, "--resume", "auto", 'data.without=["a/04.png"]']) == 2
     assert "was made with other images than are here now" in capsys.readouterr().err
 
@@ -161,12 +160,36 @@ def test_a_name_that_no_image_has_is_refused_at_the_beginning(
     assert message in capsys.readouterr().err
 
 
-def test_one_image_is_part_of_one_digest(tmp_path: Path) -> None:
-    path = write_images(tmp_path)
-    before = fingerprint_parts(ImageFolder(str(path), Framing(8, 3)), np.arange(20), [])
+@pytest.mark.parametrize("parts", [3, 7, 1000])
+def test_of_the_digests_each_is_of_images_that_follow_each_other_or_of_one(
+    parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unetgn.training.data.images.PARTS", parts)
+    path, whole = write_images(tmp_path), np.arange(20)
+    before = fingerprint_parts(ImageFolder(str(path), Framing(8, 3)), whole, [])
+    assert len(before) == count_parts(20) <= parts
     (path / "b" / "07.png").write_bytes(b"x")
-    after = fingerprint_parts(ImageFolder(str(path), Framing(8, 3)), np.arange(20), [13])
-    assert [part for part in range(256) if before[part] != after[part]] == [part_of("b/07.png")]
+    after = fingerprint_parts(ImageFolder(str(path), Framing(8, 3)), whole, [13])
+    assert [part for part in range(len(before)) if before[part] != after[part]] == [part_of(13, 20)]
+    assert {part_of(index, 20) for index in range(20)} == set(range(len(before)))
+
+
+def test_beside_an_image_that_is_left_out_any_other_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    """Of 300 images, whichever it is: no two stand for each other."""
+    for number in range(300):
+        (tmp_path / f"{number:03d}.png").write_bytes(bytes(10))
+
+    def samples(*without: str) -> IndexedSamples:
+        images = ImageFolder(str(tmp_path), Framing(8, 3), without)
+        return IndexedSamples(images, np.arange(300), 0, left_out=list(images.without))
+
+    states = json.loads(json.dumps([samples().state(1)]))
+    (tmp_path / "100.png").unlink()
+    assert samples("100.png").changed(states, {"100.png"}) == []
+    for number in {*range(0, 300, 7), 99, 101} - {100}:
+        (tmp_path / f"{number:03d}.png").write_bytes(bytes(11))
+        assert samples("100.png").changed(states, {"100.png"}) is None
+        (tmp_path / f"{number:03d}.png").write_bytes(bytes(10))
 
 
 def test_rows_of_a_table_are_left_out_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from unetgn.training.data.images import shorten
 from unetgn.training.data.looking import BROKEN_AT_MOST, LISTED, REFUSED, Tally, advise_without
 from unetgn.training.data.pixels import Framing
 from unetgn.training.data.rows import Row, Shards
-from unetgn.training.errors import DataError, reason
+from unetgn.training.errors import DataError, plain, reason, short
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Source:
 
     def name(self, row: Row) -> str:
         """Return what messages call a row."""
-        return f"{row.key} of {self.shards.files[row.shard]}"
+        return f"{plain(row.key)} of {self.shards.files[row.shard]}"
 
     def short_name(self, row: Row) -> str:
         """Return what data.without calls a row, wherever the shards are."""
@@ -142,13 +142,13 @@ class RowDecoder:
             if label not in self.numbers:
                 known = shorten(list(self.numbers)) or "none"
                 raise DataError(
-                    f"{name} has the label {label!r}, which is not in data.class_names ({known}): add it, and set "
+                    f"{name} has the label {short(label)}, which is not in data.class_names ({known}): add it, and set "
                     f"model.num_classes to their number"
                 )
             return self.numbers[label]
         if not 0 <= number_of(label) < classes:
             raise DataError(
-                f"{name} has the label {label!r}, but with model.num_classes {classes} they are numbers from "
+                f"{name} has the label {short(label)}, but with model.num_classes {classes} they are numbers from "
                 f"0 to {classes - 1}: set it, or name the right data.label_column"
             )
         return number_of(label)

@@ -20,7 +20,7 @@ from unetgn.training.data.looking import look_at_all
 from unetgn.training.data.pictures import Facts
 from unetgn.training.data.pixels import Framing
 from unetgn.training.data.splits import splits_among, word_end
-from unetgn.training.errors import reason
+from unetgn.training.errors import reason, short
 
 FORMATS = {
     ".parquet": "parquet",
@@ -168,7 +168,9 @@ class Columns:
 
     def why_no_labels(self) -> str:
         """Say why there are no labels, and what would do: another column, where one could be of labels."""
-        missing = f"the images have no classes: there is no column {self.wanted_label!r}"
+        there = self.features.get(self.wanted_label)
+        why = "there is no column" if there is None else f"{type(there).__name__} is no label, in the column"
+        missing = f"the images have no classes: {why} {self.wanted_label!r}"
         others = [name for name in self.features if name not in (self.image, self.label)]
         could = sorted((kind, name) for name in others if (kind := kind_of(self.features[name])) is not None)
         if not could:
@@ -199,7 +201,8 @@ def find_columns(path: str, features: Mapping[str, Any], image_column: str, labe
     encoded = isinstance(feature, dict) and {"bytes", "path"} == set(feature)
     if not (plain or encoded or isinstance(feature, datasets.Image)):
         raise ValueError(f"data.image_column {image_column!r} of {path!r} holds no images but {feature}")
-    return Columns(image_column, label_column if label_column in features else None, features, label_column)
+    labelled = isinstance(features.get(label_column), (datasets.Value, datasets.ClassLabel))  # others may be decoded
+    return Columns(image_column, label_column if labelled else None, features, label_column)
 
 
 def contents(value: Any, column: str) -> bytes:
@@ -211,8 +214,8 @@ def contents(value: Any, column: str) -> bytes:
     if named is None:
         raise ValueError(f"no image: its {column!r} is empty; remove the row, or name another data.image_column")
     raise ValueError(
-        f"its {column!r} only names a file, {named!r}, and what a data set names is not opened: save the data set with "
-        "save_to_disk, which puts the files into it"
+        f"its {column!r} only names a file, {short(named)}, and what a data set names is not opened: save the data set "
+        "with save_to_disk, which puts the files into it"
     )
 
 
@@ -289,20 +292,22 @@ class HuggingFaceImages(Images):
             return self._columns.why_no_labels()
         return (
             f"the images have no classes: the column {self._columns.label!r} of {self.path!r} holds neither class "
-            f"numbers nor texts, but such as {self._values[0]!r}: name another data.label_column of "
+            f"numbers nor texts, but such as {short(self._values[0])}: name another data.label_column of "
             f"{list(self._columns.features)}"
         )
 
     def why_no_class(self, index: int) -> str:
         value = None if self._values is None else self._values[index]
-        return f"its {self._columns.label!r} is {value!r}; remove the row, or give it one"
+        return f"its {self._columns.label!r} is {short(value)}; remove the row, or give it one"
 
 
 def row_number(name: str, count: int) -> int:
     """Return the number of a row that data.without names. Raises ValueError where there is none."""
     number = re.fullmatch(r"row (\d{1,18})", name)
     if number is None or int(number[1]) >= count:
-        raise ValueError(f"data.without names {name!r}, which is no row of these, from 'row 0' to 'row {count - 1}'")
+        raise ValueError(
+            f"data.without names {short(name)}, which is no row of these, from 'row 0' to 'row {count - 1}'"
+        )
     return int(number[1])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from unetgn.training.errors import Misfit
 # The keys that speak of classes, as they are where there are none.
 NO_CLASSES = {"model.num_classes": None, "objective.label_dropout": 0}
 WITHOUT_CLASSES = "set model.num_classes=null objective.label_dropout=0"
-PARTS = 256  # digests that images are divided into, so that one that has changed spoils one of them
+PARTS, DIGITS = 2**16, 12  # digests of images, one for each or at most so many, and their hexadecimal digits
 LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
 
 
@@ -256,22 +255,27 @@ def fingerprint(images: Images, indices: np.ndarray, left_out: Collection[int] =
 
 
 def fingerprint_parts(images: Images, indices: np.ndarray, left_out: Collection[int]) -> list[str]:
-    """Compute digests of images, which of them are taken and left out, and their labels, each of a 256th of them.
+    """Compute digests of images, whether they are taken or left out, and their labels: one for each, up to 2^16.
 
-    With these, images can be compared but for some that have changed: `part_of` says which digests are of those.
+    Of more images each digest is of several that follow each other. With these, images can be compared but for some
+    that have changed: `part_of` says which digests are of those.
     """
     common, left_out = images.common_fingerprint().encode() + indices.astype("<i8").tobytes(), set(left_out)
-    parts = [hashlib.sha256(common) for _ in range(PARTS)]
+    parts = [hashlib.sha256(common) for _ in range(count_parts(len(images)))]
     for index in range(len(images)):
-        key = images.key(index) or f"{index}"
-        fact = (key, images.fact(index), images.label(index), index in left_out)
-        parts[part_of(key)].update(repr(fact).encode("utf-8", "surrogatepass"))
-    return [part.hexdigest()[:16] for part in parts]
+        fact = (images.key(index), images.fact(index), images.label(index), index in left_out)
+        parts[part_of(index, len(images))].update(repr(fact).encode("utf-8", "surrogatepass"))
+    return [part.hexdigest()[:DIGITS] for part in parts]
 
 
-def part_of(key: str) -> int:
-    """Return the number of the digest that an image of this name is part of."""
-    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % PARTS
+def part_of(index: int, count: int) -> int:
+    """Return the number of the digest that image `index` of `count` is part of."""
+    return index // -(-count // PARTS)
+
+
+def count_parts(count: int) -> int:
+    """Count the digests of so many images."""
+    return part_of(count - 1, count) + 1 if count else 0
 
 
 def check_classes(num_classes: int | None, images: Images, indices: np.ndarray) -> None:

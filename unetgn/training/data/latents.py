@@ -22,11 +22,12 @@ from tqdm import tqdm
 from unetgn.json_files import read_object
 from unetgn.training.data.folders import check_ordinary
 from unetgn.training.data.images import Images
+from unetgn.training.errors import short
 from unetgn.training.files import sha256, write_json
 
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
-MANIFEST_LIMIT = 2**26  # bytes: a hundred for each shard
+MANIFEST_LIMIT = 2**24  # bytes: a hundred for each shard
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def check_types(manifest: Manifest) -> None:
         "source": isinstance(manifest.source, dict),
         "sha256": isinstance(manifest.sha256, dict) and all(isinstance(sum, str) for sum in manifest.sha256.values()),
     }
-    wrong = [f"{name} is {getattr(manifest, name)!r}" for name, is_right in right.items() if not is_right]
+    wrong = [f"{name} is {short(getattr(manifest, name))}" for name, is_right in right.items() if not is_right]
     if wrong:
         raise ValueError("; ".join(wrong))
 

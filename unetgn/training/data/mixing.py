@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from unetgn.training.data.rows import Row, Wanted
+from unetgn.training.data.rows import Row, Wanted, weight
 from unetgn.training.errors import DataError
 
-BUFFERED = 2**34  # bytes that a reader's buffer may hold
+BUFFERED = 2**32  # bytes that a reader's buffer may hold
 
 T = TypeVar("T")
 
@@ -132,9 +132,3 @@ def mix(rows: Iterable[T], buffer: list[T], size: int, random: np.random.Generat
             buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
             yield buffer.pop()
     yield from (buffer[i] for i in random.permutation(len(buffer)))
-
-
-def weight(row: Row) -> int:
-    """Count the bytes of a row."""
-    parts = (part for value in row.values.values() for part in (value.values() if isinstance(value, dict) else [value]))
-    return sum(len(part) for part in parts if isinstance(part, bytes))

@@ -31,6 +31,12 @@ class Row:
     values: Values
 
 
+def weight(row: Row) -> int:
+    """Count the bytes of a row: of its contents, its texts and its name."""
+    parts = (part for value in row.values.values() for part in (value.values() if isinstance(value, dict) else [value]))
+    return len(row.key) + sum(len(part) for part in parts if isinstance(part, (bytes, str)))
+
+
 class RowColumns(Protocol):
     """Finds image and label in a row."""
 

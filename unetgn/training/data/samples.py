@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from unetgn.training.data.images import Images, fingerprint, fingerprint_parts, part_of
+from unetgn.training.data.images import DIGITS, Images, fingerprint, fingerprint_parts, part_of
 from unetgn.training.data.looking import advise_without
 from unetgn.training.data.standing import RankState
 from unetgn.training.errors import DataError, one_line, reason
@@ -86,8 +86,11 @@ class Samples(Protocol):
         """Compute a sha256 of which images these are."""
         ...
 
-    def state(self, step: int) -> RankState:
-        """Say what a checkpoint after this step is to know of the samples of this rank, as JSON has it."""
+    def state(self, step: int, *, main: bool = True) -> RankState:
+        """Say what a checkpoint after this step is to know of the samples of this rank, as JSON has it.
+
+        What all ranks would say alike is for the `main` process to say.
+        """
         ...
 
     def restore(self, step: int, states: list[RankState]) -> None:
@@ -193,25 +196,30 @@ class IndexedSamples(Dataset[Batch], Samples):
     def fingerprint(self) -> str:
         return fingerprint(self.images, self.indices, self.left_out)
 
-    def state(self, step: int) -> RankState:
+    def state(self, step: int, *, main: bool = True) -> RankState:
+        if not main:
+            return {}
         if self.parts is None:
             self.parts = fingerprint_parts(self.images, self.indices, self.left_out)
-        return {"images": len(self.images), "parts": self.parts}
+        return {"images": len(self.images), "parts": "".join(self.parts)}
 
     def changed(self, states: list[RankState], without: Iterable[str]) -> list[str] | None:
         """Name the images that were left out since, for they cannot be read, beside those that are `without` by name.
 
         None where other images have changed, too, or it is not known.
         """
-        now, without = self.state(0), set(without)
-        if not states or states[0].get("images") != now["images"]:
+        now, without, count = self.state(0)["parts"], set(without), len(self.images)
+        if not states or states[0].get("images") != count:
             return None
-        differ = {part for part, (one, other) in enumerate(zip(states[0]["parts"], now["parts"], strict=True))
-                  if one != other}  # fmt: skip
-        differ -= {part_of(name) for name in without}
-        rotten = [self.images.key(index) for index in sorted(self.left_out - self.images.without.keys())]
-        named = [key for key in rotten if key is not None and part_of(key) in differ]
-        return named if (named or without) and differ == {part_of(key) for key in named} else None
+        was = states[0]["parts"]
+        starts = range(0, len(now), DIGITS)
+        differ = {start // DIGITS for start in starts if was[start : start + DIGITS] != now[start : start + DIGITS]}
+        differ -= {part_of(index, count) for index in range(count) if self.images.key(index) in without}
+        rotten = [index for index in sorted(self.left_out - self.images.without.keys())
+                  if part_of(index, count) in differ]  # fmt: skip
+        named = [key for index in rotten if (key := self.images.key(index)) is not None]
+        explained = differ == {part_of(index, count) for index in rotten}
+        return named if (named or without) and explained and len(named) == len(rotten) else None
 
     def __getitem__(self, counter: int) -> Batch:
         """Make sample `counter`. Raises DataError, naming the image, where it cannot be read."""

@@ -26,7 +26,9 @@ class HubShards(Shards):
         self.files, self.left_out, self.names = files, {}, [file.rpartition("/")[2] for file in files]
         self.columns: Columns = find_columns(path, data.features, image_column, label_column)
         self.labelled = self.columns.label is not None
-        self._data = data.cast_column(image_column, import_datasets().Image(decode=False))
+        # What a column holds is never decoded here, nor are the others looked at.
+        names = [name for name in (self.columns.image, self.columns.label) if name is not None]
+        self._data = data.select_columns(names).cast_column(image_column, import_datasets().Image(decode=False))
 
     def __len__(self) -> int:
         return self._data.num_shards
@@ -74,13 +76,19 @@ def open_shards(
 
 
 def open_on_hub(path: str, image_column: str, label_column: str, subset: str | None, split: str) -> Shards:
-    """Open a data set on the hub; tar shards are read as those of this disk."""
+    """Open a data set on the hub; tar shards are read as those of this disk.
+
+    `datasets` would look into these first, and decode whatever is there, pickles too.
+    """
     datasets = import_datasets()
     from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
     try:
         builder = datasets.load_dataset_builder(path, subset)
-        data = builder.as_streaming_dataset(split=split)
+        splits = builder.config.data_files or {}
+        if isinstance(builder, WebDataset) and split not in splits:
+            raise ValueError(f"there is no split {split!r}, but {list(splits)}")
+        data = None if isinstance(builder, WebDataset) else builder.as_streaming_dataset(split=split)
     except (FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(f"data.path {path!r} is neither here nor to be had on the hub: {reason(error)}") from error
     except OSError as error:
@@ -92,8 +100,8 @@ def open_on_hub(path: str, image_column: str, label_column: str, subset: str | N
         raise ValueError(
             f"data.path {path!r} is on the hub, but not as data.subset and data.split have it: {reason(error)}"
         ) from error
-    files = [str(file) for file in builder.config.data_files[split]]
-    if isinstance(builder, WebDataset):
+    files = [str(file) for file in splits[split]]
+    if data is None:
         names = [file.rpartition("/")[2] for file in files]
         return TarShards(
             path,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from unetgn.training.data.images import PARTS
+from unetgn.training.data.images import DIGITS, count_parts
 from unetgn.training.data.mixing import Standing
 
 SAMPLES = "samples.json"  # in a checkpoint
-LIMIT = 2**28  # bytes: of each reader a number for each shard
+LIMIT = 2**22  # bytes: of each reader a number for each shard, of images 2^16 digests
 
 RankState = dict[str, Any]
 
@@ -39,9 +39,8 @@ def is_state(state: object) -> bool:
     if isinstance(state, dict) and state.keys() == {"readers"}:
         return isinstance(state["readers"], list) and bool(state["readers"]) and all(map(is_standing, state["readers"]))
     if isinstance(state, dict) and state.keys() == {"images", "parts"}:
-        parts = state["parts"]
-        return is_count(state["images"]) and isinstance(parts, list) and len(parts) == PARTS and all(
-            isinstance(part, str) for part in parts)  # fmt: skip
+        count, parts = state["images"], state["parts"]
+        return is_count(count) and isinstance(parts, str) and len(parts) == DIGITS * count_parts(count)
     return False
 
 

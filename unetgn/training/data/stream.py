@@ -29,7 +29,7 @@ from unetgn.training.data.rows import BROKEN, CutShort, Row, Wanted
 from unetgn.training.data.samples import Batch, Draws, Samples, StepBatches, load_batches
 from unetgn.training.data.shards import open_shards
 from unetgn.training.data.standing import RankState, standings_of, to_json
-from unetgn.training.errors import CheckpointError, DataError, reason
+from unetgn.training.errors import CheckpointError, DataError, plain, reason
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class ShardStream(Samples):
     def fingerprint(self) -> str:
         return fingerprint_shards(self.shards.files)
 
-    def state(self, step: int) -> RankState:
+    def state(self, step: int, *, main: bool = True) -> RankState:
         """Say where this rank's readers stand after a step, of which the loader has given all batches, maybe more."""
         end = step * self.accumulation
         return to_json([[standing for number, standing in behind if number < end][-1] for behind in self.behind])
@@ -92,6 +92,8 @@ class ShardStream(Samples):
         """Raise CheckpointError where the readers are said to have read more rows than their shards can have."""
         ranks = [standings_of(state) for state in states]
         readers, most = sum(map(len, ranks)), dict[int, int]()
+        if readers > len(self.shards):
+            raise CheckpointError(f"it has {readers} readers of {len(self.shards)} shards")
         for number, standing in enumerate(chain.from_iterable(ranks)):
             shards, _ = deal(self.seed, len(self.shards), standing, reader=number, readers=readers)
             for shard, count in zip(shards, self._rows_read(standing, len(shards)), strict=False):
@@ -230,7 +232,7 @@ class ShardStream(Samples):
         file, last = self.shards.files[shard], "its beginning"
         try:
             for row in self.shards.rows(shard, wanted):
-                last = row.key
+                last = plain(row.key)
                 yield row
         except CutShort as error:
             if self.config.cut_shards == "refuse":

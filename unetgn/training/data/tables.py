@@ -8,11 +8,10 @@ from typing import Any
 
 from unetgn.training.data.folders import file_size, open_file
 from unetgn.training.data.hugging_face import Columns, Files, find_columns, import_datasets
-from unetgn.training.data.rows import BROKEN, CutShort, Row, Shards, Wanted
+from unetgn.training.data.rows import BROKEN, CutShort, Row, Shards, Wanted, weight
 from unetgn.training.data.tars import check_unpacked
 from unetgn.training.errors import reason
 
-BATCH = 16  # rows that are read at a time
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # how a stream of Arrow ends
 MAGIC = b"ARROW1"  # how what Arrow calls a file begins and ends
 
@@ -33,10 +32,15 @@ class TableShards(Shards):
 
     def rows(self, shard: int, wanted: Wanted = lambda number, key: True) -> Iterator[Row]:
         names = [name for name in (self.columns.image, self.columns.label) if name is not None]
-        with broken_as_cut(self.files[shard]):
-            for number, part in self._parts(self.files[shard], names, wanted):
+        file, held = self.files[shard], 0
+        with broken_as_cut(file):
+            for number, part in self._parts(file, names, wanted):
                 (values,) = part.to_pylist()
-                yield Row(shard, number, key_of(number), values)
+                row = Row(shard, number, key_of(number), values)
+                check_unpacked(
+                    file, held := held + weight(row), file_size(file)
+                )  # rows may share one value in the file
+                yield row
 
     def most_rows(self, shard: int) -> int:
         import pyarrow.parquet
@@ -90,10 +94,9 @@ class TableShards(Shards):
                 for group in range(table.num_row_groups):
                     end = number + table.metadata.row_group(group).num_rows
                     if any(wanted(row, key_of(row)) for row in range(number, end)):
-                        # Without threads: those of the process that a loader's worker is forked from are not there.
-                        for batch in table.iter_batches(
-                            BATCH, row_groups=[group], columns=list(names), use_threads=False
-                        ):
+                        # One at a time, for each may be large, and all the same value of the file's dictionary. Without
+                        # threads: those of the process that a loader's worker is forked from are not there.
+                        for batch in table.iter_batches(1, row_groups=[group], columns=list(names), use_threads=False):
                             yield from single_rows(batch, number, wanted)
                             number += len(batch)
                     number = end

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
-import json
 import logging
 import re
 import tarfile
@@ -13,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from unetgn.json_files import parse
 from unetgn.training.data.folders import open_file
 from unetgn.training.data.hugging_face import Files
 from unetgn.training.data.images import WITHOUT_CLASSES
 from unetgn.training.data.pictures import IMAGE_SUFFIXES
 from unetgn.training.data.rows import BROKEN, LARGEST, CutShort, Row, Shards, Values, Wanted
-from unetgn.training.errors import reason
+from unetgn.training.errors import plain, reason, short
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ UNPACKED, TIMES = 2**30, 64  # bytes that any shard may unpack to, and how many 
 CHUNK, BEHIND = 2**16, 2**10  # bytes, and so many times these, that are read behind the end of what is not compressed
 IN_A_ROW = 2**16  # links, folders, devices and files of no sample that may follow each other
 COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # which is not read, by how it begins
+LONGEST_JSON = 2**22  # bytes
 KEY = "__key__"  # of a sample, where values have it
 
 
@@ -54,11 +55,11 @@ class TarColumns:
             images = images_among(first)
             if len(images) != 1:
                 raise ValueError(
-                    f"data.path {path!r}: of the endings {endings} in the shards {len(images)} are of images; name one "
-                    "as data.image_column"
+                    f"data.path {path!r}: of the endings {short(endings)} in the shards {len(images)} are of images; "
+                    "name one as data.image_column"
                 )
         elif image_column not in first:
-            raise ValueError(f"data.image_column {image_column!r} is not in {path!r}; its columns: {endings}")
+            raise ValueError(f"data.image_column {image_column!r} is not in {path!r}; its columns: {short(endings)}")
 
     def image_of(self, row: Values) -> bytes:
         if self.image in row:
@@ -66,7 +67,7 @@ class TarColumns:
         images = images_among(row) if self.image == "image" else []
         if len(images) == 1:
             return row[images[0]]
-        endings = ", ".join(name for name in row if name != KEY)
+        endings = plain(", ".join(name for name in row if name != KEY))
         raise ValueError(f"{len(images)} images in a sample of the endings {endings}; name one as data.image_column")
 
     def label_of(self, row: Values) -> Any:
@@ -82,7 +83,7 @@ class TarColumns:
         missing = f"the images have no classes: no file of the first sample is {self.label!r}, nor a key in its json"
         if not could:
             return f"{missing}: {WITHOUT_CLASSES}"
-        return f"{missing}; it has {', '.join(could)}: set data.label_column={could[0]}"
+        return f"{missing}; it has {plain(', '.join(could))}: set data.label_column={plain(could[0])}"
 
 
 def images_among(row: Values) -> list[str]:
@@ -97,12 +98,7 @@ def is_image(ending: str) -> bool:
 
 def read_json(row: Values) -> Values:
     """Read the JSON object of a sample, {} where there is none. Raises ValueError where it cannot be read."""
-    try:
-        read = json.loads(row["json"]) if "json" in row else {}
-    except RecursionError:
-        raise ValueError("its json is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"its json cannot be read: {error}") from None
+    read = parse(row["json"], "its json", limit=LONGEST_JSON, finite=False) if "json" in row else {}
     return read if isinstance(read, dict) else {}
 
 
@@ -122,7 +118,12 @@ class TarShards(Shards):
         if first is None:
             raise ValueError(f"data.path {path!r} holds no files in its tar shards")
         self.columns = TarColumns(path, first.values, image_column, label_column)
-        self.labelled = self.columns.label_of(first.values) is not None
+        try:
+            self.labelled = self.columns.label_of(first.values) is not None
+        except ValueError as error:
+            raise ValueError(
+                f"{plain(first.key)} of {self.files[first.shard]}: {error}; mend it, or remove it"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.files)
@@ -136,14 +137,14 @@ class TarShards(Shards):
                         yield Row(shard, number, values[KEY], values)
                     number, values = number + 1, {KEY: key}
                 if ending in values:
-                    raise CutShort(f"{key}.{ending} is there twice")
+                    raise CutShort(f"{plain(f'{key}.{ending}')} is there twice")
                 values[ending] = contents() if self._is_read(ending) and wanted(number, key) else b""
             if values and wanted(number, values[KEY]):
                 yield Row(shard, number, values[KEY], values)
         except (*BROKEN, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, OSError) and error.errno:  # of the system
                 raise
-            where = f"in {values[KEY]}: " if values else ""
+            where = f"in {plain(values[KEY])}: " if values else ""
             raise CutShort(f"{self.files[shard]}: {where}{reason(error)}") from error
 
     def most_rows(self, shard: int) -> int:
@@ -230,11 +231,13 @@ class Member(tarfile.TarInfo):
 def read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     """Read a file of an archive. Raises ReadError where it is too large, or not there to its end."""
     if member.size > LARGEST:
-        raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes; at most {LARGEST:,} are read")
+        raise tarfile.ReadError(f"{plain(member.name)} has {member.size:,} bytes; at most {LARGEST:,} are read")
     opened = tar.extractfile(member)
     contents = b"" if opened is None else opened.read()
     if len(contents) != member.size:
-        raise tarfile.ReadError(f"{member.name} ends early: {len(contents):,} of {member.size:,} bytes are there")
+        raise tarfile.ReadError(
+            f"{plain(member.name)} ends early: {len(contents):,} of {member.size:,} bytes are there"
+        )
     return contents
 
 

@@ -16,6 +16,7 @@ from unetgn.pickles import refuse_pickles
 from unetgn.training.data.folders import file_size
 from unetgn.training.data.hugging_face import HuggingFaceImages, open_table
 from unetgn.training.data.images import ImageFolder, Images
+from unetgn.training.errors import short
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,14 @@ def read_column(path: str, indices: Sequence[int], column: str) -> list[str]:
     table, _ = open_table(path)
     if column not in table.column_names:
         raise ValueError(f"--caption-column {column!r} is not in {path!r}; its columns: {table.column_names}")
+    if "string" not in str(getattr(table.features[column], "dtype", "")):  # what is something else may be decoded
+        raise ValueError(f"--caption-column {column!r} of {path!r} holds no texts but {table.features[column]}")
     captions = list(table[column])
     wrong = [index for index in indices if not isinstance(captions[index], str)]
     if wrong:
         raise ValueError(
             f"--caption-column {column!r} of {path!r} has no text in {len(wrong)} of {len(indices)} rows, the first "
-            f"being row {wrong[0]}, {captions[wrong[0]]!r}: mend it (an empty text is the empty caption)"
+            f"being row {wrong[0]}, {short(captions[wrong[0]])}: mend it (an empty text is the empty caption)"
         )
     return [captions[index].strip() for index in indices]
 

@@ -1,0 +1,98 @@
+"""What a resume would take from a run's folder is there until the run has saved anew; what is no file of ours stays."""
+
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import assert_equal_bits, losses, rows
+from tests.training.test_train import run
+from unetgn.training import run_directory
+from unetgn.training.files import writing
+from unetgn.training.loop import Loop
+from unetgn.training.run_directory import LONGEST_ROW, RunDirectory
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_rows_after_a_resume_stay_beside_the_log_until_the_run_has_saved(
+    links: bool, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    if not links:  # as some disks have none
+        monkeypatch.setattr(run_directory.os, "link", lambda *_: (_ for _ in ()).throw(OSError(1, "none")))
+    line = folder / "config.yaml", folder, "--resume", str(folder / "checkpoints" / "step-000002")
+    before = (folder / "metrics.csv").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "next_step", stop)
+        patch.setattr(Loop, "rescue", lambda self, words, save: words)
+        for _ in range(2):  # the second time there is one already
+            assert run(*line) == 1
+            assert (folder / "metrics.csv.left").read_bytes() == before
+            assert [row["step"] for row in rows(folder)] == ["1", "2"]
+            assert sorted(path.name for path in (folder / "checkpoints").iterdir())[1:] == [
+                "step-000004.left", "step-000006.left"]  # fmt: skip
+    assert run(*line) == 0
+    assert not list(folder.glob("*.left*")) + list(folder.glob("checkpoints/*.left*"))
+    assert losses(folder) == losses(finished)
+    assert_equal_bits(folder, finished, 6)
+
+
+END = "5,0.1,0.5,0.1,0.1,9.0,0.1"
+
+
+@pytest.mark.parametrize("more", [0, 1, LONGEST_ROW, 3 * LONGEST_ROW - len(END), 10 * LONGEST_ROW])
+def test_of_a_line_without_end_no_piece_is_taken_for_a_row(more: int, tmp_path: Path) -> None:
+    """Wherever it is cut: a piece that begins as a row does is none."""
+    header = ",".join(run_directory.COLUMNS["metrics.csv"])
+    long = "9" * (LONGEST_ROW + more) + f"{END}{END}"
+    (tmp_path / "metrics.csv").write_text(f"{header}\n{long}\n{END}\n{long}")
+    assert [row["step"] for row in RunDirectory(tmp_path).rows("metrics.csv")] == ["5"]
+
+
+@pytest.mark.parametrize("holds", ["zeros", "line ends", "commas"])
+def test_a_log_of_any_size_takes_no_memory(holds: str, tmp_path: Path) -> None:
+    with (tmp_path / "metrics.csv").open("wb") as file:
+        for _ in range(24):
+            file.write({"zeros": b"\0", "line ends": b"\n", "commas": b",\n"}[holds] * (2**20 // len(holds[:1])))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert RunDirectory(tmp_path).rows("metrics.csv") == []
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10 * 2**10  # KiB
+
+
+@pytest.mark.parametrize("there", ["file", "folder"])
+def test_what_is_of_another_kind_and_in_the_way_is_put_aside_and_said(
+    there: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not once: each time under a name of its own."""
+    for number in ("", "1"):
+        path = tmp_path / "a"
+        precious = path if there == "file" else path / "b"
+        precious.parent.mkdir(exist_ok=True)
+        if path.exists() and there == "file":
+            shutil.rmtree(path)
+        elif path.exists() and path.is_file():
+            path.unlink()
+            path.mkdir()
+        precious.write_text(f"precious{number}")
+        with writing(path) as unfinished:
+            unfinished.mkdir() if there == "file" else unfinished.write_text("new")
+        aside = tmp_path / f"a.in-the-way{number}"
+        assert (aside if there == "file" else aside / "b").read_text() == f"precious{number}"
+        assert path.is_dir() == (there == "file")
+        assert f"{path} was a {there}, in the way of what is written: it is now {aside.name}" in caplog.text
+
+
+def test_a_file_in_the_place_of_a_checkpoint_stays(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-000006")
+    (folder / "checkpoints" / "step-000006").write_text("precious")
+    assert run(folder / "config.yaml", folder, "--resume", "auto") == 0
+    assert (folder / "checkpoints" / "step-000006.in-the-way").read_text() == "precious"
+    assert_equal_bits(folder, finished, 6)
