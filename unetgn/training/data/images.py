@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
-from unetgn.training.data.folders import fold, list_endings, open_file, walk
+from unetgn.training.data.folders import fold, list_endings
 from unetgn.training.data.looking import Tally, look_at_all
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, Facts
 from unetgn.training.data.pixels import Framing
+from unetgn.training.data.places import end_of, open_place
 from unetgn.training.data.splits import check_class_folders
 from unetgn.training.errors import Misfit
 
@@ -24,7 +23,7 @@ from unetgn.training.errors import Misfit
 NO_CLASSES = {"model.num_classes": None, "objective.label_dropout": 0}
 WITHOUT_CLASSES = "set model.num_classes=null objective.label_dropout=0"
 PARTS, DIGITS = 2**16, 12  # digests of images, one for each or at most so many, and their hexadecimal digits
-LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
+LOOKED_INTO = 256  # files that a fingerprint looks into
 
 
 class Images(Protocol):
@@ -133,23 +132,22 @@ class Digits(Images):
 class ImageFolder(Images):
     """Reads image files of a folder: `path/CLASS/*.png` with classes in alphabetic order, or `path/*.png` without.
 
-    Links to folders and files are followed. Files that `without` names are numbered, there or not, and never read.
+    The path may be a zip archive of such a folder, too. Links to folders and files are followed. Files that `without`
+    names are numbered, there or not, and never read.
     Raises ValueError where the folder is missing, holds no image, has images both in it and in subfolders, or
     subfolders that are splits of a data set.
     """
 
     def __init__(self, path: str, framing: Framing, without: Sequence[str] = ()) -> None:
         self.root, self.framing, self.shape = Path(path), framing, framing.shape
-        if not self.root.is_dir():
-            raise ValueError(f"data.path {path!r} is not a folder; give one that holds images")
+        self.place = open_place(self.root)
         sizes: dict[Path, int] = {}
         left_out: Counter[str] = Counter()
-        for entry in walk(self.root, left_out):
-            ending = Path(entry.name).suffix.lower()
-            if ending in IMAGE_SUFFIXES:
-                sizes[Path(entry.path).relative_to(self.root)] = entry.stat().st_size
+        for file, size in self.place.files(left_out):
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                sizes[file] = size
             else:
-                left_out[ending or "no ending"] += 1
+                left_out[file.suffix.lower() or "no ending"] += 1
         named = {file_below(name): name for name in without}
         self.absent = [name for file, name in named.items() if file not in sizes]
         sizes |= {file: -1 for file in named if file not in sizes}
@@ -172,30 +170,30 @@ class ImageFolder(Images):
         self._labels = [number.get(file.parts[0], -1) for file in self.files]
         self._sizes = [sizes[file] for file in self.files]
         facts = [(file.as_posix(), sizes[file]) for file in self.files]
-        self._fingerprint = fingerprint_files(facts, [self.root / file for file in self.files])
+        self._fingerprint = fingerprint_files(facts, self.files, self.place.end)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def image(self, index: int, random: np.random.Generator | None = None) -> np.ndarray:
-        return self.framing.read(self.root / self.files[index], random)
+        return self.framing.read(self.place.source(self.files[index]), random)
 
     def look(self, index: int) -> Facts:
         """Read an image, and say what it is."""
-        return self.framing.facts(self.root / self.files[index])
+        return self.framing.facts(self.place.source(self.files[index]))
 
     def label(self, index: int) -> int:
         return self._labels[index]
 
     def name(self, index: int) -> str:
-        return str(self.root / self.files[index])
+        return self.place.name(self.files[index])
 
     def key(self, index: int) -> str:
         return self.files[index].as_posix()
 
     def fact(self, index: int) -> str:
-        end = self.root / self.files[index] if index % looked_into(len(self)) == 0 else None
-        return f"{self._sizes[index]} {'' if end is None else hashlib.sha256(end_of(end)).hexdigest()}"
+        end = self.place.end(self.files[index]) if index % looked_into(len(self)) == 0 else None
+        return f"{self._sizes[index]} {'' if end is None else hashlib.sha256(end).hexdigest()}"
 
     def usable(self) -> np.ndarray:
         numbers, self.tally = look_at_all(self, self.without, self.key, unfit=self.framing.unfit)
@@ -220,28 +218,22 @@ def file_below(name: str) -> Path:
     return file
 
 
-def fingerprint_files(facts: list[tuple[str, int]], files: Sequence[Path]) -> str:
+def fingerprint_files(
+    facts: list[tuple[str, int]], files: Sequence[Path], end: Callable[[Path], bytes] = end_of
+) -> str:
     """Compute a sha256 of (name, size) of all files, and of the ends of 256 of them or more, evenly spread.
 
     Quick for a million files, and enough to notice that a data set is another one.
     """
     total = hashlib.sha256(repr(facts).encode())
     for file in files[:: looked_into(len(files))]:
-        total.update(end_of(file))
+        total.update(end(file))
     return total.hexdigest()
 
 
 def looked_into(count: int) -> int:
     """Return of how many of the files one is looked into."""
     return max(1, count // LOOKED_INTO)
-
-
-def end_of(file: Path) -> bytes:
-    """Read the end of a file; nothing of one that cannot be read, which is said elsewhere."""
-    with contextlib.suppress(OSError), open_file(file) as contents:
-        contents.seek(max(0, os.fstat(contents.fileno()).st_size - END))
-        return contents.read()
-    return b""
 
 
 def fingerprint(images: Images, indices: np.ndarray, left_out: Collection[int] = ()) -> str:

@@ -83,6 +83,8 @@ def read_captions(images: Images, indices: Sequence[int], column: str) -> list[s
     Raises ValueError where one is missing, naming it.
     """
     if isinstance(images, ImageFolder):
+        if not images.root.is_dir():
+            raise ValueError(f"captions are read beside image files, and {images.root} is an archive: unpack it")
         return read_files([(images.root / images.files[index]).with_suffix(".txt") for index in indices])
     if isinstance(images, HuggingFaceImages):
         return read_column(images.path, indices, column)
