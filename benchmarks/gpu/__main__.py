@@ -45,7 +45,9 @@ def part_of(text: str) -> tuple[int, int]:
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the options."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--out", type=path_of, help="folder of the results; new, or of an earlier run")
     made.add_argument("--seconds", type=float, default=450.0, help="the run ends before so many have passed (450)")
     made.add_argument("--cache", type=path_of, help="folder of kernels that `prepare` made")

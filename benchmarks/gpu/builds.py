@@ -74,8 +74,6 @@ def builds(device: Device) -> Iterator[Build]:
     for case in checks.in_both_layouts(checks.PATH_SHAPES):
         yield from _paths(case, device)
     yield from _launches(device)
-    for shape in (networks.WIDTHS[0], *networks.WIDTHS):
-        yield from _network(8, networks.SIZE * networks.WIDTHS[0] // shape, shape)
     for name, sizes in networks.NORMS.items():
         for batch in networks.BATCHES[name]:
             for side, channels in sizes.items():

@@ -22,10 +22,11 @@ from unetgn.ops import implementation
 from unetgn.ops.functional import group_norm_silu
 
 EMBEDDING = 1280
-WIDTHS, SIZE = (320, 640, 1280, 1280), 64
+WIDTHS, SIZE, LATENTS = (320, 640, 1280, 1280), 64, 4
 NEEDED = "diffusers"
 # The norms of the networks below, as (channels, side): what `prepare` compiles. Those of attention have no SiLU.
 NORMS: dict[str, dict[int, tuple[int, ...]]] = {
+    "tower": {64: (320,), 32: (320, 640), 16: (640, 1280), 8: (1280,)},
     "sd15": {
         64: (320, 640, 960),
         32: (320, 640, 960, 1280, 1920),
@@ -34,8 +35,9 @@ NORMS: dict[str, dict[int, tuple[int, ...]]] = {
     },
     "cifar10": {32: (128, 256, 384), 16: (128, 256, 384, 512), 8: (256, 512), 4: (256, 512)},
 }
-BATCHES = {"sd15": (8, 2), "cifar10": (128,)}
+BATCHES = {"tower": (8, 1), "sd15": (8, 2), "cifar10": (128,)}
 ATTENTION: dict[str, dict[int, tuple[int, ...]]] = {
+    "tower": {},
     "sd15": {64: (320,), 32: (640,), 16: (1280,), 8: (1280,)},
     "cifar10": {16: (256,), 4: (256,)},
 }
@@ -67,19 +69,22 @@ class Residual(nn.Module):
 
 
 class Tower(nn.Module):
-    """Passes x through two residual blocks a level, halving the sides between levels."""
+    """Passes latents through two residual blocks a level, with a strided convolution between levels."""
 
     def __init__(self, widths: tuple[int, ...], fused: bool) -> None:
         super().__init__()
         before = (widths[0], *widths)
+        self.enter = nn.Conv2d(LATENTS, widths[0], 3, padding=1)
         self.levels = nn.ModuleList(
             nn.ModuleList([Residual(before[i], width, fused), Residual(width, width, fused)])
             for i, width in enumerate(widths)
         )
+        self.halve = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        x = self.enter(x)
         for index, level in enumerate(self.levels):
-            x = F.avg_pool2d(x, 2) if index else x
+            x = self.halve[index - 1](x) if index else x
             for block in level:  # type: ignore[attr-defined]
                 x = block(x, embedding)
         return x
@@ -87,15 +92,15 @@ class Tower(nn.Module):
 
 def units(machine: Place) -> Iterator[Unit]:
     """List the tower and the U-Nets, both layouts of each, eager before fused; compiled last."""
-    batches = (1,) if machine.tiny else (8, 1)
+    batches = (1,) if machine.tiny else BATCHES["tower"]
     kinds = [("eager", 6.0), ("fused", 6.0)]
     for batch in batches:
         for layout in LAYOUTS:
             for kind, seconds in kinds:
                 run = partial(tower, batch, kind, layout, machine)
                 yield Unit(f"network tower b{batch} {layout} {kind}", "network", seconds, 60.0, run)
-    for network, sizes in BATCHES.items():
-        for batch in (1,) if machine.tiny else sizes:
+    for network in MAKERS:
+        for batch in (1,) if machine.tiny else BATCHES[network]:
             for layout in reversed(LAYOUTS):
                 for kind, seconds in (*kinds, ("ours", 8.0)):
                     run = partial(unet, network, batch, kind, layout, machine)
@@ -114,7 +119,7 @@ def tower(batch: int, kind: str, layout: str, machine: Place) -> Data:
     widths, size = ((64, 128), 8) if machine.tiny else (WIDTHS, SIZE)
     with torch.device(machine.device):
         model = Tower(widths, fused=kind == "fused")
-        inputs = torch.randn(batch, widths[0], size, size), torch.randn(batch, EMBEDDING)
+        inputs = torch.randn(batch, LATENTS, size, size), torch.randn(batch, EMBEDDING)
     return step_of(model, inputs, kind, layout, machine)
 
 
@@ -185,4 +190,4 @@ def sd15(batch: int, tiny: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return model, (torch.randn(batch, 4, size, size), torch.arange(batch), words)
 
 
-MAKERS: dict[str, Callable[[int, bool], tuple[nn.Module, tuple[Tensor, ...]]]] = {"cifar10": cifar10, "sd15": sd15}
+MAKERS: dict[str, Callable[[int, bool], tuple[nn.Module, tuple[Tensor, ...]]]] = {"sd15": sd15, "cifar10": cifar10}
