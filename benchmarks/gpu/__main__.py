@@ -112,7 +112,7 @@ def variables(options: argparse.Namespace) -> dict[str, str]:
 
 
 def work(*, rehearse: bool) -> int:
-    """Serve the supervisor with the units of this machine."""
+    """Run the units of this machine for the supervisor."""
     from benchmarks.gpu.worker import Worker
 
     worker = Worker()

@@ -22,7 +22,7 @@ END = 10.0  # seconds to wait for the end of a killed process, which a driver ma
 
 
 class Child:
-    """Starts a worker in a process group of its own; its standard error goes to the end of a file."""
+    """Holds a worker in a process group of its own; its standard error goes to the end of a file."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         with log.open("ab") as errors:
@@ -71,7 +71,7 @@ class Child:
         return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
 
     def abort(self) -> None:
-        """End the process and all that it started: first such that it says in the log where it was."""
+        """Put an end to the process and all that it started: first such that it says in the log where it was."""
         self._send(signal.SIGABRT)
         self._wait(LAST_WORDS)
         self._send(signal.SIGKILL)

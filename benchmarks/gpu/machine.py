@@ -51,7 +51,7 @@ class Card(Gpu):
         return torch.compile(function, dynamic=False)
 
     def step(self, step: Callable[[], Any], rounds: int = 9) -> Row:
-        """Time a whole step, warmed up: milliseconds by the clock and of the host alone, and the most memory."""
+        """Measure a whole step, warmed up: milliseconds by the clock and of the host alone, and the most memory."""
         for _ in range(3):
             step()
         torch.cuda.synchronize()

@@ -117,7 +117,7 @@ Run = Callable[[Iterable[Any], tuple[Any, ...], Tensor], None]
 
 @contextmanager
 def instead_of_running(run: Run) -> Iterator[None]:
-    """Hand the launches of the block, with their operands and x, to `run`."""
+    """Give the launches of the block, with their operands and x, to `run`."""
     usual, entry.run = entry.run, run  # type: ignore[assignment]
     try:
         yield

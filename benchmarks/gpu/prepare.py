@@ -157,7 +157,7 @@ def stand_in_for_the_driver() -> Iterator[None]:
 
 
 class Anything:
-    """Stands for a module that is compiled and not loaded."""
+    """Holds the place of a module that is compiled and not loaded."""
 
     def __getattr__(self, name: str) -> Any:
         return None

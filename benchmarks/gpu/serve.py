@@ -12,7 +12,7 @@ from benchmarks.gpu.worker import Worker
 
 
 def serve(worker: Worker, *, rehearse: bool) -> int:
-    """Serve, and return the exit code."""
+    """Run the units that the supervisor asks for, and return the exit code."""
     machine: Place
     if rehearse:
         machine = Rehearsal(torch.device("cpu"))

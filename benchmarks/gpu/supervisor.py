@@ -67,7 +67,7 @@ class Supervisor:
         return time.monotonic() >= self.deadline
 
     def _start(self) -> bool:
-        """Start a worker and hear what it can do; the first one says which units there are."""
+        """Call a worker and hear what it can do; the first one says which units there are."""
         child = Child(self.command, self.folder / LOG, self.variables)
         hello = child.report(min(time.monotonic() + self.start_limit, self.deadline))
         if hello is None or "refused" in hello:

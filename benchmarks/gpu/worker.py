@@ -42,7 +42,7 @@ class Unit:
 
 
 class Worker:
-    """Serves one supervisor over standard input and output; what the units print goes to standard error."""
+    """Runs units for one supervisor over standard input and output; what the units print goes to standard error."""
 
     def __init__(self) -> None:
         self.orders = sys.stdin
@@ -51,7 +51,7 @@ class Worker:
         faulthandler.enable()  # says where a unit was when the supervisor aborts it
 
     def say(self, report: Data) -> None:
-        """Send one report."""
+        """Write one report."""
         print(json.dumps(report, default=repr), file=self.reports, flush=True)
 
     def serve(self, environment: Data, units: Sequence[Unit], is_alive: Callable[[], bool]) -> None:

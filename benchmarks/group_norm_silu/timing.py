@@ -101,7 +101,7 @@ class Gpu:
 
 
 def queue(calls: Calls, kept: Results) -> None:
-    """Issue LAUNCHES calls, taking `calls` in turn, and keep the latest results.
+    """Make LAUNCHES calls, taking `calls` in turn, and keep the latest results.
 
     Where each result were freed at once, the allocator would hand all calls the same memory, and what they write would
     stay in the cache: no call of a network has it so.
