@@ -73,7 +73,7 @@ def unit(text: str) -> Unit:
     """Make the unit of an argument; a slow one may take long."""
     name, _, seconds = text.partition(":")
     word = name.split()[0]
-    limit = 60.0 if word == "slow" else LIMIT
+    limit = LIMIT if word in ("hangs", "deaf") else 60.0
     return Unit(name, name.rpartition(" ")[2], float(seconds or 0.01), limit, ENDS[word])
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,30 @@ def test_what_does_not_fit_the_time_is_left_out_with_its_estimate_and_what_does_
     assert "900 s by estimate" in first["reason"]
 
 
-def test_a_unit_that_takes_longer_than_the_time_left_is_stopped_and_is_missing(tmp_path: Path) -> None:
-    began = time.monotonic()
-    assert run(tmp_path, ["fine", "slow", "fine too"], 0.7) == {
-        "fine": "done",
-        "slow": "skipped",
-        "fine too": "skipped",
-    }
-    assert time.monotonic() - began < 5
+def test_a_unit_that_takes_longer_than_the_time_left_is_stopped_and_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = supervisor(tmp_path, ["fine", "slow", "fine too"])
+
+    def late() -> None:
+        one.deadline = time.monotonic() + 0.1
+
+    when_ordered(monkeypatch, "slow", late)
+    assert one.run()
+    assert [line["status"] for line in lines(tmp_path)] == ["done", "skipped", "skipped"]
     assert "the time was up after" in lines(tmp_path)[1]["reason"]
+
+
+def when_ordered(monkeypatch: pytest.MonkeyPatch, unit: str, then: Callable[[], None]) -> None:
+    """Call `then` as soon as a worker has been asked for that unit."""
+    usual = child.Child.order
+
+    def order(self: child.Child, name: str) -> None:
+        usual(self, name)
+        if name == unit:
+            then()
+
+    monkeypatch.setattr(child.Child, "order", order)
 
 
 def test_the_same_command_goes_on_with_what_is_missing(tmp_path: Path) -> None:
@@ -133,17 +148,14 @@ def test_a_worker_that_cannot_work_here_says_why(tmp_path: Path) -> None:
         supervisor(tmp_path, ["fine"], variables={"REFUSED": "No CUDA or ROCm device"}).run()
 
 
-def test_an_interrupted_run_ends_its_worker_and_keeps_what_was_written(tmp_path: Path) -> None:
-    one = supervisor(tmp_path, ["fine", "slow"])
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.7)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            one.run()
-    finally:
-        signal.signal(signal.SIGALRM, before)
+def test_an_interrupted_run_ends_its_worker_and_keeps_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    when_ordered(monkeypatch, "slow", lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        supervisor(tmp_path, ["fine", "slow", f"fine {tmp_path}"]).run()
     assert [line["unit"] for line in lines(tmp_path)] == ["fine"]
-    assert is_gone(f"{WORKER} fine slow")
+    assert is_gone(f"{WORKER} fine slow fine {tmp_path}")
 
 
 def test_the_table_names_what_is_wrong_failed_and_left_out(tmp_path: Path) -> None:
