@@ -39,6 +39,27 @@ def test_what_needs_no_kernel_of_its_own_runs_here(one_thread: None) -> None:
     json.dumps(reports)
 
 
+@pytest.mark.parametrize("what", ["operator", "network"])
+def test_what_is_called_compiled_has_been_compiled(what: str, one_thread: None) -> None:
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    class Compiling(Rehearsal):
+        def compile(self, function: Any) -> Any:
+            return torch.compile(function, backend=backend, dynamic=False)
+
+    machine = Compiling(CPU, implementation="aten")
+    if what == "operator":
+        found = speed.speed(checks.TINY[0], ("compiled",), machine)
+        assert all("compiled_us" in row for row in found["rows"])
+    else:
+        networks.tower(1, "compiled", "channels_last", machine)
+    assert graphs
+
+
 def test_a_network_of_diffusers_is_left_out_where_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "find_spec", lambda _: None)
     unit = next(unit for unit in networks.units(MACHINE) if "sd15" in unit.name)
