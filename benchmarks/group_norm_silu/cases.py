@@ -24,19 +24,28 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 EXTRAS: dict[str, tuple[str, ...]] = {"none": (), "pre_bias": ("pre_bias",), "scale_shift": ("scale", "shift")}
 PASSES = ("forward", "backward")
 
-# Elements of a group that a block holds on chip: forward at 16 bits each, backward at any (xhat and dz in float32).
-ON_CHIP_FORWARD = 49152
-ON_CHIP_BACKWARD = 20480
+# Elements of a group that a block holds on chip, by pass and layout: forward at 16 bits each, backward at any (xhat and
+# dz in float32). In channels_last a group has a few neighbouring channels of each row: where those are no whole loads
+# of 16 bytes, only a short group is held.
+ON_CHIP = {
+    ("forward", "contiguous"): 49152,
+    ("forward", "channels_last"): 20480,
+    ("backward", "contiguous"): 20480,
+    ("backward", "channels_last"): 10240,
+}
+LOAD_BYTES = 16
+SHORT = 8192  # elements of 16 bits
 
 
 @dataclass(frozen=True)
 class Case:
-    """Describes one row of results: a call on x (N, C, H, W) with NUM_GROUPS groups, weight and bias."""
+    """Describes one row of results: a call on x (N, C, H, W) with weight and bias."""
 
     shape: Shape
     dtype: str
     layout: str
     extras: str = "none"
+    groups: int = NUM_GROUPS
 
     @property
     def elements(self) -> int:
@@ -71,12 +80,18 @@ class Case:
 
         Forward: x once and y where a group fits on chip (or a cluster holds it), else x twice. Backward: x, dy once and
         dx where xhat and dz of a group fit on chip, else x and dy twice. For 16 bits: 4, 6, 6 and 10 bytes an element.
+        What fits depends on the layout (ON_CHIP).
         """
-        length = self.elements // (self.shape[0] * NUM_GROUPS)
-        if which == "forward":
-            on_chip = clusters or length * self.itemsize <= ON_CHIP_FORWARD * 2
-            return self.elements * self.itemsize * (2 if on_chip else 3)
-        return self.elements * self.itemsize * (3 if length <= ON_CHIP_BACKWARD else 5)
+        once, again = (2, 3) if which == "forward" else (3, 5)
+        on_chip = clusters or self._fits_on_chip(which)
+        return self.elements * self.itemsize * (once if on_chip else again)
+
+    def _fits_on_chip(self, which: str) -> bool:
+        length, group_channels = self.elements // (self.shape[0] * self.groups), self.shape[1] // self.groups
+        if self.layout == "channels_last" and group_channels * self.itemsize % LOAD_BYTES:
+            return length * self.itemsize <= SHORT * 2 and length <= ON_CHIP[which, self.layout]
+        bytes_of_one = self.itemsize if which == "forward" else 2
+        return length * bytes_of_one <= ON_CHIP[which, self.layout] * 2
 
     def bytes_read(self, which: str) -> int:
         """Count the bytes of the large tensors that a call of the pass reads: x, and dy in the backward pass."""

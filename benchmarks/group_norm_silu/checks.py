@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import unetgn
-from benchmarks.group_norm_silu.cases import DTYPES, NUM_GROUPS, Case
+from benchmarks.group_norm_silu.cases import DTYPES, Case
 from unetgn.ops import implementation
 
 # Of the root mean square of the exact result: rounding to the type, a few times over.
@@ -101,10 +101,10 @@ def faults_of_case(case: Case, device: torch.device, name: str) -> list[str]:
     inputs = case.inputs(device, seed=0)
     dy = inputs.pop("dy")
     dtype = DTYPES[case.dtype]
-    found = wrong(NUM_GROUPS, inputs, dy, TOLERANCE[dtype], name)
+    found = wrong(case.groups, inputs, dy, TOLERANCE[dtype], name)
     if dtype == torch.float32:
         inputs["x"] = inputs["x"] + 1000.0
-        found += [f"with a mean of 1000, {fault}" for fault in wrong(NUM_GROUPS, inputs, dy, OFF_CENTRE, name)]
+        found += [f"with a mean of 1000, {fault}" for fault in wrong(case.groups, inputs, dy, OFF_CENTRE, name)]
     return found
 
 

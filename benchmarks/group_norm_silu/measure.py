@@ -1,13 +1,13 @@
 """Turns a case into rows of results."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.group_norm_silu.cases import DTYPES, EXTRAS, NUM_GROUPS, PASSES, Case
+from benchmarks.group_norm_silu.cases import DTYPES, EXTRAS, PASSES, Case
 from benchmarks.group_norm_silu.contenders import Function, Maker, contenders, eager, ours
 from benchmarks.group_norm_silu.timing import Machine, rotations
 from unetgn.ops import implementation
@@ -50,7 +50,7 @@ def rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
     for which in PASSES:
         times: Row = {}
         for name, make in makers.items():
-            times |= _timed(name, make, inputs[: counts[which]], which, machine)
+            times |= timed(name, make, inputs[: counts[which]], which, machine)
         found.append(row(case, which, times, bandwidth, counts[which]))
     return found
 
@@ -59,7 +59,7 @@ def cluster_rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
     """Measure our forward pass, to be called where clusters are chosen and change the plan."""
     count = rotations(case.bytes_read("forward"), machine.cache_bytes())
     inputs = [case.inputs(machine.device, seed) for seed in range(count)]
-    times = _timed("ours", lambda: ours, inputs, "forward", machine)
+    times = timed("ours", lambda: partial(ours, groups=case.groups), inputs, "forward", machine)
     return [row(case, "forward", times, bandwidth, count, cluster=True)]
 
 
@@ -71,13 +71,13 @@ def clusters_change_the_plan(case: Case, device: torch.device) -> bool:
 
     if "pre_bias" in EXTRAS[case.extras]:
         return False
-    problem = problem_of(torch.Size(case.shape), NUM_GROUPS, DTYPES[case.dtype])
+    problem = problem_of(torch.Size(case.shape), case.groups, DTYPES[case.dtype])
     channels_last = case.layout == "channels_last"
     plain, clusters = (plan_forward(problem, channels_last, device_of(device), use) for use in (False, True))
     return plain != clusters
 
 
-def _timed(name: str, make: Maker, inputs: list[Inputs], which: str, machine: Machine) -> Row:
+def timed(name: str, make: Maker, inputs: list[Inputs], which: str, machine: Machine) -> Row:
     """Return {NAME_us: microseconds}, or {NAME_error: message}: one contender's failure is not that of the others."""
     try:
         function = make()

@@ -137,7 +137,7 @@ def test_an_error_of_a_contender_that_breaks_the_device_is_a_lost_device(machine
         raise RuntimeError("an illegal memory access was encountered")
 
     with pytest.raises(measure.DeviceLost, match="ours, forward: RuntimeError: an illegal"):
-        measure._timed("ours", lambda: broken, [CASES[0].inputs(machine.device, 0)], "forward", machine)
+        measure.timed("ours", lambda: broken, [CASES[0].inputs(machine.device, 0)], "forward", machine)
 
 
 def other_process(ends: Callable[[list[str], float], int]) -> SimpleNamespace:

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks.group_norm_silu import __main__ as program
 from benchmarks.group_norm_silu import contenders, record, run
-from benchmarks.group_norm_silu.timing import rotations
+from benchmarks.group_norm_silu.timing import queue, rotations
 from tests.benchmarks.made_up_machine import CASES, Pretended, results
 
 
@@ -38,6 +39,20 @@ def test_each_call_reads_inputs_that_have_left_the_cache() -> None:
     assert rotations(2**20, 50 * 2**20) == 32  # at most: the queue of a round
     assert rotations(2**24, 50 * 2**20) == 10
     assert rotations(2**30, 50 * 2**20) == 2
+
+
+def test_results_of_as_many_calls_as_there_are_inputs_are_alive_while_a_call_is_timed() -> None:
+    """Else each would be handed the memory of the one before, and what it writes would stay in the cache."""
+    kept: deque[torch.Tensor] = deque(maxlen=3)
+    alive: list[int] = []
+
+    def call() -> torch.Tensor:
+        alive.append(len({result.data_ptr() for result in kept}))
+        return torch.empty(1000)
+
+    queue([call] * 3, kept)
+    assert len(alive) == 32
+    assert alive[3:] == [3] * 29
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(

@@ -1,4 +1,5 @@
-"""Tests the Triton kernels on a real GPU; skipped where there is none. `pytest -m gpu` runs all that needs one."""
+"""Tests the Triton kernels on a real GPU; skipped where there is none. `python3 -m pytest -m gpu tests/ops` runs
+all that needs one."""
 
 import pytest
 import torch
