@@ -9,7 +9,7 @@ model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8, 16], dept
         num_classes: 10, norm: {num_groups: 4}}
 data: {held_out: 0.1}
 objective: {label_dropout: 0.2}
-train: {steps: 20, learning_rate: 5e-3, batch_size: 8, log_every: 5, trackers: []}
+train: {steps: 20, learning_rate: 5e-3, batch_size: 8, log_every: 5, validate_every: 10, trackers: []}
 checkpoint: {every: 10}
 preview: {every: 10, count: 4, steps: 4}
 """

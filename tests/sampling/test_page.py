@@ -132,8 +132,10 @@ def test_the_strip_comes_to_be_from_the_left_and_ends_with_the_images(artist: Ar
         ({"steps": None}, "steps is missing"),
         ({"steps": float("nan")}, "steps is nan"),
         ({"steps": float("inf")}, "steps is inf"),
-        ({"size": MOST_SIDE + 1}, f"size is {MOST_SIDE + 1}"),
-        ({"size": 0}, "size is 0"),
+        ({"size": str(MOST_SIDE + 1)}, f"size is {MOST_SIDE + 1}"),
+        ({"size": "0"}, "size is 0"),
+        ({"size": "8.5"}, "size is '8.5'"),
+        ({"size": "9" * 1999}, "size is"),
         ({"prompt": "x" * 5000}, "prompt has 5000 characters"),
     ],
     ids=lambda value: str(value)[:40],
@@ -147,7 +149,7 @@ def test_what_is_too_much_or_no_number_is_refused(more: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"size": 17}, "size is 17"),
+        ({"size": "17"}, "size is 17"),
         ({"guidance_scale": float("nan")}, "finite"),
         ({"guidance_scale": 2, "subject": NO_CLASS}, "no class_labels"),
         ({"subject": "10"}, "classes are the numbers 0 to 9"),

@@ -52,10 +52,10 @@ def read_asked(
     scheduler: str | None,
     steps: float | None,
     guidance_scale: float | None,
-    size: float | None,
+    size: str | None,
 ) -> Asked:
     """Read the fields of the page, of which any may be empty. Raises SamplingError for what is missing or too much."""
-    for name, text in (("seeds", seeds), ("prompt", prompt)):
+    for name, text in (("seeds", seeds), ("prompt", prompt), ("size", size)):
         if text is not None and len(text) > LONGEST:
             raise SamplingError(f"{name} has {len(text)} characters; {LONGEST} at most")
     try:
@@ -69,13 +69,23 @@ def read_asked(
         scheduler=scheduler or "",
         steps=read_whole("steps", steps, MOST_STEPS),
         guidance_scale=1.0 if guidance_scale is None else guidance_scale,
-        size=None if size is None else read_whole("size", size, MOST_SIDE),
+        size=read_size(size or ""),
     )
 
 
 def read_whole(name: str, value: float | None, most: int) -> int:
     """Return a whole number from 1 to `most`. Raises SamplingError for anything else."""
     if value is None or value != value // 1 or not 1 <= value <= most:
-        given = "missing" if value is None else f"{value:g}"
+        given = "missing" if value is None else str(value)[:20]
         raise SamplingError(f"{name} is {given}; whole numbers from 1 to {most} are possible")
     return int(value)
+
+
+def read_size(text: str) -> int | None:
+    """Return a size in pixels; None where there is none. Raises SamplingError for anything else."""
+    if not text.strip():
+        return None
+    try:
+        return read_whole("size", int(text), MOST_SIDE)
+    except ValueError:
+        raise SamplingError(f"size is {text!r}; give whole numbers up to {MOST_SIDE}, or nothing") from None

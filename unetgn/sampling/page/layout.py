@@ -68,7 +68,9 @@ def lay_out_drawing(choices: Choices, artist: Artist) -> None:
                 list(choices.schedulers), value=prefer("dpmsolver++", choices.schedulers), label="Scheduler"
             )
             guidance = gr.Number(1, label="Guidance", info="uncond + guidance · (cond - uncond); 1 is off", step=0.5)
-            size = gr.Number(None, label="Size", info="pixels; empty: what it was trained on")
+            size = gr.Textbox(
+                "", label="Size", info="of a side in pixels; empty: what it was trained on", max_length=LONGEST
+            )
             with gr.Row():
                 draw = gr.Button("Draw", variant="primary")
                 stop = gr.Button("Stop")
@@ -132,4 +134,4 @@ def refusals_shown() -> Iterator[None]:
         yield
     except REFUSALS as error:
         message = html.escape(str(error) or type(error).__name__, quote=False)
-        raise gr.Error(message, title="This cannot be drawn", duration=None, print_exception=False) from error
+        raise gr.Error(message, duration=None, print_exception=False) from error
