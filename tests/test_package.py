@@ -38,7 +38,14 @@ def test_the_constraints_pin_every_dependency() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["train"], *extras["data"], *extras["dev"], *extras["onnx"], *extras["app"]]
+    asked = [
+        *project["dependencies"],
+        *extras["train"],
+        *extras["data"],
+        *extras["dev"],
+        *extras["onnx"],
+        *extras["app"],
+    ]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")}
     assert {name.split(">=")[0].split("[")[0] for name in asked} <= pinned

@@ -72,7 +72,9 @@ def tiles(grid: Image.Image, columns: int) -> np.ndarray:
     ],
     ids=str,
 )
-def test_the_images_are_the_pipelines(run: Path, artist: Artist, more: dict[str, Any], labels: list[int] | None) -> None:
+def test_the_images_are_the_pipelines(
+    run: Path, artist: Artist, more: dict[str, Any], labels: list[int] | None
+) -> None:
     """Whatever was drawn before, with whichever scheduler."""
     last(artist.draw(ask(scheduler="pndm", steps=20)))
     asked = ask(**more)
@@ -256,7 +258,9 @@ def test_watching_follows_a_run(run: Path, tmp_path: Path) -> None:
     assert len(list(out.glob("samples-*"))) == 1  # no more than what is shown
 
 
-def test_a_long_run_is_drawn_in_as_many_points_as_a_picture_has(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_is_drawn_in_as_many_points_as_a_picture_has(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[tuple[list[int], list[float]]] = []
     monkeypatch.setattr(
         "unetgn.sampling.page.watching.draw_loss", lambda training, held_out, path: drawn.append(training)
@@ -269,7 +273,8 @@ def test_a_long_run_is_drawn_in_as_many_points_as_a_picture_has(run: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(-1, "0 s ago"), (59, "59 s ago"), (150, "2 min ago"), (4 * 3600, "4 h ago"), (1e6, "12 d ago")]
+    ("seconds", "words"),
+    [(-1, "0 s ago"), (59, "59 s ago"), (150, "2 min ago"), (4 * 3600, "4 h ago"), (1e6, "12 d ago")],
 )
 def test_how_long_ago_is_said_in_words(seconds: float, words: str) -> None:
     assert ago(seconds) == words

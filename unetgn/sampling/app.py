@@ -1,8 +1,8 @@
 """Draw with a trained U-Net, and watch a run train, in the browser: python -m sampling.app --checkpoint RUN
 
-The page is for this machine alone, unless --host says otherwise, and asks nobody else for anything. One drawing is made
-at a time; others wait for it. The newest checkpoint draws; a run that has none yet can be watched. Nothing is written to
-the run.
+The page is for this machine alone, unless --host says otherwise, and asks nobody else for anything. The newest
+checkpoint draws; a run that has none yet can be watched. One drawing is made at a time; others wait for it. Nothing is
+written to the run.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def choices_of(run: Path, config: RunConfig) -> Choices:
 
 
 def keep_to_this_machine(host: str, folder: Path) -> None:
-    """Tell Gradio, before it is imported, to report to nobody, to keep its files in `folder`, to ask no proxy for us."""
+    """Tell Gradio, before its import, to report to nobody, keep its files in `folder`, and ask no proxy for us."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "shown")
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", LOOPBACK, host)))
 
@@ -146,7 +146,11 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
         text_encoder=arguments.text_encoder,
         batch_size=arguments.batch_size,
     )
-    page = lay_out(choices_of(run, config), artist, Watcher(run, folder, steps=config.train.steps))
+    watched = (
+        folder / "run"
+    )  # beside Gradio's, which copies pictures by what is in them, so that browsers load new ones
+    watched.mkdir()
+    page = lay_out(choices_of(run, config), artist, Watcher(run, watched, steps=config.train.steps))
     try:
         _, url, _ = page.launch(
             server_name=arguments.host,

@@ -123,7 +123,7 @@ class Artist:
     def _draw(self, asked: Asked, show: Callable[[Look], None], left: threading.Event) -> None:
         def check() -> None:
             if left.is_set() or self._closed.is_set():
-                raise LeftError
+                raise LeftError("the drawing was stopped")
 
         check()
         show(Look("loading the newest checkpoint"))
@@ -199,7 +199,7 @@ class Strip:
 
 
 def columns_of(asked: Asked, num_classes: int | None) -> int | None:
-    """Return how many images go in a row of the grid: a class a column, where they come in turn; None is about square."""
+    """Return the images in a row of the grid: a class a column, where they come in turn; None is about square."""
     in_turn = asked.subject == IN_TURN and num_classes is not None and num_classes <= WIDEST
     return num_classes if in_turn and num_classes is not None and num_classes <= len(asked.seeds) else None
 

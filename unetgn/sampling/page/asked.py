@@ -42,7 +42,9 @@ class Asked:
     def check_size(self, trained: tuple[int, int] | None) -> None:
         """Raise SamplingError where the images would be much larger than what the network was `trained` on."""
         if self.size is not None and trained is not None and self.size > (most := MOST_TIMES_TRAINED * max(trained)):
-            raise SamplingError(f"size is {self.size}; this network was trained on {max(trained)}, and makes {most} at most")
+            raise SamplingError(
+                f"size is {self.size}; this network was trained on {max(trained)}, and makes {most} at most"
+            )
 
 
 def read_asked(

@@ -14,7 +14,7 @@ import gradio as gr
 import torch
 
 from unetgn.sampling.folder import SamplingError
-from unetgn.sampling.page.artist import Artist
+from unetgn.sampling.page.artist import Artist, LeftError
 from unetgn.sampling.page.asked import IN_TURN, LONGEST, MOST_IMAGES, MOST_STEPS, NO_CLASS, read_asked
 from unetgn.sampling.page.watching import Watcher
 from unetgn.training.errors import CheckpointError, ConfigError
@@ -23,7 +23,7 @@ MOST_WAITING = 16  # drawings
 EVERY = 5  # seconds between two looks at a run
 KEPT = 600  # seconds that a picture stays on the disk
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # the page's alone: there is no programming interface
-REFUSALS = (SamplingError, CheckpointError, ConfigError, ValueError, OSError, torch.OutOfMemoryError)
+REFUSALS = (SamplingError, CheckpointError, ConfigError, LeftError, ValueError, OSError, torch.OutOfMemoryError)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ def lay_out_drawing(choices: Choices, artist: Artist) -> None:
             subject = gr.Dropdown(subjects, value=subjects[0][1], label="Class", visible=bool(choices.classes))
             prompt = gr.Textbox(None, label="Prompt", max_length=LONGEST, visible=choices.reads_text)
             seeds = gr.Textbox(
-                "0-39", label="Seeds", info=f"one image each, as in 0-15 or 3,7; {MOST_IMAGES} at most", max_length=LONGEST
+                "0-39",
+                label="Seeds",
+                info=f"one image each, as in 0-15 or 3,7; {MOST_IMAGES} at most",
+                max_length=LONGEST,
             )
             steps = gr.Number(20, label="Steps", info=f"{MOST_STEPS} at most")
             scheduler = gr.Dropdown(
@@ -72,8 +75,8 @@ def lay_out_drawing(choices: Choices, artist: Artist) -> None:
                 "", label="Size", info="of a side in pixels; empty: what it was trained on", max_length=LONGEST
             )
             with gr.Row():
-                draw = gr.Button("Draw", variant="primary")
-                stop = gr.Button("Stop")
+                draw = gr.Button("Draw", variant="primary", min_width=100)
+                stop = gr.Button("Stop", min_width=100)
         with gr.Column(scale=3):
             words = gr.Textbox("", label="Progress", interactive=False, max_lines=1)
             strip = picture_of("From noise to image", "strip")
@@ -102,12 +105,15 @@ def lay_out_watching(page: gr.Blocks, watcher: Watcher) -> None:
     """Lay out how a run stands, its losses and samples, and look again every few seconds."""
     with gr.Row():
         facts = gr.HTML(elem_id="facts", label="Run")
-        loss = picture_of("Loss", "loss")
+        with gr.Column():
+            loss = picture_of("Loss", "loss")
     samples, strip = picture_of("Newest samples", "samples"), picture_of("From noise to image", "denoise")
 
     def look() -> tuple[Any, ...]:
         sight = watcher.look()
-        rows = (f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in sight.facts.items())
+        rows = (
+            f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in sight.facts.items()
+        )
         return f"<table>{''.join(rows)}</table>", sight.loss, sight.samples, sight.strip
 
     for event in (page.load, gr.Timer(EVERY).tick):
@@ -116,9 +122,10 @@ def lay_out_watching(page: gr.Blocks, watcher: Watcher) -> None:
 
 def picture_of(label: str, name: str) -> gr.Image:
     """Make a place for a picture, of losses or images, that is shown as it is: as PNG, and no smaller ones smoothed."""
+    gr.Markdown(f"**{label}**")  # not on the picture
     return gr.Image(
-        label=label, format="png", type="filepath", image_mode=None, interactive=False, elem_id=name,
-        buttons=["download", "fullscreen"],
+        alt_text=label, format="png", type="filepath", image_mode=None, interactive=False, elem_id=name,
+        show_label=False, buttons=["download", "fullscreen"],
     )  # fmt: skip
 
 
