@@ -45,7 +45,7 @@ class Look:
     grid: Image.Image | None = None
     """The images that are done."""
     settings: PngInfo | None = None
-    """What made them, for the file; None until all are done."""
+    """Settings that made them, for the file; None until all are done."""
 
 
 @dataclass(frozen=True)
