@@ -133,7 +133,7 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def serve(arguments: argparse.Namespace, folder: Path) -> None:
-    """Serve the page until Ctrl-C, with a folder for its pictures."""
+    """Run the page until Ctrl-C, with a folder for its pictures."""
     run, config_file = find_run(arguments.checkpoint)
     config = load_config(config_file)
     check_address(arguments.host, arguments.port)

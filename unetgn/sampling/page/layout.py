@@ -136,7 +136,7 @@ def prefer(name: str, names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def refusals_shown() -> Iterator[None]:
-    """Show the message of what cannot be drawn to the page. What is a fault of ours goes to the terminal."""
+    """Say on the page what cannot be drawn, and why. What is a fault of ours goes to the terminal."""
     try:
         yield
     except REFUSALS as error:
