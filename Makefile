@@ -64,5 +64,5 @@ clean: ## remove the environment
 	touch $@
 
 .venv/test: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
-	$(PIP) -e ".[train,data,dev,onnx,mnist]"
+	$(PIP) -e ".[train,data,dev,onnx,mnist,app]"
 	touch $@ .venv/train

@@ -87,7 +87,14 @@ def test_the_constraints_pin_every_dependency() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    asked = [*project["dependencies"], *extras["train"], *extras["data"], *extras["dev"], *extras["onnx"]]
+    asked = [
+        *project["dependencies"],
+        *extras["train"],
+        *extras["data"],
+        *extras["dev"],
+        *extras["onnx"],
+        *extras["app"],
+    ]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")}
     assert {name.split(">=")[0].split("[")[0] for name in asked} <= pinned
@@ -104,7 +111,7 @@ def test_the_oldest_constraints_are_the_floors_of_what_the_package_asks_for() ->
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     floors = {}
-    for asked in [*project["dependencies"], *extras["train"], *extras["data"], *extras["onnx"]]:
+    for asked in [*project["dependencies"], *extras["train"], *extras["data"], *extras["onnx"], *extras["app"]]:
         name, _, floor = asked.partition(">=")
         floors[name.split("[")[0]] = floor
     pins = dict(

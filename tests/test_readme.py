@@ -27,6 +27,7 @@ ELSEWHERE = {
     "latent256_ldm": "tests/training/test_latent_runs.py",
     "mnist28_ddpm": "three quarters of an hour; tests/training/data/test_mnist.py, tests/sampling/test_judging.py",
     "SHARDS": "tests/training/test_train_on_shards.py",
+    "sampling.app": "tests/sampling/test_app.py",
     "tensorboard": "another project's",
     "pip": ".ci/run, from a clean checkout, and so the next ones",
     "make": "",

@@ -40,6 +40,9 @@ PLACES = {
     ("unetgn.sampling.train_classifier", "--config digits8_ddpm"): (
         "unetgn.sampling.train_classifier.load_config", "unetgn.training.data.images.Digits.usable",
     ),
+    ("unetgn.sampling.app", "--checkpoint x"): (
+        "unetgn.sampling.app.parse_arguments", "unetgn.sampling.app.find_run",
+    ),
     ("unetgn.training.cache_latents", "--autoencoder x --out y data.name=folder data.path=x"): (
         "unetgn.training.cache_latents.load_autoencoder", "unetgn.training.cache_latents.load_data_config",
     ),

@@ -11,6 +11,7 @@ PROGRAMS = {
     "train": ("unetgn.training.train", "train a diffusion U-Net: on your own images, `unetgn train PICTURES`"),
     "sample": ("unetgn.sampling.sample", "draw images with a trained network"),
     "evaluate": ("unetgn.sampling.evaluate", "say what samples are worth"),
+    "app": ("unetgn.sampling.app", "draw, and watch a run, on a page in the browser"),
     "average": ("unetgn.training.average", "make averaged weights of any width of a run"),
     "cache-latents": ("unetgn.training.cache_latents", "encode images once, to train on their latents"),
     "configs": ("unetgn.training.configs", "list the configurations that come along, or print one"),

@@ -19,6 +19,7 @@ STOPPED = {
     "evaluate.py": "stopped; nothing was written",
     "average.py": "stopped; nothing was written",
     "train_classifier.py": "stopped; nothing was written",
+    "app.py": "stopped; the page is closed",
     "cache_latents.py": "stopped; the same line goes on after the last whole shard",
 }
 # The extra of pyproject.toml that brings a package, by the name that it is imported by; "" is the package alone.
@@ -32,6 +33,7 @@ EXTRAS = {
     **dict.fromkeys(DATA, "[train,data]"),
     **dict.fromkeys(DEV, "[train,dev]"),
     "torch_fidelity": "[train,fid]",
+    "gradio": "[train,app]",
 }
 
 

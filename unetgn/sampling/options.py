@@ -27,14 +27,17 @@ def scheduler_name(text: str) -> str:
     return text
 
 
-def parse_numbers(text: str) -> list[int]:
-    """Parse '0-3,7' -> [0, 1, 2, 3, 7]. Raises argparse.ArgumentTypeError for anything else."""
+def parse_numbers(text: str, *, at_most: int | None = None) -> list[int]:
+    """Parse '0-3,7' -> [0, 1, 2, 3, 7]. Raises argparse.ArgumentTypeError for anything else, and above `at_most`."""
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers and ranges such as 0-63 or 0,5,8-9")
-        numbers.extend(range(int(first), int(last if dash else first) + 1))
+        part_of = range(int(first), int(last if dash else first) + 1)
+        if at_most is not None and len(numbers) + part_of.stop - part_of.start > at_most:
+            raise argparse.ArgumentTypeError(f"{text!r} is of more than {at_most} numbers, and no more are possible")
+        numbers.extend(part_of)
     if max(numbers) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} has a number of 2**63 or more; seeds are smaller")
     if len(set(numbers)) < len(numbers):

@@ -128,11 +128,7 @@ def read_picture(file: Path | None, option: str) -> tuple[Image.Image | None, st
 
 def prepare(arguments: argparse.Namespace, trained: Trained, accelerator: Accelerator) -> Drawing:
     """Make of the arguments what draws. Raises SamplingError where they do not fit the network."""
-    if arguments.guidance_scale != 1 and not trained.unconditional:
-        raise SamplingError(
-            f"--guidance-scale {arguments.guidance_scale}: guidance needs a network that was trained with classes or "
-            "texts and without (objective.label_dropout above 0), and this one was not: leave it out"
-        )
+    trained.check_guidance(arguments.guidance_scale, "--guidance-scale")
     size = arguments.image_size or trained.unet.config.sample_size
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")

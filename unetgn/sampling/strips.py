@@ -48,7 +48,7 @@ def write_interpolation(
     pictures: list[Image.Image] = []
     for part in noise.split(batch):
         pictures += draw([seeds[0]] * len(part), [subjects[seeds[0]]] * len(part), latents=part)
-    pixels = torch.stack([_pixels(picture) for picture in pictures])
+    pixels = torch.stack([pixels_of(picture) for picture in pictures])
     write_png(out / "interpolation.png", tile_pixels(pixels, min(COLUMNS, len(pictures))))
     write_frames(out / f"interpolation.{ending}", [tile_pixels(one[None], 1) for one in pixels])
 
@@ -59,6 +59,7 @@ def write_frames(path: Path, pictures: Sequence[Image.Image]) -> None:
         write_animation(unfinished, pictures, format=path.suffix[1:].upper())
 
 
-def _pixels(picture: Image.Image) -> torch.Tensor:
+def pixels_of(picture: Image.Image) -> torch.Tensor:
+    """Return a picture as (H, W, C) uint8."""
     array = np.array(picture)
     return torch.from_numpy(array if array.ndim == 3 else array[..., None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,23 @@ class Trained:
     def reads_text(self) -> bool:
         """Return True where the network reads text."""
         return bool(context_dims(self.unet.unet_config))
+
+    def check_guidance(self, scale: float, name: str) -> None:
+        """Raise SamplingError where training met nothing that guidance, the option `name`, could lead away from."""
+        if scale != 1 and not self.unconditional:
+            raise SamplingError(
+                f"{name} {scale:g}: guidance needs a network that was trained with classes or texts and without "
+                "(objective.label_dropout above 0), and this one was not: leave it out, or at 1"
+            )
+
+    def check_prompts(self, prompts: Sequence[str], name: str) -> None:
+        """Raise SamplingError where a prompt, of the option `name`, is empty, and training met no empty ones."""
+        if not self.unconditional and not all(prompt.strip() for prompt in prompts):
+            raise SamplingError(
+                f"{name} has an empty text, but this network was trained with captions only (objective.label_dropout "
+                "was 0), so that it draws rubbish without: say what to draw, or train with objective.label_dropout "
+                "above 0"
+            )
 
 
 def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trained:
@@ -103,11 +121,15 @@ def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] |
         return None
     if prompts is None:
         raise SamplingError("this network reads text: give --prompts TEXT …")
-    if not trained.unconditional and not all(prompt.strip() for prompt in prompts):
-        raise SamplingError(
-            "--prompts has an empty text, but this network was trained with captions only (objective.label_dropout was "
-            "0), so that it draws rubbish without: say what to draw, or train with objective.label_dropout above 0"
-        )
+    trained.check_prompts(prompts, "--prompts")
+    text_encoder = read_text_encoder(trained, asked)
+    if cut := text_encoder.too_long(prompts):
+        logger.warning("%d of %d prompts are cut off after %d tokens", cut, len(prompts), text_encoder.tokens)
+    return text_encoder
+
+
+def read_text_encoder(trained: Trained, asked: Path | None) -> TextEncoder:
+    """Load what reads the prompts of a network that reads text. Raises SamplingError."""
     try:
         text_encoder = TextEncoder(asked or trained.cache or Path())
     except ValueError as error:
@@ -118,6 +140,4 @@ def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] |
             f"the text encoder in {asked or trained.cache} makes texts {text_encoder.width} wide, but the network "
             f"reads texts {sorted(wanted)} wide: give the text encoder of its training as --text-encoder"
         )
-    if cut := text_encoder.too_long(prompts):
-        logger.warning("%d of %d prompts are cut off after %d tokens", cut, len(prompts), text_encoder.tokens)
     return text_encoder

@@ -1,0 +1,93 @@
+"""Reads what a visitor of the page asks for, and keeps it within bounds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.options import parse_numbers
+
+MOST_IMAGES, MOST_STEPS, MOST_SIDE = 64, 1000, 1024
+MOST_TIMES_TRAINED = 2  # the side of an image against that of the training images
+LONGEST = 2000  # characters of a text
+IN_TURN, NO_CLASS = "in turn", "none"  # in the place of a class
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Holds what a visitor asks for, within bounds. Whether it fits the network is the pipeline's to say."""
+
+    seeds: Sequence[int]
+    """One image each, MOST_IMAGES at most."""
+    subject: str
+    """A class by number, IN_TURN (seed n has class n modulo their count) or NO_CLASS; networks without have that."""
+    prompt: str | None
+    """None for networks that read no text."""
+    scheduler: str
+    steps: int
+    guidance_scale: float
+    size: int | None
+    """Height and width in pixels; None is what the network was trained on."""
+
+    def labels(self, num_classes: int | None) -> list[int] | None:
+        """Return the class of each seed, None where no class is asked for."""
+        if self.subject == NO_CLASS or num_classes is None:
+            return None
+        if self.subject == IN_TURN:
+            return [seed % num_classes for seed in self.seeds]
+        return [int(self.subject)] * len(self.seeds)
+
+    def check_size(self, trained: tuple[int, int] | None) -> None:
+        """Raise SamplingError where the images would be much larger than what the network was `trained` on."""
+        if self.size is not None and trained is not None and self.size > (most := MOST_TIMES_TRAINED * max(trained)):
+            raise SamplingError(
+                f"size is {self.size}; this network was trained on {max(trained)}, and makes {most} at most"
+            )
+
+
+def read_asked(
+    seeds: str | None,
+    subject: str | None,
+    prompt: str | None,
+    scheduler: str | None,
+    steps: float | None,
+    guidance_scale: float | None,
+    size: str | None,
+) -> Asked:
+    """Read the fields of the page, of which any may be empty. Raises SamplingError for what is missing or too much."""
+    for name, text in (("seeds", seeds), ("prompt", prompt), ("size", size)):
+        if text is not None and len(text) > LONGEST:
+            raise SamplingError(f"{name} has {len(text)} characters; {LONGEST} at most")
+    try:
+        numbers = parse_numbers(seeds or "", at_most=MOST_IMAGES)
+    except argparse.ArgumentTypeError as error:
+        raise SamplingError(f"seeds: {error}") from error
+    return Asked(
+        seeds=numbers,
+        subject=subject or NO_CLASS,
+        prompt=prompt,
+        scheduler=scheduler or "",
+        steps=read_whole("steps", steps, MOST_STEPS),
+        guidance_scale=1.0 if guidance_scale is None else guidance_scale,
+        size=read_size(size or ""),
+    )
+
+
+def read_whole(name: str, value: float | None, most: int) -> int:
+    """Return a whole number from 1 to `most`. Raises SamplingError for anything else."""
+    if value is None or value != value // 1 or not 1 <= value <= most:
+        given = "missing" if value is None else str(value)[:20]
+        raise SamplingError(f"{name} is {given}; whole numbers from 1 to {most} are possible")
+    return int(value)
+
+
+def read_size(text: str) -> int | None:
+    """Return a size in pixels; None where there is none. Raises SamplingError for anything else."""
+    if not text.strip():
+        return None
+    try:
+        return read_whole("size", int(text), MOST_SIDE)
+    except ValueError:
+        raise SamplingError(f"size is {text!r}; give whole numbers up to {MOST_SIDE}, or nothing") from None
