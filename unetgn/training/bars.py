@@ -15,6 +15,8 @@ LINE = "{n_fmt} of {total_fmt} {unit}s, {percentage:.0f}% [{elapsed}<{remaining}
 class Bar(tqdm):
     """Shows progress as tqdm does, but in a file as a line every half a minute, and one where something new is said."""
 
+    disable: bool
+
     def __init__(self, **options: Any) -> None:
         self.in_a_file = not _is_terminal(sys.stderr)
         in_a_file = {"mininterval": SECONDS_BETWEEN_LINES, "miniters": 1, "bar_format": LINE}

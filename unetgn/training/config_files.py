@@ -82,9 +82,11 @@ def take_open(keys: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any
     for key, word in OPEN.items():
         group, name = key.split(".")
         inside = keys.get(group)
-        values = [inside[name]] if isinstance(inside, dict) and name in inside else []
-        if values and is_word(values[0], word):
-            keys = {**keys, group: {other: value for other, value in inside.items() if other != name}}
+        values: list[Any] = []
+        if isinstance(inside, dict) and name in inside:
+            values = [inside[name]]
+            if is_word(inside[name], word):
+                keys = {**keys, group: {other: value for other, value in inside.items() if other != name}}
         values += [value for other, _, value in given if other == key]
         if values and is_word(values[-1], word):  # of a key, the last one counts
             left.append(key)
