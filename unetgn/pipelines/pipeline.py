@@ -23,7 +23,7 @@ from .levels import EDM
 from .networks import NetworkFacts, facts_of
 from .pictures import to_picture, to_uint8
 from .sampling import Guidance, Start, sample, takes_texts
-from .schedulers import begin_later, class_like, set_to_steps
+from .schedulers import begin_later, class_like, like, set_to_steps
 
 PARTS = (
     "pipeline.py",
@@ -75,7 +75,7 @@ class UNetPipeline(DiffusionPipeline):
         Raises ValueError for one that is unknown or does not fit.
         """
         scheduler_class, extra = class_like(name, self.scheduler)
-        self.scheduler = scheduler_class.from_config(self.scheduler.config, **extra)
+        self.scheduler = like(scheduler_class, self.scheduler.config, **extra)
 
     @property
     def vae_scale_factor(self) -> int:

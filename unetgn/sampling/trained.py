@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from diffusers import DDPMScheduler
+from typing import Any, Literal
 
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.schedulers import scheduler_of_training
 from unetgn.sampling.folder import SamplingError
 from unetgn.training.checkpoint import Checkpoint, TensorFile, run_of
 from unetgn.training.config_files import load_config
@@ -27,7 +26,7 @@ class Trained:
     """Holds what a checkpoint has to sample with."""
 
     unet: UNet
-    scheduler: DDPMScheduler
+    scheduler: Any
     """The one that it was trained with."""
     unconditional: bool
     """Says whether training met samples without class or text: this run's, or that of its first weights."""
@@ -54,7 +53,7 @@ def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trai
     met_before = config.train.initial_weights is not None and known_before
     return Trained(
         unet=unet,
-        scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
+        scheduler=scheduler_of_training(checkpoint.scheduler_config()),
         unconditional=config.objective.label_dropout > 0 or met_before,
         digest=checkpoint.digest(name),
         class_names=read_class_names(run_of(checkpoint)) or [],
