@@ -301,7 +301,8 @@ class UNetPipeline(DiffusionPipeline):
         keys = json.loads(index.read_text(encoding="utf-8"))
         keys["_class_name"] = self.native_class() or ["pipeline", "UNetPipeline"]
         index.write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_card(folder, self.facts(), native=self.native_class())
+        edm = type(self.scheduler).__name__ in EDM
+        write_card(folder, self.facts(), native=self.native_class(), edm=edm)
 
     def native_class(self) -> str | None:
         """Name diffusers' own pipeline that draws what this one does, of itself; None where there is none."""

@@ -169,9 +169,10 @@ def class_of(name: str) -> tuple[type[Any], dict[str, Any]]:
     return found, ({"timestep_spacing": "trailing"} if spaced else {}) | extra
 
 
-def reason_against(class_name: str) -> str:
-    """Say why a scheduler that is not among ours cannot be used."""
+def reason_against(name: str) -> str:
+    """Say why a scheduler, by diffusers' name or ours, cannot be used for a network without EDM's preconditioning."""
     there = f"there are {', '.join(SCHEDULERS)}"
+    class_name = EDM_SCHEDULERS.get(name, (name, {}))[0]
     found = getattr(diffusers, class_name, None) if class_name.endswith("Scheduler") else None
     if found is None:
         return f"is unknown; {there}"

@@ -77,7 +77,9 @@ class ObjectiveConfig:
 
     def _check_edm(self) -> None:
         """Raise ValueError where a key was set that EDM's objective has no use for."""
-        unused = {name: getattr(self, name) for name in OF_A_SCHEDULE if getattr(self, name) != getattr(type(self), name)}
+        unused = {
+            name: getattr(self, name) for name in OF_A_SCHEDULE if getattr(self, name) != getattr(type(self), name)
+        }
         if unused:
             said = ", ".join(f"objective.{name} is {value}" for name, value in unused.items())
             raise ValueError(
