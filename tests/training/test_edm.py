@@ -24,7 +24,7 @@ CONFIGS = [EDMConfig(), EDMConfig(sigma_data=1.3, p_mean=0.4, p_std=2.0, sigma_m
 class Noted(nn.Module):
     """Predicts what a function makes of what it sees and of its timestep."""
 
-    def __init__(self, function) -> None:  # noqa: ANN001
+    def __init__(self, function) -> None:
         super().__init__()
         self.function = function
 

@@ -20,8 +20,8 @@ from unetgn.training.errors import CheckpointError, Failed
 from unetgn.training.loop import Loop
 from unetgn.training.power_averages import Snapshot, gamma_of, list_snapshots
 from unetgn.training.resume import check_same_run
-from unetgn.training.train import dry_run_words
 from unetgn.training.run_directory import RunDirectory
+from unetgn.training.train import dry_run_words
 
 WIDTHS = (0.05, 0.2)
 KEEP = ("ema.power_widths=[0.05,0.2]", "preview.every=0", "train.validate_every=0")
@@ -113,7 +113,7 @@ def test_a_damaged_average_is_found_before_the_run_goes_on(runs: Runs) -> None:
     contents = bytearray(file.read_bytes())
     contents[-1] ^= 1
     file.write_bytes(contents)
-    with pytest.raises(CheckpointError, match="averages.safetensors is not what was written"):
+    with pytest.raises(CheckpointError, match=r"averages\.safetensors is not what was written"):
         verify(file.parent)
 
 

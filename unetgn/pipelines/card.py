@@ -64,9 +64,9 @@ def model_card(facts: NetworkFacts, *, native: str | None, edm: bool = False) ->
     if edm:
         parts.append(
             "The network is F of EDM's preconditioning (Karras et al. 2022): it sees c_in·(image + sigma·noise) and, "
-            "as its timestep, ln(sigma)/4; c_skip·x + c_out·F is the image. The scheduler in this folder has these factors. "
-            "Schedulers of other kinds, and pipelines that do not call `scale_model_input` (`DDPMPipeline`), draw "
-            "rubbish with it.\n"
+            "as its timestep, ln(sigma)/4; c_skip·x + c_out·F is the image. The scheduler in this folder has these "
+            "factors. Schedulers of other kinds, and pipelines that do not call `scale_model_input` (`DDPMPipeline`), "
+            "draw rubbish with it.\n"
         )
     if not facts.ours:
         parts.append(

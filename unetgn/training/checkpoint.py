@@ -58,9 +58,10 @@ class CheckpointConfig:
 class Checkpoint:
     """Says what is in a checkpoint: the fields of its manifest, and by its methods what the other files hold.
 
-    These are `model`, `ema` (the averaged weights), `optimizer` and, with ema.power_widths, `averages` (by WIDTH/NAME),
-    each .safetensors with whole tensors, the configurations: of the run (config.yaml), of the network (config.json) and of its noise (scheduler_config.json), and
-    samples.json: which images there were, or where each reader of a stream stood.
+    These are `model`, `ema` (the averaged weights), `optimizer` and, with ema.power_widths, `averages` (WIDTH/NAME),
+    each .safetensors with whole tensors, the configurations: of the run (config.yaml), of the network (config.json) and
+    of its noise (scheduler_config.json), and samples.json: which images there were, or where each reader of a stream
+    stood.
     """
 
     path: Path

@@ -85,9 +85,9 @@ class EMAConfig:
     decay: float = 0.9999
     """Decay per step; step n uses min(decay, (1 + n) / (10 + n)), so that the first weights are soon forgotten."""
     power_widths: tuple[float, ...] = ()
-    """Widths (sigma_rel) of power-function averages that are kept beside it, of which training/average.py makes any other
-    width afterwards (Karras et al. 2024, arXiv 2312.02696, which keeps [0.05, 0.1]); with each checkpoint that is due,
-    they go to RUN/averages, which takes as much as the weights for each width. An empty list is off."""
+    """Widths (sigma_rel) of power-function averages that are kept beside it (Karras et al. 2024, arXiv 2312.02696:
+    [0.05, 0.1]). Every checkpoint.every steps they go to RUN/averages, as large as the weights each, and of these
+    training/average.py makes any other width afterwards. An empty list is off."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:

@@ -48,6 +48,6 @@ def make_pipeline(unet: UNet, scheduler: Any, cache: Path | None) -> UNetPipelin
         text_encoder = TextEncoder(cache)
         parts = {"text_encoder": text_encoder.model, "tokenizer": text_encoder.tokenizer}
         if of_schedule:
-            # StableDiffusionPipeline complains of another one, which counts for "leading" timesteps; ours are "trailing".
+            # StableDiffusionPipeline complains of another one, of "leading" timesteps; ours are "trailing".
             scheduler = DDPMScheduler.from_config(scheduler.config, steps_offset=1)
     return UNetPipeline(network, scheduler, vae=load_autoencoder(cache).model, null_class=null_class, **parts)

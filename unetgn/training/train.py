@@ -38,8 +38,8 @@ from unetgn.training.loop import Loop
 from unetgn.training.network import count_parameters, load_initial_weights, make_network
 from unetgn.training.objective import Objective
 from unetgn.training.pipeline import save_pipeline
-from unetgn.training.prepare import prepare_samples, preview_conditions, report
 from unetgn.training.power_averages import AVERAGES, delete_snapshots_after, snapshots_after
+from unetgn.training.prepare import prepare_samples, preview_conditions, report
 from unetgn.training.preview import import_pyplot
 from unetgn.training.processes import ask_main, describe, make_accelerator
 from unetgn.training.resume import check_same_run, find_start, flat
