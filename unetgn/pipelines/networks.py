@@ -77,7 +77,8 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
     if config["in_channels"] != config["out_channels"]:
         raise ValueError(
             f"the network makes {config['out_channels']} channels of {config['in_channels']}; sampling needs a network "
-            "that predicts the noise, the velocity or the image, and nothing beside it"
+            "that predicts the noise, the velocity or the image, and nothing beside it, such as a variance "
+            "(learned_range)"
         )
     size = config.get("sample_size")
     if isinstance(size, int):

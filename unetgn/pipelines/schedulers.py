@@ -66,6 +66,11 @@ FROM_NOISE = ("HeunDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler", 
 NOT_FOLLOWED: list[tuple[Collection[str], str, Any, Any]] = [
     (CLASSES, "use_flow_sigmas", True, False),
     (CLASSES, "thresholding", True, False),  # the image is clipped before
+    *(
+        (classes, "variance_type", wrong, would_do)  # networks that predict a variance are refused, too
+        for classes, would_do in ((("DDPMScheduler", "DDPMParallelScheduler"), "fixed_small"), (CLASSES, None))
+        for wrong in ("learned", "learned_range")
+    ),
     (CLASSES, "timestep_type", "continuous", "discrete"),
     (("PNDMScheduler",), "skip_prk_steps", False, True),
     (EVEN, "timestep_spacing", "linspace", "trailing"),
