@@ -31,7 +31,7 @@ def model_card(facts: NetworkFacts, *, native: str | None, edm: bool = False) ->
         call += f", class_labels={min(3, facts.num_classes - 1)}"
     if facts.reads_text:
         call += ', prompt="a cat"'
-    if facts.unlabelled and (facts.num_classes is not None or facts.reads_text):
+    if facts.unlabelled and not facts.captions_only and (facts.num_classes is not None or facts.reads_text):
         call += ", guidance_scale=2"
     what = ["A U-Net that draws images, with the sampler that belongs to it."]
     if facts.num_classes is not None:

@@ -152,7 +152,8 @@ def _to_tensor(image: Any, size: tuple[int, int], name: str, mode: str) -> Tenso
     if pixels.ndim != 3 or not pixels.isfinite().all() or pixels.min() < 0 or pixels.max() > 1:
         raise ValueError(
             f"{name} has the shape {tuple(image.shape)} and values from {float(image.min()):.3g} to "
-            f"{float(image.max()):.3g}; arrays (H, W, C) and tensors (C, H, W) have values in [0, 1] (or uint8 or uint16)"
+            f"{float(image.max()):.3g}; arrays (H, W, C) and tensors (C, H, W) have values in [0, 1] (or are uint8 or "
+            "uint16)"
         )
     if pixels.shape[0] != len(mode):
         if pixels.shape[0] == 1:

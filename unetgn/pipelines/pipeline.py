@@ -244,7 +244,13 @@ class UNetPipeline(DiffusionPipeline):
         if prompt is not None:
             if self.text_encoder is None or self.tokenizer is None:
                 raise ValueError("a prompt needs the pipeline's text_encoder and tokenizer, or give prompt_embeds")
-            prompt_embeds = self.encode_prompt(as_list(prompt, count, "prompt") or [])
+            prompts = as_list(prompt, count, "prompt") or []
+            if facts.captions_only and not all(prompt.strip() for prompt in prompts):
+                raise ValueError(
+                    "prompt has an empty text, but this network was trained with captions only "
+                    "(objective.label_dropout was 0), so that it draws rubbish without: say what to draw"
+                )
+            prompt_embeds = self.encode_prompt(prompts)
         assert prompt_embeds is not None
         if len(prompt_embeds) not in (1, count):
             raise ValueError(f"prompt_embeds are of {len(prompt_embeds)} texts; {count} images take 1 or {count}")

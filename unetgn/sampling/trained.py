@@ -49,7 +49,7 @@ def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trai
     config = load_config(checkpoint.config_file)
     unet = load_checkpoint(checkpoint, name).eval()
     condition = unet.unet_config.condition
-    known_before = unet.config.num_classes is None or (condition.null_class and condition.null_class_trained)
+    known_before = condition.null_class_trained and (unet.config.num_classes is None or condition.null_class)
     met_before = config.train.initial_weights is not None and known_before
     return Trained(
         unet=unet,
