@@ -1,22 +1,29 @@
 """EDM's objective against the formulas of its paper (Karras et al. 2022, table 1 and equation 8) in float64."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from tests.training.launched import SIX_STEPS
 from tests.training.loops import Runs, spare_time
 from tests.training.runs import assert_equal_bits, rows
 from tests.training.test_objective import Oracle, make_batch
+from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.levels import levels_of
 from unetgn.pipelines.schedulers import set_to_steps
+from unetgn.sampling.evaluate import main as evaluate
+from unetgn.sampling.sample import main as sample
 from unetgn.sampling.trained import load_trained
 from unetgn.training.checkpoint import find_checkpoint
 from unetgn.training.config import RunConfig
 from unetgn.training.edm import EDMConfig, draw_sigma, make_edm_scheduler, precondition
 from unetgn.training.objective import Objective, ObjectiveConfig
+from unetgn.training.train import main as train
 
 CONFIGS = [EDMConfig(), EDMConfig(sigma_data=1.3, p_mean=0.4, p_std=2.0, sigma_max=200.0)]
 
@@ -182,3 +189,27 @@ def test_a_short_training_lowers_the_loss(runs: Runs) -> None:
             "checkpoint.every=30", "preview.every=0", "train.log_every=30", "model.dropout=0")  # fmt: skip
     losses = [float(row["loss"]) for row in rows(runs.run("run", *EDM, *keys), "validation.csv")]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_scripts_sample_and_judge_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(SIX_STEPS.replace("objective: {", "objective: {edm: {}, "))
+    run, shown = tmp_path / "run", tmp_path / "shown"
+    assert train(["--config", str(tmp_path / "tiny.yaml"), "--output", str(run)]) == 0
+    assert (run / "samples" / "step-000006.png").is_file()
+    pipeline = UNetPipeline.from_pretrained(run / "pipeline")
+    assert pipeline.scheduler.config.sigma_data == 0.5
+    AcceleratorState._reset_state(reset_partial_state=True)
+    line = ["--checkpoint", str(run), "--seeds", "0-3"]
+    assert sample([*line, "--out", str(shown), "--steps", "3", "--guidance-scale", "2", "--strip"]) == 0
+    request = json.loads((shown / "request.json").read_text())
+    assert (request["scheduler"], request["steps"]) == ("edm_dpmsolver++", 3)
+    again = ["--image", str(shown / "000000.png"), "--steps", "3", "--scheduler", "EDMEulerScheduler"]
+    assert sample([*line, "--out", str(tmp_path / "again"), *again]) == 0
+    for wrong, words in (
+        (["--scheduler", "ddim"], "does not fit a network with EDM's"),
+        (["--steps", "1"], "2 or more"),
+    ):
+        assert sample([*line, "--out", str(tmp_path / "wrong"), *wrong]) == 2
+        assert words in capsys.readouterr().err
+    judged = ["--checkpoint", str(run), "--seeds", "0-9", "--steps", "2", "--scheduler", "edm_euler"]
+    assert evaluate([*judged, "--cache", str(tmp_path / "cache")]) == 0

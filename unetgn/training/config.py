@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from unetgn import UNetConfig
-from unetgn.pipelines.schedulers import default_name, make_sampling_scheduler
+from unetgn.pipelines.schedulers import make_sampling_scheduler
 from unetgn.training.checkpoint import CheckpointConfig
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.text import context_dims
@@ -136,8 +136,7 @@ def check_config(config: RunConfig) -> None:
         )
     try:
         scheduler = make_scheduler(config.objective)
-        name = config.preview.scheduler or default_name(scheduler, "ddim")
-        make_sampling_scheduler(name, scheduler, config.preview.steps)
+        make_sampling_scheduler(config.preview.scheduler_for(scheduler), scheduler, config.preview.steps)
     except ValueError as error:
         raise ValueError(f"preview.scheduler and preview.steps do not fit the objective: {error}") from error
 
