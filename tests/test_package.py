@@ -1,5 +1,6 @@
 """Checks what is shipped, and what it claims."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,19 +15,67 @@ from unetgn import __version__
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def build(what: str, source: Path, out: Path) -> Path:
+    line = [sys.executable, "-m", "hatchling", "build", "-t", what, "-d", str(out)]
+    subprocess.run(line, cwd=source, check=True, capture_output=True)
+    (file,) = out.iterdir()
+    return file
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (file,) = folder.glob("*.whl")
-    return zipfile.ZipFile(file).namelist()
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from what is in the source distribution alone."""
+    source = build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    shutil.unpack_archive(source, unpacked, filter="data")
+    (root,) = unpacked.iterdir()
+    return build("wheel", root, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> list[str]:
+    return zipfile.ZipFile(wheel_file).namelist()
+
+
+@pytest.fixture(scope="module")
+def installed(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel alone is installed into."""
+    folder = tmp_path_factory.mktemp("installed")
+    line = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder)]
+    subprocess.run([*line, str(wheel_file)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["configs"], "my_images"),
+        (["train", "--config", "digits8_ddpm", "--dry-run"], "a dry run: nothing was written"),
+    ],
+)
+def test_the_installed_command_works_in_an_empty_folder(
+    line: list[str], says: str, installed: Path, tmp_path: Path
+) -> None:
+    environment = os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    where = [sys.executable, "-c", "import unetgn; print(unetgn.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(str(installed))
+    command = [str(installed / "bin" / "unetgn"), *line]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_wheel_ships_the_library_alone_typed_and_licensed(wheel: list[str]) -> None:
     assert {name.split("/")[0].split("-")[0] for name in wheel} == {"unetgn"}
     assert "unetgn/py.typed" in wheel
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
+
+
+def test_every_configuration_is_shipped(wheel: list[str]) -> None:
+    configurations = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert configurations == {name.removeprefix("unetgn/") for name in wheel if name.endswith(".yaml")}
 
 
 def test_every_module_of_the_library_is_shipped(wheel: list[str]) -> None:

@@ -60,9 +60,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the commands are run, with photographs."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "PICTURES").mkdir()
-    shades = np.random.default_rng(0).integers(0, 256, (12, 40, 48, 3), dtype=np.uint8)
+    shades = np.random.default_rng(0).integers(0, 256, (12, 72, 80, 3), dtype=np.uint8)
     for number, picture in enumerate(shades):
-        Image.fromarray(picture).save(folder / "PICTURES" / f"{number}.jpg")
+        (folder / "PICTURES" / ("a", "b")[number % 2]).mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / "PICTURES" / ("a", "b")[number % 2] / f"{number}.jpg")
     return folder
 
 

@@ -484,3 +484,17 @@ def test_euler_ancestral_draws_numbers_in_few_steps(prediction: str) -> None:
     images = digits("euler_ancestral", prediction)([0, 1], class_labels=[1, 2], num_inference_steps=3, output_type="pt")
     assert images.images.isfinite().all()
     assert images.images.std() > 0.05
+
+
+@pytest.mark.parametrize("first", SCHEDULERS)
+def test_a_scheduler_is_the_same_whichever_was_there_before(first: str) -> None:
+    """Their options have the same names, and other values: algorithm_type, solver_type, timestep_spacing."""
+    network = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[32], attention_levels=[], depth=1)
+    for second in SCHEDULERS:
+        pipeline, straight = (UNetPipeline(network, make_scheduler(ObjectiveConfig())) for _ in range(2))
+        pipeline.use_scheduler(first)
+        pipeline.use_scheduler("unipc")  # which keeps what it has no use for
+        pipeline.use_scheduler(second)
+        straight.use_scheduler(second)
+        assert type(pipeline.scheduler) is type(straight.scheduler)
+        assert dict(pipeline.scheduler.config) == dict(straight.scheduler.config)

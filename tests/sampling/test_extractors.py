@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from unetgn.sampling import classifier
 from unetgn.sampling.extractors import INCEPTION, ExtractorError, default_name, open_extractor, shipped
 from unetgn.sampling.train_classifier import accuracy, main, read
-from unetgn.training.config_files import find_config, load_config
+from unetgn.training.config_files import load_config
+from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import EMBEDDED, open_images, split
 from unetgn.training.data.images import fingerprint
 

@@ -31,7 +31,7 @@ class Numbered(Images):
 
     shape, class_names = (3, SIDE, SIDE), None
 
-    def __init__(self, count: int, problem: type[Exception] | None = None) -> None:
+    def __init__(self, count: int, problem: Callable[[str], Exception] | None = None) -> None:
         self.count, self.problem = count, problem
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Numbered(Images):
         return np.arange(self.count)
 
 
-def read_broken(count: int, out: Path, problem: type[Exception]) -> None:
+def read_broken(count: int, out: Path, problem: Callable[[str], Exception]) -> None:
     with pytest.raises(ValueError, match="images"):
         look_at_all(Numbered(count, problem))
 
@@ -123,7 +123,7 @@ WORK: dict[str, Callable[[int, Path], object]] = {
     },
     "reading all": lambda count, out: look_at_all(Numbered(count)),
     "reading broken ones": lambda count, out: read_broken(count, out, OSError),
-    "reading small ones": lambda count, out: read_broken(count, out, TooSmall),
+    "reading small ones": lambda count, out: read_broken(count, out, lambda words: TooSmall(words, SIDE)),
     "moments": lambda count, out: moments(pictures(count)),
     "nearest of many": lambda count, out: nearest(pictures(9), pictures(count)),
     "nearest of few": lambda count, out: nearest(pictures(count), pictures(9)),

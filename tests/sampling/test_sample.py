@@ -426,7 +426,7 @@ def test_two_processes_make_the_pictures_of_one(scheduler: str, run: Path, tmp_p
         processes=2,
     )
     assert "100%" in done.stderr
-    assert "9/9" in done.stderr
+    assert "9 of 9 images" in done.stderr
     assert main([*line, "--out", str(tmp_path / "one")]) == 0
     for seed in range(9):
         assert abs(pixels(tmp_path / "one", seed) - pixels(tmp_path / "two", seed)).max() <= 1

@@ -44,7 +44,8 @@ def files_run() -> Iterator[set[str]]:
 def of_a_forward() -> set[str]:
     """List the files of one forward of the network of configs/digits8_ddpm.yaml, in evaluation."""
     from unetgn import UNet
-    from unetgn.training.config_files import find_config, load_config
+    from unetgn.training.config_files import load_config
+    from unetgn.training.config_yaml import find_config
 
     unet = UNet.from_unet_config(load_config(find_config("digits8_ddpm")).model).eval()
     x, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 4])

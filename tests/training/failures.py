@@ -8,10 +8,10 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from tqdm import tqdm
 
 from unetgn.training import loop as loop_module
 from unetgn.training import run_directory
+from unetgn.training.bars import Bar
 from unetgn.training.checkpoint import Checkpoint
 from unetgn.training.data.samples import IndexedSamples
 from unetgn.training.loop import Loop
@@ -60,9 +60,9 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "self.window.close": (Window, "close", SAVED),
     "self.samples.progress": (IndexedSamples, "progress", SAVED),
     "learning_rate": (loop_module, "learning_rate", SAVED),
-    "tqdm": (loop_module, "tqdm", SAVED),
-    "bar.update": (tqdm, "update", SAVED),
-    "bar.set_postfix_str": (tqdm, "set_postfix_str", SAVED),
+    "Bar": (loop_module, "Bar", SAVED),
+    "bar.update": (Bar, "update", SAVED),
+    "bar.set_postfix_str": (Bar, "set_postfix_str", SAVED),
     "self.run.log": (run_directory, "append", ASIDE),
     "tracker.log": (Tracker, "log", ASIDE),
     "held_out_loss": (loop_module, "held_out_loss", SAVED),

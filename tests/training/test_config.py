@@ -1,5 +1,6 @@
 """Configurations: what is read, and what every mistake is answered with."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,7 +16,8 @@ from unetgn import UNet
 from unetgn.interop import compvis
 from unetgn.training import network
 from unetgn.training.cache_latents import main as cache
-from unetgn.training.config_files import CONFIGS, find_config, load_config, to_yaml
+from unetgn.training.config_files import load_config, to_yaml
+from unetgn.training.config_yaml import CONFIGS, find_config
 from unetgn.training.errors import ConfigError
 from unetgn.training.train import main
 from unetgn.unet.facts import facts
@@ -293,3 +295,50 @@ def test_sd15_finetune_is_stable_diffusion_and_runs_on_a_cache(
 def test_missing_data_is_an_error_that_names_the_key(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", name, "--dry-run", "train.processes=null", "data.path=no/such/folder"]) == 2
     assert "data.path 'no/such/folder' is not a folder" in capsys.readouterr().err
+
+
+def test_a_file_builds_on_another_and_changes_groups_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("base: digits8_ddpm\ntrain: {steps: 5, batch_size: 3}\nmodel: {depth: 2}\n")
+    (tmp_path / "above").mkdir()
+    above = tmp_path / "above" / "mine.yaml"
+    above.write_text("base: ../below.yaml\ntrain: {steps: 7}\nema: {decay: 0.5}\n")
+    config, bottom = load_config(above, ["seed=3"]), load_config(CONFIGS / "digits8_ddpm.yaml")
+    assert (config.seed, config.train.steps, config.train.batch_size, config.model.depth) == (3, 7, 3, 2)
+    assert config.ema.decay == 0.5
+    assert config.data == bottom.data
+    assert config.train == dataclasses.replace(bottom.train, steps=7, batch_size=3)
+    written = write(tmp_path, to_yaml(config))
+    assert load_config(written) == config
+    assert "base" not in written.read_text()
+
+
+def test_null_takes_a_group_of_the_file_below_away(tmp_path: Path) -> None:
+    file = write(tmp_path, "base: latent256_ldm\nmodel: {transformer: null}\n")
+    assert load_config(file).model.transformer is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: digit8_ddpm", r"mine\.yaml: base digit8_ddpm: no such file.*Did you mean 'digits8_ddpm'"),
+        ("base: mine.yaml", r"leads in a circle: .*mine\.yaml -> .*mine\.yaml"),
+        ("base: other.yaml", r"leads in a circle: .*mine\.yaml -> .*other\.yaml -> .*mine\.yaml"),
+        ("base: [digits8_ddpm]", r"mine\.yaml: base is \['digits8_ddpm'\]; it names one file"),
+        ("base: null", r"mine\.yaml: base is None; it names one file"),
+        ("base: wrong.yaml", r"wrong\.yaml: unknown key 'train\.step'"),  # the file that has it
+        ("base: digits8_ddpm\nbase: digits8_ddpm", "'base' stands twice"),
+        ("train: {base: digits8_ddpm}", r"unknown key 'train\.base'"),
+    ],
+)
+def test_a_wrong_base_is_answered_with_the_file_and_the_way_there(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\n")
+    (tmp_path / "wrong.yaml").write_text("train: {step: 3}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_the_configuration_of_a_run_builds_on_nothing(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("base: digits8_ddpm\n")
+    with pytest.raises(ConfigError, match="unknown key 'base'"):
+        load_config(tmp_path / "config.yaml")

@@ -17,6 +17,7 @@ from tests.training.launched import ROOT, SIX_STEPS
 from unetgn.programs import last_words
 from unetgn.programs.last_words import EXTRAS, STOPPED
 from unetgn.training.config import RunConfig, TrainConfig
+from unetgn.training.run_directory import RunDirectory
 from unetgn.training.train import main as train
 from unetgn.training.train import start_trackers
 
@@ -203,15 +204,40 @@ def test_matplotlib_is_there_before_the_first_step_or_it_is_said(
 @pytest.mark.parametrize("trackers", [(), ("tensorboard",), ("wandb",), ("tensorboard", "mlflow", "wandb")])
 @pytest.mark.parametrize("step", [0, 7])
 def test_a_resume_says_which_trackers_begin_anew(
-    step: int, trackers: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    step: int, trackers: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     given: dict[str, Any] = {}
     accelerator = SimpleNamespace(is_main_process=True, init_trackers=lambda name, **options: given.update(options))
     config = RunConfig(train=TrainConfig(trackers=trackers))
-    run, state = SimpleNamespace(path=Path("run")), SimpleNamespace(step=step)
+    run, state = RunDirectory(tmp_path), SimpleNamespace(step=step)
     start_trackers(SimpleNamespace(config=config, accelerator=accelerator, run=run, state=state))  # type: ignore[arg-type]
+    assert given["init_kwargs"].pop("wandb", {}).keys() == ({"id", "resume"} if "wandb" in trackers else set())
     assert given["init_kwargs"] == ({"tensorboard": {"purge_step": step + 1}} if step else {})
-    others = [name for name in trackers if name != "tensorboard"]
+    others = [name for name in trackers if name not in ("tensorboard", "wandb")]
     assert caplog.messages == [message for message in caplog.messages if "begins a new run at step 8" in message]
     assert len(caplog.messages) == bool(step and others)
     assert all(name in caplog.text for name in others if step)
+
+
+def test_wandb_goes_on_with_the_run_that_it_knows_until_the_run_begins_anew(tmp_path: Path) -> None:
+    def started(step: int) -> str:
+        given: dict[str, Any] = {}
+        accelerator = SimpleNamespace(is_main_process=True, init_trackers=lambda name, **options: given.update(options))
+        start_trackers(
+            SimpleNamespace(  # type: ignore[arg-type]
+                config=RunConfig(train=TrainConfig(trackers=("wandb",))),
+                accelerator=accelerator,
+                run=RunDirectory(tmp_path),
+                state=SimpleNamespace(step=step),
+            )
+        )
+        assert given["init_kwargs"]["wandb"]["resume"] == "allow"
+        return str(given["init_kwargs"]["wandb"]["id"])
+
+    first = started(0)
+    assert started(7) == started(9) == first
+    second = started(0)
+    assert second != first
+    for damage in (b"", b"\xff" * 16, b"../../../etc/abc", second.encode() * 1000):
+        (tmp_path / "tracker_id").write_bytes(damage)
+        assert len(started(7)) == 16

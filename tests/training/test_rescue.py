@@ -30,7 +30,7 @@ def calls_out_of_the_loop() -> set[str]:
     imported = {
         name.name
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("unetgn.training", "tqdm"))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("unetgn.training")
         for name in node.names
     }
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
@@ -74,7 +74,7 @@ def test_what_fails_in_the_loop_costs_no_step(
     outcome = PLACES[place][2]
     goes_on = outcome == ASIDE and (kind not in ("Ctrl-C", "exit"))
     keys = [f"checkpoint.every={3 if place in SAVING else 6}", "train.log_every=1"]
-    before = place in ("tqdm", "self.samples.loader")
+    before = place in ("Bar", "self.samples.loader")
     with monkeypatch.context() as patch:
         fail(patch.setattr, place, kind, lambda: runs.loop, step=0 if before else FAILS_AFTER, once=True)
         add_tracker(patch)

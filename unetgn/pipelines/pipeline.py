@@ -23,7 +23,7 @@ from .levels import EDM
 from .networks import NetworkFacts, facts_of
 from .pictures import to_picture, to_uint8
 from .sampling import Guidance, Start, sample, takes_texts
-from .schedulers import begin_later, class_like, like, set_to_steps
+from .schedulers import begin_later, class_like, like, set_to_steps, training_of
 
 PARTS = (
     "pipeline.py",
@@ -73,10 +73,11 @@ class UNetPipeline(DiffusionPipeline):
     def use_scheduler(self, name: str) -> None:
         """Put the scheduler of this name, ours or diffusers', in the place of the one that is there.
 
-        Raises ValueError for one that is unknown or does not fit.
+        Of that one it takes what the network was trained on, and none of the options of sampling. Raises ValueError for
+        one that is unknown or does not fit.
         """
         scheduler_class, extra = class_like(name, self.scheduler)
-        self.scheduler = like(scheduler_class, self.scheduler.config, **extra)
+        self.scheduler = like(scheduler_class, training_of(self.scheduler), **extra)
 
     @property
     def vae_scale_factor(self) -> int:

@@ -79,6 +79,10 @@ NOT_FOLLOWED: list[tuple[Collection[str], str, Any, Any]] = [
     (("SASolverScheduler",), "use_beta_sigmas", True, False),
     (("LMSDiscreteScheduler",), "use_exponential_sigmas", True, False),  # not stable: too much noise with more steps
 ]
+OF_TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+               "rescale_betas_zero_snr", "clip_sample", "clip_sample_range", "variance_type")  # fmt: skip
+OF_EDM_TRAINING = ("num_train_timesteps", "sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho",
+                   "prediction_type", "clip_sample")  # fmt: skip
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 BY_STEP = ("sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down")  # what a scheduler keeps for each of its steps
 
@@ -229,10 +233,13 @@ def set_to_steps(scheduler: Any, steps: int) -> Any:
                 f"{name} has {key}={wrong!r}, which does not lead to images of the right distribution here; "
                 f"{key}={would_do!r} will do: {name}.from_config(scheduler.config, {key}={would_do!r})"
             )
-    betas = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-             "rescale_betas_zero_snr", "clip_sample", "clip_sample_range")  # fmt: skip
-    trained = diffusers.DDPMScheduler(**{key: config[key] for key in betas if key in config})
-    return _fit(name, type(scheduler), config, trained, steps)
+    return _fit(name, type(scheduler), config, diffusers.DDPMScheduler(**training_of(scheduler)), steps)
+
+
+def training_of(scheduler: Any) -> dict[str, Any]:
+    """Return what a scheduler's config says of the training of its network, whatever else it says of sampling."""
+    keys = OF_EDM_TRAINING if type(scheduler).__name__ in EDM else OF_TRAINING
+    return {key: value for key, value in scheduler.config.items() if key in keys}
 
 
 def _set_edm(scheduler: Any, steps: int) -> Any:

@@ -29,7 +29,8 @@ from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.judge import Judge, Part, Real
 from unetgn.sampling.sets import EvaluationError, Pictures, open_samples, read_samples
 from unetgn.training.checkpoint import Checkpoint, find_checkpoint, run_of
-from unetgn.training.config_files import find_config, load_config
+from unetgn.training.config_files import load_config
+from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import open_images, split_images
 from unetgn.training.errors import CheckpointError, ConfigError
 from unetgn.training.files import user_path, write_json

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import TracebackType
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
+from unetgn.training.bars import Bar
 from unetgn.training.files import TEMPORARY, delete
 
 
@@ -18,7 +18,7 @@ class Progress:
         self.mine, self.main, self.several = 0, accelerator.is_main_process, accelerator.num_processes > 1
         self.files = [out / f"{TEMPORARY}made-{rank}" for rank in range(accelerator.num_processes)]
         self.file = self.files[accelerator.process_index]
-        self.bar = tqdm(total=total, unit="image", disable=not self.main, dynamic_ncols=True, smoothing=0)
+        self.bar = Bar(total=total, unit="image", disable=not self.main, smoothing=0)
 
     def __enter__(self) -> Progress:
         delete(self.file)

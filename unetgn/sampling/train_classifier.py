@@ -20,7 +20,8 @@ from unetgn.programs.last_words import last_words
 from unetgn.sampling.classifier import FOLDER, Classifier, Trained, save
 from unetgn.sampling.sets import EvaluationError
 from unetgn.training.config import RunConfig
-from unetgn.training.config_files import find_config, load_config
+from unetgn.training.config_files import load_config
+from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import open_images, split
 from unetgn.training.data.images import Images, fingerprint
 from unetgn.training.errors import ConfigError

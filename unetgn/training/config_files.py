@@ -5,7 +5,6 @@ jsonargparse gives the types of the keys; what it does not say (which file, whic
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import re
@@ -13,73 +12,32 @@ import typing
 from argparse import ArgumentError
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import yaml
 
-from unetgn.json_files import LIMIT
-from unetgn.training.checkpoint import CONFIG
 from unetgn.training.config import RunConfig
+from unetgn.training.config_yaml import RENAMED, merged, read_keys
 from unetgn.training.data.config import DataConfig
-from unetgn.training.errors import ConfigError
-from unetgn.training.files import user_path
+from unetgn.training.data.fitting import CHANNELS, OPEN, fit
+from unetgn.training.errors import ConfigError, DataError
 from unetgn.training.hints import nearest_key
-from unetgn.training.manifest import MANIFEST
-from unetgn.training.run_directory import STATUS
 from unetgn.training.values import as_meant
-
-PACKAGE = Path(__file__).resolve().parents[1]
-# Of an installed package, or of a clone.
-CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
-
-# Keys that had another name once. Whoever writes an old one is told the new one; runs of that time go on.
-RENAMED = {"train.checkpoint_every": "checkpoint.every", "train.sample_every": "preview.every"}
-
-
-class OnceLoader(yaml.SafeLoader):
-    """Reads plain YAML in which a key stands once; of two values YAML would take the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct the mapping. Raises ConstructorError for a repeated key, with its line."""
-        if not isinstance(node, yaml.MappingNode):  # of a tag such as !!set
-            raise yaml.constructor.ConstructorError(None, None, "keys and values are needed", node.start_mark)
-        seen: set[str] = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def find_config(name: str) -> Path:
-    """Find the file that `name` means: a path, also from the repository's root, or the name of a file in configs/.
-
-    Raises ConfigError where there is none.
-    """
-    for candidate in (user_path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    raise ConfigError(f"--config {name}: no such file, nor is it in configs/.{nearest(name, known)} There: {known}")
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """Read the configuration in a file, changed by `key=value` arguments. Raises ConfigError."""
-    keys = read_yaml(path)
-    if is_of_a_run(path):
-        rename_old_keys(keys)
-    keys = as_meant(RunConfig, keys)
-    for key, value in walk(keys):
-        check_key(str(path), key, value)
+    keys, overrides, left = take_open(read_checked(path), overrides or [])
+    if left:
+        raise ConfigError(f"{path}: {', '.join(left)} is left to the data, and here nobody looks at them: give a value")
     parser = make_parser()
     try:
         parsed = parser.parse_string(yaml.safe_dump(keys))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {explain(error)}") from error
-    for override in overrides or []:
+    for override in overrides:
         parsed = apply(parser, parsed, override)
     try:
         config = RunConfig(**vars(parser.instantiate(parsed)))
@@ -90,55 +48,52 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return replace(config, model=replace(config.model, sample_size=config.data.image_size))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file, which may be anybody's. Raises ConfigError, in one line."""
+def read_checked(path: Path) -> dict[str, Any]:
+    """Read the keys of a file, with those of the files that it builds on. Raises ConfigError for one that is none."""
+    files = [(file, as_meant(RunConfig, keys)) for file, keys in read_keys(path)]
+    for file, keys in files:
+        for key, value in walk(keys):
+            if key not in OPEN or not is_word(value, OPEN[key]):
+                check_key(str(file), key, value)
+    return merged(files)
+
+
+def find_in_data(path: Path, overrides: list[str]) -> list[str]:
+    """Look into the data for the keys that a configuration leaves to them; return these as `key=value` arguments."""
+    keys, rest, left = take_open(read_checked(path), overrides)
+    if not left:
+        return []
+    model = keys.get("model") or {}
+    channels = next((value for key in ("out_channels", "in_channels") if (value := model.get(key))), 3)
+    stand_ins = {"data.image_size": model.get("sample_size") or 64, "model.num_classes": 2}
+    stand_ins |= dict.fromkeys(CHANNELS, channels)
+    config = load_config(path, [*rest, *(f"{key}={stand_ins[key]}" for key in left)])
     try:
-        if not path.is_file():  # reading a pipe, or zeros without end, would take for ever
-            raise ValueError("it is no file")
-        if path.stat().st_size > LIMIT:
-            raise ValueError(f"it has {path.stat().st_size} bytes; at most {LIMIT} are read")
-        keys = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)
-        if next(islice(values(keys), LIMIT, None), None) is not None:
-            raise ValueError(f"written out, its aliases (*name) stand for more than {LIMIT} values")
-    except RecursionError:
-        raise ConfigError(f"{path}: cannot be read as YAML: it is nested too deeply") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # the second of dates that are none, and of huge numbers
-        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(keys, dict):
-        raise ConfigError(f"{path}: holds no keys; it should look like configs/digits8_ddpm.yaml")
-    return keys
+        found = fit(config.data, left, step=2 ** (len(config.model.channels) - 1))
+    except (ValueError, DataError) as error:
+        raise ConfigError(str(error)) from error
+    return [f"{key}={'null' if value is None else value}" for key, value in found.items()]
 
 
-def values(tree: Any) -> Iterator[Any]:
-    """List the values in nested mappings and lists, each as often as it is written out."""
-    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple, set)) else None
-    if not inner:
-        yield True
-    else:
-        for value in inner:
-            yield from values(value)
+def take_open(keys: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Take what leaves keys to the data out of a file's keys and of `key=value` arguments; list these keys last."""
+    given = [text.removeprefix("--").partition("=") for text in overrides]
+    left = []
+    for key, word in OPEN.items():
+        group, name = key.split(".")
+        inside = keys.get(group)
+        values = [inside[name]] if isinstance(inside, dict) and name in inside else []
+        if values and is_word(values[0], word):
+            keys = {**keys, group: {other: value for other, value in inside.items() if other != name}}
+        values += [value for other, _, value in given if other == key]
+        if values and is_word(values[-1], word):  # of a key, the last one counts
+            left.append(key)
+    return keys, [text for text, (key, _, value) in zip(overrides, given, strict=True) if OPEN.get(key) != value], left
 
 
-def is_of_a_run(path: Path) -> bool:
-    """Return True where a run wrote the file, to its folder or to a checkpoint."""
-    return path.name == CONFIG and any((path.parent / beside).is_file() for beside in (STATUS, MANIFEST))
-
-
-def rename_old_keys(keys: dict[str, Any]) -> bool:
-    """Move the values of keys that had another name once to those of today, and return True where there were any.
-
-    An old key beside its new one stays, to be refused.
-    """
-    renamed = False
-    for old, new in RENAMED.items():
-        (old_group, old_name), (new_group, new_name) = old.split("."), new.split(".")
-        group = keys.get(old_group)
-        if isinstance(group, dict) and old_name in group:
-            other = keys.setdefault(new_group, {})
-            if isinstance(other, dict) and new_name not in other:
-                other[new_name] = group.pop(old_name)
-                renamed = True
-    return renamed
+def is_word(value: object, word: str) -> bool:
+    """Return True where a value of YAML or of the command line is the word."""
+    return ("null" if value is None else value) == word
 
 
 def load_data_config(overrides: list[str]) -> DataConfig:
@@ -259,12 +214,6 @@ def check_key(source: str, key: str, value: object) -> None:
         raise ConfigError(f"{source}: {key} is a group of keys ({', '.join(inside)}), but its value is {value!r}")
     if null:
         raise ConfigError(f"{source}: {key} has no value, and cannot be null: give one, or leave the key out")
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Ask ' Did you mean …?', or nothing where nothing is near."""
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -7,12 +7,42 @@ Ended on the way: Failed and Preempted, with the last whole step saved, Diverged
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 SAID = 1000  # characters of another library's error that are shown
 SHOWN = 100  # and of a value
 
 
 class ConfigError(ValueError):
     """Says that a configuration cannot be run; the message names the source, the key and what would be right."""
+
+
+class Misfit(ValueError):
+    """Says what of the data does not fit the configuration, and the keys with which it would: `Misfit(words, keys)`."""
+
+    @property
+    def keys(self) -> dict[str, object]:
+        """Holds the keys and the values that they should have; none where no key would do."""
+        return dict(self.args[1])
+
+    @property
+    def parts(self) -> list[Misfit]:
+        """Holds the misfits that this one was made of."""
+        return list(self.args[2]) if len(self.args) > 2 else [self]
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def all_at_once(misfits: Sequence[Misfit]) -> Misfit:
+    """Make one error of several, with the keys of all."""
+    parts = [part for misfit in misfits for part in misfit.parts]
+    if len(parts) == 1:
+        return parts[0]
+    keys = {key: value for part in parts for key, value in part.keys.items()}
+    line = " ".join(f"{key}={'null' if value is None else value}" for key, value in keys.items())
+    listed = "; ".join(f"({number}) {misfit}" for number, misfit in enumerate(parts, 1))
+    return Misfit(f"the data do not fit the configuration: {listed}. All at once: {line}", keys, parts)
 
 
 class RunDirectoryError(Exception):

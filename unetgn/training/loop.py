@@ -23,8 +23,8 @@ from typing import NoReturn
 
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
+from unetgn.training.bars import Bar
 from unetgn.training.checkpoint import CONFIG, Checkpoint, TensorFile, checkpoint_path, delete_old, not_finite
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import to_yaml
@@ -126,14 +126,14 @@ class Loop:
                 if self.bar is not None:
                     self.bar.close()
 
-    def make_bar(self) -> tqdm | None:
+    def make_bar(self) -> Bar | None:
         """Make the progress bar; where the terminal has gone, that is noted."""
         total, step, main = self.config.train.steps, self.state.step, self.accelerator.is_main_process
         with self.signals.noting():
-            return tqdm(total=total, initial=step, unit="step", disable=not main, dynamic_ncols=True)
+            return Bar(total=total, initial=step, unit="step", disable=not main)
         return None
 
-    def show(self, change: Callable[[tqdm], object]) -> None:
+    def show(self, change: Callable[[Bar], object]) -> None:
         """Change the progress bar; where the terminal has gone, that is noted, and there is no bar any more."""
         if self.bar is None:
             return

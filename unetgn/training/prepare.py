@@ -20,7 +20,7 @@ from unetgn.training.data.report import Report, make_report, report_images
 from unetgn.training.data.samples import IndexedSamples, Samples
 from unetgn.training.data.stream import ShardStream
 from unetgn.training.data.text import TextEncoder, check_texts
-from unetgn.training.errors import ConfigError, DataError
+from unetgn.training.errors import ConfigError, DataError, Misfit, all_at_once
 from unetgn.training.preview import Conditions
 from unetgn.training.processes import ask_main
 from unetgn.training.validate import SEED as VALIDATION_SEED
@@ -77,8 +77,7 @@ def prepare_images(
     Those to train on may be unusable; others take their places.
     """
     images = open_images(config.data, config.model.in_channels)
-    usable = ask_main(accelerator, lambda: read_all(images))
-    check_classes(config.model.num_classes, images, usable)
+    usable = ask_main(accelerator, lambda: read_all(images, config.model.num_classes))
     text = images.text(int(usable[0]))
     check_texts(config.model, None if text is None else text.shape[1])
     if images.without:
@@ -105,9 +104,22 @@ def warn_of_unseen_classes(num_classes: int | None, images: Images, train: np.nd
                        listed)  # fmt: skip
 
 
-def read_all(images: Images) -> np.ndarray:
-    """Find the numbers of the images that can be used. Raises DataError or ValueError where a run cannot begin."""
-    usable = images.usable()
+def read_all(images: Images, num_classes: int | None) -> np.ndarray:
+    """Find the numbers of the images that can be used.
+
+    Raises DataError or ValueError where a run cannot begin; Misfit for all at once that does not fit the configuration.
+    """
+    misfits, usable = [], np.arange(len(images))
+    try:
+        usable = images.usable()
+    except Misfit as misfit:
+        misfits.append(misfit)
+    try:
+        check_classes(num_classes, images, usable)
+    except Misfit as misfit:
+        misfits.append(misfit)
+    if misfits:
+        raise all_at_once(misfits)
     if isinstance(images, Latents):  # what previews and the pipeline at the end are made with
         load_autoencoder(images.autoencoder)
         if images.empty_text is not None:

@@ -8,6 +8,8 @@ import errno
 import fcntl
 import io
 import os
+import re
+import secrets
 import stat
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import IO, Any
 
 from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints
 from unetgn.training.errors import RunDirectoryError
-from unetgn.training.files import delete_unfinished, write_json, writing
+from unetgn.training.files import delete_unfinished, write_json, write_text, writing
 
 COLUMNS = {
     "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
@@ -24,7 +26,8 @@ COLUMNS = {
 
 LONGEST_ROW = 1000  # characters
 
-LOCK, STATUS = ".lock", "status.json"
+LOCK, STATUS, TRACKER_ID = ".lock", "status.json", "tracker_id"
+TRACKER_ID_IS = re.compile("[0-9a-f]{16}")
 
 
 class RunDirectory:
@@ -43,6 +46,16 @@ class RunDirectory:
     def holds_a_run(self) -> bool:
         """Return True where a run was begun here."""
         return (self.path / CONFIG).exists() or bool(list_checkpoints(self.checkpoints))
+
+    def tracker_id(self, *, new: bool) -> str:
+        """Return the name that a tracker on a server knows the run by: another one where the run begins anew."""
+        file = self.path / TRACKER_ID
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if not new and file.is_file() and TRACKER_ID_IS.fullmatch(known := file.open(encoding="utf-8").read(17)):
+                return known
+        found = secrets.token_hex(8)
+        write_text(file, found)
+        return found
 
     def check_writable(self) -> None:
         """Raise RunDirectoryError where the folder, or that of its checkpoints, could not be made or written.

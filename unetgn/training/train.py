@@ -19,7 +19,8 @@ from unetgn.programs.last_words import flush_output, keep_output, last_words, sa
 from unetgn.programs.parent import stop_with_parent
 from unetgn.training.checkpoint import CONFIG, Checkpoint, aside, list_checkpoints, newer, old, put_aside
 from unetgn.training.config import RunConfig, conditional_only
-from unetgn.training.config_files import find_config, list_keys, load_config, to_yaml
+from unetgn.training.config_files import find_in_data, list_keys, load_config, to_yaml
+from unetgn.training.config_yaml import find_config
 from unetgn.training.data.report import Report
 from unetgn.training.data.samples import IndexedSamples, Samples
 from unetgn.training.data.text import context_dims
@@ -56,7 +57,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument(
+        "--config", help="a YAML file, or the name of one in configs/ (default: my_images, where PICTURES is given)"
+    )
     parser.add_argument("--output", type=user_path, help="folder of the run (default: runs/NAME of the configuration)")
     parser.add_argument(
         "--resume",
@@ -70,10 +73,22 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overfit", type=int, metavar="N", help="train on the first N images only, to find faults")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
-    parser.add_argument("keys", nargs="*", metavar="key=value", help="change one key of the configuration")
+    parser.add_argument(
+        "keys",
+        nargs="*",
+        metavar="PICTURES|key=value",
+        help="the folder of your images (data.path=PICTURES), and changes of the configuration, each of one key",
+    )
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     parsed.keys = sorted(unknown + parsed.keys, key=given.index)  # as they were given: of a key, the last one counts
+    folders = [key for key in parsed.keys if "=" not in key and user_path(key).exists()]
+    parsed.keys = [f"data.path={key}" if key in folders else key for key in parsed.keys]
+    if parsed.config is None and not folders:
+        parser.error("give --config NAME, or a folder of your own images: train.py PICTURES")
+    if parsed.config is None:
+        parsed.config = "my_images"
+        parsed.output = parsed.output or Path("runs") / user_path(folders[-1]).resolve().name
     if parsed.overfit is not None and parsed.overfit < 1:
         parser.error(f"argument --overfit: {parsed.overfit} images is none; at least 1 is needed")
     return parsed
@@ -82,11 +97,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """Go from the parsed arguments to the finished run."""
     path = find_config(arguments.config)
-    config = load_config(path, arguments.keys)
+    found = find_in_data(path, arguments.keys)
+    config = load_config(path, arguments.keys + found)
     if arguments.print_config:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")
         return
+    if found and os.environ.get("RANK", "0") == "0":
+        print(f"found in the data: {' '.join(found)}", flush=True)
     name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
     output = RunDirectory(arguments.output or Path("runs") / name)
     try:
@@ -200,12 +218,16 @@ def start_trackers(loop: Loop) -> None:
     """Tell the trackers of the run and its configuration."""
     flattened = flat(loop.config).items()
     keys = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in flattened}
-    step, others = loop.state.step, [name for name in loop.config.train.trackers if name != "tensorboard"]
+    step, names = loop.state.step, loop.config.train.trackers
+    options: dict[str, dict[str, object]] = {}
+    if step:  # TensorBoard leaves out what an earlier part of the run logged from this step on
+        options["tensorboard"] = {"purge_step": step + 1}
+    if "wandb" in names and loop.accelerator.is_main_process:  # it goes on, and takes no row of a step that it has
+        options["wandb"] = {"id": loop.run.tracker_id(new=not step), "resume": "allow"}
+    others = [name for name in names if name not in ("tensorboard", "wandb")]
     if step and others and loop.accelerator.is_main_process:
         logger.warning("%s begins a new run at step %d; the earlier one keeps what it logged beyond that: cut it off "
-                       "there (with wandb, resume_from of its wandb.init)", ", ".join(others), step + 1)  # fmt: skip
-    # TensorBoard leaves out what an earlier part of the run logged from this step on.
-    options = {"tensorboard": {"purge_step": step + 1}} if step else {}
+                       "there", ", ".join(others), step + 1)  # fmt: skip
     loop.accelerator.init_trackers(loop.run.path.name, config=keys, init_kwargs=options)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unetgn.training.config_files import find_config, load_config
+from unetgn.training.config_files import load_config
+from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import EMBEDDED, DataConfig, open_images
 from unetgn.training.data.mnist import Mnist5k
 from unetgn.training.train import main

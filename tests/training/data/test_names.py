@@ -134,7 +134,7 @@ def test_a_path_below_the_home_folder_is_found_in_every_key_and_option(
     found = [train.output, cache.autoencoder, cache.text_encoder, cache.out, sample.checkpoint, sample.out,
              sample.autoencoder, sample.text_encoder]  # fmt: skip
     assert all(path.parent == tmp_path for path in found)
-    from unetgn.training.config_files import find_config
+    from unetgn.training.config_yaml import find_config
 
     assert find_config(train.config) == tmp_path / "a.yaml"
 

@@ -15,6 +15,7 @@ from unetgn.training.data.latents import Latents
 from unetgn.training.data.mnist import Mnist5k
 from unetgn.training.data.pictures import MAX_PIXELS
 from unetgn.training.data.pixels import Framing
+from unetgn.training.errors import Misfit, all_at_once
 
 # Images that need no path, by name: their reader, their height and width, and the package that brings them.
 EMBEDDED: dict[str, tuple[type[Digits], int, str]] = {
@@ -31,6 +32,7 @@ ONLY_FOR = {
     "class_names": ("stream",),
     "to_grey": ("folder", "datasets", "stream"),
     "max_pixels": ("folder", "datasets", "stream"),
+    "enlarge": ("folder", "datasets", "stream"),
     "shuffle_buffer": ("stream",),
     "held_out_most": ("stream",),
     "cut_shards": ("stream",),
@@ -53,7 +55,7 @@ class DataConfig:
     for stream also a data set on the hub, such as ylecun/mnist. digits and mnist5k have none."""
     image_size: int = 8
     """Height and width in pixels: larger images are resized and cropped to it, smaller ones are an error.
-    Of latents it is their own size."""
+    Of latents it is their own size. null: as large as the smallest image."""
     num_workers: int = 0
     """Processes that decode images beside each training process."""
     random_flip: bool = False
@@ -64,6 +66,9 @@ class DataConfig:
     """random_crop only: the image's shorter side is resized to image_size × crop_scale before; 1 or more."""
     to_grey: bool = False
     """Turn images in colour grey, for a network of one channel; without it they are refused there."""
+    enlarge: bool = False
+    """Enlarge images that are smaller than image_size × crop_scale; without it they are refused, since a network learns
+    the blur."""
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of an image, its width times its height: one that would take all memory is refused."""
     held_out: float = 0.0
@@ -138,7 +143,13 @@ def make_framing(config: DataConfig, channels: int) -> Framing:
             "data.to_grey is true, but model.in_channels is 3: set model.in_channels=1 model.out_channels=1"
         )
     return Framing(
-        config.image_size, channels, config.random_crop, config.crop_scale, config.to_grey, config.max_pixels
+        config.image_size,
+        channels,
+        random_crop=config.random_crop,
+        crop_scale=config.crop_scale,
+        to_grey=config.to_grey,
+        max_pixels=config.max_pixels,
+        enlarge=config.enlarge,
     )
 
 
@@ -152,12 +163,15 @@ def open_images(config: DataConfig, channels: int) -> Images:
     framing = make_framing(config, channels)
     if config.name in EMBEDDED:
         reader, size, _ = EMBEDDED[config.name]
+        misfits = []
         if config.image_size != size:
-            raise ValueError(
-                f"data.image_size is {config.image_size}, but the digits are {size} pixels wide: set it to {size}"
-            )
+            words = f"data.image_size is {config.image_size}, but the digits are {size} pixels wide: set it to {size}"
+            misfits.append(Misfit(words, {"data.image_size": size}))
         if channels != 1:
-            raise ValueError(f"model.in_channels is {channels}, but the digits are grey: set it to 1")
+            words = f"model.in_channels is {channels}, but the digits are grey: set it to 1"
+            misfits.append(Misfit(words, {"model.in_channels": 1, "model.out_channels": 1}))
+        if misfits:
+            raise all_at_once(misfits)
         return reader()
     assert config.path is not None  # DataConfig sees to it
     if config.name == "folder":

@@ -123,6 +123,7 @@ class RowDecoder:
         """Say that too many are broken, and what would do about the last one."""
         name, error = self.last
         what, remedy = REFUSED.get(type(error), ("are broken or too small", "mend the shards"))
+        remedy = remedy.format(most=getattr(error, "most", None))
         if type(error) not in REFUSED and len(names := [*self.source.config.without, *self.named]) <= LISTED:
             remedy += f", or go on without them: {advise_without(names)}"
         return DataError(

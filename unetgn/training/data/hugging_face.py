@@ -278,7 +278,7 @@ class HuggingFaceImages(Images):
         return f"row {index}"
 
     def usable(self) -> np.ndarray:
-        numbers, self.tally = look_at_all(self, self.without, self.key)
+        numbers, self.tally = look_at_all(self, self.without, self.key, unfit=self.framing.unfit)
         return numbers
 
     def fingerprint(self) -> str:

@@ -19,8 +19,11 @@ from unetgn.training.data.looking import Tally, look_at_all
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, Facts
 from unetgn.training.data.pixels import Framing
 from unetgn.training.data.splits import check_class_folders
+from unetgn.training.errors import Misfit
 
-WITHOUT_CLASSES = "set model.num_classes=null objective.label_dropout=0"  # the keys that speak of classes
+# The keys that speak of classes, as they are where there are none.
+NO_CLASSES = {"model.num_classes": None, "objective.label_dropout": 0}
+WITHOUT_CLASSES = "set model.num_classes=null objective.label_dropout=0"
 PARTS = 256  # digests that images are divided into, so that one that has changed spoils one of them
 LOOKED_INTO, END = 256, 64 * 1024  # files that a fingerprint looks into, and bytes at the end of each
 
@@ -196,7 +199,7 @@ class ImageFolder(Images):
         return f"{self._sizes[index]} {'' if end is None else hashlib.sha256(end_of(end)).hexdigest()}"
 
     def usable(self) -> np.ndarray:
-        numbers, self.tally = look_at_all(self, self.without, self.key)
+        numbers, self.tally = look_at_all(self, self.without, self.key, unfit=self.framing.unfit)
         return numbers
 
     def common_fingerprint(self) -> str:
@@ -272,34 +275,37 @@ def part_of(key: str) -> int:
 
 
 def check_classes(num_classes: int | None, images: Images, indices: np.ndarray) -> None:
-    """Raise ValueError where images have other classes than the network. One without classes reads no labels."""
+    """Raise Misfit where images have other classes than the network. One without classes reads no labels."""
     if num_classes is None:
         return
     labels = [images.label(int(index)) for index in indices]
     if max(labels) < 0:
-        raise ValueError(f"model.num_classes is {num_classes}, but {images.why_no_classes()}")
+        raise Misfit(f"model.num_classes is {num_classes}, but {images.why_no_classes()}", NO_CLASSES)
     if images.class_names is not None:
         check_count(num_classes, images.class_names)
     if min(labels) < 0:
         index = int(indices[labels.index(min(labels))])
-        raise ValueError(
+        raise Misfit(
             f"{images.name(index)} has no class number, but with model.num_classes {num_classes} classes are numbers "
-            f"from 0 to {num_classes - 1}: {images.why_no_class(index)}"
+            f"from 0 to {num_classes - 1}: {images.why_no_class(index)}",
+            {},
         )
     if max(labels) >= num_classes:
-        raise ValueError(
+        raise Misfit(
             f"{images.name(int(indices[labels.index(max(labels))]))} has the class {max(labels)}, but with "
             f"model.num_classes {num_classes} classes are numbers from 0 to {num_classes - 1}: set model.num_classes="
-            f"{max(labels) + 1}, or name the right data.label_column"
+            f"{max(labels) + 1}, or name the right data.label_column",
+            {"model.num_classes": max(labels) + 1},
         )
 
 
 def check_count(num_classes: int, names: Sequence[str]) -> None:
-    """Raise ValueError where the network's number of classes is not that of the images."""
+    """Raise Misfit where the network's number of classes is not that of the images."""
     if num_classes != len(names):
-        raise ValueError(
+        raise Misfit(
             f"model.num_classes is {num_classes}, but the images have {len(names)} classes ({shorten(names)}): set "
-            f"model.num_classes={len(names)}"
+            f"model.num_classes={len(names)}",
+            {"model.num_classes": len(names)},
         )
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from unetgn.training.data.folders import NAMED
 from unetgn.training.data.pictures import Facts, TooLarge
 from unetgn.training.data.pixels import InColour, TooSmall
-from unetgn.training.errors import reason
+from unetgn.training.errors import Misfit, all_at_once, reason
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,12 @@ LISTED = 20  # images that a message names, to be left out by name
 BROKEN_AT_MOST = 0.01  # share of the images that may be unreadable before it is an error
 AHEAD = 4  # images for each thread that are read, or wait to be asked for, at a time
 
+IN_COLOUR = {"model.in_channels": 3, "model.out_channels": 3}
+
 # What no run begins with: what is said of such images, and what would do.
 REFUSED: dict[type[Exception], tuple[str, str]] = {
-    TooSmall: ("are smaller than data.image_size × data.crop_scale", "remove them or ask for a smaller size"),
+    TooSmall: ("are smaller than data.image_size × data.crop_scale", "remove them, set data.image_size={most}, or "
+               "enlarge them by data.enlarge=true"),
     TooLarge: ("have more pixels than data.max_pixels", "raise it, or remove them"),
     InColour: ("are in colour, but model.in_channels is 1", "set model.in_channels=3 model.out_channels=3 to train on "
                "colours, or data.to_grey=true to train on shades of grey"),
@@ -110,16 +113,22 @@ class Broken:
 
 
 def look_at_all(
-    images: Looked, without: Mapping[int, str] = MappingProxyType({}), key: Callable[[int], str] | None = None
+    images: Looked,
+    without: Mapping[int, str] = MappingProxyType({}),
+    key: Callable[[int], str] | None = None,
+    *,
+    unfit: Callable[[Facts], Sequence[Exception]] = lambda facts: (),
 ) -> tuple[np.ndarray, Tally]:
     """Decode every image once but those `without`; return the numbers of those that can be read, and what they are.
 
     A broken image found now is a line in the log; found in the middle of the night it is a lost run.
-    Raises ValueError where an image is one of REFUSED, or more than 1 % are broken.
+    Raises Misfit where an image is one of REFUSED, by itself or by what `unfit` says of it; ValueError where more than
+    1 % are broken.
     """
     usable, unusable, tally = [], [], Tally()
     refused: dict[type[Exception], tuple[str, str]] = {}  # of each kind the first one
     counts: Counter[type] = Counter()
+    most: list[int] = []  # the largest size that the smallest image has
     broken = Broken()
     for index, found in enumerate(tqdm(look(images, without), "reading images", len(images), disable=None)):
         if found is None:
@@ -127,18 +136,25 @@ def look_at_all(
         if isinstance(found, Facts):
             usable.append(index)
             tally.add(images.name(index), found)
-        elif type(found) in REFUSED:
-            counts[type(found)] += 1
-            refused.setdefault(type(found), (images.name(index), str(found)))
-        else:
+        elif type(found) not in REFUSED:
             tally.leave_out(images.name(index), reason(found))
             unusable.append(index)
             broken.add(images.name(index), found)
+        for misfit in unfit(found) if isinstance(found, Facts) else [found] * (type(found) in REFUSED):
+            counts[type(misfit)] += 1
+            refused.setdefault(type(misfit), (images.name(index), str(misfit)))
+            if isinstance(misfit, TooSmall):
+                most = [min([*most, misfit.most])]
     broken.say()
+    misfits = []
     for kind, (name, error) in refused.items():
         what, remedy = REFUSED[kind]
         said = "" if kind is InColour else f" ({error})"
-        raise ValueError(f"{counts[kind]} of {len(images)} images {what}, first {name}{said}: {remedy}")
+        words = f"{counts[kind]} of {len(images)} images {what}, first {name}{said}: "
+        keys = {InColour: IN_COLOUR, TooSmall: {"data.image_size": most and most[0]}}.get(kind, {})
+        misfits.append(Misfit(words + remedy.format(most=most and most[0]), keys))
+    if misfits:
+        raise all_at_once(misfits)
     if tally.broken > BROKEN_AT_MOST * len(images):
         advice = ""
         if key is not None and len(names := [*without.values(), *map(key, unusable)]) <= min(LISTED, len(images) - 1):

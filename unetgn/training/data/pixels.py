@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unetgn.training.data.pictures import MAX_PIXELS, Facts, Profile, is_colour, normalize, open_picture
+from unetgn.training.data.pictures import MAX_PIXELS, Facts, is_colour, normalize, open_picture
 
 
 class TooSmall(ValueError):
-    """Says that an image has fewer pixels than the run asks for."""
+    """Says that an image has fewer pixels than the run asks for, and the largest data.image_size that it has."""
+
+    def __init__(self, words: str, most: int) -> None:
+        super().__init__(words)
+        self.most = most
 
 
 class InColour(ValueError):
@@ -59,6 +63,7 @@ class Framing:
     crop_scale: float = 1.0
     to_grey: bool = False  # else pictures in colour are refused where there is one channel
     max_pixels: int = MAX_PIXELS  # of a picture, before it is decoded
+    enlarge: bool = False  # else pictures smaller than what is cut out of them are refused
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -79,11 +84,21 @@ class Framing:
             return self.check(picture)
 
     def facts(self, source: Path | bytes) -> Facts:
-        """Do what `open` does, and say what the picture was found to be."""
+        """Decode a picture, fit or not, and say what it was found to be."""
         with open_picture(source, self.max_pixels) as picture, ROOM.take(picture.width * picture.height):
-            whole, profile = self._normalize(picture)
-            self._in_channels(whole)
+            whole, profile = normalize(picture)
             return Facts(whole.size, is_colour(whole), profile)
+
+    def unfit(self, facts: Facts) -> list[TooSmall | InColour]:
+        """List why a picture is not one to be cut."""
+        (width, height), needed = facts.size, round(self.size * self.crop_scale)
+        found: list[TooSmall | InColour] = []
+        if min(width, height) < needed and not self.enlarge:
+            words = f"{width}×{height} pixels, where {needed}×{needed} are needed"
+            found.append(TooSmall(words, int(min(width, height) / self.crop_scale)))
+        if facts.colour and self.channels == 1 and not self.to_grey:
+            found.append(InColour("in colour, but model.in_channels is 1"))
+        return found
 
     def check(self, picture: Image.Image) -> Image.Image:
         """Return the picture upright and in the channels asked for. What can be wrong with a picture comes up here.
@@ -91,18 +106,13 @@ class Framing:
         Raises TooSmall where a side is shorter than it would be resized to: enlarging would teach the model blur.
         Raises InColour where colours would be lost unasked.
         """
-        return self._in_channels(self._normalize(picture)[0])
-
-    def _normalize(self, picture: Image.Image) -> tuple[Image.Image, Profile]:
-        needed = round(self.size * self.crop_scale)
-        if min(picture.size) < needed:
-            raise TooSmall(f"{picture.width}×{picture.height} pixels, where {needed}×{needed} are needed")
-        return normalize(picture)
-
-    def _in_channels(self, picture: Image.Image) -> Image.Image:
-        if self.channels == 1 and not self.to_grey and is_colour(picture):
-            raise InColour("in colour, but model.in_channels is 1")
-        return picture.convert("L" if self.channels == 1 else "RGB")
+        for misfit in self.unfit(Facts(picture.size, colour=False, profile="none")):
+            raise misfit  # before it is decoded
+        whole, profile = normalize(picture)
+        grey_only = self.channels == 1 and not self.to_grey
+        for misfit in self.unfit(Facts(whole.size, grey_only and is_colour(whole), profile)):
+            raise misfit
+        return whole.convert("L" if self.channels == 1 else "RGB")
 
     def cut(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
         """Cut the square out of a checked picture: at a place drawn from `random`, or without that in the middle."""

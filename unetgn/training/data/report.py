@@ -161,10 +161,11 @@ def list_treatment(config: DataConfig, channels: int) -> list[str]:
             done.append("colours to grey" if config.to_grey else "kept grey")
         else:
             done.append("grey repeated in 3 channels")
+        resized = "enlarged or reduced" if config.enlarge else "resized"
         if config.random_crop:
-            done += [f"shorter side resized to {round(size * config.crop_scale)}", f"{size}×{size} cut at random"]
+            done += [f"shorter side {resized} to {round(size * config.crop_scale)}", f"{size}×{size} cut at random"]
         else:
-            done += [f"shorter side resized to {size}", f"the middle {size}×{size} cut out"]
+            done += [f"shorter side {resized} to {size}", f"the middle {size}×{size} cut out"]
     if config.random_flip:
         done.append("every other one mirrored, at random")
     return [*done, f"scaled to [-1, 1] in {channels} channel{'s' if channels > 1 else ''}"]
