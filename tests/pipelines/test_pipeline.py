@@ -27,6 +27,7 @@ from PIL import Image
 from tests.pipelines.digits import assert_digits, digits_network
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.inputs import read_images, read_mask, read_seeds
 from unetgn.pipelines.schedulers import SCHEDULERS
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.pipeline import make_pipeline
@@ -172,6 +173,8 @@ def test_a_card_that_somebody_wrote_stays(tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 
+PALETTE = Image.new("P", (8, 8), 1)  # as label pictures are
+PALETTE.putpalette([0, 0, 0, 128, 0, 0])
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no seed": ({"seeds": []}, "seeds are"),
     "a negative seed": ({"seeds": [-1]}, "seeds are"),
@@ -181,6 +184,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a class that is not there": ({"class_labels": 10}, "classes are the numbers 0 to 9"),
     "half a class": ({"class_labels": 1.5}, "classes are the numbers 0 to 9"),
     "a prompt": ({"prompt": "a cat"}, "reads no text"),
+    "embeddings of a text": ({"prompt_embeds": torch.zeros(1, 7, 24)}, "reads no text"),
+    "embeddings of the empty text": ({"negative_prompt_embeds": torch.zeros(1, 7, 24)}, "reads no text"),
+    "half a seed of torch's": ({"seeds": torch.tensor([0.5])}, "seeds are"),
+    "half a seed of NumPy's": ({"seeds": np.float32(0.5)}, "seeds are"),
+    "a truth for a seed": ({"seeds": [True]}, "seeds are"),
+    "a text for a seed": ({"seeds": "12"}, "seeds are"),
+    "rows of seeds": ({"seeds": np.zeros((2, 2), int)}, "seeds are"),
+    "pixels of 32 bits": ({"image": Image.fromarray(np.full((8, 8), 70_000, np.int32))}, "from 0 to 65535"),
+    "pixels below 0": ({"image": Image.fromarray(np.full((8, 8), -1, np.int32))}, "mode I from -1 to -1"),
+    "floats beyond": ({"image": Image.fromarray(np.full((8, 8), 256, np.float32))}, "there they are from 0 to 255"),
+    "a palette for a mask": ({"image": PHOTO, "mask_image": PALETTE}, "a palette of colours"),
     "guidance by nothing": ({"class_labels": None, "guidance_scale": 2.0}, "no class_labels and no prompt"),
     "guidance without a number": ({"guidance_scale": float("nan")}, "must be a finite number"),
     "an interval without guidance": ({"guidance_interval": (0, 1)}, "guidance_scale is 1, which is no guidance"),
@@ -203,6 +217,98 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "noise of another shape": ({"latents": torch.zeros(1, 1, 4, 4)}, "one for each seed is"),
     "no height": ({"height": 0}, "height is 0; it must be at least 1"),
 }  # fmt: skip
+
+
+SEEDS = [3, np.int64(3), np.uint8(3), np.array(3), np.array([3]), torch.tensor(3), torch.tensor([3]), range(3, 4), (3,),
+         {3}, iter([3]), [np.int32(3)], [torch.tensor(3)], {3: "a"}.keys()]  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", SEEDS, ids=[f"{number} {type(each).__name__}" for number, each in enumerate(SEEDS)])
+def test_a_seed_is_a_number_however_it_is_written(seeds: Any) -> None:
+    (number,) = read_seeds(seeds)
+    assert number == 3
+    assert type(number) is int
+
+
+@pytest.mark.parametrize("seeds", [None, torch.Generator(), object()])
+def test_what_lists_no_seeds_is_said(seeds: Any) -> None:
+    with pytest.raises(TypeError, match="give one or more whole numbers"):
+        digits()(seeds, class_labels=1)
+
+
+SHADES = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4 + 2  # darkest 2, brightest 254
+DEEP = {
+    "I;16": Image.fromarray(SHADES.astype(np.uint16) * 257),
+    "I;16B": Image.frombytes("I;16B", (8, 8), (SHADES.astype(">u2") * 257).tobytes()),
+    "I of 16 bits": Image.fromarray(SHADES.astype(np.int32) * 257),
+    "I of 8 bits": Image.fromarray(SHADES.astype(np.int32)),
+    "F up to 1": Image.fromarray(SHADES.astype(np.float32) / 255),
+    "F up to 255": Image.fromarray(SHADES.astype(np.float32)),
+    "P of greys": Image.fromarray(SHADES).convert("P"),
+    "RGB": Image.fromarray(SHADES).convert("RGB"),
+    "LA": Image.fromarray(SHADES).convert("LA"),
+}
+
+
+@pytest.mark.parametrize("mode", DEEP)
+def test_a_picture_of_any_depth_is_the_picture(mode: str) -> None:
+    plain, picture = Image.fromarray(SHADES), DEEP[mode]
+    for channels in (1, 3):
+        expected = read_images(plain, (8, 8), channels, 1)
+        torch.testing.assert_close(read_images(picture, (8, 8), channels, 1), expected, rtol=0, atol=0.01)
+        small = read_images(picture, (4, 4), channels, 1)
+        torch.testing.assert_close(small, read_images(plain, (4, 4), channels, 1), rtol=0, atol=0.02)
+    assert torch.equal(read_mask(picture, (8, 8), 1), read_mask(plain, (8, 8), 1))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_an_array_of_any_depth_is_the_picture(dtype: type) -> None:
+    white = np.iinfo(dtype).max // 255 if np.issubdtype(dtype, np.integer) else 1 / 255
+    array = (SHADES * dtype(white))[..., None]
+    for given in (array, torch.from_numpy(array).permute(2, 0, 1)):
+        made = read_images(given, (8, 8), 1, 1)
+        torch.testing.assert_close(made, read_images(Image.fromarray(SHADES), (8, 8), 1, 1), rtol=0, atol=1e-5)
+
+
+def test_a_picture_of_one_bit_is_a_mask() -> None:
+    for half in (HALF.convert("1"), HALF.convert("P"), Image.fromarray(np.asarray(HALF) > 0)):
+        assert torch.equal(read_mask(half, (8, 8), 1), read_mask(HALF, (8, 8), 1))
+
+
+@pytest.mark.parametrize("output_type", ["pil", "latent"])
+def test_a_callback_ends_the_drawing_as_in_diffusers(output_type: str) -> None:
+    pipeline, kept = digits("euler"), []
+
+    def interrupt(pipeline: UNetPipeline, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        kept.append(given["latents"])
+        pipeline._interrupt = step == 2
+        return given
+
+    options = {"class_labels": [1, 2], "num_inference_steps": 8, "output_type": output_type}
+    made = pipeline([0, 1], callback_on_step_end=interrupt, **options).images
+    assert len(kept) == 3
+    assert pipeline.interrupt
+    if output_type == "latent":
+        assert torch.equal(made, kept[-1].clamp(-1, 1).cpu())
+    kept.clear()
+    pipeline([0, 1], callback_on_step_end=lambda *given: kept.append(given[1]), **options)
+    assert kept == list(range(8))  # the next call begins anew
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+@pytest.mark.parametrize("name", ["ddpm", "ddpm_parallel", "dpmsolver++", "dpmsolver++_singlestep"])
+def test_a_variance_that_no_network_here_predicts_is_refused_by_name(name: str, variance: str) -> None:
+    pipeline = digits(name)
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, variance_type=variance)
+    with pytest.raises(ValueError, match=f"variance_type='{variance}'.* will do"):
+        pipeline(0, class_labels=1)
+
+
+def test_a_network_that_predicts_a_variance_is_refused_by_name() -> None:
+    unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=2, block_out_channels=(32,),
+                       down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+    with pytest.raises(ValueError, match=r"2 channels of 1; .*such as a variance \(learned_range\)"):
+        UNetPipeline(unet, make_scheduler(ObjectiveConfig()))(0)
 
 
 @pytest.mark.parametrize("what", WRONG)

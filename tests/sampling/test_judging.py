@@ -151,7 +151,10 @@ def test_without_an_extractor_the_pixels_are_judged_and_it_is_said(
         ("--samples x --steps 0", "--steps is for --checkpoint"),
         ("--samples x --weights raw", "--weights is for --checkpoint"),
         ("--samples x --all-checkpoints", "--all-checkpoints is for --checkpoint"),
-        ("--checkpoint x --metric kid", "--metric is for --all-checkpoints"),
+        ("--checkpoint x --metric kid", "--metric is for --all-checkpoints and --widths"),
+        ("--samples x --widths 0.1", "--widths is for --checkpoint"),
+        ("--checkpoint x --widths 0.1 --weights raw", "--weights raw is for a checkpoint's own weights"),
+        ("--checkpoint x --widths 0.1 0.1", "--widths 0.1 0.1 has one twice"),
         ("--samples x --real y --reference all", "--reference is for --config"),
         ("--samples x --real y --config z", "not allowed with"),
         ("--samples x --checkpoint y", "not allowed with"),
@@ -211,6 +214,33 @@ def test_a_checkpoint_is_judged_by_what_it_draws_and_all_of_them_make_a_curve(
     assert main(["--checkpoint", str(run), "--all-checkpoints", "--metric", "novelty", "--real",
                  str(folder), "--extractor", "digits", *drawing]) == 2  # fmt: skip
     assert "--metric novelty was not measured: there are step, samples" in capsys.readouterr().err
+
+
+def test_averages_of_widths_are_judged_and_their_curve_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    run = tmp_path / "run"
+    line = ["--config", str(tmp_path / "tiny.yaml"), "--output", str(run), "preview.every=0", "train.steps=4"]
+    assert train([*line, "checkpoint.every=2", "ema.power_widths=[0.05,0.1]"]) == 0
+    ask = ["--checkpoint", str(run), "--seeds", "0-9", "--scheduler", "ddim", "--steps", "2"]
+    assert main([*ask, "--widths", "0.2", "0.06", "--all-checkpoints", "--metric", "precision"]) == 0
+    assert "step 2, width 0.2: 10 samples: " in capsys.readouterr().out
+    found = json.loads((run / "evaluation" / "ddim-2-steps-widths.json").read_text())
+    rows = [(row["step"], row["width"]) for row in found["checkpoints"]]
+    assert rows == [(2, 0.2), (2, 0.06), (4, 0.2), (4, 0.06)]
+    assert Image.open(run / "evaluation" / "ddim-2-steps-widths-precision.png").width > 100
+    drawn = [run / "averages" / f"width-{width}" / "evaluation" / "step-000004" for width in (0.2, 0.06)]
+    requests = [json.loads((folder / "ddim-2-steps" / "request.json").read_text()) for folder in drawn]
+    assert requests[0]["network"] != requests[1]["network"]
+    assert main([*ask, "--widths", "0.2"]) == 0  # of the newest alone
+    found = json.loads((run / "evaluation" / "ddim-2-steps-widths.json").read_text())
+    assert [(row["step"], row["width"]) for row in found["checkpoints"]] == [(4, 0.2)]
+    assert main([*ask, "--widths", "0.7"]) == 2
+    assert "--widths: an average of width 0.7 is none" in capsys.readouterr().err
+    shutil.rmtree(run / "averages")
+    assert main([*ask, "--widths", "0.2"]) == 2
+    assert "holds no snapshots of averages" in capsys.readouterr().err
 
 
 @pytest.mark.thorough

@@ -320,6 +320,9 @@ def test_shards_hold_what_webdataset_reads(run: Path, tmp_path: Path, monkeypatc
     assert found["000005.cls"] == b"8"
     assert found["000005.png"] == (tmp_path / "000005.png").read_bytes()
     assert len(found) == 12
+    (tmp_path / "shards" / "mine.tar").write_text("")
+    assert draw(run, tmp_path, "--seeds", "0-2", "--class-labels", "3,8", "--webdataset") == 0
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["000000.tar", "mine.tar"]
 
 
 def test_two_of_it_in_one_folder_are_refused(run: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from unetgn.training.checkpoint import (
     verify,
 )
 from unetgn.training.errors import CheckpointError
-from unetgn.training.manifest import checksum
+from unetgn.training.manifest import FORMAT, checksum
 
 
 def write(folder: Path, step: int) -> Path:
@@ -61,7 +61,7 @@ def change_manifest(path: Path, **changes: object) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest | {"manifest_sha256": checksum(manifest)}))
 
 
-@pytest.mark.parametrize("number", [0, 4, "2", None])
+@pytest.mark.parametrize("number", [0, FORMAT + 1, "2", None])
 def test_a_checkpoint_of_another_format_is_refused_by_name_and_never_passed_over(
     number: object, tmp_path: Path
 ) -> None:
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_another_format_is_refused_by_name_and_never_passed_over
     path = write(tmp_path, 2)
     change_manifest(path, format=number, unetgn_version="7.1")
     message = re.escape(
-        f"{path} has format {number!r}, but this is unetgn {unetgn.__version__}, which reads formats 1 to 3"
+        f"{path} has format {number!r}, but this is unetgn {unetgn.__version__}, which reads formats 1 to {FORMAT}"
     )
     for look in (verify, find_checkpoint, Checkpoint.read):
         with pytest.raises(CheckpointError, match=message + ": use unetgn 7.1, or a newer one"):

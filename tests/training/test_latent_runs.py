@@ -16,7 +16,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from tests.training.runs import assert_equal_bits, assert_same_tensors, weights
 from unetgn import UNet
 from unetgn.sampling.sample import main as draw
+from unetgn.sampling.trained import load_trained
 from unetgn.training.cache_latents import main as cache
+from unetgn.training.checkpoint import find_checkpoint
 from unetgn.training.config_files import load_config
 from unetgn.training.data.latents import Latents
 from unetgn.training.data.samples import IndexedSamples
@@ -258,6 +260,23 @@ def test_initial_weights_come_from_runs_and_pipelines_of_ours_too(text_config: P
     few = (*quick, "train.steps=1", "train.learning_rate=1e-30")  # a step that moves nothing
     assert train(text_config, again, f"train.initial_weights={run}", *few) == 0
     assert_same_tensors(weights(again, 1), averaged)
+
+
+def test_what_a_run_of_captions_alone_never_met_is_known_to_the_run_that_begins_with_it(
+    text_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without dropped captions, from a network that met the empty one, from random weights, and from that run's."""
+    keys = ["preview.every=0", "preview.guidance_scale=1", "train.steps=1", "objective.label_dropout=0"]
+    for name, first, met in (("fine", None, True), ("alone", "null", False), ("after", "alone", False)):
+        weights = [] if first is None else [f"train.initial_weights={first if first == 'null' else tmp_path / first}"]
+        assert train(text_config, tmp_path / name, *keys, *weights) == 0
+        trained = load_trained(find_checkpoint(tmp_path / name), "ema")
+        assert trained.unconditional == met
+        assert trained.unet.unet_config.condition.null_class_trained == met
+        line = ["--checkpoint", str(tmp_path / name), "--steps", "2", "--seeds", "0", "--out", str(tmp_path / "out")]
+        for ask in (["--prompts", "a cat", "--guidance-scale", "2"], ["--prompts", ""]):
+            assert draw([*line, *ask]) == (0 if met else 2)
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
 def test_a_resumed_run_needs_its_initial_weights_no_more_but_takes_no_others(

@@ -3,20 +3,23 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
-from unetgn import UNet, interop
+from unetgn import UNet, UNetConfig, interop
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.sampling import make_sampling_scheduler, sample
 from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.sample import main as sample_main
 from unetgn.sampling.trained import Trained, open_text_encoder
 from unetgn.training.checkpoint import find_checkpoint
+from unetgn.training.config import TrainConfig
 from unetgn.training.config_files import load_config
 from unetgn.training.network import load_checkpoint, load_initial_weights, make_network
+from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.train import main as train
 
 KEYS = """
@@ -85,6 +88,48 @@ def test_the_null_class_is_trained_by_this_run_or_by_the_one_before_and_that_is_
             return dict(unet.config)
 
     assert make_network(keys, None, Start()).unet_config == unet.unet_config  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize("dropped", [0, 0.2])
+@pytest.mark.parametrize("before", [None, False, True])
+def test_the_empty_text_is_trained_likewise(
+    tmp_path: Path, classes: int | None, dropped: float, before: bool | None
+) -> None:
+    options = {"channels": (32, 64), "depth": 1, "num_classes": classes, "transformer": {"context_dim": 4}}
+    model = UNetConfig.from_dict({**options, "attention": {"norm": {"eps": 1e-6}}})
+    keys = SimpleNamespace(model=model, objective=ObjectiveConfig(label_dropout=dropped), train=TrainConfig(), seed=0)
+    if before is not None:
+        source = replace(model, condition=replace(model.condition, null_class_trained=before))
+        UNet.from_unet_config(source).save_pretrained(tmp_path)
+        keys.train = TrainConfig(initial_weights=str(tmp_path))
+    unet = make_network(keys, load_initial_weights(keys))  # type: ignore[arg-type]
+    met = dropped > 0 or before is True
+    assert unet.unet_config.condition.null_class_trained == met
+    assert ("null_class_trained=False" in repr(unet)) is not met
+    pipeline = UNetPipeline(unet.eval(), make_scheduler(ObjectiveConfig()))
+    pipeline.set_progress_bar_config(disable=True)
+    texts = {"prompt_embeds": torch.ones(1, 3, 4), "negative_prompt_embeds": torch.zeros(1, 3, 4)}
+    given = {**texts, "height": 8, "width": 8, "num_inference_steps": 1, "output_type": "pt",
+             "class_labels": None if classes is None else 1}  # fmt: skip
+    assert len(pipeline(0, **given).images) == 1
+    if met:
+        assert len(pipeline(0, **given, guidance_scale=2.0).images) == 1
+    else:
+        with pytest.raises(ValueError, match="guidance needs a network that was trained with c"):
+            pipeline(0, **given, guidance_scale=2.0)
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert ("guidance_scale=2" in (tmp_path / "saved" / "README.md").read_text()) is met
+    theirs = interop.to_diffusers(unet)
+    assert theirs.config.num_class_embeds == (None if classes is None else classes + met)
+
+
+def test_a_pipeline_refuses_what_is_no_empty_text_of_the_others_shape() -> None:
+    unet = UNet(channels=(32, 64), depth=1, transformer={"context_dim": 4}, sample_size=8).eval()
+    texts = {"prompt_embeds": torch.ones(1, 3, 4), "guidance_scale": 2.0, "num_inference_steps": 1}
+    for shape in ((2, 3, 4), (1, 5, 4), (1, 3, 2)):
+        with pytest.raises(ValueError, match=r"negative_prompt_embeds are .*; one text like the others is \(1, 3, 4\)"):
+            UNetPipeline(unet, make_scheduler(ObjectiveConfig()))(0, negative_prompt_embeds=torch.ones(shape), **texts)
 
 
 def test_what_a_run_leaves_refuses_samples_without_a_class(

@@ -46,7 +46,9 @@ def to_diffusers(unet: UNet) -> ModelMixin:
         raise TypeError(f"to_diffusers takes a unetgn.UNet, got {type(unet).__name__}")
     check_as_built(unet, empty_unet(unet.unet_config))
     config, weights = unet.unet_config, {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
-    if not config.condition.null_class_trained:  # to diffusers it would be a class like any other
+    untrained = not config.condition.null_class_trained
+    if untrained and config.num_classes is not None and config.condition.null_class:
+        # To diffusers it would be a class like any other.
         config = replace(config, condition=replace(config.condition, null_class=False, null_class_trained=True))
         weights["class_embedding.weight"] = weights["class_embedding.weight"][: config.class_rows].clone()
     model_class, options = _expressed(config)

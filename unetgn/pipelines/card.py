@@ -17,21 +17,21 @@ tags: [unetgn]
 """
 
 
-def write_card(folder: Path, facts: NetworkFacts, *, native: str | None) -> None:
+def write_card(folder: Path, facts: NetworkFacts, *, native: str | None, edm: bool = False) -> None:
     """Write README.md, unless somebody has written one there."""
     file = folder / NAME
     if not file.exists() or file.read_text(encoding="utf-8").startswith(HEADER):
-        file.write_text(HEADER + model_card(facts, native=native), encoding="utf-8")
+        file.write_text(HEADER + model_card(facts, native=native, edm=edm), encoding="utf-8")
 
 
-def model_card(facts: NetworkFacts, *, native: str | None) -> str:
-    """Write the text of the card."""
+def model_card(facts: NetworkFacts, *, native: str | None, edm: bool = False) -> str:
+    """Write the text of the card; `edm` says that the network has EDM's preconditioning."""
     call = "seeds=range(8)"
     if facts.num_classes is not None:
         call += f", class_labels={min(3, facts.num_classes - 1)}"
     if facts.reads_text:
         call += ', prompt="a cat"'
-    if facts.unlabelled and (facts.num_classes is not None or facts.reads_text):
+    if facts.unlabelled and not facts.captions_only and (facts.num_classes is not None or facts.reads_text):
         call += ", guidance_scale=2"
     what = ["A U-Net that draws images, with the sampler that belongs to it."]
     if facts.num_classes is not None:
@@ -59,8 +59,15 @@ def model_card(facts: NetworkFacts, *, native: str | None) -> str:
         f"```python\n{code}\n```\n",
         "FOLDER is this folder's path, or its name on the hub. Image n depends on the weights, the settings and seed n "
         "alone. `help(pipeline.__call__)` lists what else it does: guidance in an interval of noise levels, schedulers "
-        '(`pipeline.use_scheduler("dpmsolver++")`), image to image, inpainting.\n',
+        f'(`pipeline.use_scheduler("{"edm_euler" if edm else "dpmsolver++"}")`), image to image, inpainting.\n',
     ]
+    if edm:
+        parts.append(
+            "The network is F of EDM's preconditioning (Karras et al. 2022): it sees c_in·(image + sigma·noise) and, "
+            "as its timestep, ln(sigma)/4; c_skip·x + c_out·F is the image. The scheduler in this folder has these "
+            "factors. Schedulers of other kinds, and pipelines that do not call `scale_model_input` (`DDPMPipeline`), "
+            "draw rubbish with it.\n"
+        )
     if not facts.ours:
         parts.append(
             'With unetgn installed, `unetgn.pipelines.UNetPipeline.from_pretrained("FOLDER")` runs no code from here.\n'

@@ -13,23 +13,38 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+GREY_WITHIN = 2  # shades of 255 by which the channels of grey may part
+
 
 def read_seeds(seeds: Any) -> list[int]:
-    """Return seeds as a list. Raises ValueError where there is none, or one that is no seed."""
-    found = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else seeds
-    numbers = [found] if isinstance(found, int) else list(found)
-    wrong = [seed for seed in numbers if isinstance(seed, bool) or not isinstance(seed, (int, np.integer))]
+    """Return seeds as a list, of a number or of anything that lists numbers: Python's, NumPy's or torch's.
+
+    Raises ValueError where there is none, or one that is no seed, and TypeError for what lists nothing.
+    """
+    wanted = f"seeds are {seeds!r}; give one or more whole numbers from 0 to 2**63 - 1, one image each"
+    found = as_python(seeds)
+    if not isinstance(found, (int, float)):
+        try:
+            found = [as_python(seed) for seed in found]
+        except TypeError as error:
+            raise TypeError(wanted) from error
+    numbers = found if isinstance(found, list) else [found]
+    wrong = [seed for seed in numbers if isinstance(seed, bool) or not isinstance(seed, int)]
     if wrong or not numbers or not all(0 <= seed < 2**63 for seed in numbers):
-        raise ValueError(f"seeds are {seeds!r}; give one or more whole numbers from 0 to 2**63 - 1, one image each")
-    return [int(seed) for seed in numbers]
+        raise ValueError(wanted)
+    return numbers
+
+
+def as_python(value: Any) -> Any:
+    """Return the numbers of a tensor, an array or one of their elements as Python has them; else the value itself."""
+    return value.tolist() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
 
 
 def as_list(values: Any, count: int, name: str) -> list[Any] | None:
     """Return `count` values of one for all or one each; None for None. Raises ValueError for another number of them."""
     if values is None:
         return None
-    if isinstance(values, (Tensor, np.ndarray)):
-        values = values.tolist()
+    values = as_python(values)
     if isinstance(values, str) or not isinstance(values, (Sequence, range)):
         return [values] * count
     if len(values) == 1:
@@ -63,7 +78,18 @@ def read_images(image: Any, size: tuple[int, int], channels: int, count: int) ->
 
 
 def read_mask(mask: Any, size: tuple[int, int], count: int) -> Tensor:
-    """Return a mask for all or one each as (1 or count, 1, H, W): 1 where it is white, 0 where it is black."""
+    """Return a mask for all or one each as (1 or count, 1, H, W): 1 where it is white, 0 where it is black.
+
+    Raises ValueError for a palette of colours, whose numbers mean something else, such as classes.
+    """
+    for one in mask if isinstance(mask, (list, tuple)) else [mask]:
+        if isinstance(one, Image.Image) and one.mode in ("P", "PA"):
+            shades = np.asarray(one.convert("RGB"), dtype=int)
+            if (np.ptp(shades, axis=-1) > GREY_WITHIN).any():
+                raise ValueError(
+                    "mask_image has a palette of colours, in which nothing is white or black: give a grey picture "
+                    '(mode "L"), white (255) where to draw, such as of the numbers of one class'
+                )
     return (_read(mask, size, count, "mask_image", "L") >= 0.5).float()
 
 
@@ -77,9 +103,30 @@ def _read(image: Any, size: tuple[int, int], count: int, name: str, mode: str) -
     return torch.stack([_to_tensor(one, size, name, mode) for one in images])
 
 
+def to_8_bit(picture: Image.Image, name: str) -> Image.Image:
+    """Return a picture whose pixels have 16 or 32 bits, which Pillow would cut off at 255, in mode L; any other itself.
+
+    Of 16 bits white is 65535. Integers of 32 bits (mode I) are 8 bits where none is above 255, else 16. Floats (F) are
+    in [0, 1] where none is above 1, else in [0, 255]. Raises ValueError for values beyond.
+    """
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture, dtype=np.float64)
+    floats = picture.mode == "F"
+    steps = (1.0, 255.0) if floats else (65535.0,) if picture.mode.startswith("I;16") else (255.0, 65535.0)
+    white = next((step for step in steps if values.max() <= step), None)
+    if white is None or not values.min() >= 0:
+        raise ValueError(
+            f"{name} has pixels of mode {picture.mode} from {values.min():.3g} to {values.max():.3g}; there they are "
+            f"from 0 to {steps[-1]:.0f}"
+        )
+    return Image.fromarray((values / white * 255).round().astype(np.uint8))
+
+
 def _to_tensor(image: Any, size: tuple[int, int], name: str, mode: str) -> Tensor:
     """Return one picture as (C, H, W) in [0, 1]."""
     if isinstance(image, Image.Image):
+        image = to_8_bit(image, name)
         if "A" in image.getbands() or "transparency" in image.info:  # on white
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -90,10 +137,12 @@ def _to_tensor(image: Any, size: tuple[int, int], name: str, mode: str) -> Tenso
         array = np.asarray(image, dtype=np.float32) / 255
         return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
     if isinstance(image, np.ndarray):
-        array = image / np.float32(255) if image.dtype == np.uint8 else image.astype(np.float32)
+        white = np.iinfo(image.dtype).max if image.dtype in (np.uint8, np.uint16) else 1
+        array = image.astype(np.float32) / white
         pixels = torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
     elif isinstance(image, Tensor):
-        pixels = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+        white = torch.iinfo(image.dtype).max if image.dtype in (torch.uint8, torch.uint16) else 1
+        pixels = image.float() / white
         pixels = pixels if pixels.ndim == 3 else pixels[None]
     else:
         raise ValueError(
@@ -103,7 +152,8 @@ def _to_tensor(image: Any, size: tuple[int, int], name: str, mode: str) -> Tenso
     if pixels.ndim != 3 or not pixels.isfinite().all() or pixels.min() < 0 or pixels.max() > 1:
         raise ValueError(
             f"{name} has the shape {tuple(image.shape)} and values from {float(image.min()):.3g} to "
-            f"{float(image.max()):.3g}; arrays (H, W, C) and tensors (C, H, W) have values in [0, 1] (or uint8)"
+            f"{float(image.max()):.3g}; arrays (H, W, C) and tensors (C, H, W) have values in [0, 1] (or are uint8 or "
+            "uint16)"
         )
     if pixels.shape[0] != len(mode):
         if pixels.shape[0] == 1:

@@ -27,6 +27,8 @@ class NetworkFacts:
     unlabelled: bool
     """Says whether it can be asked for no class in particular."""
     reads_text: bool
+    captions_only: bool = False
+    """Says that it met no empty text in training."""
 
     def check_labels(self, labels: list[Any] | None) -> list[int] | None:
         """Return the labels as integers. Raises ValueError where they are none of the network's, or missing."""
@@ -59,6 +61,11 @@ class NetworkFacts:
         """Raise ValueError where there is nothing that guidance could lead to, or away from."""
         if scale == 1:
             return
+        if texts and self.captions_only:
+            raise ValueError(
+                f"guidance_scale is {scale}: guidance needs a network that was trained with captions and without "
+                "(objective.label_dropout above 0), and this one was not: leave it out"
+            )
         if not labelled and not texts:
             raise ValueError(f"guidance_scale is {scale}, but no class_labels and no prompt were given to be guided by")
         if labelled and not self.unlabelled:
@@ -77,7 +84,8 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
     if config["in_channels"] != config["out_channels"]:
         raise ValueError(
             f"the network makes {config['out_channels']} channels of {config['in_channels']}; sampling needs a network "
-            "that predicts the noise, the velocity or the image, and nothing beside it"
+            "that predicts the noise, the velocity or the image, and nothing beside it, such as a variance "
+            "(learned_range)"
         )
     size = config.get("sample_size")
     if isinstance(size, int):
@@ -111,6 +119,7 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
         null_class=None if ours else null_class,
         unlabelled=num_classes is None or unlabelled,
         reads_text=reads_text,
+        captions_only=ours and reads_text and not config["condition"].get("null_class_trained", True),
     )
 
 

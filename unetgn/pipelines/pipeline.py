@@ -23,7 +23,7 @@ from .levels import EDM
 from .networks import NetworkFacts, facts_of
 from .pictures import to_picture, to_uint8
 from .sampling import Guidance, Start, sample, takes_texts
-from .schedulers import begin_later, class_like, set_to_steps, training_of
+from .schedulers import begin_later, class_like, like, set_to_steps, training_of
 
 PARTS = (
     "pipeline.py",
@@ -68,6 +68,7 @@ class UNetPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(null_class=null_class)
+        self._interrupt = False
 
     def use_scheduler(self, name: str) -> None:
         """Put the scheduler of this name, ours or diffusers', in the place of the one that is there.
@@ -76,12 +77,17 @@ class UNetPipeline(DiffusionPipeline):
         one that is unknown or does not fit.
         """
         scheduler_class, extra = class_like(name, self.scheduler)
-        self.scheduler = scheduler_class.from_config(training_of(self.scheduler), **extra)
+        self.scheduler = like(scheduler_class, training_of(self.scheduler), **extra)
 
     @property
     def vae_scale_factor(self) -> int:
         """Pixels in a row or column of what one of the network's makes: 1 without an autoencoder."""
         return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def interrupt(self) -> bool:
+        """Say whether a callback has asked, by `pipeline._interrupt = True`, to leave out the steps that remain."""
+        return self._interrupt
 
     def facts(self) -> NetworkFacts:
         """Return what this pipeline has to know of its network. Raises ValueError where it cannot sample with it."""
@@ -134,7 +140,8 @@ class UNetPipeline(DiffusionPipeline):
         latents (N, C, H, W): unit normal noise to begin with in the place of the seeds'.
         height, width: of the images (default: what the network was trained on).
         output_type: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W) in [0, 1]; "latent": as the network has them.
-        callback_on_step_end(pipeline, step, timestep, {"latents": …}) may return {"latents": …} to go on with.
+        callback_on_step_end(pipeline, step, timestep, {"latents": …}) may return {"latents": …} to go on with, and set
+        pipeline._interrupt to True, which leaves out the steps that remain: the image is as noisy as it is then.
         Returns an object with `.images`, or a tuple of them where return_dict is False.
         Raises ValueError before the first step where something does not fit.
         """
@@ -168,6 +175,7 @@ class UNetPipeline(DiffusionPipeline):
         if latents is not None and tuple(latents.shape) != (len(numbers), *shape):
             raise ValueError(f"latents are {tuple(latents.shape)}; one for each seed is {(len(numbers), *shape)}")
 
+        self._interrupt = False
         with self.progress_bar(total=len(scheduler.timesteps)) as bar:
 
             def on_step_end(step: int, timestep: Tensor, noisy: Tensor) -> Tensor:
@@ -194,6 +202,7 @@ class UNetPipeline(DiffusionPipeline):
                 noise=latents,
                 device=self._execution_device,
                 on_step_end=on_step_end,
+                interrupted=lambda: self.interrupt,
             )
         if output_type != "latent" and self.vae is not None:
             made = self.decode(made)
@@ -230,11 +239,19 @@ class UNetPipeline(DiffusionPipeline):
         """Return the texts (count, tokens, width) and the empty one (tokens, width); None where none are read."""
         facts.check_texts(prompt is not None, prompt_embeds is not None)
         if not facts.reads_text:
+            if empty is not None:
+                raise ValueError("negative_prompt_embeds were given, but this network reads no text: leave them out")
             return None, None
         if prompt is not None:
             if self.text_encoder is None or self.tokenizer is None:
                 raise ValueError("a prompt needs the pipeline's text_encoder and tokenizer, or give prompt_embeds")
-            prompt_embeds = self.encode_prompt(as_list(prompt, count, "prompt") or [])
+            prompts = as_list(prompt, count, "prompt") or []
+            if facts.captions_only and not all(prompt.strip() for prompt in prompts):
+                raise ValueError(
+                    "prompt has an empty text, but this network was trained with captions only "
+                    "(objective.label_dropout was 0), so that it draws rubbish without: say what to draw"
+                )
+            prompt_embeds = self.encode_prompt(prompts)
         assert prompt_embeds is not None
         if len(prompt_embeds) not in (1, count):
             raise ValueError(f"prompt_embeds are of {len(prompt_embeds)} texts; {count} images take 1 or {count}")
@@ -244,7 +261,14 @@ class UNetPipeline(DiffusionPipeline):
                     "guidance needs negative_prompt_embeds, those of the empty prompt, beside prompt_embeds"
                 )
             empty = self.encode_prompt([""])
-        return prompt_embeds.expand(count, -1, -1), None if empty is None else empty.reshape(-1, empty.shape[-1])
+        if empty is None:
+            return prompt_embeds.expand(count, -1, -1), None
+        one = tuple(prompt_embeds.shape[1:])
+        if tuple(empty.shape) not in (one, (1, *one)):
+            raise ValueError(
+                f"negative_prompt_embeds are {tuple(empty.shape)}; one text like the others is {(1, *one)}"
+            )
+        return prompt_embeds.expand(count, -1, -1), empty.reshape(one)
 
     def _given(
         self,
@@ -302,7 +326,8 @@ class UNetPipeline(DiffusionPipeline):
         keys = json.loads(index.read_text(encoding="utf-8"))
         keys["_class_name"] = self.native_class() or ["pipeline", "UNetPipeline"]
         index.write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_card(folder, self.facts(), native=self.native_class())
+        edm = type(self.scheduler).__name__ in EDM
+        write_card(folder, self.facts(), native=self.native_class(), edm=edm)
 
     def native_class(self) -> str | None:
         """Name diffusers' own pipeline that draws what this one does, of itself; None where there is none."""

@@ -146,6 +146,7 @@ def sample(
     device: torch.device | None = None,
     on_step: Callable[[Tensor], None] | None = None,
     on_step_end: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Tensor:
     """Sample one image of `shape` (C, H, W) for each seed: (len(seeds), C, H, W) float32, on the CPU.
 
@@ -160,7 +161,8 @@ def sample(
     text, `empty_text` (tokens, width) is what they read for uncond. A network of diffusers' own classes has
     `null_class` for its label of no class; one of ours takes no label for that. `on_step` is
     shown the noisy images before every step, and the final ones. `on_step_end` gets the step's number, its
-    timestep and what the scheduler keeps after it, and returns what it goes on with.
+    timestep and what the scheduler keeps after it, and returns what it goes on with. Where `interrupted` returns True
+    after a step, the others are left out.
 
     Raises ValueError where an image that is not clipped would be looked for in pure noise.
     """
@@ -214,6 +216,8 @@ def sample(
         images = scheduler.step(prediction, timestep, images, **extra).prev_sample
         if on_step_end:
             images = on_step_end(index, timestep, images)
+        if interrupted and interrupted():
+            break
     images = images.clamp(-1, 1) if clip else images
     if start is not None:
         images = start.keep(images, start.image)

@@ -66,6 +66,11 @@ FROM_NOISE = ("HeunDiscreteScheduler", "PNDMScheduler", "LMSDiscreteScheduler", 
 NOT_FOLLOWED: list[tuple[Collection[str], str, Any, Any]] = [
     (CLASSES, "use_flow_sigmas", True, False),
     (CLASSES, "thresholding", True, False),  # the image is clipped before
+    *(
+        (classes, "variance_type", wrong, would_do)  # networks that predict a variance are refused, too
+        for classes, would_do in ((("DDPMScheduler", "DDPMParallelScheduler"), "fixed_small"), (CLASSES, None))
+        for wrong in ("learned", "learned_range")
+    ),
     (CLASSES, "timestep_type", "continuous", "discrete"),
     (("PNDMScheduler",), "skip_prk_steps", False, True),
     (EVEN, "timestep_spacing", "linspace", "trailing"),
@@ -77,7 +82,7 @@ NOT_FOLLOWED: list[tuple[Collection[str], str, Any, Any]] = [
 OF_TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
                "rescale_betas_zero_snr", "clip_sample", "clip_sample_range", "variance_type")  # fmt: skip
 OF_EDM_TRAINING = ("num_train_timesteps", "sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho",
-                   "prediction_type")  # fmt: skip
+                   "prediction_type", "clip_sample")  # fmt: skip
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 BY_STEP = ("sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down")  # what a scheduler keeps for each of its steps
 
@@ -121,6 +126,40 @@ def class_like(name: str, scheduler: Any) -> tuple[type[Any], dict[str, Any]]:
     return class_of(name)
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that neither `class_of` knows nor EDM's networks."""
+    if not any(name in (short, entry[0]) for short, entry in EDM_SCHEDULERS.items()):
+        class_of(name)
+
+
+def default_name(scheduler: Any, otherwise: str) -> str:
+    """Return the name of the scheduler to sample with where none is asked for, for a network that `scheduler` is for.
+
+    It is `otherwise` but for one of EDM's.
+    """
+    return "edm_dpmsolver++" if type(scheduler).__name__ in EDM else otherwise
+
+
+def like(scheduler_class: type[Any], config: Any, **extra: Any) -> Any:
+    """Make a scheduler of this class of the configuration of another.
+
+    EDM's do not know config.clip_sample, which `unetgn.pipelines.sampling.sample` reads: it is handed on beside them.
+    """
+    if scheduler_class.__name__ not in EDM:
+        return scheduler_class.from_config(config, **extra)
+    known = inspect.signature(scheduler_class.__init__).parameters
+    made = scheduler_class(**{key: value for key, value in config.items() if key in known} | extra)
+    if "clip_sample" in config:
+        made.register_to_config(clip_sample=config["clip_sample"])
+    return made
+
+
+def scheduler_of_training(config: dict[str, Any]) -> Any:
+    """Make the scheduler that a network was trained with, of its configuration as diffusers saves it."""
+    name = config.get("_class_name")
+    return like(getattr(diffusers, name if name in EDM else "DDPMScheduler"), config)
+
+
 def class_of(name: str) -> tuple[type[Any], dict[str, Any]]:
     """Return the class that a scheduler's name stands for, ours or diffusers' own, and what it is built with.
 
@@ -139,9 +178,10 @@ def class_of(name: str) -> tuple[type[Any], dict[str, Any]]:
     return found, ({"timestep_spacing": "trailing"} if spaced else {}) | extra
 
 
-def reason_against(class_name: str) -> str:
-    """Say why a scheduler that is not among ours cannot be used."""
+def reason_against(name: str) -> str:
+    """Say why a scheduler, by diffusers' name or ours, cannot be used for a network without EDM's preconditioning."""
     there = f"there are {', '.join(SCHEDULERS)}"
+    class_name = EDM_SCHEDULERS.get(name, (name, {}))[0]
     found = getattr(diffusers, class_name, None) if class_name.endswith("Scheduler") else None
     if found is None:
         return f"is unknown; {there}"
@@ -164,9 +204,12 @@ def make_sampling_scheduler(name: str, training_scheduler: Any, steps: int) -> A
     such an image is the error of the network, divided by sqrt(alphas_cumprod).
 
     Raises ValueError for an unknown name, for one that cannot follow the noise schedule, for a schedule that does not
-    end in noise, and for steps outside 1 .. the schedule's noise levels or (ddim, pndm) far from dividing them.
+    end in noise, and for steps outside 1 .. the schedule's noise levels or (ddim, pndm) far from dividing them. For a
+    network with EDM's preconditioning it is one of EDM's, which begin at sigma_max.
     """
-    scheduler_class, extra = class_of(name)
+    scheduler_class, extra = class_like(name, training_scheduler)
+    if scheduler_class.__name__ in EDM:
+        return _set_edm(like(scheduler_class, training_scheduler.config, **extra), steps)
     return _fit(name, scheduler_class, training_scheduler.config, training_scheduler, steps, **extra)
 
 
@@ -209,7 +252,7 @@ def _set_edm(scheduler: Any, steps: int) -> Any:
             f"sigma_max is {config.sigma_max}, where images have a spread (sigma_data) of {config.sigma_data}, but "
             "sampling begins in pure noise: take ten times as much or more (Karras et al. 2022: 80)"
         )
-    found = type(scheduler).from_config(config)
+    found = like(type(scheduler), config)
     found.set_timesteps(steps)
     found.set_begin_index(0)
     return found

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unetgn.sampling.sample import parse_arguments, run
-from unetgn.training.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint, list_checkpoints, run_of, verify
+from unetgn.training.average import average
+from unetgn.training.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    checkpoint_path,
+    find_checkpoint,
+    list_checkpoints,
+    run_of,
+    verify,
+)
 from unetgn.training.errors import CheckpointError
+from unetgn.training.power_averages import AVERAGES, list_snapshots
 
 EVALUATION = "evaluation"  # where a run's folder has its samples and what was found of them
 
@@ -43,6 +54,20 @@ def draw(checkpoint: Checkpoint, drawing: Drawing) -> Path:
     out = run_of(checkpoint) / EVALUATION / checkpoint.path.name / drawing.name()
     run(parse_arguments(["--checkpoint", str(checkpoint.path), "--out", str(out), *drawing.options()]))
     return out
+
+
+def make_averages(path: Path, widths: Sequence[float], *, every: bool) -> list[tuple[float, Checkpoint]]:
+    """Make the averages of these widths of a run's newest snapshot, or of `every` one, oldest first.
+
+    Raises CheckpointError where the run kept no averages, ValueError for a width that there is not.
+    """
+    run = run_of(find_checkpoint(path))
+    steps = [snapshot.step for snapshot in list_snapshots(run / AVERAGES)]
+    return [
+        (width, verify(checkpoint_path(average(run, width, step=step) / CHECKPOINTS, step)))
+        for step in (steps if every else steps[-1:])
+        for width in widths
+    ]
 
 
 def find_all(path: Path) -> tuple[list[Checkpoint], list[str]]:

@@ -21,7 +21,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from unetgn.programs.last_words import last_words
 from unetgn.sampling.curve import draw_curve
-from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all
+from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all, make_averages
 from unetgn.sampling.extractors import Extractor, ExtractorError, default_name, open_extractor
 from unetgn.sampling.features import default_folder
 from unetgn.sampling.figures import frechet_distance, label_agreement, novelty
@@ -171,6 +171,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--all-checkpoints", action="store_true", help="judge every checkpoint of the run, draw a curve"
     )
+    parser.add_argument(
+        "--widths",
+        type=float,
+        nargs="+",
+        metavar="WIDTH",
+        help="judge averages of these widths (sigma_rel), made of what a run with ema.power_widths kept, of its newest "
+        "snapshot, or with --all-checkpoints of each; the curve is over the widths",
+    )
     parser.add_argument("--metric", choices=CURVES, help="what the curve shows (default: fid)")
     drawing = parser.add_argument_group("what --checkpoint draws, as sampling/sample.py")
     drawing.add_argument("--seeds", help="one image each, as in 0-63 or 0,5,8-9 (default: 0-999)")
@@ -181,12 +189,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     drawing.add_argument("--weights", choices=("ema", "raw"))
     parsed = parser.parse_args(arguments)
     asked = [
-        name for name in [*vars(Drawing()), "all_checkpoints"] if getattr(parsed, name) is not parser.get_default(name)
+        name
+        for name in [*vars(Drawing()), "all_checkpoints", "widths"]
+        if getattr(parsed, name) is not parser.get_default(name)
     ]
     if parsed.checkpoint is None and asked:
         parser.error(f"--{asked[0].replace('_', '-')} is for --checkpoint: what --samples has is drawn already")
-    if parsed.metric is not None and not parsed.all_checkpoints:
-        parser.error("--metric is for --all-checkpoints: without a curve all figures are printed")
+    if parsed.metric is not None and not parsed.all_checkpoints and parsed.widths is None:
+        parser.error("--metric is for --all-checkpoints and --widths: without a curve all figures are printed")
+    if parsed.widths is not None and parsed.weights == "raw":
+        parser.error("--weights raw is for a checkpoint's own weights: --widths are averages, leave one of them out")
+    if parsed.widths is not None and len(set(parsed.widths)) < len(parsed.widths):
+        parser.error(f"--widths {' '.join(map(str, parsed.widths))} has one twice")
     if parsed.reference is not None and parsed.real is not None:
         parser.error("--reference is for --config: all images of --real are compared with")
     return parsed
@@ -195,7 +209,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
     """Go from the parsed arguments to the figures, and the file for them; None on all but the main process."""
     accelerator = start_processes()
-    checkpoints = [] if parsed.checkpoint is None else ask_main(accelerator, lambda: find(parsed))
+    found = [] if parsed.checkpoint is None else ask_main(accelerator, lambda: find(parsed))
+    checkpoints, several = [checkpoint for _, checkpoint in found], parsed.all_checkpoints or parsed.widths is not None
     judge = make_judge(
         parsed.config or (str(checkpoints[-1].config_file) if checkpoints else DEFAULT),
         real=parsed.real,
@@ -209,31 +224,43 @@ def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
         return (parsed.out or beside(parsed.samples), figures) if accelerator.is_main_process else None
     drawing = Drawing(**{name: value for name in vars(Drawing()) if (value := getattr(parsed, name)) is not None})
     rows: list[dict[str, Any]] = []
-    for checkpoint in checkpoints:
+    for width, checkpoint in found:
         samples = draw(checkpoint, drawing)
-        rows.append({"step": checkpoint.step, **judge.judge(samples)})
-        if parsed.all_checkpoints and accelerator.is_main_process:
-            print(f"step {checkpoint.step}: {summarize(rows[-1])}", flush=True)
+        of_width = {} if width is None else {"width": width}
+        rows.append({"step": checkpoint.step, **of_width, **judge.judge(samples)})
+        if several and accelerator.is_main_process:
+            said = "" if width is None else f", width {width:g}"
+            print(f"step {checkpoint.step}{said}: {summarize(rows[-1])}", flush=True)
     if not accelerator.is_main_process:
         return None
-    if not parsed.all_checkpoints:
+    if not several:
         return parsed.out or beside(samples), rows[0]
     metric = parsed.metric or ("fid" if judge.extractor is not None else "frechet_distance")
     if metric not in rows[0]:
         raise EvaluationError(f"--metric {metric} was not measured: there are {', '.join(numbers(rows[0]))}")
-    out = parsed.out or run_of(checkpoints[0]) / EVALUATION / f"{drawing.name()}.json"
-    draw_curve(rows, metric, out.with_name(f"{out.stem}-{metric}.png"))
+    run, along = run_of(find_checkpoint(parsed.checkpoint)), "step" if parsed.widths is None else "width"
+    name = drawing.name() if parsed.widths is None else f"{drawing.name()}-widths"
+    out = parsed.out or run / EVALUATION / f"{name}.json"
+    draw_curve(rows, metric, out.with_name(f"{out.stem}-{metric}.png"), along=along)
     return out, {"metric": metric, "checkpoints": rows}
 
 
-def find(parsed: argparse.Namespace) -> list[Checkpoint]:
-    """Find the checkpoint that is asked for, or all sound ones of its run, naming the others."""
+def find(parsed: argparse.Namespace) -> list[tuple[float | None, Checkpoint]]:
+    """Find the checkpoint that is asked for, or all sound ones of its run, naming the others; or make its averages.
+
+    These come with their width, the others with None.
+    """
+    if parsed.widths is not None:
+        try:
+            return [*make_averages(parsed.checkpoint, parsed.widths, every=parsed.all_checkpoints)]
+        except ValueError as error:
+            raise EvaluationError(f"--widths: {error}") from error
     if not parsed.all_checkpoints:
-        return [find_checkpoint(parsed.checkpoint)]
+        return [(None, find_checkpoint(parsed.checkpoint))]
     found, wrong = find_all(parsed.checkpoint)
     for words in wrong:
         print(f"evaluate.py: passing over a checkpoint: {words}", file=sys.stderr)
-    return found
+    return [(None, checkpoint) for checkpoint in found]
 
 
 def beside(samples: Path) -> Path:
@@ -252,7 +279,7 @@ def summarize(figures: dict[str, Any]) -> str:
     words = [
         f"{name} {figure:.4g}" + (f" (real {found[f'{name}_of_real']:.4g})" if f"{name}_of_real" in found else "")
         for name, figure in found.items()
-        if not name.endswith("_of_real") and name not in ("step", "samples", "kid_std")
+        if not name.endswith("_of_real") and name not in ("step", "width", "samples", "kid_std")
     ]
     return f"{found['samples']} samples: {', '.join(words)}"
 

@@ -191,7 +191,8 @@ def write_archive(out: Path, subjects: dict[int, Subject]) -> None:
 def write_shards(out: Path, subjects: dict[int, Subject]) -> None:
     """Write shards/000000.tar …, as WebDataset reads them: NAME.png, NAME.cls and NAME.txt, a thousand images each.
 
-    They hold nothing of the time or the user: the same images make the same bytes.
+    They hold nothing of the time or the user: the same images make the same bytes. Those of an earlier request that
+    had more go.
     """
     seeds = list(subjects)
     for first in range(0, len(seeds), PER_SHARD):
@@ -210,6 +211,9 @@ def write_shards(out: Path, subjects: dict[int, Subject]) -> None:
                     member = tarfile.TarInfo(f"{seed:06d}.{ending}")
                     member.size = len(contents)
                     shard.addfile(member, io.BytesIO(contents))
+    for path in (out / "shards").glob("*.tar"):
+        if path.stem.isdecimal() and int(path.stem) * PER_SHARD >= len(seeds):
+            path.unlink()
 
 
 def write_grid(out: Path, subjects: dict[int, Subject]) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from unetgn.pipelines.sampling import Guidance
-from unetgn.pipelines.schedulers import SCHEDULERS, class_of
+from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS, check_name
 from unetgn.sampling.folder import SamplingError, Subject
 from unetgn.training.data.images import shorten
 from unetgn.training.files import user_path
@@ -21,7 +21,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 def scheduler_name(text: str) -> str:
     """Return a scheduler's name. Raises argparse.ArgumentTypeError with the reason for one that does not fit."""
     try:
-        class_of(text)
+        check_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
@@ -84,9 +84,9 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
     parser.add_argument(
         "--scheduler",
         type=scheduler_name,
-        default="ddpm",
         metavar="NAME",
-        help=f"{', '.join(SCHEDULERS)}; or the name of the class in diffusers (default: ddpm)",
+        help=f"{', '.join(SCHEDULERS)}; for networks with EDM's objective {', '.join(EDM_SCHEDULERS)}; or the name of "
+        "the class in diffusers (default: ddpm; for EDM's edm_dpmsolver++)",
     )
     parser.add_argument("--steps", type=int, help="sampling steps (default: 250 for ddpm, 50 for the others)")
     parser.add_argument("--batch-size", type=int, default=64, help="images per process at a time (default: 64)")
@@ -151,8 +151,6 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
         if value is not None and value < 1:
             parser.error(f"argument --{name.replace('_', '-')}: {value} is too small; at least 1 is needed")
     check_options(parser, parsed)
-    if parsed.steps is None:
-        parsed.steps = 250 if parsed.scheduler == "ddpm" else 50
     return parsed
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.inputs import read_images, read_mask
-from unetgn.pipelines.schedulers import begin_later, set_to_steps
+from unetgn.pipelines.schedulers import begin_later, default_name, set_to_steps
 from unetgn.programs.last_words import last_words
 from unetgn.programs.parent import stop_with_parent
 from unetgn.sampling.folder import Request, SamplingError, Subject, check_space, claim, file_of, missing, write_summary
@@ -137,10 +137,11 @@ def prepare(arguments: argparse.Namespace, trained: Trained, accelerator: Accele
     image, image_digest = read_picture(arguments.image, "--image")
     mask, mask_digest = read_picture(arguments.mask, "--mask")
     interval = arguments.guidance_interval
+    scheduler = arguments.scheduler or default_name(trained.scheduler, "ddpm")
     request = Request(
         trained.digest,
-        arguments.scheduler,
-        arguments.steps,
+        scheduler,
+        arguments.steps if arguments.steps is not None else 250 if scheduler == "ddpm" else 50,
         arguments.guidance_scale,
         size,
         autoencoder=None if autoencoder is None else digest(autoencoder.model),
@@ -153,7 +154,10 @@ def prepare(arguments: argparse.Namespace, trained: Trained, accelerator: Accele
         precision=None if arguments.precision == "fp32" else arguments.precision,
     )
     pipeline = open_pipeline(trained, autoencoder, text_encoder)
-    pipeline.use_scheduler(arguments.scheduler)
+    try:
+        pipeline.use_scheduler(scheduler)
+    except ValueError as error:
+        raise SamplingError(f"--scheduler: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     drawing = Drawing(pipeline, request, image, mask)
     drawing.check()

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from diffusers import DDPMScheduler
+from typing import Any, Literal
 
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.schedulers import scheduler_of_training
 from unetgn.sampling.folder import SamplingError
 from unetgn.training.checkpoint import Checkpoint, TensorFile, run_of
 from unetgn.training.config_files import load_config
@@ -28,7 +27,7 @@ class Trained:
     """Holds what a checkpoint has to sample with."""
 
     unet: UNet
-    scheduler: DDPMScheduler
+    scheduler: Any
     """The one that it was trained with."""
     unconditional: bool
     """Says whether training met samples without class or text: this run's, or that of its first weights."""
@@ -68,11 +67,11 @@ def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trai
     config = load_config(checkpoint.config_file)
     unet = load_checkpoint(checkpoint, name).eval()
     condition = unet.unet_config.condition
-    known_before = unet.config.num_classes is None or (condition.null_class and condition.null_class_trained)
+    known_before = condition.null_class_trained and (unet.config.num_classes is None or condition.null_class)
     met_before = config.train.initial_weights is not None and known_before
     return Trained(
         unet=unet,
-        scheduler=DDPMScheduler.from_config(checkpoint.scheduler_config()),
+        scheduler=scheduler_of_training(checkpoint.scheduler_config()),
         unconditional=config.objective.label_dropout > 0 or met_before,
         digest=checkpoint.digest(name),
         class_names=read_class_names(run_of(checkpoint)) or [],

@@ -1,7 +1,7 @@
 """Makes averaged weights of any width of a run: python training/average.py --run RUN --width 0.08 [--step N]
 
-RUN/averages holds snapshots that `PowerAverages.save` (unetgn/training/power_averages.py) wrote while it trained. What
-is written, RUN/averages/width-0.08, is sampled from as a run is. The width is sigma_rel of Karras et al. 2024 (arXiv
+RUN/averages holds the snapshots that a run with ema.power_widths wrote while it trained. What is written,
+RUN/averages/width-0.08, is sampled from as a run is. The width is sigma_rel of Karras et al. 2024 (arXiv
 2312.02696).
 """
 
@@ -17,9 +17,7 @@ from unetgn.training.checkpoint import CHECKPOINTS, Checkpoint, check_tensors, c
 from unetgn.training.data.report import DATA
 from unetgn.training.errors import CheckpointError
 from unetgn.training.files import user_path, writing
-from unetgn.training.power_averages import list_snapshots, make_average
-
-AVERAGES = "averages"  # where a run's folder has its snapshots
+from unetgn.training.power_averages import AVERAGES, list_snapshots, make_average
 
 
 def average(run: Path, width: float, *, step: int | None = None, out: Path | None = None) -> Path:

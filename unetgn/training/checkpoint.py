@@ -33,8 +33,8 @@ PREFIX = "step-"
 # Why a checkpoint was put aside, at the end of its name.
 ASIDE = DAMAGED, LEFT, OTHER = "damaged", "left", "other-version"
 
-TensorFile = Literal["model", "ema", "optimizer"]
-TENSORS: tuple[TensorFile, ...] = get_args(TensorFile)
+TensorFile = Literal["model", "ema", "optimizer", "averages"]
+TENSORS: tuple[TensorFile, ...] = ("model", "ema", "optimizer")  # of every checkpoint
 CONFIGS = CONFIG, UNET_CONFIG, SCHEDULER_CONFIG = "config.yaml", "config.json", "scheduler_config.json"
 
 
@@ -58,9 +58,10 @@ class CheckpointConfig:
 class Checkpoint:
     """Says what is in a checkpoint: the fields of its manifest, and by its methods what the other files hold.
 
-    These are `model`, `ema` (the averaged weights) and `optimizer`, each .safetensors with whole tensors, the
-    configurations: of the run (config.yaml), of the network (config.json) and of its noise (scheduler_config.json), and
-    samples.json: which images there were, or where each reader of a stream stood.
+    These are `model`, `ema` (the averaged weights), `optimizer` and, with ema.power_widths, `averages` (WIDTH/NAME),
+    each .safetensors with whole tensors, the configurations: of the run (config.yaml), of the network (config.json) and
+    of its noise (scheduler_config.json), and samples.json: which images there were, or where each reader of a stream
+    stood.
     """
 
     path: Path
@@ -93,7 +94,7 @@ class Checkpoint:
         keys = read_manifest(path)
         if is_number(path.name.removeprefix(PREFIX)) and step_of(path) != keys["step"]:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} says that it is of step {keys['step']}")
-        if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in TENSORS} | {*CONFIGS, SAMPLES}:
+        if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in get_args(TensorFile)} | {*CONFIGS, SAMPLES}:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} names files that no checkpoint has")
         return cls(path=path, **keys)
 

@@ -17,6 +17,7 @@ from unetgn.training.checkpoint import CheckpointConfig
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.text import context_dims
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
+from unetgn.training.power_averages import gamma_of
 from unetgn.training.preview import PreviewConfig
 
 
@@ -83,10 +84,21 @@ class EMAConfig:
 
     decay: float = 0.9999
     """Decay per step; step n uses min(decay, (1 + n) / (10 + n)), so that the first weights are soon forgotten."""
+    power_widths: tuple[float, ...] = ()
+    """Widths (sigma_rel) of power-function averages that are kept beside it (Karras et al. 2024, arXiv 2312.02696:
+    [0.05, 0.1]). Every checkpoint.every steps they go to RUN/averages, as large as the weights each, and of these
+    training/average.py makes any other width afterwards. An empty list is off."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ValueError(f"ema.decay is {self.decay}; it must be at least 0 and below 1")
+        for width in self.power_widths:
+            try:
+                gamma_of(width)
+            except ValueError as error:
+                raise ValueError(f"ema.power_widths is {list(self.power_widths)}: {error}") from error
+        if len(set(self.power_widths)) < len(self.power_widths):
+            raise ValueError(f"ema.power_widths is {list(self.power_widths)}, which has one twice")
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def check_config(config: RunConfig) -> None:
         )
     try:
         scheduler = make_scheduler(config.objective)
-        make_sampling_scheduler(config.preview.scheduler, scheduler, config.preview.steps)
+        make_sampling_scheduler(config.preview.scheduler_for(scheduler), scheduler, config.preview.steps)
     except ValueError as error:
         raise ValueError(f"preview.scheduler and preview.steps do not fit the objective: {error}") from error
 

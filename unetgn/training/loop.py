@@ -33,6 +33,7 @@ from unetgn.training.data.standing import RankState
 from unetgn.training.errors import Diverged, Failed, Preempted, one_line
 from unetgn.training.files import TEMPORARY
 from unetgn.training.mishaps import Mishaps
+from unetgn.training.power_averages import AVERAGES, save_snapshot, snapshot_file
 from unetgn.training.preview import Conditions, draw_loss, draw_preview, preview_file
 from unetgn.training.resume import is_of
 from unetgn.training.run_directory import RunDirectory
@@ -66,6 +67,7 @@ class Loop:
         flops = flops_per_image(config.model, config.data.image_size, None if empty is None else tuple(empty.shape))
         self.window = Window(self.accelerator, self.images_per_step, flops)
         self.saved_step = state.step
+        self.start: Checkpoint | None = None  # what the run goes on from
         self.mishaps = Mishaps()
         self.unread: list[Numbers] = []  # of steps that may still be running on the device
         self.unlogged: list[Numbers] = []  # of the steps since the last row of the log
@@ -73,6 +75,7 @@ class Loop:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put the run back as the checkpoint, which is known to be sound, has it."""
         self.state.restore(checkpoint)
+        self.start = checkpoint
         self.window.restore(checkpoint)
         self.samples.restore(checkpoint.step, checkpoint.samples())
         self.saved_step = checkpoint.step if is_of(checkpoint, self.run) else 0  # else it is another run's
@@ -222,10 +225,15 @@ class Loop:
             self.preview()
 
     def catch_up(self) -> None:
-        """Make up for row, validation and preview of a resumed step, where the run ended before they came."""
+        """Make up for averages, row, validation and preview of a resumed step, where the run ended before they came."""
         step, main = self.state.step, self.accelerator.is_main_process
         if step == 0:
             return
+        with self.signals.noting():
+            folder, kept = self.run.path / AVERAGES, self.config.ema.power_widths
+            missing = kept and self.due(self.config.checkpoint.every) and not snapshot_file(folder, step).exists()
+            if main and missing and self.start is not None:
+                save_snapshot(folder, step, self.start.tensors("averages"))
         if self.due(self.config.train.log_every) and self.window.steps:
             self.log()
         if self.due(self.config.train.validate_every):
@@ -408,6 +416,8 @@ class Loop:
             samples=samples,
         )
         self.saved_step = state.step
+        if "averages" in tensors and self.due(self.config.checkpoint.every):
+            save_snapshot(self.run.path / AVERAGES, state.step, tensors["averages"])
         with self.mishaps.beside("deleting older checkpoints"):
             delete_old(self.run.checkpoints, self.config.checkpoint.keep)
             self.run.delete_left()

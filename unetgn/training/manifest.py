@@ -15,7 +15,7 @@ from unetgn.json_files import read_object
 from unetgn.training.errors import CheckpointError, CheckpointFormatError, plain, short
 
 MANIFEST = "manifest.json"
-FORMAT = 3  # of what is written; 2 had no checksum of the manifest, 1 had no number and the keys of its time
+FORMAT = 4  # of what is written; 3 had no averages, 2 no checksum of the manifest, 1 no number and the keys of its time
 CHECKSUM = "manifest_sha256"
 
 
@@ -39,14 +39,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from error
     number = keys.pop("format", 1)
-    if number not in (1, 2, FORMAT):
+    if isinstance(number, bool) or number not in range(1, FORMAT + 1):
         version = keys.get("unetgn_version")
         writer = f"unetgn {plain(version)}" if isinstance(version, str) else "the unetgn that wrote it"
         raise CheckpointFormatError(
             f"{folder} has format {short(number)}, but this is unetgn {__version__}, which reads formats 1 to {FORMAT}"
             f": use {writer}, or a newer one"
         )
-    if number == FORMAT and keys.pop(CHECKSUM, None) != checksum({"format": number, **keys}):
+    if number >= 3 and keys.pop(CHECKSUM, None) != checksum({"format": number, **keys}):
         raise CheckpointError(f"{folder} is damaged: {MANIFEST} is not what was written (its {CHECKSUM} differs)")
     try:
         keys = from_format_1(keys) if number == 1 else keys

@@ -19,6 +19,7 @@ from unetgn.training.checkpoint import (
     is_run_or_checkpoint,
 )
 from unetgn.training.config import RunConfig
+from unetgn.training.data.text import context_dims
 from unetgn.training.errors import CheckpointError, ConfigError, reason, short
 from unetgn.unet.facts import facts
 from unetgn.unet.model import empty_unet
@@ -38,13 +39,14 @@ def count_parameters(config: RunConfig) -> int:
 def make_network(config: RunConfig, initial: UNet | None, start: Checkpoint | None = None) -> UNet:
     """Make the network of `config.model` in float32, of the weights of `initial`, or random ones of the run's seed.
 
-    It says whether training meets its null class, or met it before: in `initial`, or in what the run that goes on from
-    `start` began with.
+    It says whether training meets its null class or the empty text, or met it before: in `initial`, or in what the run
+    that goes on from `start` began with.
     """
     model, before = config.model, initial
     if start is not None and config.train.initial_weights is not None:
         before = described_network(start)
-    if model.num_classes is not None and model.condition.null_class and config.objective.label_dropout == 0:
+    told = (model.num_classes is not None and model.condition.null_class) or context_dims(model)
+    if told and config.objective.label_dropout == 0:
         trained = before is not None and before.unet_config.condition.null_class_trained
         model = replace(model, condition=replace(model.condition, null_class_trained=trained))
     if initial is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from unetgn.pipelines.schedulers import check_ends_in_noise
+from unetgn.training.edm import EDMConfig, draw_sigma, make_edm_scheduler, precondition
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,13 @@ class ObjectiveConfig:
     own, for classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
     clip_sample: bool = True
     """Clip the predicted clean image to [-1, 1] while sampling: right for pixels, wrong for latents."""
+    edm: EDMConfig | None = None
+    """EDM's objective in the place of a noise schedule and a prediction type (Karras et al. 2022, arXiv 2206.00364);
+    {} takes it with the paper's numbers."""
 
     def __post_init__(self) -> None:
+        if self.edm is not None:
+            self._check_edm()
         if self.schedule == "zero_terminal_snr" and self.prediction_type == "epsilon":
             raise ValueError(
                 "objective.schedule zero_terminal_snr cannot go with objective.prediction_type epsilon: at its last "
@@ -66,8 +72,25 @@ class ObjectiveConfig:
             raise ValueError(f"objective.num_train_timesteps is {self.num_train_timesteps}; at least 1 is needed")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"objective.label_dropout is {self.label_dropout}; a probability below 1 is needed")
-        check_ends_in_noise(make_scheduler(self).alphas_cumprod, f"objective.schedule {self.schedule}")
+        if self.edm is None:
+            check_ends_in_noise(make_scheduler(self).alphas_cumprod, f"objective.schedule {self.schedule}")
 
+    def _check_edm(self) -> None:
+        """Raise ValueError where a key was set that EDM's objective has no use for."""
+        unused = {
+            name: getattr(self, name) for name in OF_A_SCHEDULE if getattr(self, name) != getattr(type(self), name)
+        }
+        if unused:
+            said = ", ".join(f"objective.{name} is {value}" for name, value in unused.items())
+            raise ValueError(
+                f"{said}, but objective.edm is set, which has noise levels, a target and weights of its own: leave "
+                f"{' and '.join(f'objective.{name}' for name in unused)} out, or set objective.edm to null"
+            )
+
+
+# Keys that objective.edm has something else for.
+OF_A_SCHEDULE = ("prediction_type", "schedule", "beta_start", "beta_end", "weighting", "min_snr_gamma",
+                 "num_train_timesteps")  # fmt: skip
 
 # Names of noise schedules in diffusers.
 BETA_SCHEDULES = {
@@ -78,8 +101,10 @@ BETA_SCHEDULES = {
 }
 
 
-def make_scheduler(config: ObjectiveConfig) -> DDPMScheduler:
-    """Make diffusers' DDPM scheduler for the objective: it adds noise in training, removes it in sampling."""
+def make_scheduler(config: ObjectiveConfig) -> Any:
+    """Make diffusers' scheduler for the objective: DDPM's, which adds noise in training too, or one of EDM's."""
+    if config.edm is not None:
+        return make_edm_scheduler(config.edm, clip_sample=config.clip_sample)
     return DDPMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         # Said even where they are the defaults: from_config of another scheduler puts its own where nothing was said.
@@ -100,13 +125,16 @@ class Objective:
 
     With x the clean image, e the noise and a = alphas_cumprod[t]: the network sees z = sqrt(a)·x + sqrt(1-a)·e and is
     asked for e (epsilon), x (sample) or sqrt(a)·e - sqrt(1-a)·x (v_prediction). The loss of a sample is the mean of the
-    squared error over its elements, times the weight of its level. Where the samples have texts, the network reads them
-    (encoder_hidden_states), and `empty_text` (tokens, width) in the place of those that are dropped.
+    squared error over its elements, times the weight of its level. With `config.edm` all three are those of
+    `unetgn.training.edm.precondition`. Where the samples have texts, the network reads them (encoder_hidden_states),
+    and `empty_text` (tokens, width) in the place of those that are dropped.
     """
 
     def __init__(self, config: ObjectiveConfig, num_classes: int | None, empty_text: Tensor | None = None) -> None:
         self.config, self.num_classes, self.empty_text = config, num_classes, empty_text
         self.scheduler = make_scheduler(config)
+        if config.edm is not None:
+            return
         alphas = self.scheduler.alphas_cumprod.double()
         self.weights = level_weights(alphas / (1 - alphas), config).float()  # (num_train_timesteps,)
 
@@ -134,11 +162,16 @@ class Objective:
         return self.scheduler.get_velocity(image, noise, timesteps)
 
     def prepare(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn a batch of samples into what `losses` takes: image and noise, `timesteps`, `labels` of classes, `text`.
+        """Turn a batch of samples into what `losses` takes: image, noise, its level, `labels` of classes, `text`.
 
-        For the CPU: the uniform numbers are float64, which not every device has.
+        The level is in `timesteps`, and with EDM's objective in `sigma`. For the CPU: the uniform numbers are float64,
+        which not every device has.
         """
-        prepared = {"image": batch["image"], "noise": batch["noise"], "timesteps": self.timesteps(batch["time"])}
+        prepared = {"image": batch["image"], "noise": batch["noise"]}
+        if self.config.edm is None:
+            prepared["timesteps"] = self.timesteps(batch["time"])
+        else:
+            prepared["sigma"] = draw_sigma(batch["time"], self.config.edm)
         labels = self.labels(batch["label"], batch["drop"])
         if labels is not None:
             prepared["labels"] = labels
@@ -148,10 +181,16 @@ class Objective:
 
     def losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Compute the loss of each sample of a prepared batch, (N,) float32."""
-        image, noise, timesteps = batch["image"], batch["noise"], batch["timesteps"]
-        noisy = self.scheduler.add_noise(image, noise, timesteps)
+        image, noise = batch["image"], batch["noise"]
+        if self.config.edm is None:
+            timesteps = batch["timesteps"]
+            noisy, target = self.scheduler.add_noise(image, noise, timesteps), self.target(image, noise, timesteps)
+        else:
+            noisy, timesteps, target = precondition(image, noise, batch["sigma"], self.config.edm)
         prediction = model(noisy, timesteps, batch.get("text"), class_labels=batch.get("labels")).sample
-        error = (prediction.float() - self.target(image, noise, timesteps)).square().flatten(1).mean(1)
+        error = (prediction.float() - target).square().flatten(1).mean(1)
+        if self.config.edm is not None:  # its weights are in its target
+            return error
         self.weights = self.weights.to(error.device)
         return self.weights[timesteps] * error
 

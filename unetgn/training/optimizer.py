@@ -41,19 +41,21 @@ def check_optimizer_tensors(tensors: Mapping[str, Tensor], parameters: Mapping[s
 
 
 def read_state(
-    checkpoint: Checkpoint, network: Mapping[str, Tensor], parameters: Iterable[str]
+    checkpoint: Checkpoint, network: Mapping[str, Tensor], parameters: Iterable[str], averages: Mapping[str, Tensor]
 ) -> list[dict[str, Tensor]]:
-    """Read weights, averaged weights and the optimizer's state of the network that has this state dict.
+    """Read the weights, their averages and the optimizer's state for the network that has this state dict.
 
-    `parameters` are the names of those that are trained. Raises CheckpointError where a tensor is not one of that
-    network, or not finite.
+    `parameters` are the names of those that are trained, `averages` the power averages that the run keeps. Raises
+    CheckpointError where a tensor is not one of that network, or not finite.
     """
     weights, averaged, moments = map(checkpoint.tensors, TENSORS)
     check_tensors(weights, network, checkpoint.path / "model.safetensors")
     check_tensors(averaged, network, checkpoint.path / "ema.safetensors")
     trained = {name: network[name] for name in parameters}
     check_optimizer_tensors(moments, trained, checkpoint.path / "optimizer.safetensors")
-    return [weights, averaged, moments]
+    kept = checkpoint.tensors("averages") if averages else {}
+    check_tensors(kept, averages, checkpoint.path / "averages.safetensors")
+    return [weights, averaged, moments, kept]
 
 
 def optimizer_from_tensors(optimizer: Optimizer, names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:

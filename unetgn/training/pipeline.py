@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from diffusers import DDPMScheduler
 
@@ -17,7 +18,7 @@ from unetgn.training.files import writing
 logger = logging.getLogger(__name__)
 
 
-def save_pipeline(unet: UNet, scheduler: DDPMScheduler, folder: Path, *, cache: Path | None) -> None:
+def save_pipeline(unet: UNet, scheduler: Any, folder: Path, *, cache: Path | None) -> None:
     """Write the pipeline for `unet`, whole or not at all, in the place of one that is there.
 
     `cache` is the folder of the latents that it was trained on, which has what makes pictures of them and reads
@@ -27,7 +28,7 @@ def save_pipeline(unet: UNet, scheduler: DDPMScheduler, folder: Path, *, cache: 
         make_pipeline(unet, scheduler, cache).save_pretrained(unfinished)
 
 
-def make_pipeline(unet: UNet, scheduler: DDPMScheduler, cache: Path | None) -> UNetPipeline:
+def make_pipeline(unet: UNet, scheduler: Any, cache: Path | None) -> UNetPipeline:
     """Make the pipeline that is saved."""
     condition = unet.unet_config.condition
     has_null = condition.null_class and condition.null_class_trained
@@ -39,12 +40,14 @@ def make_pipeline(unet: UNet, scheduler: DDPMScheduler, cache: Path | None) -> U
         logger.warning("the pipeline needs unetgn where it is loaded, since %s", error)
     if cache is None:
         return UNetPipeline(network, scheduler, null_class=null_class)
-    if loses_the_image(scheduler) and scheduler.alphas_cumprod[-1] < NO_SIGNAL:
+    of_schedule = isinstance(scheduler, DDPMScheduler)
+    if of_schedule and loses_the_image(scheduler) and scheduler.alphas_cumprod[-1] < NO_SIGNAL:
         scheduler = without_pure_noise(scheduler)  # diffusers' pipelines begin at the last level
     parts = {}
     if context_dims(unet.unet_config):
         text_encoder = TextEncoder(cache)
         parts = {"text_encoder": text_encoder.model, "tokenizer": text_encoder.tokenizer}
-        # StableDiffusionPipeline complains of another one, which counts for "leading" timesteps; ours are "trailing".
-        scheduler = DDPMScheduler.from_config(scheduler.config, steps_offset=1)
+        if of_schedule:
+            # StableDiffusionPipeline complains of another one, of "leading" timesteps; ours are "trailing".
+            scheduler = DDPMScheduler.from_config(scheduler.config, steps_offset=1)
     return UNetPipeline(network, scheduler, vae=load_autoencoder(cache).model, null_class=null_class, **parts)

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from unetgn.json_files import parse_object
 from unetgn.training.errors import CheckpointError
-from unetgn.training.files import writing
+from unetgn.training.files import delete, writing
+from unetgn.training.sharding import local
 
 WIDTHS = (0.05, 0.10)  # those that the paper keeps
 LEAST, MOST = 0.001, 0.28  # the widest power average, of γ = 0, has 1/√12
+AVERAGES = "averages"  # where a run's folder has its snapshots
 PREFIX, KEY = "step-", "power_averages"
 
 
@@ -48,7 +50,10 @@ def decay(gamma: float, step: int) -> float:
 
 
 class PowerAverages:
-    """Keeps averages of several widths of the same parameters, float32, on their device."""
+    """Keeps averages of several widths of the same parameters, float32, on their device.
+
+    With FSDP2 they are cut as the parameters are.
+    """
 
     def __init__(self, parameters: Mapping[str, Tensor], *, widths: Sequence[float] = WIDTHS) -> None:
         self.gammas = {width: gamma_of(width) for width in widths}
@@ -59,25 +64,22 @@ class PowerAverages:
     def update(self, parameters: Mapping[str, Tensor]) -> None:
         """Take in the weights after one more step."""
         self.step += 1
-        now = [parameters[name].detach().float() for name in parameters]
+        now = [local(parameters[name].detach()).float() for name in parameters]
         for width, gamma in self.gammas.items():
-            torch._foreach_lerp_([self.averages[width][name] for name in parameters], now, 1 - decay(gamma, self.step))
+            averages = [local(self.averages[width][name]) for name in parameters]
+            torch._foreach_lerp_(averages, now, 1 - decay(gamma, self.step))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all averages by WIDTH/NAME, themselves and not copies."""
+        return {f"{width}/{name}": t for width, average in self.averages.items() for name, t in average.items()}
 
     def save(self, folder: Path) -> Path:
         """Write a snapshot of the step into a folder of them, whole or not at all."""
-        tensors = {f"{width}/{n}": t.cpu().contiguous() for width, a in self.averages.items() for n, t in a.items()}
-        file = folder / f"{PREFIX}{self.step:06d}.safetensors"
-        facts = {"step": self.step, "widths": list(self.gammas)}
-        try:
-            with writing(file) as unfinished:
-                save_file(tensors, unfinished, metadata={KEY: json.dumps(facts)})
-        except SafetensorError as error:  # how safetensors says that the system refused to write
-            raise OSError(f"{file} could not be written: {error}") from error
-        return file
+        return save_snapshot(folder, self.step, {name: t.cpu().contiguous() for name, t in self.state().items()})
 
     def restore(self, folder: Path, step: int) -> None:
         """Go on from the snapshot of a step, exactly. Raises CheckpointError where it is none of these averages."""
-        snapshot = Snapshot.read(folder / f"{PREFIX}{step:06d}.safetensors")
+        snapshot = Snapshot.read(snapshot_file(folder, step))
         if snapshot.widths != list(self.gammas):
             raise CheckpointError(f"{snapshot.file} has averages of widths {snapshot.widths}, not {list(self.gammas)}")
         for width, average in self.averages.items():
@@ -87,6 +89,36 @@ class PowerAverages:
             for name, tensor in saved.items():
                 average[name].copy_(tensor)
         self.step = snapshot.step
+
+
+def snapshot_file(folder: Path, step: int) -> Path:
+    """Name the snapshot of a step in a folder of them."""
+    return folder / f"{PREFIX}{step:06d}.safetensors"
+
+
+def save_snapshot(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
+    """Write averages, by WIDTH/NAME and on the CPU, as the snapshot of a step, whole or not at all. Raises OSError."""
+    file = snapshot_file(folder, step)
+    facts = {"step": step, "widths": list(dict.fromkeys(float(name.partition("/")[0]) for name in tensors))}
+    try:
+        with writing(file) as unfinished:
+            save_file(dict(tensors), unfinished, metadata={KEY: json.dumps(facts)})
+            unfinished.chmod(folder.stat().st_mode & 0o666)  # else the owner's alone, whatever the umask
+    except SafetensorError as error:  # how safetensors says that the system refused to write
+        raise OSError(f"{file} could not be written: {error}") from error
+    return file
+
+
+def snapshots_after(folder: Path, step: int) -> list[Path]:
+    """List the snapshots after a step by their names, which a run that goes on from there makes anew."""
+    numbered = {path: path.stem.removeprefix(PREFIX) for path in folder.glob(f"{PREFIX}*.safetensors")}
+    return sorted(path for path, number in numbered.items() if number.isdecimal() and int(number) > step)
+
+
+def delete_snapshots_after(folder: Path, step: int) -> None:
+    """Delete the snapshots after a step."""
+    for path in snapshots_after(folder, step):
+        delete(path)
 
 
 @dataclass(frozen=True)

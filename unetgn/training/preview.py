@@ -13,12 +13,13 @@ from torch import Tensor
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.pictures import to_grid
-from unetgn.pipelines.schedulers import class_of
+from unetgn.pipelines.schedulers import check_name, default_name
 from unetgn.pipelines.strips import Moments
 from unetgn.training.data.autoencoder import Autoencoder, load_autoencoder
 from unetgn.training.files import write_png, writing
 
 BATCH = 64  # images that are drawn at a time
+AUTO = "auto"
 STRIP = 10  # pictures in a strip from noise to image
 
 
@@ -30,8 +31,9 @@ class PreviewConfig:
     """Steps between two previews; 0 is off."""
     count: int = 16
     """Images a preview; image n has seed n, classes cycle, and so do the captions of the first training images."""
-    scheduler: str = "ddim"
-    """Scheduler, by its name in unetgn/pipelines/schedulers.py or in diffusers."""
+    scheduler: str = AUTO
+    """Scheduler, by its name in unetgn/pipelines/schedulers.py or in diffusers; auto takes ddim, and with objective.edm
+    edm_dpmsolver++."""
     steps: int = 50
     """Sampling steps."""
     guidance_scale: float = 1.0
@@ -43,11 +45,16 @@ class PreviewConfig:
         if self.count < 1:
             raise ValueError(f"preview.count is {self.count}; it must be at least 1 (preview.every 0 is off)")
         try:
-            class_of(self.scheduler)
+            if self.scheduler != AUTO:
+                check_name(self.scheduler)
         except ValueError as error:
             raise ValueError(f"preview.scheduler: {error}") from error
         if self.steps < 1:
             raise ValueError(f"preview.steps is {self.steps}; it must be at least 1")
+
+    def scheduler_for(self, trained: Any) -> str:
+        """Name the scheduler to draw with, for a network that was trained with `trained`."""
+        return default_name(trained, "ddim") if self.scheduler == AUTO else self.scheduler
 
 
 def preview_file(run: Path, step: int) -> Path:
@@ -82,7 +89,7 @@ def draw_preview(
     """Write samples/step-*.png and denoise/step-*.png below `run`; `on_step` is called between sampling steps."""
     num_classes, texts = unet.config.num_classes, conditions.texts
     pipeline = UNetPipeline(unet, scheduler)
-    pipeline.use_scheduler(config.scheduler)
+    pipeline.use_scheduler(config.scheduler_for(scheduler))
     pipeline.set_progress_bar_config(disable=True)
     moments = Moments(4, conditions.shape)
 

@@ -23,6 +23,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor itself, not a copy; all of it where it has no parts."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
     """Cut this rank's part out of a whole tensor that all ranks have, as `like` is cut; all of it where it is not."""
     if not isinstance(like, DTensor):

@@ -12,6 +12,7 @@ from unetgn.training.data.standing import SAMPLES
 from unetgn.training.errors import CheckpointError, CheckpointFormatError, ConfigError, plain
 from unetgn.training.network import described_network
 from unetgn.training.optimizer import read_state
+from unetgn.training.power_averages import PowerAverages
 from unetgn.unet.model import empty_unet
 
 
@@ -37,13 +38,15 @@ def check_sound(checkpoint: Checkpoint, samples: Samples) -> None:
 def check_contents(checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where configurations or tensors cannot be read, or do not belong together."""
     try:
-        network = empty_unet(load_config(checkpoint.config_file).model)
+        config = load_config(checkpoint.config_file)
+        network = empty_unet(config.model)
     except (ValueError, RuntimeError) as error:  # the second where a size is beyond what torch counts
         if isinstance(error, ConfigError) and isinstance(error.__cause__, OSError):  # no sign of damage
             raise error.__cause__ from None
         raise CheckpointError(f"{checkpoint.path} is damaged: {' '.join(str(error).split())}") from error
-    names = [name for name, _ in network.named_parameters()]
-    read_state(checkpoint, network.state_dict(), names)
+    parameters = dict(network.named_parameters())
+    averages = PowerAverages(parameters, widths=config.ema.power_widths).state()
+    read_state(checkpoint, network.state_dict(), parameters, averages)
     shapes, others = ({name: tensor.shape for name, tensor in each.state_dict().items()}
                       for each in (network, described_network(checkpoint)))  # fmt: skip
     if shapes != others:

@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unetgn import UNet
@@ -23,7 +22,8 @@ from unetgn.training.data.samples import Purpose, random_generator
 from unetgn.training.errors import Diverged
 from unetgn.training.objective import Objective
 from unetgn.training.optimizer import optimizer_from_tensors, optimizer_to_tensors, read_state
-from unetgn.training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
+from unetgn.training.power_averages import PowerAverages
+from unetgn.training.sharding import local, part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
 
 LEAST_SCALE = 2.0**-14  # float16's smallest normal number: gradients that overflow below it are not finite at all
 
@@ -104,6 +104,7 @@ class TrainState:
         self.model, self.optimizer = accelerator.prepare(self.unet, optimizer)
         self.ema = EMAModel(self.unet.parameters(), decay=ema.decay)  # of this rank's parts, where it has only parts
         self.ema.to(accelerator.device)
+        self.power = PowerAverages(dict(self.unet.named_parameters()), widths=ema.power_widths)
         self._settled = not isinstance(self.model, DistributedDataParallel)
 
     def run_step(self, batches: Sequence[dict[str, Tensor]]) -> Numbers:
@@ -128,6 +129,7 @@ class TrainState:
         self.between_steps = False
         self.optimizer.step()
         self.ema.step(self.unet.parameters())
+        self.power.update(dict(self.unet.named_parameters()))
         self.step += 1
         self.between_steps = True
         self.optimizer.zero_grad()
@@ -137,7 +139,7 @@ class TrainState:
 
     def _largest_average(self) -> Tensor:
         """Compute the largest magnitude in this rank's averaged weights, on the device: NaN or inf tells of one."""
-        parts = [part.to_local() if isinstance(part, DTensor) else part for part in self.ema.shadow_params]
+        parts = [local(part) for part in self.ema.shadow_params]
         norms = torch._foreach_norm([part for part in parts if part.numel()], math.inf)
         return torch.stack([torch.zeros((), device=self.accelerator.device), *norms]).max()
 
@@ -182,11 +184,14 @@ class TrainState:
 
         Of a sharded network every rank has to ask.
         """
-        return {
+        tensors: dict[TensorFile, dict[str, Tensor]] = {
             "model": to_cpu(self.unet.state_dict(), keep=main),
             "ema": to_cpu(self.averaged_state(), keep=main),
             "optimizer": to_cpu(optimizer_to_tensors(self.optimizer, self.names()), keep=main),
         }
+        if averages := self.power.state():
+            tensors["averages"] = to_cpu(averages, keep=main)
+        return tensors
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[UNet]:
@@ -229,13 +234,16 @@ class TrainState:
 
         Raises CheckpointError, before anything is changed, where a tensor is not one of this network or not finite.
         """
-        now = self.unet.state_dict()
-        weights, averaged, moments = read_state(checkpoint, now, self.names())
+        now, kept = self.unet.state_dict(), self.power.state()
+        weights, averaged, moments, averages = read_state(checkpoint, now, self.names(), kept)
         self.unet.load_state_dict({name: part_of(tensor, now[name]) for name, tensor in weights.items()})
         for name, shadow in zip(self.names(), self.ema.shadow_params, strict=True):
             shadow.copy_(part_of(averaged[name], shadow))
         optimizer_from_tensors(self.optimizer, self.names(), moments)
         self.ema.optimization_step = checkpoint.ema_step
+        for name, average in kept.items():
+            average.copy_(part_of(averages[name], average))
+        self.power.step = checkpoint.step
         if self.accelerator.scaler and checkpoint.scaler:
             self.accelerator.scaler.load_state_dict(checkpoint.scaler)
         self.step = checkpoint.step

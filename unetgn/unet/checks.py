@@ -248,7 +248,12 @@ def _check_conditions(config: UNetDescription) -> None:
             f"num_classes={config.num_classes} counts the rows of a table, but condition.class_embedding is "
             f"{condition.class_embedding!r}"
         )
-    for name in ("class_bias", "class_scale", "missing_class", "null_class_trained", "class_entry"):
+    labelled = config.num_classes is not None and condition.null_class
+    if not condition.null_class_trained and not labelled and config.context_dims is None:
+        raise ValueError(
+            "condition.null_class_trained=False needs num_classes and condition.null_class=True, or a context of texts"
+        )
+    for name in ("class_bias", "class_scale", "missing_class", "class_entry"):
         labelled = config.num_classes is not None or (name == "class_entry" and not table)
         if not labelled and getattr(condition, name) != getattr(plain, name):
             raise ValueError(f"condition.{name}={getattr(condition, name)!r} needs num_classes")

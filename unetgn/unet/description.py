@@ -37,8 +37,9 @@ class ConditionConfig:
     missing_class: Literal["error", "zeros"] = "error"
     """Says what missing labels are without a null class: an "error", or "zeros" as in EDM."""
     null_class_trained: bool = True
-    """Says that training met the null class. Training sets it: without dropped labels that row stays as random as it
-    began, so that missing labels are an error.
+    """Says that training met samples without their class or text. Training sets it: without dropped labels the row of
+    the null class stays as random as it began, so that missing labels are an error; without dropped captions pipelines
+    refuse the empty one, and guidance, which reads it.
     """
     class_entry: Literal["before_mlp", "after_mlp", "concat"] = "after_mlp"
     """Adds the class to the time features "before_mlp" (SongUNet) or to the embedding "after_mlp"; "concat" puts it
@@ -117,8 +118,6 @@ class ConditionConfig:
             )
         if self.null_class and self.missing_class != "error":
             raise ValueError("condition.missing_class='zeros' and condition.null_class=True contradict each other")
-        if not self.null_class and not self.null_class_trained:
-            raise ValueError("condition.null_class_trained=False needs condition.null_class=True")
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ def _class_layer(config: UNetConfig, width: int) -> nn.Module | None:
             width,
             null_class=condition.null_class,
             missing=condition.missing_class,
-            null_class_trained=condition.null_class_trained,
+            null_class_trained=condition.null_class_trained or not condition.null_class,
             bias=condition.class_bias,
             scale=condition.class_scale,
         )

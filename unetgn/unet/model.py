@@ -102,6 +102,10 @@ class UNet(Loading, ConfigMixin, Conditioning):
         self.build_conditions(self.unet_config)
         self._build_levels(self.unet_config)
 
+    def extra_repr(self) -> str:
+        """Say what training left out."""
+        return "" if self.unet_config.condition.null_class_trained else "null_class_trained=False"
+
     def _build_levels(self, config: UNetConfig) -> None:
         plan, dims = plan_unet(config), config.spatial_dims
         self._sample_channels = config.sample_channels  # found once
