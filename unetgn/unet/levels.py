@@ -136,7 +136,7 @@ def _resampling_block(config: UNetConfig, channels: int, direction: Literal["dow
 def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) -> nn.Module:
     assert plan is not None
     shared = config.attention
-    if plan.adds_context:
+    if plan.kind == "added":
         assert plan.context_dim is not None
         return AddedKVAttention(
             channels,
@@ -153,6 +153,7 @@ def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) ->
         return SelfAttention(
             channels,
             num_heads=plan.num_heads,
+            inner_channels=plan.inner_channels,
             norm=plan.norm,
             qk_norm=shared.qk_norm,
             upcast=shared.upcast,
@@ -163,6 +164,7 @@ def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) ->
     return SpatialTransformer(
         channels,
         num_heads=plan.num_heads,
+        inner_channels=plan.inner_channels,
         context_dim=plan.context_dim,
         depth=plan.depth,
         spatial_dims=None if linear else config.spatial_dims,
