@@ -8,28 +8,49 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LIMIT = 2**20  # bytes: configurations and manifests have a few thousand
+DEEPEST = 50  # objects and lists within each other: who copies or prints what is deeper runs out of Python's stack
+SPARSE = 16  # bytes of text for each object or list: an empty one has three, and takes two hundred in memory
 
 
 def read_object(path: Path, *, limit: int = LIMIT, finite: bool = True) -> dict[str, Any]:
     """Read the JSON object in a file of at most `limit` bytes.
 
-    Raises OSError where it cannot be read, ValueError where it is no ordinary file, larger, not JSON, nested beyond
-    what Python's parser takes, no object, or (unless told otherwise) holds numbers that are not `finite`: NaN, 1e999.
+    Raises OSError where it cannot be read, ValueError where it is no ordinary file, or for what `parse_object` refuses.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file")  # reading a pipe would wait for ever
-    size = path.stat().st_size
-    if size > limit:
-        raise ValueError(f"{path} has {size} bytes; at most {limit} are read")
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        return parse_object(file.read(limit + 1) if size <= limit else b"", str(path), size, limit=limit, finite=finite)
+
+
+def parse_object(
+    text: bytes, name: str, size: int | None = None, *, limit: int = LIMIT, finite: bool = True
+) -> dict[str, Any]:
+    """Parse a JSON object of at most `limit` bytes; `name` is what errors call it.
+
+    Raises ValueError where it is larger, not JSON, holds more objects and lists than it has room for, one in another
+    more than DEEPEST times, is no object, or (unless told otherwise) has numbers that are not `finite`: NaN, 1e999.
+    """
+    if (size := max(size or 0, len(text))) > limit:
+        raise ValueError(f"{name} has {size} bytes; at most {limit} are read")
+    if (parts := text.count(b"{") + text.count(b"[")) > limit // SPARSE:
+        raise ValueError(f"{name} holds {parts} objects and lists; at most {limit // SPARSE} are read")
     try:
         hooks: dict[str, Any] = {"parse_constant": refuse, "parse_float": finite_number} if finite else {}
-        keys = json.loads(path.read_text(encoding="utf-8"), **hooks)
+        keys = json.loads(text.decode(), **hooks)
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None
+        raise ValueError(f"{name} is nested too deeply") from None
     except ValueError as error:  # not UTF-8, not JSON, an integer of thousands of digits
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+        raise ValueError(f"{name} cannot be read as JSON: {error}") from error
     if not isinstance(keys, dict):
-        raise ValueError(f"{path} holds a {type(keys).__name__}, but an object of keys is needed")
+        raise ValueError(f"{name} holds a {type(keys).__name__}, but an object of keys is needed")
+    level: list[Any] = [keys]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)
+                 if isinstance(inner, (dict, list))]  # fmt: skip
+    if level:
+        raise ValueError(f"{name} is nested too deeply: at most {DEEPEST} objects and lists within each other are read")
     return keys
 
 

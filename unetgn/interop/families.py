@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from unetgn.interop import compvis, diffusers_condition, diffusers_unet2d, edm, guided_diffusion, sgm
+from unetgn.interop import compvis, diffusers_condition, diffusers_unet2d, edm, guided_diffusion, monai, sgm
 from unetgn.interop.files import read_checkpoint
 from unetgn.unet import UNet
 
@@ -27,6 +27,7 @@ FAMILIES: dict[str, Any] = {
     "edm": edm,
     "compvis": compvis,
     "sgm": sgm,
+    "monai": monai,
     "diffusers-unet2d": diffusers_unet2d,
     "diffusers-unet2d-old": diffusers_unet2d,
     "diffusers-unet2d-condition": diffusers_condition,
