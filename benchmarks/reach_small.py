@@ -53,7 +53,7 @@ def small_copy(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _heads(config: dict[str, Any]) -> tuple[Any, int]:
-    """Choose attention_head_dim, and a number that widths may be multiples of: whether heads divide stays as it is."""
+    """Return attention_head_dim, and a number that widths may be multiples of: whether heads divide stays as it is."""
     given, widths = config["attention_head_dim"], config["block_out_channels"]
     if given is None:
         return None, 8

@@ -60,7 +60,7 @@ def released(options: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
 
 
 def _family(options: Mapping[str, Any]) -> str:
-    """Choose the family: CompVis' where its options say all, Stability's where the middle is of its own."""
+    """Name the family: CompVis' where its options say all, Stability's where the middle is of its own."""
     if not options.get("use_spatial_transformer", False):
         return "guided-diffusion"
     return "sgm" if any("_middle_tr" in name or name.endswith("depth_middle") for name in options) else "compvis"

@@ -4,6 +4,8 @@ The options are written down from our configuration, read back by the same trans
 and compared: what does not come back is what diffusers cannot express.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,9 +47,9 @@ def to_diffusers(unet: UNet) -> ModelMixin:
     if not isinstance(unet, UNet):
         raise TypeError(f"to_diffusers takes a unetgn.UNet, got {type(unet).__name__}")
     check_as_built(unet, empty_unet(unet.unet_config))
-    config, weights = unet.unet_config, {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
-    if not config.condition.null_class_trained:  # to diffusers it would be a class like any other
-        config = replace(config, condition=replace(config.condition, null_class=False, null_class_trained=True))
+    weights = {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
+    config = _without_untrained(unet.unet_config)
+    if config is not unet.unet_config:
         weights["class_embedding.weight"] = weights["class_embedding.weight"][: config.class_rows].clone()
     model_class, options = _expressed(config)
     with torch.device("meta"):
@@ -57,6 +59,21 @@ def to_diffusers(unet: UNet) -> ModelMixin:
     if unet.is_gradient_checkpointing:
         model.enable_gradient_checkpointing(_own_checkpointing(unet))
     return model.train(unet.training)
+
+
+def _without_untrained(config: UNetConfig) -> UNetConfig:
+    """Leave out a null class that was not trained: to diffusers it would be a class like any other."""
+    if config.condition.null_class_trained:
+        return config
+    return replace(config, condition=replace(config.condition, null_class=False, null_class_trained=True))
+
+
+@functools.lru_cache(maxsize=16)
+def options_of(config: UNetConfig) -> dict[str, Any]:
+    """Write all options of the diffusers model that `config` is. Raises ValueError where there is none."""
+    model_class, options = _expressed(_without_untrained(config))
+    parameters = inspect.signature(model_class).parameters
+    return {name: parameter.default for name, parameter in parameters.items()} | options
 
 
 def _own_checkpointing(unet: UNet) -> Callable[..., Any] | None:
