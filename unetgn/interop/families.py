@@ -69,12 +69,11 @@ def load(
     that decides, for a pickle, with a safe way to convert it, and for a file that is no safetensors file;
     FileNotFoundError where there is none.
     """
+    named_family = None if path is None else str(family)
     if path is None:
         if family in FAMILIES:
             raise TypeError(f"load({family!r}) needs the path of a file: load({family!r}, path), or load(path) alone")
-        path, named_family = family, None
-    else:
-        named_family = str(family)
+        path = family
     if class_name is not None:
         options["class"] = class_name
     read: dict[str, Any] = {}

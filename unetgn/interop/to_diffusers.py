@@ -213,7 +213,8 @@ def _head_numbers(config: UNetConfig) -> Any:
 
     One entry is read at several places, not always of one level; the comparison finds out whether they agree.
     """
-    plan, levels, entries = plan_unet(config), len(config.channels), {}
+    plan, levels = plan_unet(config), len(config.channels)
+    entries: dict[int, int] = {}
     read: list[tuple[int, LevelPlan]] = [*enumerate(plan.encoder), (levels - 1, plan.mid)]
     for index, level in enumerate(plan.decoder):
         read.append((levels - 1 - index if _kind(level) == "transformer" else index, level))
