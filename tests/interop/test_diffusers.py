@@ -49,7 +49,7 @@ WITHOUT_ATTENTION = {
     "mid_block_type": "UNetMidBlock2D",
     "up_block_types": ("UpBlock2D",) * 2,
 }
-SIMPLE_MIDDLE = "UNetMidBlock2DSimpleCrossAttn"
+MIDDLE, SIMPLE_MIDDLE = "UNetMidBlock2D", "UNetMidBlock2DSimpleCrossAttn"
 KANDINSKY = {
     "sample_size": 8,
     "block_out_channels": (32, 64),
@@ -103,7 +103,7 @@ def unet2d_options(draw):
         "norm_eps": draw(st.sampled_from([1e-5, 1e-6])),
         "attn_norm_num_groups": draw(st.sampled_from([None, 4, 2])),
         "add_attention": draw(st.booleans()),
-        "attention_head_dim": draw(st.sampled_from([None, 4, 2])),
+        "attention_head_dim": draw(st.sampled_from([None, 4, 3])),
         "resnet_time_scale_shift": draw(st.sampled_from(["default", "scale_shift"])),
         "downsample_type": draw(st.sampled_from(["conv", "resnet"])),
         "upsample_type": draw(st.sampled_from(["conv", "resnet"])),
@@ -140,7 +140,7 @@ def condition_options(draw):
         "mid_block_type": draw(st.sampled_from(["UNetMidBlock2DCrossAttn"] * 2 + ["UNetMidBlock2D", None])),
         "layers_per_block": layers,
         "norm_num_groups": draw(st.sampled_from([4, 8])),
-        "attention_head_dim": tuple(draw(st.sampled_from([2, 4])) for _ in range(levels)),
+        "attention_head_dim": tuple(draw(st.sampled_from([2, 3, 4])) for _ in range(levels)),
         "cross_attention_dim": context,
         "encoder_hid_dim": draw(st.sampled_from([None, 7])) if context == 12 else None,
         "transformer_layers_per_block": tuple((depth,) * count for depth, count in zip(depths, layers, strict=True))
@@ -205,6 +205,27 @@ def simple_options(draw):
         "encoder_hid_dim_type": draw(st.sampled_from(["text_proj", "text_image_proj", "image_proj"])),
         "addition_embed_type": draw(st.sampled_from([None, "text_image", "image", "image_hint"])),
         **draw(st.sampled_from([{}, {"encoder_hid_dim_type": "text_proj", "addition_embed_type": "text"}])),
+    }
+
+
+@st.composite
+def mixed_options(draw):
+    """Draw options of a small UNet2DConditionModel whose levels attend in several ways."""
+    options = draw(condition_options())
+    levels, kinds = len(options["block_out_channels"]), ["Attn", "CrossAttn", "SimpleCrossAttn", ""]
+    downs = tuple(f"{draw(st.sampled_from(kinds))}DownBlock2D" for _ in range(levels))
+    ups = tuple(f"{draw(st.sampled_from(kinds))}UpBlock2D" for _ in range(levels))
+    padding = options["downsample_padding"] if any("Simple" not in kind for kind in downs[:-1]) else 1
+    return {
+        **options,
+        "down_block_types": downs,
+        "up_block_types": ups,
+        "mid_block_type": draw(st.sampled_from([f"{MIDDLE}SimpleCrossAttn", f"{MIDDLE}CrossAttn", MIDDLE, None])),
+        "attention_head_dim": tuple(draw(st.sampled_from([2, 4])) for _ in range(levels)),
+        "downsample_padding": padding,
+        "addition_embed_type": None,
+        "encoder_hid_dim": None,
+        "only_cross_attention": False,
     }
 
 
@@ -289,8 +310,10 @@ def assert_round_trip(model):
     """Convert a model there and back, and compare names, weights and what the three compute."""
     ours = UNet.from_diffusers(model.eval())
     back = to_diffusers(ours)
-    attends = any(".attentions." in name for name, _ in model.named_modules())
-    assert type(back) is type(model) or not attends  # without attention the two classes can be the same network
+    blocks = (*model.config.down_block_types, model.config.mid_block_type, *model.config.up_block_types)
+    attends = any("CrossAttn" in str(block) for block in blocks)
+    # without a context the two classes can be the same network
+    assert type(back) is type(model) or (not attends and isinstance(model, UNet2DConditionModel))
     weights = back.state_dict()
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
@@ -365,9 +388,22 @@ def test_a_model_of_simple_blocks_comes_back_with_the_same_weights_and_outputs(o
     assert_round_trip(randomized(UNet2DConditionModel(**options), dtype=torch.float64))
 
 
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=SLOW_START)
+@given(options=mixed_options())
+@example(
+    options={
+        **SMALL_CONTEXT,
+        "down_block_types": ("SimpleCrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("AttnUpBlock2D",) * 2,
+    }
+)
+def test_a_model_of_several_kinds_of_attention_comes_back_with_the_same_weights_and_outputs(options):
+    assert_round_trip(randomized(UNet2DConditionModel(**options), dtype=torch.float64))
+
+
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=SLOW_START)
-@given(options=st.one_of(unet2d_options(), condition_options(), simple_options().filter(agrees)))
+@given(options=st.one_of(unet2d_options(), condition_options(), simple_options().filter(agrees), mixed_options()))
 def test_many_more_architectures_come_back_the_same(options):
     model = UNet2DConditionModel if "cross_attention_dim" in options else UNet2DModel
     assert_round_trip(randomized(model(**options), dtype=torch.float64))

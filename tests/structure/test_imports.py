@@ -2,8 +2,13 @@
 
 from tests.structure.imports import LAYERS, Import, all_imports, circles, layer_of, modules
 
-# The one door that leads up, when it is used: `UNet.from_diffusers`, for those who look for it on the class.
-DOORS = {("unetgn.unet.model", "unetgn.interop.from_diffusers")}
+# The doors that lead up, when they are used: `UNet.from_diffusers` and `.from_single_file`, for those who look for them
+# on the class, and what diffusers' code asks of `UNet.config`.
+DOORS = {
+    ("unetgn.unet.model", "unetgn.interop.from_diffusers"),
+    ("unetgn.unet.model", "unetgn.interop.to_diffusers"),
+    ("unetgn.unet.loading", "unetgn.interop.families"),
+}
 
 
 def test_every_module_has_a_layer():

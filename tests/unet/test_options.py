@@ -26,6 +26,7 @@ VALUES = {
     "norm.num_groups": 8, "norm.group_size": 2, "norm.min_group_size": 16, "norm.eps": 0.5,
     "resblock.embedding": "scale_shift", "resblock.activate_embedding": False, "resblock.residual_scale": 0.5,
     "resblock.project_resampled": True, "resblock.zero_init": False,
+    "attention.narrow": True,
     "attention.num_heads": 2, "attention.head_dim": 16, "attention.norm": {"num_groups": 4}, "attention.qk_norm": True,
     "attention.upcast": True, "attention.zero_init": False,
     "transformer.context_dim": 5, "transformer.depth": 2, "transformer.linear_projection": True,
@@ -33,6 +34,8 @@ VALUES = {
     "resample.kind": "plain", "resample.padding": "end", "resample.taps": (1.0, 3.0, 3.0, 1.0),
     "resample.strides": (1, 2),
     "encoder.stem_channels": 64, "encoder.stem_kernel": 1, "encoder.attention_blocks": ((0,), ()),
+    "encoder.attention_kinds": ("transformer", "added"), "decoder.attention_kinds": ("self", "added"),
+    "mid.attention_kind": "added", "mid.num_heads": 2, "transformer.norm": {"num_groups": 4},
     "encoder.resample": ("plain",), "encoder.residual_input": True,
     "mid.depth": 3, "mid.attention": False, "mid.attention_norm": False, "mid.attention_num_groups": 2,
     "mid.residual_scale": 0.5, "mid.transformer_depth": 3, "mid.cross_only": True,
@@ -55,6 +58,12 @@ NETWORKS = {
         "resblock": {"activate_embedding": False},
         "condition": {"context_dim": 5, "added_embedding": "text_image", "added_dim": 9},
     },
+    "mixed": {
+        "attention": {"context_dim": 6},
+        "attention_levels": [0, 1],
+        "encoder": {"attention_kinds": ["added", "transformer"]},
+        "transformer": {"context_dim": 6},
+    },
     "fourier": {"time": {"features": "fourier"}},
     "no middle": {"mid": {"depth": 0}},
     "no attention": {"attention_levels": [], "mid": {"attention": False}},
@@ -64,6 +73,7 @@ TRIED = {
     "plain": ("",),
     "everything": ("condition.", "transformer.", "resblock.", "resample.", "mid.", "decoder.", "addition", "num_"),
     "added": ("attention.", "condition.", "resblock.", "mid."),
+    "mixed": ("encoder.attention_kinds", "decoder.attention_kinds", "mid.", "transformer.", "attention."),
     "fourier": ("time.", "addition"),
     "no middle": ("mid.", "transformer."),
     "no attention": ("attention.", "mid.", "transformer.", "decoder."),
@@ -72,6 +82,8 @@ SAME = {
     ("fourier", "time.features"),
     ("no attention", "mid.attention"),
     ("added", "resblock.activate_embedding"),
+    ("added", "mid.attention_kind"),
+    ("mixed", "attention.context_dim"),
 }  # which have this value already
 CASES = [
     (network, name)

@@ -1,7 +1,9 @@
 """Converts other projects' U-Nets to ours, and ours to theirs.
 
     unet = unetgn.UNet.from_diffusers(pipeline.unet)                       # a model, or a folder
-    unet = unetgn.interop.load("compvis", "v1-5.safetensors", ema=True, in_channels=4, model_channels=320, ...)
+    unet = unetgn.interop.load("v1-5.safetensors", ema=True)               # recognised by names and shapes
+    unet = unetgn.interop.load("v1-5.safetensors", config="v1-inference.yaml")
+    unet = unetgn.interop.load("compvis", "v1-5.safetensors", in_channels=4, model_channels=320, ...)
     unet = unetgn.interop.convert("edm", {"class": "SongUNet", "img_resolution": 32, ...}, state_dict)
     model = unetgn.interop.to_diffusers(unet)
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from unetgn.interop.condition_options import ConditionOptions, Depth
+from unetgn.interop.diffusers_unet2d import check_fit
 from unetgn.interop.transfer import check_heads
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.transformer import TransformerConfig
+from unetgn.unet.description import AttentionKind
 
 
 @dataclass(frozen=True)
@@ -18,76 +20,134 @@ class Depths:
     decoder: tuple[Depth, ...] | None = None
 
 
-def translate_attention(options: ConditionOptions) -> AttentionConfig:
-    """Translate the attention of transformers."""
-    return AttentionConfig(
-        num_heads=options.attention_head_dim,
-        norm=NormConfig(num_groups=options.norm_num_groups, eps=1e-6),
-        upcast=bool(options.upcast_attention),
-    )
+@dataclass(frozen=True)
+class Places:
+    """Says of which kind the attention of each level is, finest first, and of the middle; None is none."""
+
+    encoder: tuple[AttentionKind | None, ...]
+    mid: AttentionKind | None
+    decoder: tuple[AttentionKind | None, ...]
+
+    @property
+    def kinds(self) -> set[AttentionKind]:
+        """Name the kinds that there are."""
+        return {kind for kind in (*self.encoder, self.mid, *self.decoder) if kind is not None}
+
+    @property
+    def reads_context(self) -> bool:
+        """Say whether anything reads a context."""
+        return bool(self.kinds - {"self"})
+
+    def levels(self, kind: AttentionKind) -> set[int]:
+        """Name the levels at which attention of a kind stands, on either side."""
+        return {level for side in (self.encoder, self.decoder) for level, one in enumerate(side) if one == kind}
 
 
-def _head_widths(options: ConditionOptions) -> tuple[int, ...]:
-    """List the widths of the heads in the blocks named Simple, for each encoder level.
+def read_places(options: ConditionOptions, down: tuple[str, ...], up: tuple[str, ...]) -> Places:
+    """Read the kinds of attention from the types of blocks, `up` in the order of levels."""
+    middle = options.mid_block_type or ""
+    return Places(tuple(map(_kind, down)), _kind(middle) if "CrossAttn" in middle else None, tuple(map(_kind, up)))
 
-    The decoder's blocks read the same list, not reversed: its first block, the coarsest, has the finest level's.
+
+def _kind(block: str) -> AttentionKind | None:
+    if "CrossAttn" in block:
+        return "added" if "Simple" in block else "transformer"
+    return "self" if block.startswith("Attn") else None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Counts the heads of each level; `mid` and `decoder` are None where they are the encoder's."""
+
+    encoder: int | tuple[int, ...]
+    mid: int | None = None
+    decoder: tuple[int, ...] | None = None
+    narrow: bool = False
+
+
+def count_heads(options: ConditionOptions, places: Places, name: str) -> Heads:
+    """Count the heads that attention_head_dim stands for.
+
+    In transformers it is their number, which need not divide the channels. Elsewhere it is their width, which must, and
+    the decoder's blocks read the list as it is, not reversed: its first block, the coarsest, has the finest level's.
+    Raises ValueError for a width that does not, and a number above the channels.
     """
-    widths = options.attention_head_dim
-    return (widths,) * len(options.block_out_channels) if isinstance(widths, int) else widths
+    given, channels = options.attention_head_dim, options.block_out_channels
+    entries = (given,) * len(channels) if isinstance(given, int) else given
+    last, some = len(channels) - 1, next(iter(sorted(places.kinds)), "transformer")
 
+    def count(kind: AttentionKind | None, level: int, side: str) -> int:
+        own = kind or places.encoder[level] or places.decoder[level] or places.mid or some
+        entry = entries[last - level] if side == "decoder" and own != "transformer" else entries[level]
+        if kind == "transformer":
+            check_fit(name, entry, [channels[level]])
+        elif kind is not None:
+            check_heads(name, "attention_head_dim", entry, [channels[level]])
+        return entry if own == "transformer" else max(1, channels[level] // max(1, entry))
 
-def decoder_heads(options: ConditionOptions) -> tuple[int, ...] | None:
-    """Count the decoder's heads of each level, finest first, where they are not the encoder's."""
-    widths = _head_widths(options)
-    if widths == widths[::-1]:
-        return None
-    return _heads(options, widths[::-1])
-
-
-def _heads(options: ConditionOptions, widths: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(max(1, channels // width) for channels, width in zip(options.block_out_channels, widths, strict=True))
-
-
-def check_head_widths(options: ConditionOptions, encoder: set[int], decoder: set[int], name: str) -> None:
-    """Raise ValueError where the width of heads does not divide the channels of a level that attends."""
-    widths = _head_widths(options)
-    for levels, own in ((encoder, widths), (decoder, widths[::-1])):
-        for level in sorted(levels):
-            check_heads(name, "attention_head_dim", own[level], [options.block_out_channels[level]])
-
-
-def translate_added_attention(options: ConditionOptions, attending: set[int]) -> AttentionConfig:
-    """Translate the attention of blocks named Simple."""
-    levels, only = range(len(options.block_out_channels)), options.only_cross_attention
-    return AttentionConfig(
-        num_heads=_heads(options, _head_widths(options)),
-        norm=NormConfig(num_groups=options.norm_num_groups, eps=1e-5),
-        context_dim=options.cross_attention_dim,
-        context_norm=options.cross_attention_norm,  # type: ignore[arg-type]
-        cross_only=tuple(
-            level for level in levels if level in attending and (only if isinstance(only, bool) else only[level])
+    encoder = tuple(count(kind, level, "encoder") for level, kind in enumerate(places.encoder))
+    decoder = tuple(count(kind, level, "decoder") for level, kind in enumerate(places.decoder))
+    mid = None if places.mid is None else count(places.mid, last, "mid")
+    return Heads(
+        given if places.kinds <= {"transformer"} else encoder,
+        None if mid == encoder[last] else mid,
+        None if decoder == encoder or not any(places.decoder) else decoder,
+        narrow=any(
+            channels[level] % heads
+            for level in range(len(channels))
+            for kind, heads in (
+                (places.encoder[level], encoder[level]),
+                (places.decoder[level], decoder[level]),
+                (places.mid if level == last else None, mid or 1),
+            )
+            if kind == "transformer"
         ),
     )
 
 
-def check_head_counts(options: ConditionOptions, attending: set[int], name: str) -> None:
-    """Raise ValueError where the number of heads does not divide the channels of a level that attends."""
-    heads = options.attention_head_dim
-    for level in sorted(attending):
-        count = heads if isinstance(heads, int) else heads[level]
-        check_heads(name, "attention_head_dim", count, [options.block_out_channels[level]])
+def translate_attention(options: ConditionOptions, places: Places, heads: Heads, name: str) -> AttentionConfig:
+    """Translate what all layers of attention share."""
+    kinds, only = places.kinds, options.only_cross_attention
+    if {"self", "added"} <= kinds and options.norm_eps != 1e-5:
+        raise ValueError(
+            f"{name}: norm_eps={options.norm_eps} is not supported where blocks named Attn and Simple stand together "
+            "(the latter's attention has 1e-5)"
+        )
+    eps = 1e-5 if "added" in kinds else options.norm_eps if "self" in kinds else 1e-6
+    added = "added" in kinds
+    return AttentionConfig(
+        num_heads=heads.encoder,
+        norm=NormConfig(num_groups=options.norm_num_groups, eps=eps),
+        narrow=heads.narrow,
+        upcast=bool(options.upcast_attention) and (not kinds or "transformer" in kinds),
+        context_dim=options.cross_attention_dim if added else None,
+        context_norm=options.cross_attention_norm if added else None,  # type: ignore[arg-type]
+        cross_only=tuple(
+            level for level in sorted(places.levels("added")) if (only if isinstance(only, bool) else only[level])
+        ),
+    )
 
 
-def translate_transformer(options: ConditionOptions, depths: Depths, attending: set[int]) -> TransformerConfig:
-    """Translate the transformers."""
+def translate_transformer(options: ConditionOptions, depths: Depths, places: Places) -> TransformerConfig | None:
+    """Translate the transformers, where there are any."""
+    if "transformer" not in places.kinds:
+        return None
     only = options.only_cross_attention
-    cross_only = tuple(level for level in sorted(attending) if (only if isinstance(only, bool) else only[level]))
+    levels = sorted(places.levels("transformer"))
     return TransformerConfig(
         context_dim=options.cross_attention_dim,
         depth=depths.encoder,
         linear_projection=bool(options.use_linear_projection),
-        cross_only=cross_only,
+        cross_only=tuple(level for level in levels if (only if isinstance(only, bool) else only[level])),
+        norm=NormConfig(num_groups=options.norm_num_groups, eps=1e-6) if len(places.kinds) > 1 else None,
     )
+
+
+def filled(kinds: tuple[AttentionKind | None, ...], places: Places) -> tuple[AttentionKind, ...] | None:
+    """Name the kind of each level of a side, where a network has several; levels without attention have any."""
+    if len(places.kinds) < 2 or not any(kinds):
+        return None
+    return tuple(kind or "self" for kind in kinds)
 
 
 def layers_of(options: ConditionOptions) -> tuple[int, ...]:

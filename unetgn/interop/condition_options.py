@@ -68,33 +68,23 @@ class ConditionOptions:
     addition_embed_type_num_heads: int = 64
 
 
-def attending_kinds(options: ConditionOptions) -> set[str]:
-    """Name the kinds of attention that the blocks have, as their middle blocks are named."""
-    simple = {"Simple" in kind for kind in (*options.down_block_types, *options.up_block_types) if "CrossAttn" in kind}
-    kinds = {SIMPLE_MIDDLE if one else "UNetMidBlock2DCrossAttn" for one in simple}
-    return kinds | ({options.mid_block_type} - {"UNetMidBlock2D", None})  # type: ignore[operator]
-
-
 def refuse_options(options: ConditionOptions, name: str) -> None:
     """Raise ValueError, naming the option, for what is not supported."""
     refuse(name, options, "the input must be centred by the caller", center_input_sample=(False, None))
+    middle = options.mid_block_type
     middles = ("UNetMidBlock2DCrossAttn", SIMPLE_MIDDLE, "UNetMidBlock2D", None)
     refuse(name, options, "another middle", mid_block_type=middles)
-    kinds = attending_kinds(options)
-    if SIMPLE_MIDDLE in kinds and "UNetMidBlock2DCrossAttn" in kinds:
-        raise ValueError(
-            f"{name}: blocks with and without Simple in their names are not supported together "
-            f"(down_block_types, mid_block_type={options.mid_block_type!r}, up_block_types)"
-        )
     refuse(name, options, "another activation", act_fn=ACT_FNS)
     refuse(name, options, "another padding", downsample_padding=(0, 1))
     refuse(name, options, "another modulation", resnet_time_scale_shift=("default", "scale_shift"))
     refuse(name, options, "another class embedding", class_embed_type=CLASS_EMBED_TYPES)
     refuse(name, options, "another added embedding", addition_embed_type=(None, "text_time", *ADDED))
     refuse(name, options, "another projection of the context", encoder_hid_dim_type=(None, *PROJECTIONS))
-    refuse(name, options, "another attention", dual_cross_attention=(False, None), attention_type=("default",))
+    refuse(name, options, "two contexts in one layer", dual_cross_attention=(False, None))
+    refuse(name, options, "GLIGEN's layers, which read boxes", attention_type=("default",))
     refuse(name, options, "another attention", cross_attention_norm=(None, "layer_norm", "group_norm"))
-    if options.cross_attention_norm == "layer_norm" and SIMPLE_MIDDLE in kinds:
+    blocks = (*options.down_block_types, *options.up_block_types)
+    if options.cross_attention_norm == "layer_norm" and "SimpleCrossAttn" in " ".join((*blocks, str(middle))):
         raise ValueError(
             f"{name}: cross_attention_norm='layer_norm' is not supported: diffusers gives it another width"
         )
@@ -102,8 +92,7 @@ def refuse_options(options: ConditionOptions, name: str) -> None:
     refuse(name, options, "another activation", time_embedding_act_fn=(None, *ACT_FNS))
     refuse(name, options, "another activation", timestep_post_act=(None, *ACT_FNS))
     refuse(name, options, "another embedding", time_embedding_type=("positional", "fourier"))
-    blocks = (*options.down_block_types, *options.up_block_types)
-    if not all(kind.startswith(OF_RESNETS) for kind in blocks) or options.mid_block_type not in (None, SIMPLE_MIDDLE):
+    if not all(kind.startswith(OF_RESNETS) for kind in blocks) or middle not in (None, SIMPLE_MIDDLE):
         reason = "only blocks named Resnet and Simple read it, and this model has others"
         refuse(name, options, reason, resnet_skip_time_act=(False, None), resnet_out_scale_factor=(1.0,))
     if options.norm_num_groups is None:

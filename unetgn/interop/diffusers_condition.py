@@ -7,27 +7,29 @@ middle of Kandinsky reads, and, without `addition_embed_type`, `addition_time_em
 class_embed_type. A model without any attention layer never reads its context; ours then takes none.
 In the blocks named Simple (Kandinsky, Karlo, DeepFloyd IF) `attention_head_dim` is what its name says, a level is left
 through a residual block, and `upcast_attention` and `use_linear_projection` are not read.
-Not supported, each with an error that says so: GLIGEN, Simple blocks beside transformers, the x2 upscaler's blocks.
+The blocks named Attn are UNet2DModel's, with `attention_head_dim` as in those named Simple. Kinds may stand together.
+Not supported, each with an error that says so: GLIGEN, the x2 upscaler's blocks.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from unetgn.interop import diffusers_unet2d
 from unetgn.interop.condition_attention import (
     Depths,
-    check_head_counts,
-    check_head_widths,
-    decoder_heads,
+    count_heads,
+    filled,
     layers_of,
     read_depths,
-    translate_added_attention,
+    read_places,
     translate_attention,
     translate_transformer,
 )
 from unetgn.interop.condition_embedding import translate_condition, translate_time
-from unetgn.interop.condition_options import SIMPLE_MIDDLE, ConditionOptions, attending_kinds, refuse_options
+from unetgn.interop.condition_options import SIMPLE_MIDDLE, ConditionOptions, refuse_options
 from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.diffusers_unet2d import activation, block_kinds, middle_scale, resampling
@@ -40,8 +42,8 @@ from unetgn.unet.config import DecoderConfig, EncoderConfig, MidConfig, UNetConf
 from unetgn.unet.model import empty_unet
 
 CLASSES = ("UNet2DConditionModel",)
-DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D")
-UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D")
+DOWN_BLOCKS = (*diffusers_unet2d.DOWN_BLOCKS, "CrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D")
+UP_BLOCKS = (*diffusers_unet2d.UP_BLOCKS, "CrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D")
 PER_LEVEL = (
     "down_block_types",
     "up_block_types",
@@ -66,19 +68,13 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
     down = block_kinds(options.down_block_types, DOWN_BLOCKS, class_name, "down_block_types")
     up = block_kinds(options.up_block_types, UP_BLOCKS, class_name, "up_block_types")[::-1]
     refuse_options(options, class_name)
-    encoder = tuple(level for level, kind in enumerate(down) if "CrossAttn" in kind)
-    decoder = tuple(level for level, kind in enumerate(up) if "CrossAttn" in kind)
+    places = read_places(options, down, up)
+    encoder = tuple(level for level, kind in enumerate(places.encoder) if kind)
+    decoder = tuple(level for level, kind in enumerate(places.decoder) if kind)
     layers = layers_of(options)
     down_resample = resampling(down, "conv")
-    attending = {*encoder, *decoder}
-    middle = options.mid_block_type in ("UNetMidBlock2DCrossAttn", SIMPLE_MIDDLE)
-    simple = SIMPLE_MIDDLE in attending_kinds(options)
-    middle_level = {len(down) - 1} if middle else set()
-    if simple:
-        check_head_widths(options, {*encoder, *middle_level}, set(decoder), class_name)
-    else:
-        check_head_counts(options, attending | middle_level, class_name)
-    transformers = (attending or middle) and not simple
+    heads = count_heads(options, places, class_name)
+    transformer = translate_transformer(options, depths, places)
     return UNetConfig(
         sample_size=options.sample_size,
         in_channels=options.in_channels,
@@ -91,7 +87,7 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
         time_cond_proj_dim=options.time_cond_proj_dim,
         addition_time_embed_dim=options.addition_time_embed_dim if options.addition_embed_type == "text_time" else None,
         time=translate_time(options),
-        condition=translate_condition(options, attends=bool(attending or middle)),
+        condition=translate_condition(options, attends=places.reads_context),
         norm=NormConfig(num_groups=options.norm_num_groups, eps=options.norm_eps),
         resblock=ResBlockConfig(
             embedding="add" if options.resnet_time_scale_shift == "default" else "scale_shift",
@@ -99,19 +95,28 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
             activate_embedding=False,
             residual_scale=_residual_scale(options, class_name),
         ),
-        attention=translate_added_attention(options, attending) if simple else translate_attention(options),
-        transformer=translate_transformer(options, depths, attending) if transformers else None,
+        attention=translate_attention(options, places, heads, class_name),
+        transformer=transformer,
         resample=ResampleConfig(
             padding="end" if options.downsample_padding == 0 and "conv" in down_resample else "both"
         ),
-        encoder=EncoderConfig(stem_kernel=options.conv_in_kernel, resample=down_resample),
-        mid=_translate_mid(options, depths, class_name),
+        encoder=EncoderConfig(
+            stem_kernel=options.conv_in_kernel,
+            attention_kinds=filled(places.encoder, places),
+            resample=down_resample,
+        ),
+        mid=dataclasses.replace(
+            _translate_mid(options, depths, class_name),
+            attention_kind=places.mid if len(places.kinds) > 1 else None,
+            num_heads=heads.mid,
+        ),
         decoder=DecoderConfig(
             attention_blocks=None
             if encoder == decoder
             else tuple(tuple(range(depth + 1)) if level in decoder else () for level, depth in enumerate(layers)),
-            num_heads=decoder_heads(options) if simple else None,
-            transformer_depth=depths.decoder if transformers else None,
+            attention_kinds=filled(places.decoder, places),
+            num_heads=heads.decoder,
+            transformer_depth=None if transformer is None else depths.decoder,
             resample=resampling((*up[1:], ""), "conv"),
             out_kernel=options.conv_out_kernel,
             out_activation=activation(options.act_fn),

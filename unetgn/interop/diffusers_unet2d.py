@@ -6,7 +6,7 @@ Not supported, each with an error that says so: the NCSN++ blocks (Skip*), Fouri
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
-from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
+from unetgn.interop.transfer import Names, check_lengths, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -29,6 +29,20 @@ CLASSES = ("UNet2DModel",)
 ACT_FNS = ("silu", "swish", "gelu", "relu", "mish")
 DOWN_BLOCKS = ("DownBlock2D", "ResnetDownsampleBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "ResnetUpsampleBlock2D", "AttnUpBlock2D")
+
+OTHER_BLOCKS = {  # of networks that are not built here, by a part of their names
+    "Skip": "a block of NCSN++, with a picture beside its features",
+    "KDown": "a block of the x2 upscaler, with norms that the timestep modulates",
+    "KCross": "a block of the x2 upscaler, with norms that the timestep modulates",
+    "KUp": "a block of the x2 upscaler, with norms that the timestep modulates",
+    "Encoder": "a block of an autoencoder",
+    "Decoder": "a block of an autoencoder",
+    "3D": "a block of a video network",
+    "Motion": "a block of a video network",
+    "Temporal": "a block of a video network",
+    "1D": "a block of a one-dimensional network",
+    "Music": "a block of Mustango's own code",
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,6 @@ def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNe
     decoder = tuple(level for level, kind in enumerate(up) if kind.startswith("Attn"))
     depth = options.layers_per_block
     symmetric = encoder == decoder
-    _check_heads(options, {*encoder, *decoder}, class_name)
     return UNetConfig(
         sample_size=options.sample_size,
         in_channels=options.in_channels,
@@ -105,7 +118,9 @@ def translate(options: UNet2DOptions, *, class_name: str = "UNet2DModel") -> UNe
             activation=activation(options.act_fn),
             activate_embedding=False,
         ),
-        attention=AttentionConfig(head_dim=options.attention_head_dim),
+        attention=AttentionConfig(
+            head_dim=options.attention_head_dim, narrow=_is_narrow(options, {*encoder, *decoder}, class_name)
+        ),
         resample=ResampleConfig(
             padding="end"
             if options.downsample_padding == 0 and "conv" in resampling(down, options.downsample_type)
@@ -152,12 +167,24 @@ def _translate_mid(options: UNet2DOptions, class_name: str) -> MidConfig:
     )
 
 
-def _check_heads(options: UNet2DOptions, attending: set[int], class_name: str) -> None:
+def _is_narrow(options: UNet2DOptions, attending: set[int], class_name: str) -> bool:
+    """Say whether heads leave a part of a width out: diffusers takes as many of them as fit."""
     if options.mid_block_type is not None and options.add_attention:
         attending = attending | {len(options.block_out_channels) - 1}
-    if options.attention_head_dim is not None:
-        widths = [options.block_out_channels[level] for level in sorted(attending)]
-        check_heads(class_name, "attention_head_dim", options.attention_head_dim, widths)
+    if options.attention_head_dim is None:
+        return False
+    widths = [options.block_out_channels[level] for level in sorted(attending)]
+    check_fit(class_name, options.attention_head_dim, widths)
+    return any(width % options.attention_head_dim for width in widths)
+
+
+def check_fit(class_name: str, heads: int, widths: Iterable[int]) -> None:
+    """Raise ValueError where attention_head_dim is larger than a width at which there is attention, or not above 0."""
+    for width in widths:
+        if not 1 <= heads <= width:
+            raise ValueError(
+                f"{class_name}: attention_head_dim={heads} must be at least 1, and at most {width} channels"
+            )
 
 
 def class_embedding(kind: str | None) -> Any:
@@ -182,7 +209,8 @@ def block_kinds(types: tuple[str, ...], known: tuple[str, ...], class_name: str,
     kinds = tuple(name.removeprefix("UNetRes") for name in types)
     for kind in kinds:
         if kind not in known:
-            raise ValueError(f"{class_name}: {option} with {kind!r} is not supported; {', '.join(known)} are")
+            whose = next((f" ({whose})" for part, whose in OTHER_BLOCKS.items() if part in kind), "")
+            raise ValueError(f"{class_name}: {option} with {kind!r} is not supported{whose}; {', '.join(known)} are")
     return kinds
 
 

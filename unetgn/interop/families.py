@@ -6,8 +6,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from unetgn.interop import compvis, diffusers_condition, diffusers_unet2d, edm, guided_diffusion, sgm
-from unetgn.interop.files import read_checkpoint
+from unetgn.interop import compvis, diffusers_condition, diffusers_unet2d, edm, guided_diffusion, monai, sgm
+from unetgn.interop.files import read_checkpoint, unpacked
+from unetgn.interop.original_configs import has_flags, read_original
+from unetgn.interop.recognition import recognise
 from unetgn.unet import UNet
 
 
@@ -27,6 +29,7 @@ FAMILIES: dict[str, Any] = {
     "edm": edm,
     "compvis": compvis,
     "sgm": sgm,
+    "monai": monai,
     "diffusers-unet2d": diffusers_unet2d,
     "diffusers-unet2d-old": diffusers_unet2d,
     "diffusers-unet2d-condition": diffusers_condition,
@@ -38,24 +41,50 @@ def convert(family: str, config: Mapping[str, Any], state_dict: Mapping[str, Ten
 
     family: a name in FAMILIES. config: the options of the original constructor, what is left out having its default
     there, and "class", the name of the original class. state_dict: the weights under their original names, without a
-    prefix; they are copied. On the meta device it works for shapes alone.
+    prefix but for `module.`, or a checkpoint that holds them, as {"model": …}; they are copied. On the meta device it
+    works for shapes alone.
     Raises ValueError for an unknown family, class or option, an option that is not supported (naming it), and missing,
     unexpected or misshapen keys (listing them); TypeError for an option of a wrong type. Nothing is loaded halfway.
     """
-    return _convert(family, config, state_dict, copy=True)
+    return _convert(family, config, unpacked(state_dict), copy=True)
 
 
-def load(family: str, path: str | Path, *, class_name: str | None = None, ema: bool = False, **config: Any) -> UNet:
-    """Read a safetensors file and `convert` it; options of the original constructor are given by name.
+def load(
+    family: str | Path,
+    path: str | Path | None = None,
+    *,
+    config: str | Path | Mapping[str, Any] | None = None,
+    class_name: str | None = None,
+    ema: bool = False,
+    **options: Any,
+) -> UNet:
+    """Read a safetensors file and `convert` it: `load(path)`, or `load(family, path, …)`.
 
-    class_name: the original class, which may be left out where the family has one only. ema: take the averaged copies
-    of a CompVis file. Prefixes are stripped and other networks in the file left out, as `read_checkpoint` says.
-    Raises what `convert` raises, ValueError for a pickle, with a safe way to convert it, and for a file that is no
-    safetensors file; FileNotFoundError where there is none.
+    Without a family the network is recognised by the names and shapes of its tensors (`unetgn.interop.recognition`).
+    config: the authors' YAML file, or what is in one, or guided-diffusion's flags; options of the original constructor
+    may be given by name, and count before it. class_name: the original class, which may be left out where the family
+    has one only. ema: take the averaged copies of a CompVis file. Prefixes are stripped and other networks in the file
+    left out, as `read_checkpoint` says.
+    Raises what `convert` raises; ValueError for a file that is not recognised, naming the candidates and the option
+    that decides, for a pickle, with a safe way to convert it, and for a file that is no safetensors file;
+    FileNotFoundError where there is none.
     """
+    named_family = None if path is None else str(family)
+    if path is None:
+        if family in FAMILIES:
+            raise TypeError(f"load({family!r}) needs the path of a file: load({family!r}, path), or load(path) alone")
+        path = family
     if class_name is not None:
-        config["class"] = class_name
-    return _convert(family, config, read_checkpoint(path, ema=ema), copy=False, named="class_name")
+        options["class"] = class_name
+    read: dict[str, Any] = {}
+    if config is not None:
+        said, read = read_original(config)
+        named_family = named_family or said or ("guided-diffusion" if has_flags(read) else None)
+    state = read_checkpoint(path, ema=ema)
+    options = {**read, **options}
+    if named_family is None:
+        named_family, options = recognise(state, str(path), options)
+    return _convert(named_family, options, state, copy=False, named="class_name")
 
 
 def _convert(

@@ -15,6 +15,19 @@ from unetgn.pickles import refuse_pickles, shards
 from unetgn.unet import UNet
 
 CLASS_FAMILIES = {"UNet2DModel": "diffusers-unet2d", "UNet2DConditionModel": "diffusers-unet2d-condition"}
+OTHER_CLASSES = {  # U-Nets of diffusers that are other networks, and which
+    "UNet1DModel": "a network of one-dimensional blocks of its own",
+    "UNet3DConditionModel": "a video network: it convolves and attends over time",
+    "UNetMotionModel": "a video network: it attends over time",
+    "UNetSpatioTemporalConditionModel": "a video network: it convolves and attends over time",
+    "I2VGenXLUNet": "a video network: it convolves and attends over time",
+    "StableCascadeUNet": "Stable Cascade's network, which has no group norms and residual blocks",
+    "UNetControlNetXSModel": "a U-Net grown together with its ControlNet",
+    "AudioLDM2UNet2DConditionModel": "AudioLDM 2's network, each of whose levels reads two contexts",
+    "Kandinsky3UNet": "Kandinsky 3's network, whose norms the timestep modulates",
+    "DreamLiteUNetModel": "its blocks are of another kind",
+    "UVit2DModel": "a transformer",
+}
 STEM = "diffusion_pytorch_model"
 
 
@@ -45,8 +58,10 @@ def from_diffusers(model_or_folder: nn.Module | str | Path, *, variant: str | No
 
 
 def _converted_model(model: Any) -> UNet:
-    check_whole(model)
     class_name = type(model).__name__
+    if class_name in OTHER_CLASSES:
+        _family(class_name)
+    check_whole(model)
     family = _family(class_name)
     config = {**model.config, "class": class_name}
     options = {name: config[name] for name in inspect.signature(type(model)).parameters if name in config}
@@ -78,7 +93,8 @@ def _converted(family: str, class_name: str, config: dict[str, Any], tensors: di
 
 def _family(class_name: str) -> str:
     if class_name not in CLASS_FAMILIES:
-        raise ValueError(f"{class_name!r} is not supported; {' and '.join(CLASS_FAMILIES)} of diffusers are")
+        whose = f" ({OTHER_CLASSES[class_name]})" if class_name in OTHER_CLASSES else ""
+        raise ValueError(f"{class_name!r} is not supported{whose}; {' and '.join(CLASS_FAMILIES)} of diffusers are")
     return CLASS_FAMILIES[class_name]
 
 

@@ -2,6 +2,7 @@
 
 Released ImageNet-64 weights have the new order of attention rows, those of 128 pixels and more the legacy order; the
 option `use_new_attention_order` says which, as it does there. improved-diffusion has the legacy order.
+The flags of its scripts (`num_channels`, `attention_resolutions="32,16,8"`, …) are taken for the constructor's options.
 `num_head_channels` decides before `num_heads`, which the published configurations leave beside it.
 SuperResModel has twice the input channels: the caller concatenates x and the bilinearly enlarged low_res.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from unetgn.interop.openai_names import RESBLOCK_RESAMPLES, openai_sources
+from unetgn.interop.original_configs import has_flags, read_flags
 from unetgn.interop.transfer import Names, check_heads, fill, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
@@ -53,6 +55,8 @@ class GuidedOptions:
 
 def convert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, class_name: str, copy: bool) -> UNet:
     """Convert a guided-diffusion network that was built with `config`."""
+    if has_flags(config):
+        config = read_flags(config)
     options = from_plain(GuidedOptions, config)
     unet = empty_unet(translate(options, class_name=class_name))
     order = "new" if options.use_new_attention_order else "legacy"

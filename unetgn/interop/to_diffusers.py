@@ -4,6 +4,8 @@ The options are written down from our configuration, read back by the same trans
 and compared: what does not come back is what diffusers cannot express.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,11 +47,9 @@ def to_diffusers(unet: UNet) -> ModelMixin:
     if not isinstance(unet, UNet):
         raise TypeError(f"to_diffusers takes a unetgn.UNet, got {type(unet).__name__}")
     check_as_built(unet, empty_unet(unet.unet_config))
-    config, weights = unet.unet_config, {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
-    untrained = not config.condition.null_class_trained
-    if untrained and config.num_classes is not None and config.condition.null_class:
-        # To diffusers it would be a class like any other.
-        config = replace(config, condition=replace(config.condition, null_class=False, null_class_trained=True))
+    weights = {key: tensor.detach().clone() for key, tensor in unet.state_dict().items()}
+    config = _without_untrained(unet.unet_config)
+    if config is not unet.unet_config:
         weights["class_embedding.weight"] = weights["class_embedding.weight"][: config.class_rows].clone()
     model_class, options = _expressed(config)
     with torch.device("meta"):
@@ -59,6 +59,22 @@ def to_diffusers(unet: UNet) -> ModelMixin:
     if unet.is_gradient_checkpointing:
         model.enable_gradient_checkpointing(_own_checkpointing(unet))
     return model.train(unet.training)
+
+
+def _without_untrained(config: UNetConfig) -> UNetConfig:
+    """Leave out a null class that was not trained: to diffusers it would be a class like any other."""
+    condition = config.condition
+    if condition.null_class_trained or config.num_classes is None or not condition.null_class:
+        return config
+    return replace(config, condition=replace(condition, null_class=False, null_class_trained=True))
+
+
+@functools.lru_cache(maxsize=16)
+def options_of(config: UNetConfig) -> dict[str, Any]:
+    """Write all options of the diffusers model that `config` is. Raises ValueError where there is none."""
+    model_class, options = _expressed(_without_untrained(config))
+    parameters = inspect.signature(model_class).parameters
+    return {name: parameter.default for name, parameter in parameters.items()} | options
 
 
 def _own_checkpointing(unet: UNet) -> Callable[..., Any] | None:
@@ -72,7 +88,7 @@ def _expressed(config: UNetConfig) -> tuple[type[ModelMixin], dict[str, Any]]:
     plan = plan_unet(config)
     if config.context_dims is not None or config.transformer is not None:
         peers = [CONDITIONAL]
-    elif any(level.attentions for level in (*plan.encoder, plan.mid, *plan.decoder)):
+    elif plan.mid.attentions:  # self-attention, which the middle of a UNet2DConditionModel never is
         peers = [PLAIN]
     else:
         peers = [PLAIN, CONDITIONAL]
@@ -129,8 +145,8 @@ def _unet2d_options(config: UNetConfig) -> dict[str, Any]:
     return {
         **_shared_options(config),
         "layers_per_block": config.depths[0],
-        "down_block_types": _types(plan.encoder, "AttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
-        "up_block_types": _types(plan.decoder, "AttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+        "down_block_types": _types(plan.encoder, "DownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": _types(plan.decoder, "UpBlock2D", "ResnetUpsampleBlock2D"),
         "downsample_type": _attention_resampling(plan.encoder),
         "upsample_type": _attention_resampling(plan.decoder),
         "mid_block_type": "UNetMidBlock2D" if plan.mid.blocks else None,
@@ -146,7 +162,7 @@ def _head_width(config: UNetConfig) -> int | None:
     for level in (*plan.encoder, plan.mid, *plan.decoder):
         for block in level.blocks:
             if block.attention is not None:
-                return block.out_channels // block.attention.num_heads
+                return block.attention.inner_channels // block.attention.num_heads
     return None
 
 
@@ -155,20 +171,18 @@ def _condition_options(config: UNetConfig) -> dict[str, Any]:
     if config.transformer is not None and transformer.context_dim is None:
         raise ValueError("transformer.context_dim=None")
     plan, condition = plan_unet(config), config.condition
-    simple = config.attention.context_dim is not None
-    cross = "SimpleCrossAttn" if simple else "CrossAttn"
-    middles = (None, "UNetMidBlock2D", f"UNetMidBlock2D{cross}")
+    middles = (None, "UNetMidBlock2D", f"UNetMidBlock2D{ATTENTION_NAMES.get(_kind(plan.mid) or 'transformer')}")
+    simple = "added" in {_kind(level) for level in (*plan.encoder, plan.mid, *plan.decoder)}
+    only = {*transformer.cross_only, *config.attention.cross_only}
     depths = config.decoder.transformer_depth
     added, projected = condition.added_embedding, f"{condition.context_projection}_proj"
     return {
         **_shared_options(config),
         "layers_per_block": config.depth,
-        "down_block_types": _types(plan.encoder, f"{cross}DownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
-        "up_block_types": _types(plan.decoder, f"{cross}UpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+        "down_block_types": _types(plan.encoder, "DownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": _types(plan.decoder, "UpBlock2D", "ResnetUpsampleBlock2D"),
         "mid_block_type": middles[min(len(plan.mid.blocks), 2)],
-        "only_cross_attention": tuple(
-            level in (config.attention if simple else transformer).cross_only for level in range(len(config.channels))
-        ),
+        "only_cross_attention": tuple(level in only for level in range(len(config.channels))),
         "mid_block_only_cross_attention": config.mid.cross_only if simple else None,
         "cross_attention_dim": config.context_dims or diffusers_condition.ConditionOptions.cross_attention_dim,
         "cross_attention_norm": config.attention.context_norm,
@@ -196,16 +210,23 @@ def _condition_options(config: UNetConfig) -> dict[str, Any]:
 
 
 def _head_numbers(config: UNetConfig) -> Any:
-    """Write attention_head_dim: the number of heads, or in the blocks named Simple their width."""
-    attention = config.attention
-    heads: Any = attention.num_heads
-    if attention.head_dim is not None:
-        heads = tuple(max(1, width // attention.head_dim) for width in config.channels)
-    heads = 1 if heads is None else heads
-    if attention.context_dim is None:
-        return heads
-    counts = heads if isinstance(heads, tuple) else (heads,) * len(config.channels)
-    return tuple(max(1, width // count) for width, count in zip(config.channels, counts, strict=True))
+    """Write attention_head_dim: the number of heads in transformers, elsewhere their width.
+
+    One entry is read at several places, not always of one level; the comparison finds out whether they agree.
+    """
+    plan, levels = plan_unet(config), len(config.channels)
+    entries: dict[int, int] = {}
+    read: list[tuple[int, LevelPlan]] = [*enumerate(plan.encoder), (levels - 1, plan.mid)]
+    for index, level in enumerate(plan.decoder):
+        read.append((levels - 1 - index if _kind(level) == "transformer" else index, level))
+    for entry, level in read:
+        if level.attentions:
+            heads = level.attentions[0].num_heads
+            own = heads if level.attentions[0].kind == "transformer" else level.channels // heads
+            entries.setdefault(entry, own)
+    if not entries:
+        return 1
+    return tuple(entries.get(level, next(iter(entries.values()))) for level in range(levels))
 
 
 def _activation_options(config: UNetConfig) -> dict[str, Any]:
@@ -219,12 +240,20 @@ def _activation_options(config: UNetConfig) -> dict[str, Any]:
     return {"act_fn": own, "time_embedding_act_fn": first[0] if first else None, "resnet_skip_time_act": skipped}
 
 
-def _types(levels: tuple[LevelPlan, ...], attending: str, plain: str, resampling: str) -> tuple[str, ...]:
+ATTENTION_NAMES = {"self": "Attn", "added": "SimpleCrossAttn", "transformer": "CrossAttn"}
+
+
+def _kind(level: LevelPlan) -> str | None:
+    """Name the kind of a level's attention; the comparison finds out whether its blocks agree."""
+    return level.attentions[0].kind if level.attentions else None
+
+
+def _types(levels: tuple[LevelPlan, ...], plain: str, resampling: str) -> tuple[str, ...]:
     """Name the types of levels; one that nothing leaves is as those around it."""
     names, inside = [], all(level.resample == "resblock" for level in levels if level.resample)
     for level in levels:
-        if any(block.attention for block in level.blocks):
-            names.append(attending)
+        if level.attentions:
+            names.append(f"{ATTENTION_NAMES[level.attentions[0].kind]}{plain}")
         else:
             names.append(resampling if level.resample == "resblock" or (inside and not level.resample) else plain)
     return tuple(names)

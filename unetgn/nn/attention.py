@@ -40,6 +40,10 @@ class AttentionConfig:
     """Sets the width of a head, instead of num_heads."""
     norm: NormConfig | None = None
     """Normalizes the input; None takes the network's. (Stable Diffusion's transformers have another eps.)"""
+    narrow: bool = False
+    """Rounds down where heads do not divide a level's width, so that attention is narrower than its layer (diffusers);
+    otherwise that is an error.
+    """
     qk_norm: bool = False
     """Divides queries and keys by their root mean square in each head."""
     upcast: bool = False
@@ -88,22 +92,24 @@ class _Attention(nn.Module):
         *,
         num_heads: int | None = None,
         head_dim: int | None = None,
+        inner_channels: int | None = None,
         context_dim: int | None = None,
         bias: bool = False,
         qk_norm: bool = False,
         upcast: bool = False,
     ) -> None:
         super().__init__()
-        self.heads = count_heads(channels, num_heads=num_heads, head_dim=head_dim)
+        inner = channels if inner_channels is None else inner_channels
+        self.heads = count_heads(inner, num_heads=num_heads, head_dim=head_dim)
         self.context_dim = context_dim
         self.upcast = upcast
-        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_q = nn.Linear(channels, inner, bias=bias)
         source_dim = channels if context_dim is None else context_dim
-        self.to_k = nn.Linear(source_dim, channels, bias=bias)
-        self.to_v = nn.Linear(source_dim, channels, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-        self.norm_q = nn.RMSNorm(channels // self.heads, eps=1e-6) if qk_norm else None
-        self.norm_k = nn.RMSNorm(channels // self.heads, eps=1e-6) if qk_norm else None
+        self.to_k = nn.Linear(source_dim, inner, bias=bias)
+        self.to_v = nn.Linear(source_dim, inner, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
+        self.norm_q = nn.RMSNorm(inner // self.heads, eps=1e-6) if qk_norm else None
+        self.norm_k = nn.RMSNorm(inner // self.heads, eps=1e-6) if qk_norm else None
 
     def attend(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         """Map (N, L, channels) and an optional context (N, M, context_dim) to (N, L, channels)."""
@@ -124,10 +130,10 @@ class _Attention(nn.Module):
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
     def extra_repr(self) -> str:
-        channels = self.to_q.in_features
+        channels, inner = self.to_q.in_features, self.to_q.out_features
         context = "" if self.context_dim is None else f", context_dim={self.context_dim}"
         upcast = ", upcast=True" if self.upcast else ""
-        return f"{channels}{context}, heads={self.heads}, head_dim={channels // self.heads}{upcast}"
+        return f"{channels}{context}, heads={self.heads}, head_dim={inner // self.heads}{upcast}"
 
 
 class MultiHeadAttention(_Attention):
@@ -159,7 +165,8 @@ class SelfAttention(_Attention):
     """Computes (x + to_out(attention(norm(x)))) * residual_scale, over all pixels.
 
     Shapes: (N, channels, *spatial) -> the same, one to three spatial axes. Give `num_heads` or `head_dim`; neither is
-    one head. `norm` None leaves the group normalization out. With `zero_init` the block starts as the identity.
+    one head. `inner_channels` is the width of all heads together, None `channels`. `norm` None leaves the group
+    normalization out. With `zero_init` the block starts as the identity.
     Raises ValueError where heads or groups do not divide the channels, TypeError where norm is no NormConfig.
     Ho et al. 2020 (arXiv 2006.11239), appendix B; several heads after Dhariwal & Nichol 2021 (arXiv 2105.05233),
     section 3.
@@ -171,13 +178,22 @@ class SelfAttention(_Attention):
         *,
         num_heads: int | None = None,
         head_dim: int | None = None,
+        inner_channels: int | None = None,
         norm: NormConfig | None = NormConfig(),  # noqa: B008 - frozen
         qk_norm: bool = False,
         upcast: bool = False,
         residual_scale: float = 1.0,
         zero_init: bool = True,
     ) -> None:
-        super().__init__(channels, num_heads=num_heads, head_dim=head_dim, bias=True, qk_norm=qk_norm, upcast=upcast)
+        super().__init__(
+            channels,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            inner_channels=inner_channels,
+            bias=True,
+            qk_norm=qk_norm,
+            upcast=upcast,
+        )
         self.residual_scale = residual_scale
         self.group_norm = build_norm(norm, channels)
         if zero_init:

@@ -28,6 +28,8 @@ class TransformerConfig:
     """Puts linear layers around the blocks (Stable Diffusion 2, XL) where others have 1x1 convolutions."""
     cross_only: tuple[int, ...] = ()
     """Names the levels whose first attention reads the context too (the x4 upscaler)."""
+    norm: NormConfig | None = None
+    """Normalizes the input; None is attention.norm."""
 
     def __post_init__(self) -> None:
         freeze_lists(self)
@@ -126,7 +128,8 @@ class SpatialTransformer(nn.Module):
     """Computes x + proj_out(blocks(proj_in(norm(x)), context)): `depth` transformer blocks over the pixels of x.
 
     Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape; one to three spatial axes.
-    Give `num_heads` or `head_dim`; neither is one head. Projections are 1x1 convolutions over `spatial_dims` axes, 2
+    Give `num_heads` or `head_dim`; neither is one head. The blocks are `inner_channels` wide, None is `channels`.
+    Projections are 1x1 convolutions over `spatial_dims` axes, 2
     unless given, or linear layers (`linear_projection`), for any number of axes. context_dim None takes no context.
     With `zero_init` the block starts as the identity.
     Raises ValueError where heads or groups do not divide the channels, a context is missing, of another shape, or not
@@ -140,6 +143,7 @@ class SpatialTransformer(nn.Module):
         *,
         num_heads: int | None = None,
         head_dim: int | None = None,
+        inner_channels: int | None = None,
         context_dim: int | None = None,
         depth: int = 1,
         spatial_dims: int | None = None,
@@ -155,15 +159,16 @@ class SpatialTransformer(nn.Module):
         check_cross_only(cross_only, context_dim, depth)
         if linear_projection and spatial_dims is not None:
             raise ValueError(f"spatial_dims={spatial_dims} is for convolutions, but linear_projection is True")
-        heads = count_heads(channels, num_heads=num_heads, head_dim=head_dim)
-        self.channels, self.heads = channels, heads
+        inner = channels if inner_channels is None else inner_channels
+        heads = count_heads(inner, num_heads=num_heads, head_dim=head_dim)
+        self.channels, self.inner_channels, self.heads = channels, inner, heads
         self.context_dim = context_dim
         self.linear_projection = linear_projection
         self.norm = build_norm(norm, channels)
-        self.proj_in = _projection(channels, spatial_dims, linear_projection)
+        self.proj_in = _projection(channels, inner, spatial_dims, linear_projection)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(
-                channels,
+                inner,
                 num_heads=heads,
                 context_dim=context_dim,
                 cross_only=cross_only,
@@ -172,7 +177,7 @@ class SpatialTransformer(nn.Module):
             )
             for _ in range(depth)
         )
-        self.proj_out = _projection(channels, spatial_dims, linear_projection)
+        self.proj_out = _projection(inner, channels, spatial_dims, linear_projection)
         if zero_init:
             zero_parameters(self.proj_out)
 
@@ -194,11 +199,13 @@ class SpatialTransformer(nn.Module):
 
     def extra_repr(self) -> str:
         context = "" if self.context_dim is None else f", context_dim={self.context_dim}"
-        heads = f"heads={self.heads}, head_dim={self.channels // self.heads}, depth={len(self.transformer_blocks)}"
+        heads = (
+            f"heads={self.heads}, head_dim={self.inner_channels // self.heads}, depth={len(self.transformer_blocks)}"
+        )
         return f"{self.channels}{context}, {heads}, linear_projection={self.linear_projection}"
 
 
-def _projection(channels: int, spatial_dims: int | None, linear: bool) -> nn.Module:
+def _projection(channels: int, out_channels: int, spatial_dims: int | None, linear: bool) -> nn.Module:
     if linear:
-        return nn.Linear(channels, channels)
-    return convolution(2 if spatial_dims is None else spatial_dims, channels, channels, 1)
+        return nn.Linear(channels, out_channels)
+    return convolution(2 if spatial_dims is None else spatial_dims, channels, out_channels, 1)

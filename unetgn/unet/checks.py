@@ -47,6 +47,8 @@ def check_unet(config: UNetDescription) -> None:
     _check_attention(config)
     _check_middle(config)
     plan = plan_unet(config)
+    _check_kinds(config, plan)
+    _check_narrow(config, plan)
     _check_transformer(config, plan)
     _check_added_context(config, plan)
     _check_resampling(config)
@@ -82,6 +84,8 @@ def _check_lengths(config: UNetDescription) -> None:
         "attention.num_heads": (config.attention.num_heads, levels),
         "attention.context_dim": (config.attention.context_dim, levels),
         "encoder.attention_blocks": (config.encoder.attention_blocks, levels),
+        "encoder.attention_kinds": (config.encoder.attention_kinds, levels),
+        "decoder.attention_kinds": (config.decoder.attention_kinds, levels),
         "encoder.resample": (config.encoder.resample, levels - 1),
         "decoder.channels": (config.decoder.channels, levels),
         "decoder.depth": (config.decoder.depth, levels),
@@ -135,24 +139,35 @@ def _check_distinct(name: str, chosen: Sequence[int]) -> None:
 
 def _check_transformer(config: UNetDescription, plan: UNetPlan) -> None:
     transformer, mid = config.transformer, config.mid
+    middle = config.attention_kind("mid", len(config.channels) - 1)
+    if (mid.transformer_depth is not None and middle != "transformer") or (mid.cross_only and middle == "self"):
+        raise ValueError(
+            "mid.transformer_depth needs a transformer, and mid.cross_only one or attention.context_dim; this middle's "
+            f"attention is of the kind {middle!r}"
+        )
     if transformer is None:
-        if mid.transformer_depth is not None or (mid.cross_only and config.attention.context_dim is None):
-            raise ValueError(
-                "mid.transformer_depth needs a transformer, and mid.cross_only one or attention.context_dim"
-            )
         if config.decoder.transformer_depth is not None:
             raise ValueError(f"decoder.transformer_depth={config.decoder.transformer_depth} needs a transformer")
         return
-    if config.attention.context_dim is not None:
+    if config.attention.context_dim is not None and not _says_kinds(config):
         raise ValueError(
-            f"attention.context_dim={config.attention.context_dim} and transformer contradict each other: give one"
+            f"attention.context_dim={config.attention.context_dim} and transformer contradict each other: give one, or "
+            "say where each of them is (encoder.attention_kinds)"
         )
-    attentions = [plan.attentions_at(level) for level in range(len(config.channels))]
-    everywhere = plan.attentions
+    if config.attention.context_dim is not None and config.attention.context_dim != transformer.context_dim:
+        raise ValueError(
+            f"attention.context_dim={config.attention.context_dim} and transformer.context_dim="
+            f"{transformer.context_dim} are of one context: make them equal"
+        )
+    attentions = [
+        [attention for attention in plan.attentions_at(level) if attention.depth is not None]
+        for level in range(len(config.channels))
+    ]
+    everywhere = [attention for attention in plan.attentions if attention.depth is not None]
     if not everywhere:
         raise ValueError(
-            "transformer has no place: nothing attends by attention_levels, encoder.attention_blocks, "
-            "decoder.attention_blocks and mid.attention; set transformer to None"
+            "transformer has no place: nothing attends so by attention_levels, encoder.attention_blocks, "
+            "decoder.attention_blocks, mid.attention and encoder.attention_kinds; set transformer to None"
         )
     if not any(attention.depth for attention in everywhere):
         raise ValueError(
@@ -177,13 +192,46 @@ def _check_added_context(config: UNetDescription, plan: UNetPlan) -> None:
     attention = config.attention
     if attention.context_dim is None:
         return
-    attentions = [plan.attentions_at(level) for level in range(len(config.channels))]
-    if not plan.attentions:
+    attentions = [
+        [attention for attention in plan.attentions_at(level) if attention.kind == "added"]
+        for level in range(len(config.channels))
+    ]
+    if not any(one.kind == "added" for one in plan.attentions):
         raise ValueError(
-            f"attention.context_dim={attention.context_dim} has no place: nothing attends by attention_levels, "
-            "encoder.attention_blocks, decoder.attention_blocks and mid.attention; leave it out"
+            f"attention.context_dim={attention.context_dim} has no place: nothing attends so by attention_levels, "
+            "encoder.attention_blocks, decoder.attention_blocks, mid.attention and encoder.attention_kinds: leave it "
+            "out"
         )
     _check_cross_only("attention.cross_only", attention.cross_only, attentions)
+
+
+def _says_kinds(config: UNetDescription) -> bool:
+    return any((config.encoder.attention_kinds, config.decoder.attention_kinds, config.mid.attention_kind))
+
+
+def _check_narrow(config: UNetDescription, plan: UNetPlan) -> None:
+    """Raise ValueError where attention is to be narrower than its layer, and is so nowhere, or adds a context."""
+    if not config.attention.narrow:
+        return
+    blocks = [block for level in (*plan.encoder, plan.mid, *plan.decoder) for block in level.blocks if block.attention]
+    narrow = [b.attention for b in blocks if b.attention and b.attention.inner_channels != b.out_channels]
+    if not narrow or any(attention.kind == "added" for attention in narrow):
+        reason = "heads divide the width wherever there is attention" if not narrow else "attention that adds a context"
+        raise ValueError(f"attention.narrow=True is not for this network: {reason}; leave it out")
+
+
+def _check_kinds(config: UNetDescription, plan: UNetPlan) -> None:
+    """Raise ValueError where kinds of attention are named, and nothing attends there, or nothing differs."""
+    sides = {"encoder": plan.encoder, "decoder": plan.decoder, "mid": (plan.mid,)}
+    named = {
+        "encoder.attention_kinds": (config.encoder.attention_kinds, ("encoder", "mid", "decoder")),
+        "decoder.attention_kinds": (config.decoder.attention_kinds, ("decoder",)),
+        "mid.attention_kind": (config.mid.attention_kind, ("mid",)),
+        "mid.num_heads": (config.mid.num_heads, ("mid",)),
+    }
+    for name, (value, where) in named.items():
+        if value is not None and not any(level.attentions for side in where for level in sides[side]):
+            raise ValueError(f"{name}={value!r} has no place: nothing attends there")
 
 
 def _check_cross_only(name: str, chosen: tuple[int, ...], attentions: Sequence[Sequence[Any]]) -> None:

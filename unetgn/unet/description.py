@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from unetgn.nn.added_embedding import HINT_CHANNELS
 from unetgn.nn.attention import AttentionConfig
@@ -18,7 +18,14 @@ from unetgn.nn.transformer import TransformerConfig
 
 CONTEXT_PROJECTIONS = ("text", "text_image", "image")
 ADDED_EMBEDDINGS = ("text", "text_image", "image", "image_hint")
+AttentionKind = Literal["self", "added", "transformer"]
 CLASS_EMBEDDINGS = ("table", "timestep", "identity", "projection", "simple_projection")
+
+
+def check_kinds(name: str, kinds: tuple[str, ...] | None) -> None:
+    """Raise ValueError where one of `kinds` is no kind of attention."""
+    for kind in kinds or ():
+        check_choice(name, kind, get_args(AttentionKind))
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,11 @@ class EncoderConfig:
     """Sets the kernel size of the first convolution; odd."""
     attention_blocks: tuple[tuple[int, ...], ...] | None = None
     """Names the blocks that attend, for each level, instead of `attention_levels`."""
+    attention_kinds: tuple[AttentionKind, ...] | None = None
+    """Sets the kind of attention of each level, where they differ: "self", "added" (with the keys and values of a
+    context, `attention.context_dim`) or "transformer". Levels without attention have an entry that is not read. None is
+    the one kind that the configuration has.
+    """
     resample: tuple[ResampleKind, ...] | None = None
     """Sets the kind of resampling of each level but the last; None is `resample.kind` for all."""
     residual_input: bool = False
@@ -137,6 +149,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         freeze_lists(self)
+        check_kinds("encoder.attention_kinds", self.attention_kinds)
         check_at_least(1, {"encoder.stem_channels": self.stem_channels})
         check_kernel("encoder.stem_kernel", self.stem_kernel)
 
@@ -149,6 +162,10 @@ class MidConfig:
     """Counts the residual blocks; 0 leaves the middle out."""
     attention: bool = True
     """Puts attention after the first block."""
+    attention_kind: AttentionKind | None = None
+    """Sets the kind of that attention, as encoder.attention_kinds does; None is the encoder's last level's."""
+    num_heads: int | None = None
+    """Counts its heads; None is as at the encoder's last level."""
     attention_norm: bool = True
     """Gives that attention a norm."""
     attention_num_groups: int | None = None
@@ -162,7 +179,8 @@ class MidConfig:
 
     def __post_init__(self) -> None:
         check_at_least(0, {"mid.depth": self.depth, "mid.transformer_depth": self.transformer_depth})
-        check_at_least(1, {"mid.attention_num_groups": self.attention_num_groups})
+        check_at_least(1, {"mid.attention_num_groups": self.attention_num_groups, "mid.num_heads": self.num_heads})
+        check_kinds("mid.attention_kind", (self.attention_kind,) if self.attention_kind else None)
         if self.residual_scale is not None:
             check_positive("mid.residual_scale", self.residual_scale)
 
@@ -179,6 +197,8 @@ class DecoderConfig:
     """
     attention_blocks: tuple[tuple[int, ...], ...] | None = None
     """Names the blocks that attend, for each level; None is all of them where the encoder attends."""
+    attention_kinds: tuple[AttentionKind, ...] | None = None
+    """Sets the kind of attention of each level, as in the encoder; None is the encoder's."""
     num_heads: int | tuple[int, ...] | None = None
     """Counts the heads, as in AttentionConfig; None is the encoder's."""
     transformer_depth: tuple[int | tuple[int, ...], ...] | None = None
@@ -193,6 +213,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         freeze_lists(self)
         check_choice("decoder.out_activation", self.out_activation, ACTIVATIONS)
+        check_kinds("decoder.attention_kinds", self.attention_kinds)
         check_at_least(1, {"decoder.channels": self.channels, "decoder.num_heads": self.num_heads})
         check_at_least(0, {"decoder.depth": self.depth, "decoder.transformer_depth": self.transformer_depth})
         check_kernel("decoder.out_kernel", self.out_kernel)
@@ -289,7 +310,20 @@ class UNetDescription:
     @property
     def context_dims(self) -> int | tuple[int, ...] | None:
         """Give the width of the context that attention reads, or of each level's; None where none is read."""
-        return self.attention.context_dim if self.transformer is None else self.transformer.context_dim
+        widths = None if self.transformer is None else self.transformer.context_dim
+        return self.attention.context_dim if widths is None else widths
+
+    def attention_kind(self, side: Literal["encoder", "mid", "decoder"], level: int) -> AttentionKind:
+        """Give the kind of the attention that there may be at a level, counted from 0, the finest."""
+        if side == "mid" and self.mid.attention_kind is not None:
+            return self.mid.attention_kind
+        if side == "decoder" and self.decoder.attention_kinds is not None:
+            return self.decoder.attention_kinds[level]
+        if self.encoder.attention_kinds is not None:
+            return self.encoder.attention_kinds[level]
+        if self.transformer is not None:
+            return "transformer"
+        return "self" if self.attention.context_dim is None else "added"
 
     @property
     def sample_channels(self) -> int:

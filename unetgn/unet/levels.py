@@ -13,6 +13,7 @@ from unetgn.nn.resample import Downsample, InputBranch, Resample, Upsample
 from unetgn.nn.resblock import ResBlock
 from unetgn.nn.transformer import SpatialTransformer
 from unetgn.unet.config import UNetConfig
+from unetgn.unet.inputs import add_residual
 from unetgn.unet.plan import AttentionPlan, BlockPlan, LevelPlan
 
 
@@ -53,6 +54,7 @@ class EncoderLevel(Level):
         super().__init__(config, plan)
         self.downsamplers = nn.ModuleList()
         self.input_branch = None
+        self.transforms = any(attention.kind == "transformer" for attention in plan.attentions)
         if plan.resample is not None:
             self.downsamplers.append(_downsampler(config, plan))
         if plan.image_channels is not None:
@@ -61,18 +63,27 @@ class EncoderLevel(Level):
             )
 
     def forward(
-        self, x: Tensor, image: Tensor, emb: Tensor, context: Tensor | None
+        self, x: Tensor, image: Tensor, emb: Tensor, context: Tensor | None, residual: Tensor | None = None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Return x, the running image, and the skip connections (N, C, *spatial) that start here."""
+        """Return x, the running image, and the skip connections (N, C, *spatial) that start here.
+
+        `residual` is T2I-Adapter's, added as in diffusers: where transformers attend, to what the last block gives,
+        elsewhere to what the level gives.
+        """
         skips = []
         for index in range(len(self.resnets)):
             x = self.block(index, x, emb, context)
+            if residual is not None and self.transforms and index == len(self.resnets) - 1:
+                x = add_residual(x, residual, "down_intrablock_additional_residuals")
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x, emb) if isinstance(downsample, ResBlock) else downsample(x)
             if self.input_branch is not None:
                 x = image = self.input_branch(x, image)
             skips.append(x)
+        if residual is not None and not self.transforms and skips:  # a level without blocks, the last, gives none
+            x = add_residual(x, residual, "down_intrablock_additional_residuals")
+            skips[-1] = x
         return x, image, tuple(skips)
 
 
@@ -136,7 +147,7 @@ def _resampling_block(config: UNetConfig, channels: int, direction: Literal["dow
 def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) -> nn.Module:
     assert plan is not None
     shared = config.attention
-    if plan.adds_context:
+    if plan.kind == "added":
         assert plan.context_dim is not None
         return AddedKVAttention(
             channels,
@@ -153,6 +164,7 @@ def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) ->
         return SelfAttention(
             channels,
             num_heads=plan.num_heads,
+            inner_channels=plan.inner_channels,
             norm=plan.norm,
             qk_norm=shared.qk_norm,
             upcast=shared.upcast,
@@ -163,6 +175,7 @@ def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) ->
     return SpatialTransformer(
         channels,
         num_heads=plan.num_heads,
+        inner_channels=plan.inner_channels,
         context_dim=plan.context_dim,
         depth=plan.depth,
         spatial_dims=None if linear else config.spatial_dims,

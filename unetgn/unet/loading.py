@@ -11,6 +11,7 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 from unetgn.pickles import refuse_pickle, refuse_pickles
+from unetgn.unet.adapters import block_scales, why_not
 
 
 class Loading(ModelMixin, PeftAdapterMixin):
@@ -48,6 +49,43 @@ class Loading(ModelMixin, PeftAdapterMixin):
         if pickles:
             raise ValueError(f"{pickles[0]} may be a pickle, and none is opened here: give safetensors files")
         return super()._load_pretrained_model(model, state_dict, resolved_model_file, *more, **options)
+
+    @classmethod
+    def from_single_file(
+        cls, path: str | Path, *, original_config: str | Path | dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Load a network from one safetensors file of its authors: `unetgn.interop.load`, by diffusers' name.
+
+        original_config: the authors' YAML file. torch_dtype is that of the result; None keeps the file's. Other options
+        are those of the original constructor.
+        """
+        from unetgn.interop.families import load  # interop stands above this file
+
+        dtype = options.pop("torch_dtype", options.pop("dtype", None))
+        unet = load(path, config=original_config, **options)
+        return unet if dtype is None else unet.to(dtype)
+
+    def set_adapters(self, adapter_names: str | Sequence[str], weights: Any = None) -> None:
+        """Set the active adapters and their weights: numbers, or dicts of blocks as `block_scales` says."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        given = weights if isinstance(weights, list) else [weights] * len(names)
+        attending = self._attending_layers()
+        scales = [one if one is None else block_scales(one, attending) for one in given]
+        super().set_adapters(names, scales)
+
+    def _attending_layers(self) -> dict[str, dict[int, list[str]]]:
+        """List the attention layers of each block that has any, by side."""
+        sides = {"down": self.down_blocks, "mid": [self.mid_block], "up": self.up_blocks}
+        return {
+            side: {index: sorted(level.attentions, key=int) for index, level in enumerate(levels) if level.attentions}
+            for side, levels in sides.items()
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        reason = why_not(name)
+        if reason is not None:
+            raise AttributeError(reason)
+        return super().__getattr__(name)
 
     def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, *more: Any, **kwargs: Any) -> None:
         """Load an adapter: diffusers' own method, with its arguments, but for pickles. Raises ValueError for one."""

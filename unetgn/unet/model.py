@@ -20,10 +20,12 @@ from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
+from unetgn.unet.adapters import scaled
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.inputs import Conditioning, add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet.loading import Loading
+from unetgn.unet.peer_config import PeerConfig
 from unetgn.unet.plan import plan_unet
 from unetgn.unet.saved import read_config
 
@@ -133,6 +135,7 @@ class UNet(Loading, ConfigMixin, Conditioning):
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
         return_dict: bool = True,
     ) -> UNetOutput | tuple[Tensor]:
         """Predict from a noisy `sample` at `timestep`.
@@ -141,12 +144,30 @@ class UNet(Loading, ConfigMixin, Conditioning):
         (N, M, context_dim); class_labels (N,) integers or (N, classes) rows; augment_labels (N, augment_dim);
         added_cond_kwargs {"text_embeds": (N, D), "time_ids": (N, K)} or {"vector": (N, vector_dim)}, or what
         condition.added_embedding and condition.context_projection name; timestep_cond (N, time_cond_proj_dim);
-        ControlNet's residuals, one for each skip connection and one for the middle.
+        ControlNet's residuals, one for each skip connection and one for the middle; T2I-Adapter's
+        (down_intrablock_additional_residuals), one for each encoder level from the first on.
+        cross_attention_kwargs={"scale": s} multiplies adapters (LoRA) by s.
         Returns an object with `.sample` (N, out_channels, *spatial), or a tuple of it where return_dict is False.
         Raises ValueError where an input is missing, misshapen, or not one of this network's; TypeError where it is
         no tensor.
         """
-        self._check_inputs(sample, encoder_hidden_states, cross_attention_kwargs)
+        if cross_attention_kwargs:
+            with scaled(self, cross_attention_kwargs):
+                return UNet.forward(
+                    self,
+                    sample,
+                    timestep,
+                    encoder_hidden_states,
+                    class_labels=class_labels,
+                    augment_labels=augment_labels,
+                    added_cond_kwargs=added_cond_kwargs,
+                    timestep_cond=timestep_cond,
+                    down_block_additional_residuals=down_block_additional_residuals,
+                    mid_block_additional_residual=mid_block_additional_residual,
+                    down_intrablock_additional_residuals=down_intrablock_additional_residuals,
+                    return_dict=return_dict,
+                )
+        self._check_inputs(sample, encoder_hidden_states)
 
         # Conditions.
         emb = self.embed(
@@ -158,8 +179,10 @@ class UNet(Loading, ConfigMixin, Conditioning):
         # Encoder.
         x, image = self.conv_in(sample), sample
         skips = [x]
-        for level in self.down_blocks:
-            x, image, results = level(x, image, emb, context)
+        for level, residual in zip(
+            self.down_blocks, self._residuals(down_intrablock_additional_residuals), strict=True
+        ):
+            x, image, results = level(x, image, emb, context, residual)
             skips += results
         if down_block_additional_residuals is not None:
             skips = add_residuals(skips, down_block_additional_residuals)
@@ -182,7 +205,16 @@ class UNet(Loading, ConfigMixin, Conditioning):
     def _output(self, x: Tensor) -> Tensor:
         return self.conv_out(self.conv_norm_out(x))
 
-    def _check_inputs(self, sample: Tensor, context: Tensor | None, attention_kwargs: Mapping[str, Any] | None) -> None:
+    def _residuals(self, given: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+        """Return T2I-Adapter's residual of each encoder level, None where there is none."""
+        levels, given = len(self.down_blocks), given or ()
+        if len(given) > levels:
+            raise ValueError(
+                f"down_intrablock_additional_residuals must be one for each of {levels} levels, got {len(given)}"
+            )
+        return [*given, *[None] * (levels - len(given))]
+
+    def _check_inputs(self, sample: Tensor, context: Tensor | None) -> None:
         check_tensors(sample=sample, encoder_hidden_states=context)
         check_sample(sample, self.unet_config, self._sample_channels)
         # `dtype` walks over all modules, to see what layerwise casting computes in: asked where it may be an error only
@@ -196,8 +228,16 @@ class UNet(Loading, ConfigMixin, Conditioning):
             raise ValueError("encoder_hidden_states were given, but this network has no transformer")
         if context is not None and is_other_dtype(context, sample.dtype):
             raise ValueError(f"encoder_hidden_states are {context.dtype}, but sample is {sample.dtype}")
-        if attention_kwargs:
-            raise ValueError(f"cross_attention_kwargs are not supported, got {sorted(attention_kwargs)}")
+
+    @property
+    def config(self) -> PeerConfig:
+        """Return the configuration, which answers for diffusers' options too (`unetgn.unet.peer_config`)."""
+        return PeerConfig(self._internal_dict, self._peer_options)
+
+    def _peer_options(self) -> Mapping[str, Any]:
+        from unetgn.interop.to_diffusers import options_of  # interop stands above this file
+
+        return options_of(self.unet_config)
 
     def set_checkpointing(self, grade: CheckpointGrade) -> None:
         """Set what the backward pass computes again: "none", norms and "activations" only, or whole "blocks"."""

@@ -2,11 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from unetgn.nn.attention import count_heads
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleKind
-from unetgn.unet.description import UNetDescription
+from unetgn.unet.description import AttentionKind, UNetDescription
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class AttentionPlan:
     """
 
     num_heads: int
+    inner_channels: int
     norm: NormConfig | None
     residual_scale: float
     depth: int | None = None
@@ -25,9 +27,11 @@ class AttentionPlan:
     context_norm: str | None = None
 
     @property
-    def adds_context(self) -> bool:
-        """Say whether it is one layer that attends to pixels and a context at once."""
-        return self.depth is None and self.context_dim is not None
+    def kind(self) -> AttentionKind:
+        """Name the kind of attention that it is."""
+        if self.depth is not None:
+            return "transformer"
+        return "self" if self.context_dim is None else "added"
 
 
 @dataclass(frozen=True)
@@ -104,15 +108,15 @@ def _plan_mid(config: UNetDescription) -> LevelPlan:
     scale = config.resblock.residual_scale if mid.residual_scale is None else mid.residual_scale
     attention = None
     if mid.attention and mid.depth > 0:
-        plan = _plan_attention(config, channels, level=level, index=0, depth=max(1, config.depths[level]))
+        plan = _plan_attention(config, channels, level=level, index=0, depth=max(1, config.depths[level]), side="mid")
         norm = plan.norm if mid.attention_norm else None
         if norm is not None and mid.attention_num_groups is not None:
             norm = NormConfig(num_groups=mid.attention_num_groups, eps=norm.eps)
-        depth = plan.depth if mid.transformer_depth is None else mid.transformer_depth
+        depth = plan.depth if mid.transformer_depth is None or plan.depth is None else mid.transformer_depth
         attention = dataclasses.replace(
             plan,
             norm=norm,
-            residual_scale=1.0 if plan.adds_context else scale,
+            residual_scale=1.0 if plan.kind == "added" else scale,
             depth=depth,
             cross_only=mid.cross_only,
         )
@@ -137,7 +141,9 @@ def _plan_decoder(config: UNetDescription) -> tuple[LevelPlan, ...]:
             skip = skips[-1 - index] if index < len(skips) else 0
             attention = None
             if index in chosen:
-                attention = _plan_attention(config, widths[level], level=level, index=index, depth=depth, decoder=True)
+                attention = _plan_attention(
+                    config, widths[level], level=level, index=index, depth=depth, side="decoder"
+                )
             scale = config.resblock.residual_scale
             blocks.append(BlockPlan(width + skip, widths[level], skip > 0, scale, attention))
             width = widths[level]
@@ -176,24 +182,26 @@ def _decoder_attending(config: UNetDescription, level: int, depth: int) -> tuple
 
 
 def _plan_attention(
-    config: UNetDescription, channels: int, *, level: int, index: int, depth: int, decoder: bool = False
+    config: UNetDescription,
+    channels: int,
+    *,
+    level: int,
+    index: int,
+    depth: int,
+    side: Literal["encoder", "mid", "decoder"] = "encoder",
 ) -> AttentionPlan:
     """Plan the attention behind block `index` of the `depth` blocks of a level, at one side of the network."""
-    heads, shared = config.attention.num_heads, config.attention
-    if decoder and config.decoder.num_heads is not None:
-        heads = config.decoder.num_heads
-    if isinstance(heads, tuple):
-        heads = heads[level]
-    try:
-        count = count_heads(channels, num_heads=heads, head_dim=None if heads is not None else shared.head_dim)
-    except ValueError as error:
-        raise ValueError(f"attention at level {level}: {error} (attention.num_heads, attention.head_dim)") from None
+    shared, transformer, kind = config.attention, config.transformer, config.attention_kind(side, level)
+    count, inner = _count_heads(config, channels, level, side)
     norm = config.norm if shared.norm is None else shared.norm
-    plan = AttentionPlan(count, norm, config.resblock.residual_scale)
-    transformer = config.transformer
-    if transformer is None and shared.context_dim is not None:
+    if kind == "self":
+        return AttentionPlan(count, inner, norm, config.resblock.residual_scale)
+    if kind == "added":
+        if shared.context_dim is None:
+            raise ValueError(f"an attention of the kind 'added' at level {level} needs attention.context_dim")
         return AttentionPlan(
             count,
+            inner,
             norm,
             residual_scale=1.0,
             context_dim=_at(shared.context_dim, level),
@@ -201,25 +209,45 @@ def _plan_attention(
             context_norm=shared.context_norm,
         )
     if transformer is None:
-        return plan
-    context = transformer.context_dim
+        raise ValueError(f"an attention of the kind 'transformer' at level {level} needs the field transformer")
     depths = transformer.depth
-    if decoder and config.decoder.transformer_depth is not None:
+    if side == "decoder" and config.decoder.transformer_depth is not None:
         depths = config.decoder.transformer_depth
     at_level = depths[level] if isinstance(depths, tuple) else depths
     if isinstance(at_level, tuple) and len(at_level) != depth:
-        side = "decoder (decoder.transformer_depth)" if decoder else "encoder (transformer.depth)"
+        where = "decoder (decoder.transformer_depth)" if side == "decoder" else "encoder (transformer.depth)"
         raise ValueError(
             f"transformer depths {at_level} of level {level} must be one number for each of its blocks, which are "
-            f"{depth} in the {side}"
+            f"{depth} in the {where}"
         )
     blocks = at_level[index] if isinstance(at_level, tuple) else at_level
-    return dataclasses.replace(
-        plan,
+    return AttentionPlan(
+        count,
+        inner,
+        norm if transformer.norm is None else transformer.norm,
+        config.resblock.residual_scale,
         depth=blocks,
-        context_dim=_at(context, level),
+        context_dim=_at(transformer.context_dim, level),
         cross_only=level in transformer.cross_only and blocks > 0,
     )
+
+
+def _count_heads(config: UNetDescription, channels: int, level: int, side: str) -> tuple[int, int]:
+    """Count the heads of an attention layer, and their width together."""
+    heads = config.attention.num_heads
+    if side == "decoder" and config.decoder.num_heads is not None:
+        heads = config.decoder.num_heads
+    if side == "mid" and config.mid.num_heads is not None:
+        heads = config.mid.num_heads
+    if isinstance(heads, tuple):
+        heads = heads[level]
+    width = None if heads is not None else config.attention.head_dim
+    unit = (width if heads is None else heads) or 1
+    inner = channels - channels % unit if config.attention.narrow and unit <= channels else channels
+    try:
+        return count_heads(inner, num_heads=heads, head_dim=width), inner
+    except ValueError as error:
+        raise ValueError(f"attention at level {level}: {error} (attention.num_heads, attention.head_dim)") from None
 
 
 def _at(value: int | tuple[int, ...] | None, level: int) -> int | None:

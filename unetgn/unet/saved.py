@@ -36,6 +36,7 @@ def read_config(config: Mapping[str, Any], arguments: Mapping[str, Any], class_n
 
     Warns once, naming all keys that are no fields. Raises ValueError for the options of a diffusers model.
     """
+    config = dict(config)  # a network's own answers for diffusers' options too
     if "block_out_channels" in config:
         name = config.get("_class_name", "a U-Net of diffusers")
         raise ValueError(
