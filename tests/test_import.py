@@ -75,6 +75,18 @@ def test_the_configuration_and_the_pictures_do_without_diffusers(stage, modules)
     assert not modules[stage] & {"diffusers", "unetgn.unet.model"}
 
 
+HEAVY = ("diffusers", "triton", "torch._dynamo", "torch._inductor", "PIL")
+
+
+def test_every_exported_name_but_the_network_is_had_without_a_heavy_import():
+    """The network is a model of diffusers, whose import brings PyTorch's compiler."""
+    names = ["GroupNormSiLU", *(name for name in unetgn.__all__ if name not in ("UNet", "GroupNormSiLU"))]
+    code = f"import sys, unetgn\nfor name in {names}:\n    getattr(unetgn, name)\n"
+    code += f"    print(name, *(heavy for heavy in {HEAVY} if heavy in sys.modules))\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert result.stdout.splitlines() == names
+
+
 @pytest.mark.parametrize("name", unetgn.__all__)
 def test_every_exported_name_can_be_had(name):
     assert callable(getattr(unetgn, name))

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unetgn
-from unetgn.ops import aten, dispatch
+from unetgn.ops import aten_backward, dispatch
 from unetgn.ops.arguments import Needs
 from unetgn.ops.layout import memory_format_of
 
@@ -16,7 +16,7 @@ from unetgn.ops.layout import memory_format_of
 @pytest.mark.parametrize("parameters", ["", "bias", "weight bias", "weight bias pre_bias scale shift"])
 def test_a_backward_pass_without_native_kernels_gives_the_same(draw, in_double, monkeypatch, parameters, channels_last):
     """As on MPS: the native backward of PyTorch is used on the CPU alone."""
-    monkeypatch.setattr(aten, "_native_backward_is_good", lambda *_: False)
+    monkeypatch.setattr(aten_backward, "_native_backward_is_good", lambda *_: False)
     for activation in ("silu", None):
         inputs = draw(1, (2, 6, 4, 5), dtype=torch.float64, channels_last=channels_last, parameters=parameters)
         _, gradients = inputs.call(unetgn.group_norm_silu, 3, activation=activation)
@@ -126,3 +126,42 @@ def test_silu_is_computed_in_place(draw):
     with Record():
         y, _, _ = dispatch.forward(inputs.arguments(4))
     assert large == {y.data_ptr()}
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("mean", "most"), [(0.0, 2), (40.0, 3)], ids=["near zero", "far"])
+@pytest.mark.parametrize("parameters", ["weight bias", "bias", "weight bias scale shift"])
+def test_the_backward_pass_makes_no_copy_of_h_where_means_are_near_zero(draw, parameters, mean, most, channels_last):
+    """Two tensors of x's size are made, for z and dh; a third, for h - mean, where the mean is far from zero."""
+    inputs = draw(6, (2, 32, 32, 32), parameters=parameters, mean=mean, channels_last=channels_last)
+    arguments = inputs.arguments(4)
+    _, *statistics = dispatch.forward(arguments)
+    given, made = {inputs.x.data_ptr(), inputs.dy.data_ptr()}, {}
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for output in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(output, torch.Tensor) and output.numel() == inputs.x.numel():
+                    made[output.untyped_storage().data_ptr()] = output  # kept, so that no address comes twice
+            return result
+
+    needs = Needs(*(value is not None for value in (inputs.x, *inputs.keywords().values())))
+    with Record():
+        dispatch.backward(inputs.dy, arguments, *statistics, needs)
+    assert len(set(made) - given) == most
+
+
+@pytest.mark.parametrize("side", [16, 32, 128, 256])
+@pytest.mark.parametrize("mean", [0.0, 0.8, 1.4, 3.9, 10.0])
+def test_repeated_values_in_channels_last_are_off_by_no_more_than_is_promised(
+    draw, in_double, relative_error, mean, side
+):
+    """Roundings of equal values add up: `aten` says by how much, and where it takes another way."""
+    inputs = draw(8, (1, 16, side, side), parameters="", channels_last=True)
+    inputs.x = (inputs.x.sign() + mean) * 1.7
+    y, gradients = inputs.call(unetgn.group_norm_silu, 2)
+    expected_y, expected = in_double(inputs, 2)
+    bound = min(2e-3, side**2 * 2**-27 * (1 + 1.4 * mean**2)) + 1e-6
+    assert relative_error(y, expected_y) < bound
+    assert relative_error(gradients[0], expected[0]) < 4 * bound

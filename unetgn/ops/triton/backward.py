@@ -5,7 +5,7 @@ pre_bias needs a gradient, one for S2 (`kernels.backward_contiguous` has the for
 `parameters` makes all gradients but dx.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from unetgn.ops.triton.forward import Plan
 from unetgn.ops.triton.kernels import backward_channels_last as channels_last
 from unetgn.ops.triton.kernels import backward_contiguous as contiguous
 from unetgn.ops.triton.kernels.parameters import fold_slots, parameter_gradients
-from unetgn.ops.triton.launch import RECIPES, Launch, launch_of
+from unetgn.ops.triton.launch import RECIPES, Cache, Launch, launch_of
 from unetgn.ops.triton.problem import Problem, ceil_div, power_of_two_at_least, problem_of
 
 FOLDED_ELEMENTS = 1024  # that a folding program holds at a time
@@ -65,6 +65,7 @@ class BackwardRecipe:
     launches: tuple[Launch, ...]
     sums: tuple[int, int, int, int] | None
     folded: tuple[int, int, int, int] | None  # None where the sums have one slot
+    ready: Cache = field(default_factory=dict, compare=False)
 
 
 @lru_cache(RECIPES)

@@ -12,9 +12,9 @@ from torch import Tensor
 from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
 from unetgn.ops.layout import ACCUMULATION_DTYPE
 from unetgn.ops.triton import device
-from unetgn.ops.triton.backward import BackwardOperands, BackwardRecipe, backward_recipe
-from unetgn.ops.triton.forward import ForwardOperands, ForwardRecipe, forward_recipe
-from unetgn.ops.triton.launch import affine_operands, run
+from unetgn.ops.triton.backward import BackwardRecipe, backward_recipe
+from unetgn.ops.triton.forward import ForwardRecipe, forward_recipe
+from unetgn.ops.triton.launch import affine_operands, kind_of, run
 
 
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +45,9 @@ def follow_forward(recipe: ForwardRecipe, arguments: Arguments) -> tuple[Tensor,
     mean = x.new_empty((x.shape[0], arguments.num_groups), dtype=ACCUMULATION_DTYPE[x.dtype])
     rstd = torch.empty_like(mean)
     partials = None if recipe.partials is None else mean.new_empty(recipe.partials)
-    run(recipe.launches, ForwardOperands(x, y, mean, rstd, partials, *affine_operands(arguments)), x)
+    affine = affine_operands(arguments)
+    operands = (x, y, mean, rstd, partials, *affine)  # ForwardOperands, but for the time to make one
+    run(recipe.launches, operands, x, recipe.ready, kind_of((x, *affine[:5]), *affine[5:]))
     return y, mean, rstd
 
 
@@ -72,16 +74,15 @@ def follow_backward(
 ) -> Gradients:
     """Compute the gradients by that recipe."""
     x, *parameters = tensors_of(arguments)
-    gradients = Gradients(
-        torch.empty_like(x) if needs.x else None,
-        *(
-            None if tensor is None or not needed else torch.empty_like(tensor, memory_format=torch.contiguous_format)
-            for tensor, needed in zip(parameters, needs[1:], strict=True)
-        ),
-    )
+    dx = torch.empty_like(x) if needs.x else None
+    others = [
+        None if tensor is None or not needed else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor, needed in zip(parameters, needs[1:], strict=True)
+    ]
     sums = None if recipe.sums is None else mean.new_empty(recipe.sums)
     folded = sums if recipe.folded is None else mean.new_empty(recipe.folded)
     m1_m2 = mean.new_empty((mean.numel(), 2))
     affine = affine_operands(arguments)
-    run(recipe.launches, BackwardOperands(x, dy, mean, rstd, sums, folded, m1_m2, *affine, *gradients), x)
-    return gradients
+    operands = (x, dy, mean, rstd, sums, folded, m1_m2, *affine, dx, *others)  # BackwardOperands
+    run(recipe.launches, operands, x, recipe.ready, kind_of((x, dy, mean, rstd, *affine[:5]), *affine[5:]))
+    return Gradients(dx, *others)

@@ -3,7 +3,7 @@
 A recipe is all that follows from sizes. It is made once for equal calls; `entry` adds the tensors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from unetgn.ops.triton import plan_channels_last, plan_contiguous
 from unetgn.ops.triton.device import Device, device_of
 from unetgn.ops.triton.kernels import forward_channels_last as channels_last
 from unetgn.ops.triton.kernels import forward_contiguous as contiguous
-from unetgn.ops.triton.launch import RECIPES, Launch, launch_of
+from unetgn.ops.triton.launch import RECIPES, Cache, Launch, launch_of
 from unetgn.ops.triton.problem import INT32_POSITIONS, Problem, ceil_div, power_of_two_at_least, problem_of
 
 Plan = plan_contiguous.Resident | plan_contiguous.Split | plan_channels_last.Resident | plan_channels_last.Split
@@ -50,6 +50,7 @@ class ForwardRecipe:
 
     launches: tuple[Launch, ...]
     partials: tuple[int, ...] | None = None
+    ready: Cache = field(default_factory=dict, compare=False)
 
 
 @lru_cache(RECIPES)
