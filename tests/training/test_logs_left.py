@@ -9,7 +9,7 @@ import pytest
 from tests.training.runs import assert_equal_bits, losses, rows
 from tests.training.test_train import run
 from unetgn.training import run_directory
-from unetgn.training.files import writing
+from unetgn.training.files import delete, writing
 from unetgn.training.loop import Loop
 from unetgn.training.run_directory import LONGEST_ROW, RunDirectory
 
@@ -69,16 +69,12 @@ def test_a_log_of_any_size_takes_no_memory(holds: str, tmp_path: Path) -> None:
 def test_what_is_of_another_kind_and_in_the_way_is_put_aside_and_said(
     there: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not once: each time under a name of its own."""
+    """Twice, each time under a name of its own; a file before a folder, and a folder before a file."""
     for number in ("", "1"):
         path = tmp_path / "a"
+        delete(path)
         precious = path if there == "file" else path / "b"
         precious.parent.mkdir(exist_ok=True)
-        if path.exists() and there == "file":
-            shutil.rmtree(path)
-        elif path.exists() and path.is_file():
-            path.unlink()
-            path.mkdir()
         precious.write_text(f"precious{number}")
         with writing(path) as unfinished:
             unfinished.mkdir() if there == "file" else unfinished.write_text("new")
