@@ -92,3 +92,23 @@ def test_a_file_in_the_place_of_a_checkpoint_stays(finished: Path, tmp_path: Pat
     assert run(folder / "config.yaml", folder, "--resume", "auto") == 0
     assert (folder / "checkpoints" / "step-000006.in-the-way").read_text() == "precious"
     assert_equal_bits(folder, finished, 6)
+
+
+def test_a_row_that_cannot_be_written_waits_and_comes_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, failing = RunDirectory(tmp_path), [True, True, False]
+    real = run_directory.append
+
+    def append(file: Path, text: bytes) -> None:
+        if failing and failing.pop(0):
+            raise OSError(28, "No space left on device")
+        real(file, text)
+
+    monkeypatch.setattr(run_directory, "append", append)
+    for step in (1, 2):
+        with pytest.raises(OSError, match="No space"):
+            log.log("validation.csv", {"step": step, "loss": 0.5})
+    log.log("validation.csv", {"step": 3, "loss": 0.5})
+    log.write_rows()
+    assert (tmp_path / "validation.csv").read_text().split() == ["1,0.5", "2,0.5", "3,0.5"]
