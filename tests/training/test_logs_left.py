@@ -46,11 +46,11 @@ def test_rows_after_a_resume_stay_beside_the_log_until_the_run_has_saved(
 END = "5,0.1,0.5,0.1,0.1,9.0,0.1"
 
 
-@pytest.mark.parametrize("more", [0, 1, LONGEST_ROW, 3 * LONGEST_ROW - len(END), 10 * LONGEST_ROW])
+@pytest.mark.parametrize("more", [0, 1, LONGEST_ROW, LONGEST_ROW + 1, 2 * LONGEST_ROW + 1, 3 * LONGEST_ROW - len(END)])
 def test_of_a_line_without_end_no_piece_is_taken_for_a_row(more: int, tmp_path: Path) -> None:
     """Wherever it is cut: a piece that begins as a row does is none."""
     header = ",".join(run_directory.COLUMNS["metrics.csv"])
-    long = "9" * (LONGEST_ROW + more) + f"{END}{END}"
+    long = "9" * (LONGEST_ROW + more) + END
     (tmp_path / "metrics.csv").write_text(f"{header}\n{long}\n{END}\n{long}")
     assert [row["step"] for row in RunDirectory(tmp_path).rows("metrics.csv")] == ["5"]
 
