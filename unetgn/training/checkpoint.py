@@ -307,6 +307,11 @@ def verify(path: Path, check: Check | None = None) -> Checkpoint:
     if path.is_symlink() and not path.exists():
         raise OSError(f"{path} is a link to {os.readlink(path)}, which is not there: mount it, or remove the link")
     checkpoint = Checkpoint.read(path)
+    tensors = [f"{name}.safetensors" for name in TENSORS]
+    if lacking := [name for name in CONFIGS if name not in checkpoint.sha256]:
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} has no sha256 of {lacking[0]}")
+    if not any(name in checkpoint.sha256 for name in tensors):  # an average has one of them, a run's checkpoint all
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} has no sha256 of any of {', '.join(tensors)}")
     for name, known in checkpoint.sha256.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path} is damaged: {name} is missing")
