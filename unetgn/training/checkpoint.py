@@ -22,7 +22,7 @@ from torch import Tensor
 from unetgn import __version__
 from unetgn.json_files import read_object
 from unetgn.training.data.standing import LIMIT, SAMPLES, RankState, check_states
-from unetgn.training.errors import CheckpointError, CheckpointFormatError
+from unetgn.training.errors import CheckpointError, CheckpointFormatError, reason
 from unetgn.training.files import delete, delete_unfinished, free_name, sha256, writing
 from unetgn.training.manifest import MANIFEST, read_manifest, write_manifest
 
@@ -139,7 +139,9 @@ class Checkpoint:
         try:
             return load_file(self._file(f"{name}.safetensors"))
         except SafetensorError as error:
-            raise CheckpointError(f"{self.path} is damaged: {name}.safetensors cannot be read ({error})") from error
+            raise CheckpointError(
+                f"{self.path} is damaged: {name}.safetensors cannot be read ({reason(error)})"
+            ) from error
 
     def digest(self, name: TensorFile) -> str:
         """Return the sha256 of one of the files of tensors."""
