@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from training.files import user_path
 
 import unetgn
 from benchmarks.device_name import device_name
 from benchmarks.host_overhead import LAYOUTS
-from training.files import user_path
 
 GROUPS = 32
 SHAPES = [(128, 32, 8, 8), (128, 64, 4, 4), (8, 128, 32, 32), (8, 256, 16, 16), (1, 320, 64, 64), (2, 256, 128, 128)]

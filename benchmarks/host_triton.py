@@ -24,12 +24,12 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from training.files import user_path
 from triton.backends.compiler import GPUTarget
 
 import unetgn
 from benchmarks.device_name import device_name
 from benchmarks.host_overhead import LAYOUTS
-from training.files import user_path
 from unetgn.ops import dispatch
 from unetgn.ops.triton import backward, entry, forward
 from unetgn.ops.triton.device import Device

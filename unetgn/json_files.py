@@ -47,7 +47,7 @@ def parse(text: bytes, name: str, *, limit: int = LIMIT, finite: bool = True) ->
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply") from None
     except ValueError as error:  # not UTF-8, not JSON, an integer of thousands of digits
-        raise ValueError(f"{name} cannot be read as JSON: {error}") from error
+        raise ValueError(f"{name} cannot be read as JSON: {error}") from None
     check_depth(value, name)
     return value
 

@@ -487,7 +487,7 @@ def read_latents(folder: Path, *, values: bool = True) -> Any:
         raise Wrong("an array that is no latent")
     labels = [images.label(index) for index in usable]
     # The manifest has no checksum of its own: scale and names are what it says.
-    return [usable, labels, [torch.from_numpy(array) for array in arrays] if values else len(arrays)]
+    return [usable, labels, [torch.from_numpy(array) for array in arrays]] if values else [usable, len(labels)]
 
 
 REQUEST = Request("a" * 64, "ddim", 10, 1.0, 8)

@@ -276,6 +276,8 @@ def vanished(processes: int, draw: Draw, folder: Path) -> Verdict:
         "how": draw.choice(("vanish", "empty", "folder")),
         "path": draw.choice(PATHS),
     }
+    if attack["path"] == ".lock" and attack["how"] == "folder":
+        attack["how"] = "vanish"  # in such a folder nothing starts again before somebody has removed it, as it says
     what = f"{attack['path']} {attack['how']} at operation {attack['at']}"
     return under(processes, folder, attack, what, logs=False)
 
@@ -310,7 +312,9 @@ def under(
         verdict = judged(done, what)
     except Wrong as error:
         # The error is a library's that had none left, in words of its own, of which these are known.
-        if not memory or done.killed or not any(sign in done.stderr for sign in WITHOUT_MEMORY):
+        # C++ aborts where it cannot even say so.
+        crashed = any(code not in (None, 0, 1, 2, -signal.SIGABRT) for code in done.codes)
+        if not memory or crashed or not any(sign in done.stderr for sign in WITHOUT_MEMORY):
             raise Wrong(f"{what}: {error}") from None
         verdict = Verdict("refused", f"{what}: no memory")
     if verdict.outcome != "hung":

@@ -1,5 +1,6 @@
 """Kinds of files that attacks were found to get past: each is one line now, whatever its members look like."""
 
+import contextlib
 import csv
 import json
 import os
@@ -11,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.attacks.damage import BOMB, TAGS
-from tests.attacks.files import make_diffusers, make_pretrained
+from tests.attacks.files import make_diffusers, make_judged, make_latents, make_pretrained, read_judged, read_latents
 from unetgn.interop.files import read_checkpoint
+from unetgn.sampling import classifier
+from unetgn.sampling.sets import EvaluationError
 from unetgn.training.config_files import load_config
-from unetgn.training.errors import ConfigError
+from unetgn.training.errors import CheckpointError, ConfigError
 from unetgn.training.network import load_network
+from unetgn.training.power_averages import Snapshot
 from unetgn.training.run_directory import COLUMNS, RunDirectory
 
 PLACES = ["{}", "train: {}", "train: {{steps: {}}}", "model: {{channels: {}}}", "data: {{class_names: {}}}", "more: {}"]
@@ -170,3 +174,35 @@ def test_a_configuration_of_other_types_is_no_network(changes: dict, tmp_path: P
         return
     with pytest.raises((ValueError, OSError)):
         load_network(tmp_path)
+
+
+READERS = {
+    "a network": read_checkpoint,
+    "a classifier": classifier.load,
+    "averages": Snapshot.read,
+    "latents": lambda file: read_latents(file.parent),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_header_of_any_length_is_a_short_line(reader: str, tmp_path: Path) -> None:
+    """What safetensors says of a header repeats it."""
+    make_latents(tmp_path)
+    file = tmp_path / "latents-00000.safetensors"
+    for header in ('{"a": "' + "x" * 100_000 + '"}', '{"a": {"dtype": "' + "y" * 100_000 + '"}}'):
+        file.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+        with pytest.raises((ValueError, CheckpointError)) as caught:
+            READERS[reader](file)
+        assert len(str(caught.value)) < 2000
+        assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_samples_cut_or_flipped_anywhere_is_an_error_of_ours_or_a_picture(tmp_path: Path) -> None:
+    make_judged(tmp_path)
+    file = tmp_path / "000001.png"
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]):
+            file.write_bytes(damaged)
+            with contextlib.suppress(EvaluationError):
+                read_judged(tmp_path)

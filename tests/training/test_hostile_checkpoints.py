@@ -59,7 +59,7 @@ VALUES: dict[str, Any] = {
 }
 SOUND = {("images", "text"), ("images", "long"), ("torch_version", "text"), ("torch_version", "long"),
          ("unetgn_version", "text"), ("unetgn_version", "long"), ("scaler", "null"), ("scaler", "object"),
-         ("window_sums", "list"), ("sha256", "object")}  # fmt: skip
+         ("window_sums", "list")}  # fmt: skip
 KEYS = ["step", "world_size", "images", "ema_step", "scaler", "window_sums", "window_steps", "torch_version",
         "unetgn_version", "sha256"]  # fmt: skip
 
@@ -70,11 +70,7 @@ def test_a_manifest_that_is_right_in_itself_is_still_looked_at(key: str, value: 
     good, bad = write(tmp_path, 6), write(tmp_path, 7)
     change_manifest(bad, **{key: VALUES[value]})
     if (key, value) in SOUND:
-        checkpoint = verify(bad)
-        if key == "sha256":  # nothing is vouched for, so that nothing is read
-            for read in (lambda: checkpoint.tensors("model"), checkpoint.unet_config, lambda: checkpoint.config_file):
-                with pytest.raises(CheckpointError, match=r"has no sha256 of "):
-                    read()
+        assert verify(bad).step == 7
         return
     with pytest.raises(CheckpointError) as caught:
         verify(bad)

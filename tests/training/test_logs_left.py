@@ -9,7 +9,7 @@ import pytest
 from tests.training.runs import assert_equal_bits, losses, rows
 from tests.training.test_train import run
 from unetgn.training import run_directory
-from unetgn.training.files import writing
+from unetgn.training.files import delete, writing
 from unetgn.training.loop import Loop
 from unetgn.training.run_directory import LONGEST_ROW, RunDirectory
 
@@ -46,11 +46,11 @@ def test_rows_after_a_resume_stay_beside_the_log_until_the_run_has_saved(
 END = "5,0.1,0.5,0.1,0.1,9.0,0.1"
 
 
-@pytest.mark.parametrize("more", [0, 1, LONGEST_ROW, 3 * LONGEST_ROW - len(END), 10 * LONGEST_ROW])
+@pytest.mark.parametrize("more", [0, 1, LONGEST_ROW, LONGEST_ROW + 1, 2 * LONGEST_ROW + 1, 3 * LONGEST_ROW - len(END)])
 def test_of_a_line_without_end_no_piece_is_taken_for_a_row(more: int, tmp_path: Path) -> None:
     """Wherever it is cut: a piece that begins as a row does is none."""
     header = ",".join(run_directory.COLUMNS["metrics.csv"])
-    long = "9" * (LONGEST_ROW + more) + f"{END}{END}"
+    long = "9" * (LONGEST_ROW + more) + END
     (tmp_path / "metrics.csv").write_text(f"{header}\n{long}\n{END}\n{long}")
     assert [row["step"] for row in RunDirectory(tmp_path).rows("metrics.csv")] == ["5"]
 
@@ -69,16 +69,12 @@ def test_a_log_of_any_size_takes_no_memory(holds: str, tmp_path: Path) -> None:
 def test_what_is_of_another_kind_and_in_the_way_is_put_aside_and_said(
     there: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not once: each time under a name of its own."""
+    """Twice, each time under a name of its own; a file before a folder, and a folder before a file."""
     for number in ("", "1"):
         path = tmp_path / "a"
+        delete(path)
         precious = path if there == "file" else path / "b"
         precious.parent.mkdir(exist_ok=True)
-        if path.exists() and there == "file":
-            shutil.rmtree(path)
-        elif path.exists() and path.is_file():
-            path.unlink()
-            path.mkdir()
         precious.write_text(f"precious{number}")
         with writing(path) as unfinished:
             unfinished.mkdir() if there == "file" else unfinished.write_text("new")
@@ -96,3 +92,23 @@ def test_a_file_in_the_place_of_a_checkpoint_stays(finished: Path, tmp_path: Pat
     assert run(folder / "config.yaml", folder, "--resume", "auto") == 0
     assert (folder / "checkpoints" / "step-000006.in-the-way").read_text() == "precious"
     assert_equal_bits(folder, finished, 6)
+
+
+def test_a_row_that_cannot_be_written_waits_and_comes_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, failing = RunDirectory(tmp_path), [True, True, False]
+    real = run_directory.append
+
+    def append(file: Path, text: bytes) -> None:
+        if failing and failing.pop(0):
+            raise OSError(28, "No space left on device")
+        real(file, text)
+
+    monkeypatch.setattr(run_directory, "append", append)
+    for step in (1, 2):
+        with pytest.raises(OSError, match="No space"):
+            log.log("validation.csv", {"step": step, "loss": 0.5})
+    log.log("validation.csv", {"step": 3, "loss": 0.5})
+    log.write_rows()
+    assert (tmp_path / "validation.csv").read_text().split() == ["1,0.5", "2,0.5", "3,0.5"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unetgn.json_files import parse_object
 from unetgn.nn import GroupNormSiLU
 from unetgn.training.checkpoint import check_tensors
-from unetgn.training.errors import CheckpointError
+from unetgn.training.errors import CheckpointError, reason
 from unetgn.training.files import writing
 
 KEY = "classifier"  # of the file's metadata, which are JSON
@@ -108,7 +108,7 @@ def load(file: Path) -> tuple[Classifier, Trained]:
         check_tensors(state, classifier.state_dict(), file)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, CheckpointError) as error:
         raise ValueError(
-            f"{file} is no classifier ({error}): give a file that sampling/train_classifier.py wrote"
+            f"{file} is no classifier ({reason(error)}): give a file that sampling/train_classifier.py wrote"
         ) from error
     classifier.load_state_dict(state, assign=True)
     return classifier.eval().requires_grad_(False), trained

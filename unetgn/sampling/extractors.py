@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from unetgn.sampling.classifier import FOLDER, load
 from unetgn.sampling.sets import EvaluationError
+from unetgn.training.errors import reason
 from unetgn.training.files import sha256
 
 INCEPTION = "weights-inception-2015-12-05"  # of torch-fidelity's release v0.2.0, converted from TensorFlow's
@@ -139,7 +140,7 @@ def open_inception(name: str, file: Path | None, device: torch.device) -> Extrac
         own.seek(0)
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=own)
     except (SafetensorError, RuntimeError) as error:
-        raise ExtractorError(f"{weights} does not hold torch-fidelity's Inception: {error}") from error
+        raise ExtractorError(f"{weights} does not hold torch-fidelity's Inception: {reason(error)}") from error
     network.to(device)
     return Extractor(name, sha256(weights), lambda images: network(images)[0], device)
 

@@ -17,7 +17,7 @@ import torch
 from unetgn.sampling.folder import read_pixels
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, normalize, open_picture
 from unetgn.training.data.tars import Member
-from unetgn.training.errors import reason
+from unetgn.training.errors import plain, reason
 from unetgn.training.files import lines_within
 
 LONGEST_REASON = 200  # characters: a damaged file's fields may have any number
@@ -97,8 +97,8 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
         file = folder / rows[number][0]
         try:
             image = read_pixels(file).transpose(2, 0, 1) / 255
-        except OSError as error:
-            raise EvaluationError(f"{file}, which {listing} names, cannot be read: {error}") from error
+        except Exception as error:  # of a damaged picture Pillow raises anything
+            raise EvaluationError(f"{file}, which {listing} names, cannot be read: {reason(error)}") from error
         return image
 
     return Pictures(read, range(len(rows))), np.array([label for _, label in rows])
@@ -172,7 +172,7 @@ def decode(source: Path | bytes, name: object) -> np.ndarray:
     try:
         array = np.asarray(normalize(open_picture(source))[0])
     except Exception as error:  # of a damaged picture Pillow raises anything
-        raise EvaluationError(f"{name} cannot be read: {error}") from error
+        raise EvaluationError(f"{plain(str(name))} cannot be read: {reason(error)}") from error
     return (array if array.ndim == 3 else array[..., None]).transpose(2, 0, 1) / 255
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from unetgn import __version__
 from unetgn.json_files import read_object
 from unetgn.training.data.standing import LIMIT, SAMPLES, RankState, check_states
-from unetgn.training.errors import CheckpointError, CheckpointFormatError
+from unetgn.training.errors import CheckpointError, CheckpointFormatError, reason
 from unetgn.training.files import delete, delete_unfinished, free_name, sha256, writing
 from unetgn.training.manifest import MANIFEST, read_manifest, write_manifest
 
@@ -140,7 +140,9 @@ class Checkpoint:
         try:
             return load_file(self._file(f"{name}.safetensors"))
         except SafetensorError as error:
-            raise CheckpointError(f"{self.path} is damaged: {name}.safetensors cannot be read ({error})") from error
+            raise CheckpointError(
+                f"{self.path} is damaged: {name}.safetensors cannot be read ({reason(error)})"
+            ) from error
 
     def digest(self, name: TensorFile) -> str:
         """Return the sha256 of one of the files of tensors."""
@@ -308,6 +310,11 @@ def verify(path: Path, check: Check | None = None) -> Checkpoint:
     if path.is_symlink() and not path.exists():
         raise OSError(f"{path} is a link to {os.readlink(path)}, which is not there: mount it, or remove the link")
     checkpoint = Checkpoint.read(path)
+    tensors = [f"{name}.safetensors" for name in TENSORS]
+    if lacking := [name for name in CONFIGS if name not in checkpoint.sha256]:
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} has no sha256 of {lacking[0]}")
+    if not any(name in checkpoint.sha256 for name in tensors):  # an average has one of them, a run's checkpoint all
+        raise CheckpointError(f"{path} is damaged: {MANIFEST} has no sha256 of any of {', '.join(tensors)}")
     for name, known in checkpoint.sha256.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path} is damaged: {name} is missing")

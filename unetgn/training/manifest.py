@@ -12,7 +12,7 @@ from typing import Any
 
 from unetgn import __version__
 from unetgn.json_files import read_object
-from unetgn.training.errors import CheckpointError, CheckpointFormatError, plain, short
+from unetgn.training.errors import CheckpointError, CheckpointFormatError, plain, reason, short
 
 MANIFEST = "manifest.json"
 FORMAT = 4  # of what is written; 3 had no averages, 2 no checksum of the manifest, 1 no number and the keys of its time
@@ -51,7 +51,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         keys = from_format_1(keys) if number == 1 else keys
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is damaged: {MANIFEST} has format 1, but not its keys ({error})") from error
+        raise CheckpointError(
+            f"{folder} is damaged: {MANIFEST} has format 1, but not its keys ({reason(error)})"
+        ) from error
     check(folder, keys)
     return keys
 

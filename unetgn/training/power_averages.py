@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unetgn.json_files import parse_object
-from unetgn.training.errors import CheckpointError
+from unetgn.training.errors import CheckpointError, reason
 from unetgn.training.files import delete, writing
 from unetgn.training.sharding import local
 
@@ -140,7 +140,7 @@ class Snapshot:
             if step < 1 or not widths or not all(any(n.startswith(f"{width}/") for n in names) for width in widths):
                 raise ValueError(f"it says step {step} and widths {widths}")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} is no snapshot of averages: {error}") from error
+            raise CheckpointError(f"{file} is no snapshot of averages: {reason(error)}") from error
         return cls(file, step, widths)
 
     def tensors(self, width: float) -> dict[str, Tensor]:

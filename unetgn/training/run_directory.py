@@ -91,7 +91,11 @@ class RunDirectory:
                 raise OSError(f"{lock} is no file")
         except OSError as error:
             self.unlock()
-            raise RunDirectoryError(f"{self.path} cannot be written ({error}); give another folder") from error
+            wrong = os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file())
+            remedy = (
+                f"remove {lock}, which has to be a file, or give another folder" if wrong else "give another folder"
+            )
+            raise RunDirectoryError(f"{self.path} cannot be written ({error}); {remedy}") from error
         try:
             # A record lock belongs to this process alone: the loader's forked workers do not inherit it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,9 +15,10 @@ from PIL import Image
 
 from tests.training.shards import png, shades, table, write_shards, write_tar
 from unetgn.training.data.config import DataConfig, open_images
-from unetgn.training.data.images import Digits
+from unetgn.training.data.images import Digits, check_classes
 from unetgn.training.data.samples import IndexedSamples, StepBatches
 from unetgn.training.data.stream import ShardStream
+from unetgn.training.data.text import read_captions
 from unetgn.training.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -404,3 +405,51 @@ def test_a_path_that_is_mistyped_in_a_folder_here_is_not_looked_for_on_the_hub(
     assert hub == []
     with pytest.raises(ValueError, match=r"data\.subset and data\.split are for a data set on the hub: remove them"):
         open_stream(write_shards(tmp_path / "set", "tar"), split="test")
+
+
+@pytest.mark.parametrize("ending", ["pth", "pt", "npy", "npz", "pkl", "pickle", "msgpack", "mp4", "wav", "glb", "cbor"])
+def test_of_tar_shards_on_the_hub_nothing_but_image_and_label_is_decoded(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` looks into the first samples with decoders of its own, unless it is not asked."""
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+    write_tar(tmp_path / "train-0.tar", {f"{i}": {"png": png(i), "cls": b"1", ending: b"never"} for i in range(6)})
+    load = datasets.load_dataset_builder
+
+    def load_from_hub(path: str, name: str | None = None) -> Any:
+        return load("webdataset", data_files={"train": [str(tmp_path / "train-0.tar")]})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a member was opened")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_from_hub)
+    monkeypatch.setattr(WebDataset, "_split_generators", refuse)
+    monkeypatch.setattr(WebDataset, "_get_pipeline_from_tar", refuse)
+    assert sorted(seen(read(open_stream("somebody/pictures"), batches=2))) == list(range(6))
+    with pytest.raises(ValueError, match=r"there is no split 'test', but \['train'\]"):
+        open_stream("somebody/pictures", split="test")
+
+
+@pytest.mark.parametrize("column", ["label", "text", "audio"])
+def test_no_column_but_the_images_is_decoded(column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of labels or captions may be said to hold pictures, which `datasets` would open whatever they are."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *_, **__: pytest.fail("decoded"))
+    rows = {
+        "image": [{"bytes": png(i), "path": None} for i in range(4)],
+        column: [{"bytes": b"%!PS", "path": None}] * 4,
+    }
+    features = datasets.Features({"image": datasets.Image(), column: datasets.Image()})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    load = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, name: load(
+        "parquet", data_files={"train": [str(tmp_path / "a.parquet")]}))  # fmt: skip
+    for path in (tmp_path / "a.parquet", "somebody/pictures"):
+        assert seen(read(open_stream(path, num_classes=None, shuffle_buffer=1), batches=1)) == [0, 1, 2]
+    images = open_images(DataConfig(name="datasets", path=str(tmp_path / "a.parquet"), image_size=8), 3)
+    assert len(images.usable()) == 4
+    with pytest.raises(ValueError, match="the images have no classes"):
+        check_classes(2, images, images.usable())
+    with pytest.raises(ValueError, match=r"holds no texts but|is not in"):
+        read_captions(images, [0, 1], "text")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from unetgn.json_files import read_object
 from unetgn.training.data.folders import check_ordinary
 from unetgn.training.data.images import Images
-from unetgn.training.errors import short
+from unetgn.training.errors import reason, short
 from unetgn.training.files import sha256, write_json
 
 MANIFEST = "manifest.json"
@@ -206,7 +206,7 @@ class Latents(Images):
         except FileNotFoundError as error:
             raise ValueError(f"{self.folder / name} is missing: {REMEDY}") from error
         except (SafetensorError, TypeError) as error:  # the second for a type of numbers that NumPy does not have
-            raise ValueError(f"{self.folder / name} is damaged ({error}): {REMEDY}") from error
+            raise ValueError(f"{self.folder / name} is damaged ({reason(error)}): {REMEDY}") from error
         except OSError as error:  # a disk that fails, a file that is not ours to read: nothing to delete
             raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
 
