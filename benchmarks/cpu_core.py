@@ -7,7 +7,7 @@ otherwise idle machine. Where there is none, take one: of one thread its own pro
 change less, and the fastest twentieth of the rounds is compared too. The load average is written with the figures.
 """
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training.files import user_path
 
 import unetgn
 from benchmarks.device_name import device_name
 from benchmarks.host_overhead import LAYOUTS
+from unetgn.training.files import user_path
 
 GROUPS = 32
 SHAPES = [(128, 32, 8, 8), (128, 64, 4, 4), (8, 128, 32, 32), (8, 256, 16, 16), (1, 320, 64, 64), (2, 256, 128, 128)]

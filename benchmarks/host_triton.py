@@ -7,7 +7,7 @@ launch. Times are those of the thread's own processor time; of each the fastest 
 Needs no GPU; a machine with one times more, the driver too, with `python -m benchmarks.host_overhead --device cuda`.
 """
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
@@ -24,7 +24,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from training.files import user_path
 from triton.backends.compiler import GPUTarget
 
 import unetgn
@@ -33,6 +32,7 @@ from benchmarks.host_overhead import LAYOUTS
 from unetgn.ops import dispatch
 from unetgn.ops.triton import backward, entry, forward
 from unetgn.ops.triton.device import Device
+from unetgn.training.files import user_path
 
 SHAPES: dict[tuple[int, ...], str] = {(1, 320, 8, 8): "resident", (1, 320, 64, 64): "resident forward, split backward"}
 GROUPS = 32

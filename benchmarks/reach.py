@@ -9,7 +9,7 @@ they differ, it is wrong. Prints a table in Markdown and the reasons of refusals
 
 from __future__ import annotations
 
-from training import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from torch import nn
 
 from benchmarks.reach_small import MOST, inputs, small_copy
 from unetgn import UNet
@@ -79,12 +78,12 @@ def judge(name: str, class_name: str, config: dict[str, Any]) -> Row:
     try:
         with torch.device("meta"):
             model = model_class.from_config(config)
-    except Exception as error:  # whatever a constructor may raise
-        return Row(name, kind, "refused", f"diffusers cannot build it either: {_line(error)}")
+    except Exception as refusal:  # whatever a constructor may raise
+        return Row(name, kind, "refused", f"diffusers cannot build it either: {_line(refusal)}")
     try:
         UNet.from_diffusers(model)
-    except (ValueError, TypeError) as error:
-        return Row(name, kind, "refused", _line(error))
+    except (ValueError, TypeError) as refusal:
+        return Row(name, kind, "refused", _line(refusal))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     whole = parameters <= MOST
     options = {key: value for key, value in model.config.items() if not key.startswith("_")}
@@ -115,7 +114,7 @@ def compare(model: Any) -> tuple[float, float]:
     return (exact, limit) if rounded <= ROUNDED else (rounded, ROUNDED)
 
 
-def _difference(model: Any, ours: nn.Module, *, origin: bool) -> float:
+def _difference(model: Any, ours: UNet, *, origin: bool) -> float:
     given = _given(model, origin=origin)
     taken = dict(given)
     if ours.unet_config.context_dims is None:

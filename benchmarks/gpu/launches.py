@@ -15,10 +15,11 @@ from benchmarks.gpu.machine import Place
 from benchmarks.gpu.worker import Data, Unit
 from benchmarks.group_norm_silu.cases import PASSES, Case, Shape
 from benchmarks.group_norm_silu.timing import rotations
-from unetgn.ops.triton import entry
+from unetgn.ops.triton import launch
 from unetgn.ops.triton.device import Device, device_of
 from unetgn.ops.triton.forward import Plan
 
+ALONE = ("alone",)  # the kind of a launch by itself, whose compiled kernel is kept apart
 SHAPES: tuple[Shape, ...] = (
     (32, 256, 64, 64),
     (8, 320, 64, 64),
@@ -92,7 +93,7 @@ def launch_times(case: Case, which: str, plan: Plan, machine: Place) -> Data:
         inputs = case.inputs(machine.device, seed)
         call = _call(case, which, plan, device, inputs)
         seen: list[Any] = []
-        with paths.instead_of_running(partial(_run_and_note, entry.run, seen)):
+        with paths.instead_of_running(partial(_run_and_note, seen)):
             kept.append(call())
         calls.append(call)
         alone.append(seen)
@@ -101,7 +102,8 @@ def launch_times(case: Case, which: str, plan: Plan, machine: Place) -> Data:
     faults = [f"{name} is not as usual" for name in usual if not _alike(kept[0][name], usual[name])]
     found: Data = {"plan": repr(plan), "us": machine.device_us(calls), "launches": [], "faults": faults}
     for index, (first, *_) in enumerate(alone[0]):
-        runs = [partial(entry.run, [one[index][0]], *one[index][1:]) for one in alone]
+        each = (one[index] for one in alone)
+        runs = [partial(launch.run, [run], operands, x, {}, ALONE) for run, operands, x in each]
         found["launches"].append({"launch": _describe(first), "us": machine.device_us(runs)})
     return found | {"bytes": case.bytes_moved(which), "copy_bandwidth": machine.bandwidth}
 
@@ -115,14 +117,14 @@ def _call(case: Case, which: str, plan: Plan, device: Device, inputs: paths.Inpu
     return lambda: paths.run_backward(plan, case, given, inputs["dy"], mean, rstd)
 
 
-def _run_and_note(run: paths.Run, seen: list[Any], launches: Any, operands: tuple[Any, ...], x: Tensor) -> None:
-    seen += [(launch, operands, x) for launch in launches]
-    run(launches, operands, x)
+def _run_and_note(seen: list[Any], launches: Any, operands: tuple[Any, ...], x: Tensor) -> None:
+    seen += [(one, operands, x) for one in launches]
+    launch.run(launches, operands, x, {}, None)
 
 
-def _describe(launch: Any) -> str:
-    function = getattr(launch.kernel, "fn", launch.kernel)
-    return f"{getattr(function, '__name__', function)} on {launch.programs} programs"
+def _describe(one: launch.Launch) -> str:
+    function = getattr(one.kernel, "fn", one.kernel)
+    return f"{getattr(function, '__name__', function)} on {one.programs} programs"
 
 
 def _alike(found: Tensor, usual: Tensor) -> bool:

@@ -118,7 +118,7 @@ Run = Callable[[Iterable[Any], tuple[Any, ...], Tensor], None]
 @contextmanager
 def instead_of_running(run: Run) -> Iterator[None]:
     """Give the launches of the block, with their operands and x, to `run`."""
-    usual, entry.run = entry.run, run  # type: ignore[assignment]
+    usual, entry.run = entry.run, lambda launches, operands, x, *_: run(launches, operands, x)
     try:
         yield
     finally:
