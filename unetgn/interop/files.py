@@ -27,8 +27,8 @@ def read_checkpoint(path: str | Path, *, ema: bool = False) -> dict[str, Tensor]
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a safetensors file, or damaged ({str(error)[:200]}): copy or download it again, and compare "
-            "its size"
+            f"{path} is not a safetensors file, or damaged ({str(error)[:200]}): copy or download it again, and "
+            "compare its size"
         ) from error
     for prefix in PREFIXES:
         inner = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
