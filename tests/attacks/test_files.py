@@ -202,7 +202,8 @@ def test_a_picture_of_samples_cut_or_flipped_anywhere_is_an_error_of_ours_or_a_p
     file = tmp_path / "000001.png"
     whole = file.read_bytes()
     for place in range(len(whole)):
-        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]):
+        flipped = [bytes([whole[place] ^ 1 << bit]) for bit in range(8)]
+        for damaged in (whole[:place], *(whole[:place] + byte + whole[place + 1 :] for byte in flipped)):
             file.write_bytes(damaged)
             with contextlib.suppress(EvaluationError):
                 read_judged(tmp_path)
