@@ -103,7 +103,7 @@ class Artist:
             left.set()
 
     def close(self) -> None:
-        """End what is being drawn, and draw no more."""
+        """Stop what is being drawn, and draw no more."""
         self._closed.set()
         self._thread.shutdown(cancel_futures=True)
 
