@@ -13,26 +13,14 @@ the way.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetgn.ops.arguments import Arguments
-from unetgn.ops.aten_backward import (
-    MANY_ELEMENTS,
-    SHORT_RUN,
-    affine,
-    as_dtype_of,
-    backward,
-    by_group,
-    channels_last_strides,
-    is_off_centre,
-    of_channels,
-)
+from unetgn.ops.arguments import Arguments, Gradients, Needs
 from unetgn.ops.layout import ACCUMULATION_DTYPE
-
-__all__ = ["backward", "forward"]
 
 # PyTorch's forward kernels for the CPU lose digits where the mean of a group is many times its standard deviation.
 # Contiguous ones evaluate x * a + b, which is off by about 1e-7 * mean / std: 3e-6 at the limit of |mean| * rstd.
@@ -46,30 +34,42 @@ _LIMIT_OF_SQUARES = 4.0
 _SQUARE_POSITIONS = 2**18
 _MOST_POSITIONS = 65536
 
-# In channels_last they run along the channels of a group, which is slow where those are few (`SHORT_RUN`): forward only
-# in samples of fewer positions than PyTorch's threshold (`feature_map_threshold` in its group_norm_kernel.cpp), and
-# worth the centred way's dozen calls from `MANY_ELEMENTS` on.
+# In channels_last they run along the channels of a group, which is slow where those are few (`_SHORT_RUN`): forward
+# only in samples of fewer positions than PyTorch's threshold (`feature_map_threshold` in its group_norm_kernel.cpp),
+# and worth the centred way's dozen calls from `_MANY_ELEMENTS` on.
 _FEW_POSITIONS = 1024
+
+# In channels_last PyTorch's kernels of group norm are slow for groups of fewer channels than this. Measured on x86.
+_SHORT_RUN = 8
+_MANY_ELEMENTS = 16384  # from here on, passes over memory count for more than the number of calls
+
+# The backward pass may take its sums over h itself, instead of h - mean, where |mean| * rstd is at most this. S1 is a
+# difference of such sums: the gradient of the weight is off by up to 3e-6 then, over 64 to 262,144 positions, where
+# centred values give 1e-6.
+_LIMIT_OF_PRODUCTS = 1.0
+
+_SILU_BACKWARD = torch.ops.aten.silu_backward.grad_input
+_GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default
 
 
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y in the dtype and layout of x, and mean and rstd (N, G) in the dtype of the arithmetic."""
     x, num_groups, eps = arguments.x, arguments.num_groups, arguments.eps
     h = _with_pre_bias(x, arguments.pre_bias)
-    a, b = affine(h, arguments)
+    a, b = _affine(h, arguments)
     if h.is_contiguous():
         z, mean, rstd = _native(h, num_groups, a, b, eps)
-        exact = not h.is_cpu or not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
+        exact = not h.is_cpu or not _is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
     elif _native_channels_last_is_good(h, num_groups):
         z, mean, rstd = _native_channels_last(h, num_groups, a, b, eps)
-        exact = not is_off_centre(mean, rstd, _limit_of_squares(h))
+        exact = not _is_off_centre(mean, rstd, _limit_of_squares(h))
     else:
         exact = False
     if not exact:
         z, mean, rstd = _centred(h, num_groups, a, b, eps)
     if arguments.activation:
         F.silu(z, inplace=True)
-    return as_dtype_of(x, z), mean, rstd
+    return _as_dtype_of(x, z), mean, rstd
 
 
 def _limit_of_squares(h: Tensor) -> float:
@@ -99,10 +99,10 @@ def _native(
 
 def _native_channels_last_is_good(h: Tensor, num_groups: int) -> bool:
     """Return True where PyTorch's kernel keeps the layout, which it does on the CPU, and is exact and fast."""
-    if not h.is_cpu or h.numel() < MANY_ELEMENTS:
+    if not h.is_cpu or h.numel() < _MANY_ELEMENTS:
         return h.is_cpu
     positions = h.shape[2:].numel()
-    long_runs = h.shape[1] // num_groups >= SHORT_RUN
+    long_runs = h.shape[1] // num_groups >= _SHORT_RUN
     return positions <= _MOST_POSITIONS and (long_runs or positions >= _FEW_POSITIONS)
 
 
@@ -114,16 +114,16 @@ def _native_channels_last(
     PyTorch reads the layout from all strides, and those of an axis of one element may be any: they are set first.
     """
     shape = h.shape
-    if 1 in shape and h.stride() != channels_last_strides(shape):
-        h = h.as_strided(shape, channels_last_strides(shape))
+    if 1 in shape and h.stride() != _channels_last_strides(shape):
+        h = h.as_strided(shape, _channels_last_strides(shape))
     n, channels = shape[0], shape[1]
     elements = h.numel() // (n * channels)
     if a is None or a.dim() == 1:
         return torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
     z, mean, rstd = torch.native_group_norm(h, None, None, n, channels, elements, num_groups, eps)
-    flat = z.view(n, num_groups, channels // num_groups, elements).mul_(by_group(a, num_groups))
+    flat = z.view(n, num_groups, channels // num_groups, elements).mul_(_by_group(a, num_groups))
     if b is not None:
-        flat.add_(by_group(b, num_groups))
+        flat.add_(_by_group(b, num_groups))
     return z, mean, rstd
 
 
@@ -144,14 +144,14 @@ def _centred(
         return values.mean(3, keepdim=True).mean(2, keepdim=True)
 
     centre = of_group(d)
-    d = d - of_channels(centre, d)
+    d = d - _of_channels(centre, d)
     rest = of_group(d)
-    d.sub_(of_channels(rest, d))
+    d.sub_(_of_channels(rest, d))
     rstd = torch.rsqrt(of_group(d * d) + eps)
-    gain = rstd if a is None else rstd * by_group(a, num_groups)
-    d.mul_(of_channels(gain, d))
+    gain = rstd if a is None else rstd * _by_group(a, num_groups)
+    d.mul_(_of_channels(gain, d))
     if b is not None:
-        d.add_(by_group(b, num_groups))
+        d.add_(_by_group(b, num_groups))
     return d.view(shape), (centre + rest).view(n, num_groups), rstd.view(n, num_groups)
 
 
@@ -159,3 +159,205 @@ def _with_pre_bias(x: Tensor, pre_bias: Tensor | None) -> Tensor:
     dtype = ACCUMULATION_DTYPE[x.dtype]
     h = x if x.dtype == dtype else x.to(dtype)
     return h if pre_bias is None else h + pre_bias.to(dtype).view(*pre_bias.shape, *(1,) * (x.dim() - 2))
+
+
+def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
+    """Compute the gradients by the closed form that `reference` has; dx in the dtype and layout of x."""
+    x, pre_bias = arguments.x, arguments.pre_bias
+    a, b = _affine(mean, arguments)
+    h, dz = _as_dtype_of(mean, x), _as_dtype_of(mean, dy)
+    n, groups = mean.shape
+    shape = (n, groups, x.shape[1] // groups, -1)
+    h, dz = h.view(shape), dz.view(shape)
+    a, b = (None if t is None else _by_group(t, groups) for t in (a, b))
+    average, gain = mean.view(n, groups, 1, 1), rstd.view(n, groups, 1, 1)
+    gain = gain if a is None else gain * a
+    centre = None  # what is still to be taken from h
+    if pre_bias is not None:
+        h = h + (_by_group(_as_dtype_of(mean, pre_bias), groups) - average)
+    elif _is_near_zero(h, mean, rstd):
+        centre = average
+    else:
+        h = h - _of_channels(average, h)
+    if arguments.activation:
+        z = _scaled(h, centre, gain, b)
+        dz = _SILU_BACKWARD(dz, z, grad_input=z)
+    way = _native_backward if _native_backward_is_good(h, rstd, a) else _plain_backward
+    dh, s0, s1 = way(dz, h, centre, rstd, a, gain, needs.x or needs.pre_bias)
+    dx = _as_dtype_of(x, dh.view(x.shape)) if dh is not None and needs.x else None
+    return _with_parameter_gradients(dx, dh, s0, s1, arguments, needs)
+
+
+def _with_parameter_gradients(
+    dx: Tensor | None, dh: Tensor | None, s0: Tensor, s1: Tensor, arguments: Arguments, needs: Needs
+) -> Gradients:
+    """Return all gradients: dx as given, the others from dh (N, G, C/G, L) and the sums S0 and S1 of `reference`.
+
+    The sums are (N, C). Without scale and shift they may be (C,): summed over the samples already.
+    """
+    weight, bias, pre_bias = arguments.weight, arguments.bias, arguments.pre_bias
+    scale, shift = arguments.scale, arguments.shift
+    t0, t1, dscale = s0, s1, None
+    if scale is not None:
+        factor = 1 + scale.to(s0.dtype)
+        t0, t1 = s0 * factor, s1 * factor
+        if needs.scale:
+            dscale = s1 if weight is None else s1 * weight.to(s1.dtype)
+            dscale = _as_dtype_of(scale, dscale if bias is None else dscale + s0 * bias.to(s0.dtype))
+    return Gradients(
+        dx,
+        dweight=_as_dtype_of(weight, _over_samples(t1)) if needs.weight and weight is not None else None,
+        dbias=_as_dtype_of(bias, _over_samples(t0)) if needs.bias and bias is not None else None,
+        dpre_bias=None
+        if not needs.pre_bias or pre_bias is None or dh is None
+        else _as_dtype_of(pre_bias, dh.view(*pre_bias.shape, -1).sum(2)),
+        dscale=dscale,
+        dshift=_as_dtype_of(shift, s0) if needs.shift and shift is not None else None,
+    )
+
+
+def _is_near_zero(h: Tensor, mean: Tensor, rstd: Tensor) -> bool:
+    """Return True where the backward pass may take its sums over h itself, and h is large enough to be worth asking."""
+    if not h.is_cpu or h.numel() < _MANY_ELEMENTS:
+        return False
+    return not _is_off_centre(mean, rstd, _LIMIT_OF_PRODUCTS)
+
+
+def _scaled(h: Tensor, centre: Tensor | None, gain: Tensor, b: Tensor | None) -> Tensor:
+    """Compute z = (h - centre) * gain + b in one pass.
+
+    In contiguous tensors gain and b are numbers for whole rows, for which PyTorch has one vectorized function on the
+    CPU: batch normalization in evaluation, here of one sample with rows for channels, by mean 0 and variance 0 + 1.
+    """
+    if centre is not None:
+        b = -centre * gain if b is None else torch.addcmul(b, centre, gain, value=-1)
+    if h.is_cpu and h.is_contiguous() and h.numel() >= _MANY_ELEMENTS:
+        rows = h.shape[:3].numel()
+        zeros = gain.new_zeros(rows)
+        gain = gain.expand(*h.shape[:3], 1).reshape(rows)
+        b = None if b is None else b.expand(*h.shape[:3], 1).reshape(rows)
+        return torch.native_batch_norm(h.view(1, rows, -1), gain, b, zeros, zeros, False, 0.0, 1.0)[0].view(h.shape)
+    gain = _of_channels(gain, h)
+    return h * gain if b is None else torch.addcmul(_of_channels(b, h), h, gain)
+
+
+def _native_backward_is_good(h: Tensor, rstd: Tensor, a: Tensor | None) -> bool:
+    """Return True where PyTorch's backward is right and fast.
+
+    It has been tried on the CPU alone. Groups of one element have dh = 0 exactly, which PyTorch's sums miss. In
+    channels_last it is slow for few channels a group, and an `a` of each sample cannot be given to it: the view as one
+    sample of N * C channels, which `_native_backward` takes for that, exists for contiguous tensors alone.
+    """
+    if not h.is_cpu or h.numel() == rstd.numel():
+        return False
+    return h.is_contiguous() or (h.shape[2] >= _SHORT_RUN and (a is None or a.dim() == 3))
+
+
+def _native_backward(
+    dz: Tensor, h: Tensor, centre: Tensor | None, rstd: Tensor, a: Tensor | None, gain: Tensor, needs_dh: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Compute dh, S0 and S1 by PyTorch's backward of group norm.
+
+    Where `a` is of each sample, the tensors are read as one sample of N * C channels, and the sums are (N, C); else
+    PyTorch has summed over samples, and they are (C,).
+    PyTorch computes S1 as a difference of sums, which cancels with a mean far from zero: h is h - mean then.
+    """
+    shape = n, groups, width, elements = h.shape
+    sizes, mask = (n, groups * width, elements), [needs_dh, True, True]
+    mean = torch.zeros_like(rstd) if centre is None else centre.view(n, groups)
+    of_samples = a is not None and a.dim() == 4
+    if a is None:  # PyTorch has no gradient of the bias alone
+        a = h.new_ones(groups * width)
+    if of_samples:
+        sizes, groups = (1, n * groups * width, elements), n * groups
+        mean, rstd = mean.view(1, groups), rstd.view(1, groups)
+    elif not h.is_contiguous():
+        mask[0] = True  # PyTorch 2.13 writes dh in channels_last whether asked or not, and crashes
+        image = torch.Size((*sizes, 1))
+        dz, h = (t.as_strided(image, _channels_last_strides(image)) for t in (dz, h))
+    dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, h, mean, rstd, a.view(-1), *sizes, groups, mask)
+    if of_samples:
+        s0, s1 = s0.view(n, -1), s1.view(n, -1)
+    return dh.view(shape) if needs_dh else None, s0, s1
+
+
+def _plain_backward(
+    dz: Tensor, h: Tensor, centre: Tensor | None, rstd: Tensor, a: Tensor | None, gain: Tensor, needs_dh: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Compute dh, S0 and S1 (N, C) in any layout, with one more tensor of h's size, that of dh."""
+    product = dz * h
+    s0, s1 = dz.sum(3, keepdim=True), product.sum(3, keepdim=True)
+    rstd = rstd.view(*rstd.shape, 1, 1)
+    s1 = (s1 if centre is None else s1 - s0 * centre) * rstd
+    sums = s0.flatten(1), s1.flatten(1)
+    if not needs_dh:
+        return None, *sums
+    if h.numel() == rstd.numel():  # groups of one element: zero, whatever rounds, or NaN
+        return product.mul_(0), *sums
+    m1, m2 = ((t if a is None else t * a).sum(2, keepdim=True) / -h.shape[2:].numel() for t in (s0, s1))
+    factor = m2 * rstd * rstd
+    rest = m1 * rstd if centre is None else m1 * rstd - factor * centre
+    dh = torch.addcmul(_of_channels(rest, h), h, _of_channels(factor, h), out=product)
+    return dh.addcmul_(dz, _of_channels(gain, h)), *sums
+
+
+def _affine(h: Tensor, arguments: Arguments) -> tuple[Tensor | None, Tensor | None]:
+    """Return a = weight * (1 + scale) and b = bias * (1 + scale) + shift, so that z = xhat * a + b.
+
+    Without scale and shift they are weight and bias themselves, each (C,) or None; else both are (N, C).
+    """
+    weight, bias, scale, shift = arguments.weight, arguments.bias, arguments.scale, arguments.shift
+    weight = None if weight is None else _as_dtype_of(h, weight).contiguous()  # PyTorch's kernels read them as dense
+    bias = None if bias is None else _as_dtype_of(h, bias).contiguous()
+    if scale is None and shift is None:
+        return weight, bias
+    n, channels = arguments.x.shape[:2]
+    factor = h.new_ones(n, channels) if scale is None else 1 + scale.to(h.dtype)
+    b = h.new_zeros(n, channels) if bias is None else factor * bias
+    a = factor if weight is None else factor * weight
+    return a, b if shift is None else b + shift.to(h.dtype)
+
+
+def _is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
+    """Return True where some group lies so far from zero that sums of uncentred values lose too many digits.
+
+    The criterion is safe for statistics that have cancelled themselves: the mean is right to a few roundings, and such
+    a variance is at most about 1e-6 * mean^2, which makes |mean| * rstd large. NaN counts as off centre, since it may
+    hide the other groups.
+    """
+    return not (mean * rstd).abs_().max().item() <= limit
+
+
+def _over_samples(sums: Tensor) -> Tensor:
+    return sums if sums.dim() == 1 else sums.sum(0)
+
+
+def _of_channels(values: Tensor, h: Tensor) -> Tensor:
+    """Repeat values (N, G, 1, 1) for each channel of an h in channels_last: a loop over all channels is a plain one."""
+    if h.stride(3) == 1 or values.shape[-2] == h.shape[2]:
+        return values
+    return values.expand(*h.shape[:3], 1).contiguous()
+
+
+def _by_group(values: Tensor, num_groups: int) -> Tensor:
+    """View (C,) or (N, C) as (G, C/G, 1) or (N, G, C/G, 1)."""
+    if values.dim() == 1:
+        return values.view(num_groups, -1, 1)
+    return values.reshape(values.shape[0], num_groups, -1, 1)
+
+
+def _as_dtype_of(like: Tensor, values: Tensor) -> Tensor:
+    return values if values.dtype == like.dtype else values.to(like.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _channels_last_strides(shape: torch.Size) -> tuple[int, ...]:
+    """Return the strides of a dense channels_last tensor of that shape.
+
+    Those of an axis of one element are arbitrary in a tensor, and yet PyTorch's own kernels read the layout from them.
+    """
+    strides, step = [], shape[1]
+    for size in reversed(shape[2:]):
+        strides.append(step)
+        step *= size
+    return step, 1, *reversed(strides)

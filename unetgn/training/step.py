@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unetgn import UNet
@@ -23,7 +24,7 @@ from unetgn.training.errors import Diverged
 from unetgn.training.objective import Objective
 from unetgn.training.optimizer import optimizer_from_tensors, optimizer_to_tensors, read_state
 from unetgn.training.power_averages import PowerAverages
-from unetgn.training.sharding import local, part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
+from unetgn.training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
 
 LEAST_SCALE = 2.0**-14  # float16's smallest normal number: gradients that overflow below it are not finite at all
 
@@ -129,7 +130,8 @@ class TrainState:
         self.between_steps = False
         self.optimizer.step()
         self.ema.step(self.unet.parameters())
-        self.power.update(dict(self.unet.named_parameters()))
+        if self.power.averages:
+            self.power.update(dict(self.unet.named_parameters()))
         self.step += 1
         self.between_steps = True
         self.optimizer.zero_grad()
@@ -139,7 +141,7 @@ class TrainState:
 
     def _largest_average(self) -> Tensor:
         """Compute the largest magnitude in this rank's averaged weights, on the device: NaN or inf tells of one."""
-        parts = [local(part) for part in self.ema.shadow_params]
+        parts = [part.to_local() if isinstance(part, DTensor) else part for part in self.ema.shadow_params]
         norms = torch._foreach_norm([part for part in parts if part.numel()], math.inf)
         return torch.stack([torch.zeros((), device=self.accelerator.device), *norms]).max()
 

@@ -24,10 +24,9 @@ THROUGH_DIFFUSERS = {  # attributes of diffusers' U-Net, and why there are none 
 }
 
 
-def why_not(name: str) -> str | None:
-    """Say why a U-Net of ours has no attribute `name` of diffusers', and what has; None for another name."""
-    reason = THROUGH_DIFFUSERS.get(name)
-    return reason and f"UNet has no {name}: {reason}. unetgn.interop.to_diffusers(unet) has it"
+def why_not(name: str) -> str:
+    """Say why a U-Net of ours has no attribute `name` of THROUGH_DIFFUSERS, and what has."""
+    return f"UNet has no {name}: {THROUGH_DIFFUSERS[name]}. unetgn.interop.to_diffusers(unet) has it"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 from unetgn.pickles import refuse_pickle, refuse_pickles
-from unetgn.unet.adapters import block_scales, why_not
+from unetgn.unet.adapters import block_scales
 
 
 class Loading(ModelMixin, PeftAdapterMixin):
@@ -80,12 +80,6 @@ class Loading(ModelMixin, PeftAdapterMixin):
             side: {index: sorted(level.attentions, key=int) for index, level in enumerate(levels) if level.attentions}
             for side, levels in sides.items()
         }
-
-    def __getattr__(self, name: str) -> Any:
-        reason = why_not(name)
-        if reason is not None:
-            raise AttributeError(reason)
-        return super().__getattr__(name)
 
     def load_lora_adapter(self, pretrained_model_name_or_path_or_dict: Any, *more: Any, **kwargs: Any) -> None:
         """Load an adapter: diffusers' own method, with its arguments, but for pickles. Raises ValueError for one."""

@@ -20,7 +20,7 @@ from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
-from unetgn.unet.adapters import scaled
+from unetgn.unet.adapters import THROUGH_DIFFUSERS, scaled, why_not
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.inputs import Conditioning, add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
@@ -201,6 +201,11 @@ class UNet(Loading, ConfigMixin, Conditioning):
         x = recomputed(self._output, x) if self.checkpointing == "activations" else self._output(x)
 
         return UNetOutput(sample=x) if return_dict else (x,)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in THROUGH_DIFFUSERS:
+            raise AttributeError(why_not(name))
+        return super().__getattr__(name)
 
     def _output(self, x: Tensor) -> Tensor:
         return self.conv_out(self.conv_norm_out(x))
