@@ -128,7 +128,8 @@ def judged(done: Ended, what: str) -> Verdict:
 ALONE = ("closed by peer", "reset by peer", "Broken pipe")  # how gloo says that the other process has gone
 WITHOUT_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "allocate memory", "out of memory",
                   "can't start new thread", "Resource temporarily unavailable", "cannot allocate", "failed to map",
-                  "failed to mmap", "ENOMEM")  # fmt: skip
+                  "failed to mmap", "ENOMEM", "could not create a primitive")  # fmt: skip
+ABORTED = (-signal.SIGABRT, 127)  # the second where libc has no memory for a thread
 
 
 def only_left_alone(stderr: str) -> bool:
@@ -312,9 +313,10 @@ def under(
         verdict = judged(done, what)
     except Wrong as error:
         # The error is a library's that had none left, in words of its own, of which these are known.
-        # C++ aborts where it cannot even say so.
-        crashed = any(code not in (None, 0, 1, 2, -signal.SIGABRT) for code in done.codes)
-        if not memory or crashed or not any(sign in done.stderr for sign in WITHOUT_MEMORY):
+        # C and C++ abort where they cannot even say so; any other signal is a crash.
+        crashed = any(code not in (None, 0, 1, 2, *ABORTED) for code in done.codes)
+        said = any(code in ABORTED for code in done.codes) or any(sign in done.stderr for sign in WITHOUT_MEMORY)
+        if not memory or crashed or not said:
             raise Wrong(f"{what}: {error}") from None
         verdict = Verdict("refused", f"{what}: no memory")
     if verdict.outcome != "hung":
