@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import reach
 from benchmarks.reach import Row, judge, main, table
+from tests.structure.imports import ROOT
 from unetgn import UNet
 
 DDPM = {
@@ -67,3 +68,9 @@ def test_the_table_counts_each_family(tmp_path, capsys):
     assert main([str(tmp_path / "configs.json"), "--output", str(tmp_path / "reach.json")]) == 0
     assert "1 refused: diffusers has no class NoSuchUNet (first: n)" in capsys.readouterr().out
     assert json.loads((tmp_path / "reach.json").read_text())["rows"][0]["verdict"] == "refused"
+
+
+def test_readme_or_its_guides_show_the_recorded_table():
+    shown = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert any(table(reach.recorded()).strip() in file.read_text() for file in shown)
+    assert not [row.name for row in reach.recorded() if row.verdict == "wrong"]
