@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import save_file
 
 import unetgn
 from unetgn.programs.command import PROGRAMS, main, usage
@@ -47,7 +49,7 @@ def test_configurations_are_listed_by_what_they_are_for_and_printed(capsys: pyte
     assert all(len(line.split("  ", 1)[1].strip()) > 20 for line in lines)
     assert main(["configs", "digits8_ddpm"]) == 0
     assert capsys.readouterr().out == (CONFIGS / "digits8_ddpm.yaml").read_text()
-    assert main(["configs", "digits"]) == 2
+    assert main(["configs", "digits8_dpm"]) == 2
     assert "Did you mean 'digits8_ddpm'?" in capsys.readouterr().err
 
 
@@ -85,6 +87,70 @@ def test_what_fuse_would_do_is_said_of_what_a_function_makes(
     assert main(["fuse-report", f"diffusers:{AutoencoderKL.__name__}"]) == 0
     assert "16 places fused" in capsys.readouterr().out
     sys.modules.pop("networks_of_mine")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of diffusers' that its folder describes."""
+    folder = tmp_path_factory.mktemp("theirs") / "pipeline"
+    torch.manual_seed(0)
+    network = UNet2DModel(8, 1, 1, block_out_channels=(32, 32), layers_per_block=1,
+                          down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def test_a_network_is_converted_to_ours_and_back(
+    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    assert main(["convert", str(theirs), str(ours)]) == 0
+    assert f"a UNet, in {ours}" in capsys.readouterr().out
+    assert main(["convert", str(ours), str(back), "--to", "diffusers"]) == 0
+    first, last = (UNet2DModel.from_pretrained(folder).state_dict() for folder in (theirs / "unet", back))
+    assert first.keys() == last.keys()
+    assert all(torch.equal(first[name], last[name]) for name in first)
+    sample = torch.randn(2, 1, 8, 8)
+    expected = UNet2DModel.from_pretrained(theirs / "unet")(sample, 7).sample
+    assert torch.allclose(unetgn.UNet.from_pretrained(ours)(sample, 7).sample, expected, atol=1e-5)
+
+
+def test_a_file_is_converted_with_the_options_that_it_does_not_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monai = pytest.importorskip("monai.networks.nets")
+    options = {"num_res_blocks": (1, 1), "channels": (32, 32), "attention_levels": (False, True), "norm_num_groups": 32}
+    network = monai.DiffusionModelUNet(2, 1, 1, num_head_channels=8, **options)
+    file, out = tmp_path / "monai.safetensors", tmp_path / "ours"
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
+    assert main(["convert", str(file), str(out)]) == 2
+    assert "num_head_channels" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["convert", str(file), str(out), "num_head_channels=8"]) == 0
+    sample, steps = torch.randn(2, 1, 8, 8), torch.tensor([7, 300])
+    expected = network.eval()(sample, steps)
+    assert torch.allclose(unetgn.UNet.from_pretrained(out)(sample, steps).sample, expected, atol=1e-5)
+
+
+def test_what_cannot_be_converted_is_said(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "broken.safetensors").write_bytes(b"none")
+    for line, says in (
+        (["nowhere.safetensors", "out"], "nowhere.safetensors"),
+        (["broken.safetensors", "out"], "is not a safetensors file"),
+        (["there", "out"], "has no config.json"),
+        ([str(theirs), "there"], "is there already"),
+        ([str(theirs), "out", "channels=3"], "channels is for a file"),
+        ([str(theirs), "out", "--ema"], "--ema is for a file"),
+    ):
+        assert main(["convert", *line]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

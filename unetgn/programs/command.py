@@ -15,6 +15,7 @@ PROGRAMS = {
     "average": ("unetgn.training.average", "make averaged weights of any width of a run"),
     "cache-latents": ("unetgn.training.cache_latents", "encode images once, to train on their latents"),
     "configs": ("unetgn.training.configs", "list the configurations that come along, or print one"),
+    "convert": ("unetgn.interop.convert_files", "convert somebody else's U-Net to ours, or ours to diffusers'"),
     "fuse-report": ("unetgn.fusion.fuse_report", "say what `unetgn.fuse` would do to a model"),
 }
 
