@@ -28,6 +28,7 @@ import torch
 
 from benchmarks.reach_small import MOST, inputs, small_copy
 from unetgn import UNet
+from unetgn.training.files import user_path
 
 RESULTS = Path(__file__).parent / "results" / "reach.json"
 EXACT, ROUNDED = 1e-10, 1e-4  # where sinusoids are exact in float32, as diffusers has them, and where they are not
@@ -169,8 +170,8 @@ def recorded() -> list[Row]:
 def main(arguments: list[str] | None = None) -> int:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="?", type=Path, help="the file of configurations")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="where the result is written")
+    parser.add_argument("configs", nargs="?", type=user_path, help="the file of configurations")
+    parser.add_argument("--output", type=user_path, default=RESULTS, help="where the result is written")
     parser.add_argument("--readme", action="store_true", help="print README's table from the recorded results")
     options = parser.parse_args(arguments)
     if options.readme:

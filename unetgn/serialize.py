@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
-HINTED, LONGEST = 10, 100  # keys that are no fields: so many get a hint, of so many characters: it takes a while
+HINTED, LONGEST = 30, 100  # keys that are no fields: so many get a hint, of so many characters: it takes a while
 
 
 def to_plain(config: Any) -> Any:

@@ -77,6 +77,7 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "self.samples.state": (IndexedSamples, "state", SAVED),
     "checkpoint.write": (Checkpoint, "write", SAVED),
     "delete_old": (loop_module, "delete_old", ASIDE),
+    "self.run.delete_left": (RunDirectory, "delete_left", ASIDE),
     "self.run.write_status": (RunDirectory, "write_status", ASIDE),
     "self.state.averaged": (TrainState, "averaged", SAVED),
     "what is due": (Loop, "report", SAVED),

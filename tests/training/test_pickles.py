@@ -50,7 +50,9 @@ def averaged(folder: Path) -> UNet:
 _UNET = SimpleNamespace(
     config=SimpleNamespace(in_channels=4), unet_config=UNetConfig.from_dict({"transformer": {"context_dim": 24}})
 )
-READER: Any = SimpleNamespace(cache=Path("nowhere"), reads_text=True, unconditional=True, unet=_UNET)
+READER: Any = SimpleNamespace(
+    check_prompts=lambda *_: None, cache=Path("nowhere"), reads_text=True, unconditional=True, unet=_UNET
+)
 
 DOORS = {
     "from_pretrained": Door(UNet.from_pretrained),

@@ -71,11 +71,11 @@ def test_the_folder_is_taken_before_it_is_looked_into(
     original = train.find_start
     held = []
 
-    def look(output: RunDirectory, resume: str) -> Path | None:
+    def look(output: RunDirectory, *more: Any) -> Path | None:
         # A record lock stops other processes only.
         with multiprocessing.get_context("fork").Pool(1) as pool:
             held.append(pool.apply(is_held, [output.path]))
-        return original(output, resume)
+        return original(output, *more)
 
     monkeypatch.setattr(train, "find_start", look)
     assert run(config, tmp_path / "a", "--resume", "auto") == 0

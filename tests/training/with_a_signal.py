@@ -22,5 +22,8 @@ def interrupted(*arguments: object, **more: object) -> object:
 
 
 setattr(owner, name, interrupted)
+for other in list(sys.modules.values()):  # the program's modules, imported already, have it by its name
+    if vars(other).get(name) is original:
+        setattr(other, name, interrupted)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

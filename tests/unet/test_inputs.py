@@ -151,7 +151,10 @@ def test_a_projected_context_is_looked_at_by_its_own_width():
         ({"added_cond_kwargs": {"vector": torch.zeros(2, 9)}}, r"has \['vector'\], but condition\.vector_dim is None"),
         ({"timestep_cond": torch.zeros(2, 9)}, r"timestep_cond was given, but time_cond_proj_dim is None"),
         ({"encoder_hidden_states": torch.zeros(2, 4, 9)}, r"encoder_hidden_states were given, but .* no transformer"),
-        ({"cross_attention_kwargs": {"scale": 1.0}}, r"cross_attention_kwargs are not supported, got \['scale'\]"),
+        (
+            {"cross_attention_kwargs": {"gligen": 1.0}},
+            r"cross_attention_kwargs=\['gligen'\] are for attention processors",
+        ),
         ({"down_block_additional_residuals": [torch.zeros(1)]}, r"down_block_additional_residuals .* 4 .*, got 1"),
         (
             {"down_block_additional_residuals": [torch.zeros(2, 32, 1, 1)] * 4},

@@ -34,7 +34,14 @@ ASKS = {
         "True (guided-diffusion's ImageNet-64) or False (its others, improved-diffusion, latent diffusion)",
     ),
     "monai": ("num_head_channels", "MONAI's is 8, unless the training said another"),
+    "monai's norms": (
+        "norm_num_groups",
+        "MONAI's is 32 (with norm_eps=1e-6, which the file does not say either), unless the training said another",
+    ),
 }
+
+
+HEADS = {"num_heads", "num_head_channels"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ def recognise(state: Mapping[str, Tensor], where: str, given: Mapping[str, Any])
     Raises ValueError, naming what the file does look like, the candidates and the option that decides between them.
     """
     found = _find(state, where)
-    options = {**found.options, **given}
+    said = {name: value for name, value in found.options.items() if name not in HEADS or not HEADS & given.keys()}
+    options = {**said, **given}  # of the two ways to say how many heads there are, the given one
     for ask in found.asks:
         names, candidates = ASKS[ask]
         if not any(name in given for name in re.split(" or ", names)):
@@ -150,7 +158,7 @@ def _monai(state: Mapping[str, Tensor]) -> Found:
         options |= {"cross_attention_dim": state[cross[0]].shape[1], "transformer_num_layers": depth}
     if "class_embedding.weight" in state:
         options["num_class_embeds"] = state["class_embedding.weight"].shape[0]
-    return Found("monai", options, "DiffusionModelUNet", ("monai",))
+    return Found("monai", options, "DiffusionModelUNet", ("monai", "monai's norms"))
 
 
 def _ratio(width: int, unit: int) -> int | float:

@@ -275,7 +275,7 @@ def _native_backward(
         mask[0] = True  # PyTorch 2.13 writes dh in channels_last whether asked or not, and crashes
         image = torch.Size((*sizes, 1))
         dz, h = (t.as_strided(image, _channels_last_strides(image)) for t in (dz, h))
-    dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, h, mean, rstd, a.view(-1), *sizes, groups, mask)
+    dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, h, mean, rstd, a.reshape(-1), *sizes, groups, mask)
     if of_samples:
         s0, s1 = s0.view(n, -1), s1.view(n, -1)
     return dh.view(shape) if needs_dh else None, s0, s1

@@ -98,11 +98,11 @@ class EDMLevels(NoiseLevels):
         return None
 
     def at(self, index: int, timestep: Tensor) -> Tensor:
-        """Return the share at step `index`."""
-        return 1 / (1 + self.scheduler.sigmas[index] ** 2)
+        """Return the share at step `index`, in float64: beside small noise it rounds to 1 in float32."""
+        return 1 / (1 + self.scheduler.sigmas[index].double() ** 2)
 
     def _factors(self, share: Tensor) -> tuple[Tensor, Tensor]:
-        one, none, sigma = torch.ones(()), torch.zeros(()), ((1 - share) / share).sqrt()
+        one, none, sigma = torch.ones(()), torch.zeros(()), ((1 - share) / share).sqrt().float()
         denoise = self.scheduler.precondition_outputs
         return denoise(one, none, sigma), denoise(none, one, sigma)
 

@@ -77,7 +77,7 @@ class NetworkFacts:
 
 def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
     """Read a network's configuration. Raises ValueError where it is not one that images are sampled with."""
-    config = plain(unet).config
+    config = dict(plain(unet).config)  # its own keys alone, none that it only answers for
     ours = "num_class_embeds" not in config and "num_classes" in config
     if config.get("spatial_dims", 2) != 2:
         raise ValueError(f"spatial_dims is {config['spatial_dims']}, but images have 2 axes")

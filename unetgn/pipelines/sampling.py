@@ -218,6 +218,10 @@ def sample(
             images = on_step_end(index, timestep, images)
         if interrupted and interrupted():
             break
+    if not images.isfinite().all():  # as pictures they would be black, without a word
+        raise ValueError(
+            "the network's images are not finite: its weights, the precision or the guidance scale are not fit for it"
+        )
     images = images.clamp(-1, 1) if clip else images
     if start is not None:
         images = start.keep(images, start.image)

@@ -61,11 +61,13 @@ def make_averages(path: Path, widths: Sequence[float], *, every: bool) -> list[t
 
     Raises CheckpointError where the run kept no averages, ValueError for a width that there is not.
     """
-    run = run_of(find_checkpoint(path))
+    asked = find_checkpoint(path)
+    run = run_of(asked)
     steps = [snapshot.step for snapshot in list_snapshots(run / AVERAGES)]
+    chosen = steps if every else [asked.step] if asked.path.samefile(path) else steps[-1:]
     return [
         (width, verify(checkpoint_path(average(run, width, step=step) / CHECKPOINTS, step)))
-        for step in (steps if every else steps[-1:])
+        for step in chosen
         for width in widths
     ]
 

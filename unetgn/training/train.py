@@ -84,6 +84,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     given = sys.argv[1:] if arguments is None else arguments
     parsed.keys = sorted(unknown + parsed.keys, key=given.index)  # as they were given: of a key, the last one counts
     folders = [key for key in parsed.keys if "=" not in key and user_path(key).exists()]
+    if len(folders) > 1:
+        parser.error(f"{' '.join(folders[:3])}{' …' * (len(folders) > 3)}: one folder, or one zip archive, holds the "
+                     "pictures")  # fmt: skip
+    if parsed.config is None and not folders and (names := [key for key in parsed.keys if "=" not in key]):
+        parser.error(f"{names[0]}: there is no such folder of pictures, nor a --config NAME")
     parsed.keys = [f"data.path={key}" if key in folders else key for key in parsed.keys]
     if parsed.config is None and not folders:
         parser.error("give --config NAME, or a folder of your own images: train.py PICTURES")

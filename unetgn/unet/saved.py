@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unetgn.serialize import HINTED, split
+from unetgn.serialize import split
 from unetgn.unet.config import UNetConfig
 
+LISTED = 30  # keys that a warning names
 READ_BY_DIFFUSERS = "quantization_config"  # `from_pretrained` acts on it
 
 
@@ -55,8 +56,8 @@ def read_config(config: Mapping[str, Any], arguments: Mapping[str, Any], class_n
 
 def warn_of_others(where: str, names: tuple[str, ...]) -> None:
     """Warn that a configuration has keys that are no fields, and are kept."""
-    more = f" and {len(names) - HINTED} more" if len(names) > HINTED else ""
-    text = f"{where} has keys that are no fields; they are kept and change nothing: {', '.join(names[:HINTED])}{more}"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    text = f"{where} has keys that are no fields; they are kept and change nothing: {', '.join(names[:LISTED])}{more}"
     warnings.warn(text, stacklevel=2)
 
 

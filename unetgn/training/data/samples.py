@@ -209,9 +209,8 @@ class IndexedSamples(Dataset[Batch], Samples):
         None where other images have changed, too, or it is not known.
         """
         now, without, count = self.state(0)["parts"], set(without), len(self.images)
-        if not states or states[0].get("images") != count:
+        if not states or states[0].get("images") != count or not (was := states[0]["parts"]):
             return None
-        was = states[0]["parts"]
         starts = range(0, len(now), DIGITS)
         differ = {start // DIGITS for start in starts if was[start : start + DIGITS] != now[start : start + DIGITS]}
         differ -= {part_of(index, count) for index in range(count) if self.images.key(index) in without}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -48,7 +49,7 @@ class ZipFolder:
         try:
             with self._archive().open(info) as contents:
                 return contents.read(info.file_size)  # and no more, whatever is packed there
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
             raise OSError(f"damaged in its archive: {error}") from error
 
     def end(self, file: Path) -> bytes:
