@@ -1,4 +1,4 @@
-"""Runs README's commands as they stand there, but for fewer steps, and judges what they make."""
+"""Runs the commands of README and of docs/ as they stand there, but for fewer steps, and judges what they make."""
 
 import json
 import re
@@ -19,13 +19,16 @@ from unetgn.sampling.evaluate import main as evaluate
 from unetgn.sampling.sample import main as sample
 from unetgn.training.train import main as train
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
 MAINS = {"training/train.py": train, "sampling/sample.py": sample, "sampling/evaluate.py": evaluate}
 # What other tests run, and where.
 ELSEWHERE = {
     "training/cache_latents.py": "tests/training/test_latent_runs.py",
     "latent256_ldm": "tests/training/test_latent_runs.py",
     "mnist28_ddpm": "three quarters of an hour; tests/training/data/test_mnist.py, tests/sampling/test_judging.py",
+    "convert": "tests/interop/test_convert_files.py",
     "SHARDS": "tests/training/test_train_on_shards.py",
     "sampling.app": "tests/sampling/test_app.py",
     "tensorboard": "another project's",
@@ -41,10 +44,11 @@ QUICK = ["train.steps=1", "train.warmup_steps=0", "train.batch_size=8", "train.t
 
 
 def commands() -> list[list[str]]:
-    """Split the lines of README's shell blocks into words, without the launcher's own."""
-    lines = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ").splitlines()
-    split = (shlex.split(line, comments=True) for line in lines)
-    return [re.sub(r"^.*accelerate launch( --\w+ \d+)*|^python ", "", shlex.join(words)).split() for words in split]
+    """Split the lines of README's and the pages' shell blocks into words, without the launcher's own; each line once."""
+    blocks = re.findall(r"```sh\n(.*?)```", "".join([README, *PAGES.values()]), re.DOTALL)
+    split = (shlex.split(line, comments=True) for line in "".join(blocks).replace("\\\n", " ").splitlines())
+    lines = dict.fromkeys(shlex.join(words) for words in split)
+    return [re.sub(r"^.*accelerate launch( --\w+ \d+)*|^python ", "", line).split() for line in lines]
 
 
 RUN = [words for words in commands() if words[0] in MAINS and not any(key in " ".join(words) for key in ELSEWHERE)]
