@@ -7,6 +7,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -34,16 +35,15 @@ def reference(module: str) -> str:
     found = import_module(module)
     parts = [f"# `{module}`", inspect.getdoc(found) or ""]
     for name in found.__all__:
-        if inspect.isclass(getattr(found, name)) or callable(getattr(found, name)):
+        value = getattr(found, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
             parts.append(f"::: {module}.{name}")
         else:
-            parts.append(f"## `{name}` {{ #{module}.{name} }}\n\n{listed(getattr(found, name))}")
+            text = (
+                inspect.getdoc(value) if callable(value) else f"Holds, by name: {', '.join(map('`{}`'.format, value))}."
+            )
+            parts.append(f"## `{name}` {{ #{module}.{name} }}\n\n{text}")
     return "\n\n".join(parts) + "\n"
-
-
-def listed(values: Any) -> str:
-    """List the names that a table of the code holds."""
-    return "A table, by name: " + ", ".join(f"`{name}`" for name in values) + "."
 
 
 def configuration() -> str:
@@ -101,7 +101,7 @@ def docstrings(cls: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for node, after in zip(body, body[1:], strict=False):
+        for node, after in pairwise(body):
             if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(node.target, ast.Name):
                 found[node.target.id] = str(ast.literal_eval(after.value))
     return found
@@ -113,8 +113,11 @@ def benchmarks() -> str:
     from benchmarks.fuse_coverage import recorded
     from benchmarks.normalization import BATCH_SIZES, KINDS, mean_errors
 
-    parts = ["# Benchmarks", "Made from the JSON files in `benchmarks/results`; `benchmarks/README.md` has the commands "
-             "and says how each is measured. No GPU figures are recorded where no GPU ran."]  # fmt: skip
+    parts = [
+        "# Benchmarks",
+        "Made from the JSON files in `benchmarks/results`; `benchmarks/README.md` has the commands and says how each "
+        "is measured. Where a table names no GPU, none was measured.",
+    ]
     for path in sorted(RESULTS.glob("unet_step_*.json")):
         parts += [f"## A training step of {path.stem.split('_')[2]}", unet_step(json.loads(path.read_text()))]
     for path in sorted(RESULTS.glob("host_overhead_*.json")):
@@ -123,8 +126,9 @@ def benchmarks() -> str:
     normalization = json.loads((RESULTS / "normalization.json").read_text())
     parts += ["## Normalizations as the batch shrinks", origin(normalization), "![](assets/normalization.png)"]
     for standardize in (False, True):
-        rows = [f"| {'standardized' if standardize else 'plain'} weights: validation error in % | "
-                + " | ".join(f"batch {size}" for size in BATCH_SIZES) + " |", "|---" * (1 + len(BATCH_SIZES)) + "|"]  # fmt: skip
+        weights = "standardized" if standardize else "plain"
+        sizes = " | ".join(f"batch {size}" for size in BATCH_SIZES)
+        rows = [f"| {weights} weights: validation error in % | {sizes} |", "|---" * (1 + len(BATCH_SIZES)) + "|"]
         for norm in KINDS:
             errors = mean_errors(normalization["rows"], norm, standardize)
             cells = [f"{100 * errors[size]:.2f}" if size in errors else "" for size in BATCH_SIZES]

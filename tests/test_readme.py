@@ -28,7 +28,7 @@ ELSEWHERE = {
     "training/cache_latents.py": "tests/training/test_latent_runs.py",
     "latent256_ldm": "tests/training/test_latent_runs.py",
     "mnist28_ddpm": "three quarters of an hour; tests/training/data/test_mnist.py, tests/sampling/test_judging.py",
-    "convert": "tests/interop/test_convert_files.py",
+    "convert": "tests/test_command.py",
     "SHARDS": "tests/training/test_train_on_shards.py",
     "sampling.app": "tests/sampling/test_app.py",
     "tensorboard": "another project's",
@@ -44,7 +44,7 @@ QUICK = ["train.steps=1", "train.warmup_steps=0", "train.batch_size=8", "train.t
 
 
 def commands() -> list[list[str]]:
-    """Split the lines of README's and the pages' shell blocks into words, without the launcher's own; each line once."""
+    """Split the shell blocks of README and the pages into words, without the launcher's own; each line once."""
     blocks = re.findall(r"```sh\n(.*?)```", "".join([README, *PAGES.values()]), re.DOTALL)
     split = (shlex.split(line, comments=True) for line in "".join(blocks).replace("\\\n", " ").splitlines())
     lines = dict.fromkeys(shlex.join(words) for words in split)
@@ -126,7 +126,9 @@ def strangeness(pixels: np.ndarray) -> np.ndarray:
 
 def test_the_saved_pipeline_draws_digits_with_this_package_and_without() -> None:
     """The snippets in their order, and with the pipeline of the second what the first one draws."""
-    ours, friends = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "digits8_ddpm" in code]
+    blocks = re.findall(r"```python\n(.*?)```", "".join(PAGES.values()), re.DOTALL)
+    ours, friends = [code for code in blocks if "digits8_ddpm" in code]
+    assert f"```python\n{friends}```" in README
     found: dict[str, Any] = {}
     exec(ours, found)
     drawn = np.stack([np.asarray(picture) for picture in found["pictures"]])
