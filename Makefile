@@ -13,7 +13,7 @@ SEEDS ?= 0-499
 KEYS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick thorough slow lint types format durations clean
+.PHONY: help demo test quick thorough slow lint types format docs durations clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed 's/:.* ## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ format: .venv/test ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/test ## build the documentation into site/, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 durations: .venv/test ## measure how long each test file takes, for `make quick`
 	$(PYTEST) --junitxml=.venv/tests.xml
 	$(BIN)/python tests/structure/quick.py --record .venv/tests.xml
@@ -64,5 +67,5 @@ clean: ## remove the environment
 	touch $@
 
 .venv/test: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
-	$(PIP) -e ".[train,data,dev,onnx,mnist,app]"
+	$(PIP) -e ".[train,data,dev,onnx,mnist,app,docs]"
 	touch $@ .venv/train

@@ -1,4 +1,4 @@
-"""Runs README's commands as they stand there, but for fewer steps, and judges what they make."""
+"""Runs the commands of README and of docs/ as they stand there, but for fewer steps, and judges what they make."""
 
 import json
 import re
@@ -19,13 +19,16 @@ from unetgn.sampling.evaluate import main as evaluate
 from unetgn.sampling.sample import main as sample
 from unetgn.training.train import main as train
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
 MAINS = {"training/train.py": train, "sampling/sample.py": sample, "sampling/evaluate.py": evaluate}
 # What other tests run, and where.
 ELSEWHERE = {
     "training/cache_latents.py": "tests/training/test_latent_runs.py",
     "latent256_ldm": "tests/training/test_latent_runs.py",
     "mnist28_ddpm": "three quarters of an hour; tests/training/data/test_mnist.py, tests/sampling/test_judging.py",
+    "convert": "tests/test_command.py",
     "SHARDS": "tests/training/test_train_on_shards.py",
     "sampling.app": "tests/sampling/test_app.py",
     "tensorboard": "another project's",
@@ -41,10 +44,11 @@ QUICK = ["train.steps=1", "train.warmup_steps=0", "train.batch_size=8", "train.t
 
 
 def commands() -> list[list[str]]:
-    """Split the lines of README's shell blocks into words, without the launcher's own."""
-    lines = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ").splitlines()
-    split = (shlex.split(line, comments=True) for line in lines)
-    return [re.sub(r"^.*accelerate launch( --\w+ \d+)*|^python ", "", shlex.join(words)).split() for words in split]
+    """Split the shell blocks of README and the pages into words, without the launcher's own; each line once."""
+    blocks = re.findall(r"```sh\n(.*?)```", "".join([README, *PAGES.values()]), re.DOTALL)
+    split = (shlex.split(line, comments=True) for line in "".join(blocks).replace("\\\n", " ").splitlines())
+    lines = dict.fromkeys(shlex.join(words) for words in split)
+    return [re.sub(r"^.*accelerate launch( --\w+ \d+)*|^python ", "", line).split() for line in lines]
 
 
 RUN = [words for words in commands() if words[0] in MAINS and not any(key in " ".join(words) for key in ELSEWHERE)]
@@ -122,7 +126,9 @@ def strangeness(pixels: np.ndarray) -> np.ndarray:
 
 def test_the_saved_pipeline_draws_digits_with_this_package_and_without() -> None:
     """The snippets in their order, and with the pipeline of the second what the first one draws."""
-    ours, friends = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "digits8_ddpm" in code]
+    blocks = re.findall(r"```python\n(.*?)```", "".join(PAGES.values()), re.DOTALL)
+    ours, friends = [code for code in blocks if "digits8_ddpm" in code]
+    assert f"```python\n{friends}```" in README
     found: dict[str, Any] = {}
     exec(ours, found)
     drawn = np.stack([np.asarray(picture) for picture in found["pictures"]])

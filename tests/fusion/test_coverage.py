@@ -1,4 +1,4 @@
-"""Tests the coverage count: what it sees in a run, that its record is of today's code, and that README shows it."""
+"""Tests the coverage count: what it sees in a run, that its record is of today's code, and that the guide shows it."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from benchmarks.fuse_coverage import RECIPES, Row, main, measure, readme_table, 
 from benchmarks.fuse_instances import Recipe
 from unetgn.fusion import norm_silu
 
-ROOT = Path(__file__).parents[2]
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "fuse.md"
 QUICK = [
     ("diffusers", "UNet2DModel", "DDPM"),
     ("diffusers", "AutoencoderKLMagvit", ""),
@@ -39,12 +39,12 @@ def test_every_recipe_is_recorded_with_nothing_wrong_and_a_reason_for_each_place
         assert bool(row.left) == (row.fused < row.places)
 
 
-def test_readme_shows_the_record():
-    assert readme_table(recorded()) in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_guide_shows_the_record():
+    assert readme_table(recorded()) in GUIDE.read_text(encoding="utf-8")
 
 
-def test_the_example_in_readme_prints_the_report_that_follows_it(capsys):
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Plug it in")[2]
+def test_the_example_in_the_guide_prints_the_report_that_follows_it(capsys):
+    section = GUIDE.read_text(encoding="utf-8")
     code, report = section.split("```python\n", 1)[1].split("```\n\n```\n", 1)
     exec(code, {"__name__": "__main__"})
     assert capsys.readouterr().out.strip() == report.partition("\n```")[0]

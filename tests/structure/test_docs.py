@@ -7,7 +7,7 @@ import pytest
 
 from tests.structure.imports import ROOT
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"])
 FOLDERS = (
     ROOT,
     ROOT / "unetgn",

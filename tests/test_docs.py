@@ -1,0 +1,98 @@
+"""Builds the documentation, and runs the Python of its pages; tests/test_readme.py runs its commands.
+
+Every link and anchor is checked by the build, which is strict. The blocks of a page run in their order, as one program.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+from unetgn.training.config_files import known_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TRAINED = "runs/digits8_ddpm"  # blocks with it run in tests/test_readme.py, which has trained that
+
+
+def blocks(text: str) -> list[str]:
+    """Find the blocks of Python."""
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+class Anchors(HTMLParser):
+    """Collects what a link can lead to on a page, and what it asks other machines for."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.asked: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids.add(values.get("id") or "")
+        address = values.get("src") or (values.get("href") if tag == "link" else "") or ""
+        if address.startswith(("http:", "https:", "//")) and values.get("rel") != "canonical":
+            self.asked.append(address)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages, built as `make docs` builds them: a warning is an error."""
+    pytest.importorskip("mkdocs")
+    out = tmp_path_factory.mktemp("site")
+    line = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(out)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    return out
+
+
+@pytest.mark.thorough
+def test_every_exported_name_is_in_the_reference_with_its_docstring(site: Path) -> None:
+    for module in ("unetgn", "unetgn.pipelines", "unetgn.interop", "unetgn.fusion"):
+        page = site / "reference" / f"{module.rpartition('.')[2]}.html"
+        names = import_module(module).__all__
+        assert {f"{module}.{name}" for name in names} <= Anchors(page).ids
+        text = " ".join(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")).split())
+        texts = [getattr(import_module(module), name).__doc__ or "" for name in names if name != "FAMILIES"]
+        said = [text.replace("`", "").split()[:3] for text in texts]
+        assert [words for words in said if " ".join(words) not in text] == []
+
+
+@pytest.mark.thorough
+def test_every_key_of_a_run_is_listed(site: Path) -> None:
+    text = (site / "reference" / "configuration.html").read_text(encoding="utf-8")
+    listed = set(re.findall(r"<tr>\s*<td><code>([\w.]+)</code></td>", text))
+    assert {name for name, key in known_keys().items() if not key.group} == listed
+
+
+@pytest.mark.thorough
+def test_no_page_asks_another_machine_for_anything(site: Path) -> None:
+    assert [address for page in site.rglob("*.html") for address in Anchors(page).asked] == []
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert all(page.relative_to(ROOT / "docs").as_posix() in yaml.safe_dump(menu) for page in PAGES)
+
+
+WITH_PYTHON = [page for page in [ROOT / "README.md", *PAGES] if blocks(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {"__name__": "__main__"}
+    for code in blocks(page.read_text(encoding="utf-8")):
+        if TRAINED not in code:
+            exec(compile(code, str(page), "exec"), found)
