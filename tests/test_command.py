@@ -126,7 +126,7 @@ def test_a_file_is_converted_with_the_options_that_it_does_not_say(
     assert main(["convert", str(file), str(out)]) == 2
     assert "num_head_channels" in capsys.readouterr().err
     assert not out.exists()
-    assert main(["convert", str(file), str(out), "num_head_channels=8"]) == 0
+    assert main(["convert", str(file), str(out), "num_head_channels=8", "norm_num_groups=32"]) == 0
     sample, steps = torch.randn(2, 1, 8, 8), torch.tensor([7, 300])
     expected = network.eval()(sample, steps)
     assert torch.allclose(unetgn.UNet.from_pretrained(out)(sample, steps).sample, expected, atol=1e-5)

@@ -229,3 +229,22 @@ def test_a_family_alone_is_no_file():
 
 def test_the_tables_are_there():
     assert json.loads((GOLDEN / "keys" / "index.json").read_text()) == INDEX
+
+
+def test_of_the_two_ways_to_say_how_many_heads_there_are_the_given_one_counts():
+    """Where a published network of these widths has the other."""
+    _, state = table("guided_diffusion__64x64.json")
+    _, options = recognise(state, "adm", {"num_heads": 4})
+    assert options["num_heads"] == 4
+    assert "num_head_channels" not in options
+
+
+def test_monais_norms_are_asked_for():
+    with pytest.raises(ValueError, match="do not say norm_num_groups"):
+        recognise(monai_state(), "monai", {"num_head_channels": 8})
+
+
+def monai_state():
+    nets = pytest.importorskip("monai.networks.nets")
+    with torch.device("meta"):
+        return nets.DiffusionModelUNet(2, 1, 1, (1, 1), (32, 32), (False, True), num_head_channels=8).state_dict()

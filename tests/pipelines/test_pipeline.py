@@ -28,6 +28,7 @@ from tests.pipelines.digits import assert_digits, digits_network
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.inputs import read_images, read_mask, read_seeds
+from unetgn.pipelines.networks import facts_of
 from unetgn.pipelines.schedulers import SCHEDULERS
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.pipeline import make_pipeline
@@ -498,3 +499,19 @@ def test_a_scheduler_is_the_same_whichever_was_there_before(first: str) -> None:
         straight.use_scheduler(second)
         assert type(pipeline.scheduler) is type(straight.scheduler)
         assert dict(pipeline.scheduler.config) == dict(straight.scheduler.config)
+
+
+@pytest.mark.parametrize("keys", [{}, {"num_classes": 10}])
+def test_a_network_of_ours_is_known_as_one_though_its_configuration_answers_for_diffusers_options(keys) -> None:
+    unet = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[32], attention_levels=[], depth=1, **keys)
+    facts = facts_of(unet, None)
+    assert (facts.ours, facts.num_classes, facts.null_class) == (True, keys.get("num_classes"), None)
+    assert facts.unlabelled
+
+
+def test_images_that_are_not_finite_are_an_error_and_no_black_pictures() -> None:
+    pipeline = digits()
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the network's images are not finite"):
+        pipeline(range(2), class_labels=[1, 2], num_inference_steps=2)

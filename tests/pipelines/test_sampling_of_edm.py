@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.pipelines.digits import assert_digits, digits_network
 from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.levels import levels_of
 from unetgn.pipelines.schedulers import EDM_SCHEDULERS
 from unetgn.training.edm import EDMConfig
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
@@ -113,3 +114,16 @@ def test_the_line_of_the_card_draws_without_this_package(tmp_path: Path) -> None
     (expected,) = UNetPipeline(unet, make_scheduler(OBJECTIVE))([6]).images
     drawn = np.asarray(Image.open(tmp_path / "image.png")).astype(int)
     assert abs(drawn - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("sigma", [2e-4, 1e-6])
+def test_the_factors_of_little_noise_are_those_of_the_scheduler(sigma: float) -> None:
+    """1 / (1 + sigma²) is 1 in float32."""
+    scheduler = diffusers.EDMEulerScheduler(sigma_min=sigma)
+    scheduler.set_timesteps(5)
+    levels, one, none = levels_of(scheduler), torch.ones(()), torch.zeros(())
+    lowest = torch.tensor(scheduler.sigmas[4].item())
+    skip, out = levels._factors(levels.at(4, scheduler.timesteps[4]))
+    assert torch.allclose(skip, scheduler.precondition_outputs(one, none, lowest), rtol=1e-6)
+    assert torch.allclose(out, scheduler.precondition_outputs(none, one, lowest), rtol=1e-6)
+    assert out > 0

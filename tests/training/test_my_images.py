@@ -159,6 +159,8 @@ def test_small_images_are_enlarged_where_that_is_asked_for(
     [
         ([], "give --config NAME, or a folder of your own images"),
         (["train.steps=3"], "give --config NAME, or a folder of your own images"),
+        (["Picturs"], "Picturs: there is no such folder of pictures"),
+        (["/", "/tmp"], "one folder, or one zip archive, holds the pictures"),
     ],
 )
 def test_a_line_without_a_configuration_or_pictures_says_what_is_missing(

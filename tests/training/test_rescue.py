@@ -53,7 +53,7 @@ def test_every_call_out_of_the_loop_is_tried() -> None:
 CASES = {(place, list(KINDS)[number % len(KINDS)]) for number, place in enumerate(PLACES)}
 CASES |= {(place, kind) for place in ("next", "draw_preview") for kind in KINDS}
 SAVING = ("self.window.all_sums", "self.state.tensors", "not_finite", "self.samples.fingerprint", "self.samples.state",
-          "checkpoint.write", "delete_old", "self.run.write_status")  # fmt: skip
+          "checkpoint.write", "delete_old", "self.run.delete_left", "self.run.write_status")  # fmt: skip
 RESUMED = {case for case in CASES if case[0] in ("the forward pass", "self.window.close")}
 ALL = [(place, kind) for place in PLACES for kind in KINDS]
 

@@ -71,7 +71,7 @@ def test_the_folder_is_taken_before_it_is_looked_into(
     original = train.find_start
     held = []
 
-    def look(output: RunDirectory, *more: Any) -> Path | None:
+    def look(output: RunDirectory, *more: str) -> Path | None:
         # A record lock stops other processes only.
         with multiprocessing.get_context("fork").Pool(1) as pool:
             held.append(pool.apply(is_held, [output.path]))

@@ -31,7 +31,7 @@ def read(source: Path, options: dict[str, Any], *, family: str | None, config: P
         raise ValueError(f"{', '.join([*for_files, *options])} is for a file; the folder {source} says what it is")
     network = source if (source / "config.json").is_file() else source / "unet"
     if (network / "config.json").is_file() and read_object(network / "config.json").get("_class_name") == UNet.__name__:
-        return UNet.from_pretrained(network)  # type: ignore[no-any-return]
+        return UNet.from_pretrained(network)
     return from_diffusers(source)
 
 

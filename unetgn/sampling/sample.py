@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     stop_with_parent()
     try:
         run(parse_arguments(arguments, __doc__))
-    except (SamplingError, CheckpointError, ConfigError, RunDirectoryError) as error:
+    except (SamplingError, CheckpointError, ConfigError, RunDirectoryError, ValueError) as error:
         print(f"sample.py: error: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, ModuleNotFoundError) as error:

@@ -16,6 +16,7 @@ from PIL import Image
 from tests.training.runs import assert_equal_bits
 from unetgn.training.data.images import ImageFolder
 from unetgn.training.data.pixels import Framing
+from unetgn.training.data.zips import ZipFolder
 from unetgn.training.train import main
 
 TINY = """
@@ -140,6 +141,17 @@ def test_a_picture_that_unpacks_to_more_than_it_says_takes_no_memory(tmp_path: P
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2**24
+
+
+@pytest.mark.parametrize("place", range(36, 60, 4))
+def test_a_damaged_stream_is_said(place: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[place : place + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(OSError, match="damaged in its archive"):
+        ZipFolder(tmp_path / "a.zip").source(Path("a.png"))
 
 
 @pytest.mark.parametrize("contents", [b"", b"none", b"PK\x05\x06" + bytes(18), b"PK\x03\x04" + bytes(100)])

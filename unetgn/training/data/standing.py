@@ -27,11 +27,10 @@ def standings_of(state: RankState) -> list[Standing]:
 def check_states(keys: dict[str, Any]) -> list[RankState]:
     """Return the states of all ranks that a file holds. Raises ValueError where they are no such states."""
     ranks = keys.get("ranks")
-    if isinstance(ranks, list):
-        ranks = [{**state, "parts": ""} if is_older(state) else state for state in ranks]
-    if keys.keys() != {"ranks"} or not isinstance(ranks, list) or not ranks or not all(map(is_state, ranks)):
+    known = isinstance(ranks, list) and ranks and all(is_state(state) or is_older(state) for state in ranks)
+    if keys.keys() != {"ranks"} or not isinstance(ranks, list) or not known:
         raise ValueError("it is not as it was written")
-    return ranks
+    return [{**state, "parts": ""} if is_older(state) else state for state in ranks]
 
 
 def is_state(state: object) -> bool:
@@ -42,14 +41,14 @@ def is_state(state: object) -> bool:
         return isinstance(state["readers"], list) and bool(state["readers"]) and all(map(is_standing, state["readers"]))
     if isinstance(state, dict) and state.keys() == {"images", "parts"}:
         count, parts = state["images"], state["parts"]
-        return is_count(count) and isinstance(parts, str) and len(parts) in (0, DIGITS * count_parts(count))
+        return is_count(count) and isinstance(parts, str) and len(parts) == DIGITS * count_parts(count)
     return False
 
 
 def is_older(state: object) -> bool:
     """Return True for a state of images as it was written before: with a list of digests, of many images each."""
     parts = state.get("parts") if isinstance(state, dict) and state.keys() == {"images", "parts"} else None
-    return isinstance(parts, list) and len(parts) <= 256 and all(isinstance(part, str) for part in parts)
+    return isinstance(parts, list) and len(parts) == 256 and all(isinstance(part, str) for part in parts)
 
 
 def is_standing(value: object) -> bool:
