@@ -83,7 +83,7 @@ def test_a_file_leaves_keys_to_the_data_too_and_a_run_remembers_what_was_found(
     )
     line = ["--config", "mine.yaml", "--output", "run", f"data.path={photographs}"]
     assert main(line) == 0
-    said = "found in the data: model.num_classes=2 data.image_size=40 model.in_channels=3 model.out_channels=3"
+    said = "left to the data: model.num_classes=2 data.image_size=40 model.in_channels=3 model.out_channels=3"
     assert said in capfd.readouterr().out
     config = load_config(Path("run/config.yaml"))
     assert (config.data.image_size, config.model.in_channels, config.model.num_classes) == (40, 3, 2)
@@ -189,3 +189,21 @@ def test_a_folder_without_images_decides_nothing(
 def test_a_stream_decides_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     line = ["--config", "my_images", "data.name=stream", f"data.path={tmp_path}", "data.image_size=null"]
     assert "data.image_size cannot be left open for a stream" in refused(line, capfd)
+
+
+def test_a_run_goes_on_with_what_it_found_though_the_smallest_image_has_rotten(
+    photographs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Measured anew, the images are larger, and the run would be another one."""
+    smallest = photographs / "hills" / "smallest.png"
+    write(smallest, (30, 31))
+    line = ["Holidays", *SMALL, "data.image_size=null"]
+    assert main(line) == 0
+    smallest.write_bytes(b"none")
+    resumed = [*line, "--resume", "auto", "train.steps=3"]
+    said = refused(resumed, capfd)
+    assert "data.without=" in said
+    assert "data.image_size" not in said
+    without = f'data.without=["{smallest.relative_to(photographs).as_posix()}"]'
+    assert main([*resumed, without]) == 0
+    assert load_config(Path("runs/Holidays/config.yaml")).data.image_size == 30

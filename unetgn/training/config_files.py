@@ -10,7 +10,7 @@ import json
 import re
 import typing
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from unetgn.training.config import RunConfig
 from unetgn.training.config_yaml import RENAMED, merged, read_keys
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.fitting import CHANNELS, OPEN, fit
+from unetgn.training.data.images import NO_CLASSES
 from unetgn.training.errors import SAID, SHOWN, ConfigError, DataError, short
 from unetgn.training.hints import nearest_key
 from unetgn.training.values import as_meant
@@ -58,11 +59,21 @@ def read_checked(path: Path) -> dict[str, Any]:
     return merged(files)
 
 
-def find_in_data(path: Path, overrides: list[str]) -> list[str]:
-    """Look into the data for the keys that a configuration leaves to them; return these as `key=value` arguments."""
+def find_in_data(path: Path, overrides: list[str], before: Path | None = None) -> list[str]:
+    """Find the keys that a configuration leaves to the data; return these as `key=value` arguments.
+
+    A run that goes on has what it began with, by its own configuration, `before`: else an image that has become
+    unreadable since, or is left out, would make it another run.
+    """
     keys, rest, left = take_open(read_checked(path), overrides)
     if not left:
         return []
+    if before is not None and before.is_file():
+        began = asdict(load_config(before))
+        found = {key: began[key.split(".")[0]][key.split(".")[1]] for key in left}
+        if "model.num_classes" in left and found["model.num_classes"] is None:
+            found |= NO_CLASSES
+        return as_arguments(found)
     model = keys.get("model") or {}
     channels = next((value for key in ("out_channels", "in_channels") if (value := model.get(key))), 3)
     stand_ins = {"data.image_size": model.get("sample_size") or 64, "model.num_classes": 2}
@@ -72,7 +83,12 @@ def find_in_data(path: Path, overrides: list[str]) -> list[str]:
         found = fit(config.data, left, step=2 ** (len(config.model.channels) - 1))
     except (ValueError, DataError) as error:
         raise ConfigError(str(error)) from error
-    return [f"{key}={'null' if value is None else value}" for key, value in found.items()]
+    return as_arguments(found)
+
+
+def as_arguments(keys: Mapping[str, object]) -> list[str]:
+    """Write keys as `key=value` arguments."""
+    return [f"{key}={'null' if value is None else value}" for key, value in keys.items()]
 
 
 def take_open(keys: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:

@@ -103,16 +103,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """Go from the parsed arguments to the finished run."""
     path = find_config(arguments.config)
-    found = find_in_data(path, arguments.keys)
+    name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
+    output = RunDirectory(arguments.output or Path("runs") / name)
+    found = find_in_data(path, arguments.keys, goes_on_from(output, arguments.resume))
     config = load_config(path, arguments.keys + found)
     if arguments.print_config:
         if os.environ.get("RANK", "0") == "0":
             print(to_yaml(config), end="")
         return
     if found and os.environ.get("RANK", "0") == "0":
-        print(f"found in the data: {' '.join(found)}", flush=True)
-    name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
-    output = RunDirectory(arguments.output or Path("runs") / name)
+        print(f"left to the data: {' '.join(found)}", flush=True)
     try:
         loop = prepare(config, output, arguments)
     except BaseException:
@@ -120,6 +120,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise
     if loop is not None:
         train(loop)
+
+
+def goes_on_from(output: RunDirectory, resume: str) -> Path | None:
+    """Return the configuration of the run that is to go on; None where one begins."""
+    if resume == "auto":
+        return output.path / CONFIG if list_checkpoints(output.checkpoints) else None
+    return None if resume == "none" else user_path(resume) / CONFIG
 
 
 def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespace) -> Loop | None:
