@@ -124,10 +124,13 @@ def fill(page: Page, **fields: str) -> None:
     """Fill fields by their labels; those that offer a choice take what is offered by that name."""
     for name, value in fields.items():
         place = page.get_by_label(name).first
-        place.fill(value)
         if name in ("Class", "Scheduler"):
-            place.press("Enter")
+            place.click()
+            page.get_by_role("option", name=value, exact=True).click()
+        else:
+            place.fill(value)
         place.blur()
+        expect(place).to_have_value(value)
 
 
 def draw(page: Page) -> None:
