@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from tests.training.data.caches import cache
 from tests.training.forked import finish
 from unetgn.training.data.images import ImageFolder
-from unetgn.training.data.latents import Latents, read_manifest
+from unetgn.training.data.latents import EMPTY_TEXT, Latents, Manifest, read_manifest
+from unetgn.training.files import sha256
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -166,7 +168,7 @@ def test_a_flipped_bit_in_a_shards_header_is_damage_too(
     shutil.copytree(both_ways, tmp_path / "cache")
     shard = tmp_path / "cache" / "latents-00001.safetensors"
     shard.write_bytes(shard.read_bytes().replace(*change, 1))
-    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is (damaged|not what was written) .*delete it"):
+    with pytest.raises(ValueError, match=r"latents-00001\.safetensors (is damaged|is not what was written|does not hold what) .*delete it"):
         Latents(str(tmp_path / "cache")).usable()
 
 
@@ -201,3 +203,42 @@ def test_an_image_that_breaks_while_it_is_encoded_is_named(
     assert cache(stable_diffusion, tmp_path / "images", tmp_path / "out", "data.num_workers=1") == 1
     assert f"cache_latents.py: {last} cannot be read any more: " in capsys.readouterr().err
     assert len(files(tmp_path / "out")) == 2
+
+
+TENSORS = ("mean", "std", "mean_flipped", "std_flipped", "label", "text")
+OTHERWISE = {
+    "another type": lambda tensor: tensor.to(torch.float64 if tensor.is_floating_point() else torch.int32),
+    "one more axis": lambda tensor: tensor[None].contiguous(),
+    "one axis less": lambda tensor: tensor[0].clone(),
+    "fewer rows": lambda tensor: tensor[:-1].clone(),
+    "of one number": lambda tensor: tensor.flatten()[:1].clone(),
+    "missing": lambda tensor: None,
+}
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+@pytest.mark.parametrize("name", [*TENSORS, "empty text"])
+def test_tensors_that_are_not_what_the_manifest_says_are_refused_whatever_their_sums(
+    tmp_path: Path, name: str, how: str
+) -> None:
+    manifest = Manifest(3, 2, (2, 4, 4), 0.5, 0.0, ["a", "b"], True, (5, 3), {"name": "folder"}, {})
+    for shard, rows in zip(manifest.shards, (2, 1), strict=True):
+        tensors = {kind: torch.rand(rows, 2, 4, 4) for kind in TENSORS[:4]}
+        save_file(
+            {**tensors, "label": torch.zeros(rows, dtype=torch.int64), "text": torch.rand(rows, 5, 3)}, tmp_path / shard
+        )
+    save_file({"text": torch.rand(5, 3)}, tmp_path / EMPTY_TEXT)
+
+    def seal() -> None:
+        manifest.sha256.update({file.name: sha256(file) for file in tmp_path.glob("*.safetensors")})
+        manifest.write(tmp_path)
+
+    seal()
+    assert [Latents(str(tmp_path)).image(index).shape for index in range(3)] == [(2, 4, 4)] * 3
+    file, tensor = (tmp_path / EMPTY_TEXT, "text") if name == "empty text" else (tmp_path / manifest.shards[0], name)
+    tensors = load_file(file)
+    changed = OTHERWISE[how](tensors.pop(tensor))
+    save_file(tensors if changed is None else tensors | {tensor: changed}, file)
+    seal()
+    with pytest.raises(ValueError, match=rf"{file.name} does not hold what manifest\.json says: its tensor '{tensor}'"):
+        Latents(str(tmp_path))

@@ -27,6 +27,7 @@ from unetgn.training.files import sha256, write_json
 
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
+Form = dict[str, tuple[str, tuple[int, ...]]]  # of each tensor of a file its type, as safetensors names it, and shape
 MANIFEST_LIMIT = 2**24  # bytes: a hundred for each shard
 
 
@@ -152,6 +153,7 @@ class Latents(Images):
         self.empty_text: np.ndarray | None = None  # (tokens, width)
         if self.manifest.text_shape is not None:
             self._verify(EMPTY_TEXT)
+            self._check_form(EMPTY_TEXT, {"text": ("F32", self.manifest.text_shape)})
             self.empty_text = load_file(self.folder / EMPTY_TEXT)["text"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,15 +202,36 @@ class Latents(Images):
         """Read rows of a shard's tensor. Raises ValueError, naming the file, where that is missing or damaged."""
         try:
             if name not in self._shards:
-                check_ordinary(self.folder / name)
+                self._check_form(name, self._form(name))
                 self._shards[name] = safe_open(self.folder / name, framework="np")
             return self._shards[name].get_slice(tensor)[rows]
         except FileNotFoundError as error:
             raise ValueError(f"{self.folder / name} is missing: {REMEDY}") from error
-        except (SafetensorError, TypeError) as error:  # the second for a type of numbers that NumPy does not have
+        except SafetensorError as error:
             raise ValueError(f"{self.folder / name} is damaged ({reason(error)}): {REMEDY}") from error
         except OSError as error:  # a disk that fails, a file that is not ours to read: nothing to delete
             raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
+
+    def _form(self, name: str) -> Form:
+        """Return what the tensors of a shard have to be, by what the manifest says."""
+        facts, full = self.manifest, self.manifest.shard_size
+        rows = full if name != facts.shards[-1] else facts.images - full * (facts.shard_count - 1)
+        kinds = ("mean", "std", *(("mean_flipped", "std_flipped") if facts.flipped else ()))
+        form: Form = dict.fromkeys(kinds, ("F32", (rows, *facts.shape))) | {"label": ("I64", (rows,))}
+        return form if facts.text_shape is None else form | {"text": ("F32", (rows, *facts.text_shape))}
+
+    def _check_form(self, name: str, form: Form) -> None:
+        """Raise ValueError, naming the file, where its tensors are others, whatever its sha256 is."""
+        check_ordinary(self.folder / name)
+        with safe_open(self.folder / name, framework="np") as file:
+            slices = {tensor: file.get_slice(tensor) for tensor in file.keys()}  # noqa: SIM118  # it is no dictionary
+        found = {tensor: (values.get_dtype(), tuple(values.get_shape())) for tensor, values in slices.items()}
+        if wrong := [tensor for tensor in sorted({*found, *form}) if found.get(tensor) != form.get(tensor)]:
+            first = wrong[0]
+            raise ValueError(
+                f"{self.folder / name} does not hold what {MANIFEST} says: its tensor {short(first)} is "
+                f"{described(found.get(first))}, and {described(form.get(first))} is right: {REMEDY}"
+            )
 
     def _verify(self, name: str) -> None:
         file = self.folder / name
@@ -216,6 +239,11 @@ class Latents(Images):
             raise ValueError(f"{file} is missing: {REMEDY}")
         if sha256(file) != self.manifest.sha256.get(name):
             raise ValueError(f"{file} is not what was written (its sha256 differs): {REMEDY}")
+
+
+def described(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+    """Describe a tensor by type and shape."""
+    return "none" if tensor is None else f"{tensor[0]} {list(tensor[1])}"
 
 
 REMEDY = "delete it and start training/cache_latents.py again with the same line, and it is made anew"
