@@ -168,7 +168,8 @@ def test_a_flipped_bit_in_a_shards_header_is_damage_too(
     shutil.copytree(both_ways, tmp_path / "cache")
     shard = tmp_path / "cache" / "latents-00001.safetensors"
     shard.write_bytes(shard.read_bytes().replace(*change, 1))
-    with pytest.raises(ValueError, match=r"latents-00001\.safetensors (is damaged|is not what was written|does not hold what) .*delete it"):
+    said = r"latents-00001\.safetensors (is damaged|is not what was written|does not hold what) .*delete it"
+    with pytest.raises(ValueError, match=said):
         Latents(str(tmp_path / "cache")).usable()
 
 
