@@ -86,10 +86,7 @@ def test_each_distribution_works_in_an_empty_environment(
     (site,) = environment.glob("lib/python*/site-packages")
     found = [path for path in sys.path if path.endswith("site-packages")]
     (site / "elsewhere.pth").write_text("\n".join(found))  # of these no .pth is read, which may lead to a checkout
-    python, options = (
-        str(environment / "bin" / "python"),
-        ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"],
-    )
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     pip = [str(environment / "bin" / "python"), "-m", "pip", "install", *options, str(request.getfixturevalue(what))]
     subprocess.run(pip, cwd=empty, env=plain, check=True, capture_output=True)

@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ import pytest
 import yaml
 from diffusers import DiffusionPipeline
 from huggingface_hub import constants
+from PIL import Image
 
 from tests.training.hub import TOKEN, Hub, serving
 from unetgn.programs.command import main
@@ -63,9 +67,9 @@ class Sent:
 def sent(tmp_path_factory: pytest.TempPathFactory) -> Sent:
     """A run of two steps that was sent when it was done, fetched, and then evaluated at two steps."""
     run, cache, said = tmp_path_factory.mktemp("runs") / "digits", tmp_path_factory.mktemp("cache"), io.StringIO()
-    options = ["--push-to-hub", "me/digits", "--private", "--license", "cc-by-4.0"]
+    options = ["train.trackers=[tensorboard]", "--push-to-hub", "me/digits", "--private", "--license", "cc-by-4.0"]
     with standing_in(cache) as hub, redirect_stdout(said):
-        assert main(["train", "--config", "digits8_ddpm", "--output", str(run), *options, *SMALL]) == 0
+        assert main(["train", "--config", "digits8_ddpm", "--output", str(run), *SMALL, *options]) == 0
         fetched = Path(huggingface_hub.snapshot_download("me/digits", cache_dir=cache))
     sent = Sent(run, hub.repositories["me/digits"].copy(), hub.private["me/digits"], said.getvalue(), fetched)
     assert sent.files == files_of(run / "pipeline")
@@ -99,6 +103,12 @@ def test_a_run_sends_its_pipeline_when_it_is_done_and_a_friend_draws_with_what_i
     folder = str(sent.fetched)
     friend = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
     assert friend(seeds=[0, 1], class_labels=3, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
+
+
+def test_a_run_says_how_to_see_its_curves_and_what_is_there(sent: Sent) -> None:
+    lines = sent.said.splitlines()
+    assert f"its curves: tensorboard --logdir {sent.run}" in lines
+    assert f"done: {sent.run / 'samples'}, {sent.run / 'checkpoints'}, {sent.run / 'pipeline'}" in lines
 
 
 def test_what_has_failed_to_be_sent_is_a_warning_with_the_line_that_sends_it(
@@ -233,3 +243,23 @@ def test_options_that_would_do_nothing_are_refused(
 def test_a_folder_without_a_pipeline_is_said(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["push", str(tmp_path), "me/digits"]) == 2
     assert "holds no pipeline" in said(capsys)
+
+
+@pytest.mark.thorough
+def test_a_friend_with_diffusers_alone_draws_by_the_name_on_the_hub(sent: Sent, tmp_path: Path) -> None:
+    """In a process without unetgn, as the card says, but for the endpoint."""
+    _, body = card_of(sent.files["README.md"].decode())
+    (code,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    code = f"import sys; sys.modules['unetgn'] = None\n{code.replace('FOLDER', 'me/digits')}"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    with serving() as hub:
+        hub.repositories["me/digits"], hub.private["me/digits"] = sent.files, True
+        environment |= {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache")}
+        line = [
+            sys.executable,
+            "-c",
+            code.replace("range(8)", "[6]").replace("guidance_scale=2", "num_inference_steps=3"),
+        ]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "image.png").size == (8, 8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -95,6 +96,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     parsed.keys = sorted(unknown + parsed.keys, key=given.index)  # as they were given: of a key, the last one counts
+    if "" in (parsed.resume, *parsed.keys):
+        parser.error("an empty text is neither a folder nor key=value, nor what --resume takes")
     folders = [key for key in parsed.keys if "=" not in key and user_path(key).exists()]
     if len(folders) > 1:
         parser.error(f"{' '.join(folders[:3])}{' …' * (len(folders) > 3)}: one folder, or one zip archive, holds the "
@@ -160,7 +163,9 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
     if accelerator.is_main_process:
         after = f", going on after step {start.step}" if start is not None and start.step else ""
         dry = dry_run_words(config, output, start) if arguments.dry_run else ""
-        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}", flush=True)
+        curves = f"\nits curves: {shlex.join(['tensorboard', '--logdir', str(output.path)])}"
+        watch = curves if "tensorboard" in config.train.trackers and not arguments.dry_run else ""
+        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}{watch}", flush=True)
     if arguments.dry_run:
         return None
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
@@ -289,7 +294,8 @@ def write_pipeline(loop: Loop, licence: str | None) -> None:
             finish_card(folder, run=loop.run.path, licence=licence)
         loop.draw_loss()
         with loop.mishaps.beside("the last line"):
-            print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}", flush=True)
+            made = (loop.run.path / "samples", loop.run.checkpoints, folder)
+            print(f"done: {', '.join(str(path) for path in made if path.is_dir())}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
