@@ -137,7 +137,7 @@ def test_the_card_has_the_licence_figures_and_pictures_and_is_written_again_as_i
     assert "| ddim-50-steps | 1000 | 3.25 (1.5) |" in body
     assert "9.75" not in body  # of an earlier step
     assert "8.5" not in body  # of weights that are not those in the pipeline
-    assert "scikit-learn (digits), 1,797 images of 8×8" in body
+    assert "scikit-learn (digits), 1,797 images of 8×8 pixels" in body
     assert sent["samples.png"] == (run / "samples" / "step-000002.png").read_bytes()
     assert re.findall(r"!\[.*\]\((.*)\)", body) == ["samples.png"]
     assert str(run.parent) not in body

@@ -42,7 +42,7 @@ class Request:
     scheduler: str
     steps: int
     guidance_scale: float
-    image_size: int
+    image_size: int | list[int]  # height and width, one number where they are alike
     autoencoder: str | None = None  # sha256 of the weights; None where the network makes images
     text_encoder: str | None = None  # likewise; None where the network reads no text
     # None where they are not used, as in requests that were written before there were these.

@@ -94,7 +94,10 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--image-size",
         type=int,
-        help="height and width of what the network makes, images or latents (default: what it was trained on)",
+        nargs="+",
+        metavar="PIXELS",
+        help="height and width, or one number for both, of what the network makes, images or latents (default: what it "
+        "was trained on)",
     )
     parser.add_argument(
         "--autoencoder",
@@ -152,10 +155,11 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
     """Parse the options of sampling/sample.py, which `description` describes."""
     parser = make_parser(description)
     parsed = parser.parse_args(arguments)
-    for name in ("batch_size", "image_size"):
-        value = getattr(parsed, name)
-        if value is not None and value < 1:
-            parser.error(f"argument --{name.replace('_', '-')}: {value} is too small; at least 1 is needed")
+    for name, values in (("batch-size", [parsed.batch_size]), ("image-size", parsed.image_size or [1])):
+        if min(values) < 1:
+            parser.error(f"argument --{name}: {min(values)} is too small; at least 1 is needed")
+    if parsed.image_size is not None and len(parsed.image_size) > 2:
+        parser.error(f"argument --image-size: {len(parsed.image_size)} numbers; it takes the height and the width")
     check_options(parser, parsed)
     return parsed
 

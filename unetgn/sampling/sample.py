@@ -47,7 +47,19 @@ class Drawing:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return (C, H, W) of what the network makes."""
-        return self.pipeline.facts().channels, self.request.image_size, self.request.image_size
+        height, width = self.size
+        return self.pipeline.facts().channels, height, width
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (H, W) of what the network makes."""
+        size = self.request.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Return (H, W) of the images."""
+        return self.size[0] * self.pipeline.vae_scale_factor, self.size[1] * self.pipeline.vae_scale_factor
 
     def check(self) -> None:
         """Raise SamplingError where a setting does not fit the network, before anything is written."""
@@ -58,12 +70,12 @@ class Drawing:
         except ValueError as error:
             raise SamplingError(f"--scheduler and --steps: {error}") from error
         try:
-            facts, pixels = self.pipeline.facts(), self.request.image_size * self.pipeline.vae_scale_factor
+            facts = self.pipeline.facts()
             channels = facts.channels if self.pipeline.vae is None else self.pipeline.vae.config.in_channels
             if self.image is not None:
-                read_images(self.image, (pixels, pixels), channels, 1)
+                read_images(self.image, self.pixels, channels, 1)
             if self.mask is not None:
-                read_mask(self.mask, (pixels, pixels), 1)
+                read_mask(self.mask, self.pixels, 1)
         except ValueError as error:
             raise SamplingError(f"--image and --mask: {error}") from error
 
@@ -71,7 +83,6 @@ class Drawing:
         """Draw the images of seeds with their subjects; `more` goes to the pipeline."""
         request = self.request
         labels = [subject.label for subject in subjects if subject.label is not None]
-        pixels = request.image_size * self.pipeline.vae_scale_factor
         low_high = request.guidance_interval
         interval = None if low_high is None else (low_high[0], low_high[1])
         return self.pipeline(
@@ -85,8 +96,8 @@ class Drawing:
             image=self.image,
             strength=request.strength,
             mask_image=self.mask,
-            height=pixels,
-            width=pixels,
+            height=self.pixels[0],
+            width=self.pixels[1],
             **more,
         ).images
 
@@ -129,7 +140,10 @@ def read_picture(file: Path | None, option: str) -> tuple[Image.Image | None, st
 def prepare(arguments: argparse.Namespace, trained: Trained, accelerator: Accelerator) -> Drawing:
     """Make of the arguments what draws. Raises SamplingError where they do not fit the network."""
     trained.check_guidance(arguments.guidance_scale, "--guidance-scale")
-    size = arguments.image_size or trained.unet.config.sample_size
+    given = arguments.image_size or trained.unet.config.sample_size
+    size = list(given) if isinstance(given, (list, tuple)) else given
+    if isinstance(size, list) and size[0] == size[-1]:
+        size = size[0]
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")
     autoencoder = open_autoencoder(trained, arguments.autoencoder)

@@ -83,11 +83,15 @@ def train_classifier(config: RunConfig, *, epochs: int, seed: int) -> tuple[Clas
             "data.name is latents, but a classifier sees images: give a configuration that names them"
         )
     images = open_images(config.data, config.model.in_channels)
+    channels, size, width = images.shape
+    if width != size:
+        raise EvaluationError(
+            f"the images are {width}×{size} pixels, but this classifier sees squares: set data.image_size to one number"
+        )
     usable = images.usable()
     numbers, held_out = (usable[part] for part in split(len(usable), config.data.held_out))
     inside, outside = read(images, numbers), read(images, held_out)
     classifier = fit(*inside, epochs=epochs, seed=seed)
-    channels, size, _ = images.shape
     name = config.data.name if config.data.path is None else f"{config.data.name} {config.data.path}"
     trained = Trained(
         channels,

@@ -26,6 +26,7 @@ from unetgn.training.data.config import DataConfig, open_images
 from unetgn.training.data.encoding import Cache, Pictures
 from unetgn.training.data.images import Images, fingerprint
 from unetgn.training.data.latents import MANIFEST, Manifest, read_manifest
+from unetgn.training.data.pixels import size_text
 from unetgn.training.data.report import report_images
 from unetgn.training.data.text import TextEncoder, read_captions
 from unetgn.training.errors import ConfigError, DataError, RunDirectoryError, short
@@ -91,7 +92,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
     check_data(data)
     try:
         autoencoder = load_autoencoder(arguments.autoencoder)
-        autoencoder.latent_shape(data.image_size)
+        autoencoder.latent_shape(data.size)
         text_encoder = None if arguments.text_encoder is None else TextEncoder(arguments.text_encoder)
         images = open_images(data, autoencoder.channels)
         indices = images.usable()
@@ -117,13 +118,14 @@ def run(arguments: argparse.Namespace) -> None:
     manifest = cache.write_companions(manifest)
     pictures = Pictures(source.images, source.indices, source.captions)
     manifest = cache.write_shards(manifest, pictures, arguments.batch_size, source.data.num_workers)
-    channels, height, _ = manifest.shape
+    channels, height, width = manifest.shape
     highest = max(source.images.label(int(index)) for index in source.indices)
     print(report_images(source.data, source.images, source.indices, np.array([], dtype=int), highest + 1 or None))
     classes = "" if manifest.class_names is None else f" of {len(manifest.class_names)} classes"
     print(
         f"{manifest.images} images{classes} in {arguments.out}; to train on them: data.name=latents "
-        f"data.path={arguments.out} data.image_size={height} model.in_channels={channels} model.out_channels={channels}"
+        f"data.path={arguments.out} data.image_size={size_text((height, width))} "
+        f"model.in_channels={channels} model.out_channels={channels}"
     )
 
 
@@ -142,7 +144,7 @@ def describe(source: Source, *, flipped: bool, shard_size: int) -> Manifest:
     return Manifest(
         images=len(source.indices),
         shard_size=shard_size,
-        shape=autoencoder.latent_shape(source.data.image_size),
+        shape=autoencoder.latent_shape(source.data.size),
         scaling_factor=autoencoder.scaling_factor,
         shift_factor=autoencoder.shift_factor,
         class_names=source.images.class_names,

@@ -108,7 +108,7 @@ def data_of(run: Path, data: DataConfig) -> str:
     name = EMBEDDED[data.name][2] if data.path is None else Path(data.path).name if local else data.path
     images = read_object(run / DATA).get("images") if (run / DATA).is_file() else None
     counted = f"{images:,} images of " if isinstance(images, int) else ""
-    return f"{name} ({data.name}), {counted}{data.image_size}×{data.image_size}"
+    return f"{name} ({data.name}), {counted}{data.size[1]}×{data.size[0]} pixels"
 
 
 def classes_of(run: Path) -> Iterator[str]:

@@ -162,7 +162,7 @@ def check_model(config: RunConfig) -> None:
             f"model.out_channels is {model.out_channels} and model.in_channels is {model.in_channels}: "
             "the objective predicts something of the image's shape, so set both alike"
         )
-    if model.sample_size not in (None, data.image_size):
+    if model.sample_size not in (None, data.image_size, data.size):
         raise ValueError(
             f"model.sample_size is {model.sample_size} and data.image_size is {data.image_size}: "
             "set both alike, or leave model.sample_size out"

@@ -188,7 +188,8 @@ def misfit(keys: Iterable[tuple[str, Any]]) -> str | None:
     """Say which of these keys has a value of another type than its own, and what it takes; None where none has."""
     for key, value in keys:
         if not known_keys()[key].group and not fits(known_keys()[key].kind, value):
-            return f"{key} is {short(value)}, but it takes {in_words(known_keys()[key].kind)}"
+            given = value[0] if isinstance(value, list) and len(value) == 1 else value  # one that was read as a list
+            return f"{key} is {short(given)}, but it takes {in_words(known_keys()[key].kind)}"
     return None
 
 

@@ -64,7 +64,7 @@ class Loop:
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
         empty = conditions.empty_text
-        flops = flops_per_image(config.model, config.data.image_size, None if empty is None else tuple(empty.shape))
+        flops = flops_per_image(config.model, config.data.size, None if empty is None else tuple(empty.shape))
         self.window = Window(self.accelerator, self.images_per_step, flops)
         self.saved_step = state.step
         self.start: Checkpoint | None = None  # what the run goes on from

@@ -147,7 +147,7 @@ def report(config: RunConfig, samples: Samples, held_out: IndexedSamples | None)
 def preview_conditions(config: RunConfig, samples: Samples) -> Conditions:
     """Collect what previews are drawn with: for latents the decoder, with captions those of the first images."""
     if not isinstance(samples, IndexedSamples) or not isinstance(images := samples.images, Latents):
-        return Conditions((config.model.in_channels, config.data.image_size, config.data.image_size))
+        return Conditions((config.model.in_channels, *config.data.size))
     conditions = Conditions(images.shape, autoencoder=images.autoencoder)
     if images.empty_text is None:
         return conditions

@@ -26,14 +26,15 @@ WAITING = 0.2  # share of the time above which the loader is said to be the bott
 JUDGED = 50  # steps after which that is asked; where it was so, it is asked again after ten times as many
 
 
-def flops_per_image(config: UNetConfig, image_size: int, text_shape: tuple[int, ...] | None) -> int:
+def flops_per_image(config: UNetConfig, size: int | tuple[int, ...], text_shape: tuple[int, ...] | None) -> int:
     """Count the floating-point operations of a training step for one image: products and convolutions, both passes.
 
-    `text_shape` is (tokens, width) of what the network reads, None where it reads nothing.
+    `size` is that of the image, one number for all axes or one each. `text_shape` is (tokens, width) of what the
+    network reads, None where it reads nothing.
     """
     with torch.device("meta"):
         unet = UNet.from_unet_config(config).train()
-        image = torch.empty(1, config.in_channels, *[image_size] * config.spatial_dims)
+        image = torch.empty(1, config.in_channels, *([size] * config.spatial_dims if isinstance(size, int) else size))
         labels = None if config.num_classes is None else torch.zeros(1, dtype=torch.long)
         text = None if text_shape is None else torch.empty(1, *text_shape)
         counter = FlopCounterMode(display=False)

@@ -97,5 +97,5 @@ def in_words(kind: Any) -> str:
     if origin is tuple and inner[-1] is Ellipsis:
         return f"a list, of each: {in_words(inner[0])}"
     if origin is tuple:
-        return f"a list of {len(inner)}: {', '.join(map(in_words, inner))}"
+        return f"a list of {len(inner)} ({', '.join(map(in_words, inner))})"
     return WORDS.get(kind, "keys of its own")

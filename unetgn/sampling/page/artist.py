@@ -132,8 +132,9 @@ class Artist:
         trained.check_guidance(asked.guidance_scale, "guidance")
         if asked.prompt is not None:
             trained.check_prompts([asked.prompt], "prompt")
-        if (size := pipeline.facts().sample_size) is not None:
-            asked.check_size((size[0] * pipeline.vae_scale_factor, size[1] * pipeline.vae_scale_factor))
+        if (trained_on := pipeline.facts().sample_size) is not None:
+            asked.check_size((trained_on[0] * pipeline.vae_scale_factor, trained_on[1] * pipeline.vae_scale_factor))
+        size = asked.height_and_width(trained_on)
         pipeline.scheduler = trained.scheduler  # not the one before's
         pipeline.use_scheduler(asked.scheduler)
         labels = asked.labels(trained.unet.config.num_classes)
@@ -162,8 +163,8 @@ class Artist:
                 prompt=asked.prompt,
                 guidance_scale=asked.guidance_scale,
                 num_inference_steps=asked.steps,
-                height=asked.size,
-                width=asked.size,
+                height=size[0],
+                width=size[1],
                 callback_on_step_end=look,
             ).images
         seconds = time.monotonic() - started
@@ -176,7 +177,9 @@ class Strip:
 
     def __init__(self, pipeline: UNetPipeline, asked: Asked, seeds: Sequence[int]) -> None:
         facts = pipeline.facts()
-        size = image_size(asked.size, asked.size, facts.sample_size, factor := pipeline.vae_scale_factor)
+        size = image_size(
+            *asked.height_and_width(facts.sample_size), facts.sample_size, factor := pipeline.vae_scale_factor
+        )
         self.decode = pipeline.decode if pipeline.vae is not None else lambda images: images
         self.moments = Moments(len(seeds), (facts.channels, size[0] // factor, size[1] // factor), seeds)
         self.steps = len(set_to_steps(pipeline.scheduler, asked.steps).timesteps)

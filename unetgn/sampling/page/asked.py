@@ -39,6 +39,12 @@ class Asked:
             return [seed % num_classes for seed in self.seeds]
         return [int(self.subject)] * len(self.seeds)
 
+    def height_and_width(self, trained: tuple[int, int] | None) -> tuple[int | None, int | None]:
+        """Return what was asked for, as the longer side of images of the proportions that were trained on."""
+        if self.size is None or trained is None:
+            return self.size, self.size
+        return round(self.size * trained[0] / max(trained)), round(self.size * trained[1] / max(trained))
+
     def check_size(self, trained: tuple[int, int] | None) -> None:
         """Raise SamplingError where the images would be much larger than what the network was `trained` on."""
         if self.size is not None and trained is not None and self.size > (most := MOST_TIMES_TRAINED * max(trained)):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unetgn.json_files import read_object
 from unetgn.pickles import refuse_pickles
 from unetgn.training.checkpoint import check_weights
+from unetgn.training.data.pixels import size_text
 from unetgn.training.errors import reason
 
 
@@ -32,15 +33,18 @@ class Autoencoder:
         self.scaling_factor: float = model.config.scaling_factor
         self.shift_factor: float = model.config.shift_factor or 0.0
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Return (C, H, W) of the latent of a square image. Raises ValueError where the encoder would cut its edges."""
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Return (C, H, W) of the latent of an image of `size` (H, W).
+
+        Raises ValueError where the encoder would cut its edges.
+        """
         factor = 2 ** (len(self.model.config.block_out_channels) - 1)
-        if image_size % factor:
+        if size[0] % factor or size[1] % factor:
             raise ValueError(
-                f"data.image_size is {image_size}, but the autoencoder makes one latent of {factor}×{factor} pixels: "
-                f"take a multiple of {factor}"
+                f"data.image_size is {size_text(size)}, but the autoencoder makes one latent of {factor}×{factor} "
+                f"pixels: take a multiple of {factor}"
             )
-        return self.latent_channels, image_size // factor, image_size // factor
+        return self.latent_channels, size[0] // factor, size[1] // factor
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:

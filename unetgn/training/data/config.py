@@ -14,7 +14,7 @@ from unetgn.training.data.images import Digits, ImageFolder, Images
 from unetgn.training.data.latents import Latents
 from unetgn.training.data.mnist import Mnist5k
 from unetgn.training.data.pictures import MAX_PIXELS
-from unetgn.training.data.pixels import Framing
+from unetgn.training.data.pixels import Framing, size_text
 from unetgn.training.errors import Misfit, all_at_once
 
 # Images that need no path, by name: their reader, their height and width, and the package that brings them.
@@ -53,17 +53,17 @@ class DataConfig:
     path: str | None = None
     """Folder of the images; for datasets and stream a folder that `save_to_disk` wrote, or a folder or glob of shards;
     for stream also a data set on the hub, such as ylecun/mnist. digits and mnist5k have none."""
-    image_size: int = 8
-    """Height and width in pixels: larger images are resized and cropped to it, smaller ones are an error.
-    Of latents it is their own size. null: as large as the smallest image."""
+    image_size: int | tuple[int, int] = 8
+    """Height and width in pixels, one number for both or [height, width]: larger images are resized and cropped to it,
+    smaller ones are an error. Of latents it is their own size. null: a square as large as the smallest image."""
     num_workers: int = 0
     """Processes that decode images beside each training process."""
     random_flip: bool = False
     """Mirror every image left to right with probability 1/2; latents have to be cached with --flip for it."""
     random_crop: bool = False
-    """Cut the square out of the image at a random place instead of its middle; not for digits and mnist5k."""
+    """Cut image_size out of the image at a random place instead of its middle; not for digits and mnist5k."""
     crop_scale: float = 1.0
-    """random_crop only: the image's shorter side is resized to image_size × crop_scale before; 1 or more."""
+    """random_crop only: the image is resized until it just covers image_size × crop_scale before; 1 or more."""
     to_grey: bool = False
     """Turn images in colour grey, for a network of one channel; without it they are refused there."""
     enlarge: bool = False
@@ -102,8 +102,10 @@ class DataConfig:
             if not self.path:
                 raise ValueError("data.path is empty; it says where the images are, and the current folder is .")
             object.__setattr__(self, "path", os.path.expanduser(self.path))
-        if self.image_size < 1:
+        if min(self.size) < 1:
             raise ValueError(f"data.image_size is {self.image_size}; it is a number of pixels, at least 1")
+        if self.size[0] == self.size[1]:  # of what is the same there is one way to say it
+            object.__setattr__(self, "image_size", self.size[0])
         if self.num_workers < 0:
             raise ValueError(f"data.num_workers is {self.num_workers}; it is a number of processes, 0 or more")
         if not 0 <= self.held_out < 1:
@@ -131,6 +133,11 @@ class DataConfig:
                 )
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Return height and width in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
     def cache(self) -> Path | None:
         """Holds the folder of the latents; None for images."""
         return Path(self.path) if self.name == "latents" and self.path is not None else None
@@ -145,7 +152,7 @@ def make_framing(config: DataConfig, channels: int) -> Framing:
             "data.to_grey is true, but model.in_channels is 3: set model.in_channels=1 model.out_channels=1"
         )
     return Framing(
-        config.image_size,
+        config.size,
         channels,
         random_crop=config.random_crop,
         crop_scale=config.crop_scale,
@@ -187,12 +194,12 @@ def open_latents(config: DataConfig, channels: int) -> Latents:
     """Open the cached latents that `config` names. Raises ValueError where they are damaged or of another shape."""
     assert config.path is not None  # DataConfig sees to it
     latents = Latents(config.path, random_flip=config.random_flip)
-    if latents.shape != (channels, config.image_size, config.image_size):
+    if latents.shape != (channels, *config.size):
         found, height, width = latents.shape
         raise ValueError(
             f"the latents in {config.path} have {found} channels and {height}×{width} places; set data.image_size to "
-            f"{height}, and model.in_channels and model.out_channels to {found} (they are {config.image_size} and "
-            f"{channels})"
+            f"{size_text((height, width))}, and model.in_channels and model.out_channels to {found} (they are "
+            f"{config.image_size} and {channels})"
         )
     return latents
 

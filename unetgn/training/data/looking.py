@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from unetgn.training.data.folders import NAMED
 from unetgn.training.data.pictures import Facts, TooLarge
-from unetgn.training.data.pixels import InColour, TooSmall
+from unetgn.training.data.pixels import InColour, TooSmall, size_text
 from unetgn.training.errors import Misfit, all_at_once, reason
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def look_at_all(
     usable, unusable, tally = [], [], Tally()
     refused: dict[type[Exception], tuple[str, str]] = {}  # of each kind the first one
     counts: Counter[type] = Counter()
-    most: list[int] = []  # the largest size that the smallest image has
+    most: list[tuple[int, int]] = []  # the largest size that the smallest image has
     broken = Broken()
     for index, found in enumerate(tqdm(look(images, without), "reading images", len(images), disable=None)):
         if found is None:
@@ -151,8 +151,9 @@ def look_at_all(
         what, remedy = REFUSED[kind]
         said = "" if kind is InColour else f" ({error})"
         words = f"{counts[kind]} of {len(images)} images {what}, first {name}{said}: "
-        keys = {InColour: IN_COLOUR, TooSmall: {"data.image_size": most and most[0]}}.get(kind, {})
-        misfits.append(Misfit(words + remedy.format(most=most and most[0]), keys))
+        fitting = size_text(most[0]) if most else ""
+        keys = {InColour: IN_COLOUR, TooSmall: {"data.image_size": fitting}}.get(kind, {})
+        misfits.append(Misfit(words + remedy.format(most=fitting), keys))
     if misfits:
         raise all_at_once(misfits)
     if tally.broken > BROKEN_AT_MOST * len(images):

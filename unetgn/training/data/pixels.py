@@ -15,9 +15,9 @@ from unetgn.training.data.pictures import MAX_PIXELS, Facts, is_colour, normaliz
 
 
 class TooSmall(ValueError):
-    """Says that an image has fewer pixels than the run asks for, and the largest data.image_size that it has."""
+    """Says that an image has fewer pixels than the run asks for; `most` is the largest (height, width) that it has."""
 
-    def __init__(self, words: str, most: int) -> None:
+    def __init__(self, words: str, most: tuple[int, int]) -> None:
         super().__init__(words)
         self.most = most
 
@@ -51,13 +51,14 @@ ROOM = Room(2**25)  # pixels: three photographs of a telephone, a tenth of a gib
 
 @dataclass(frozen=True)
 class Framing:
-    """Turns pictures of any size and mode into squares of `size` pixels with 1 (grey) or 3 (RGB) channels.
+    """Turns pictures of any size and mode into rectangles of (height, width) pixels with 1 (grey) or 3 (RGB) channels.
 
-    Without `random_crop` the shorter side is resized to `size` and the longer one cropped centrally. With it the
-    shorter side is resized to `size` × `crop_scale`, and the square is cut out of that at a place that is drawn.
+    `size` is height and width, or one number for both. Without `random_crop` the largest rectangle of its proportions
+    in the middle is resized to it. With it the picture is resized until it just covers `size` × `crop_scale`, and the
+    rectangle is cut out of that at a place that is drawn.
     """
 
-    size: int
+    size: int | tuple[int, int]
     channels: int
     random_crop: bool = False
     crop_scale: float = 1.0
@@ -68,7 +69,13 @@ class Framing:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return (C, H, W) of the arrays."""
-        return self.channels, self.size, self.size
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return self.channels, height, width
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """Return (H, W) of what a picture has to cover."""
+        return round(self.shape[1] * self.crop_scale), round(self.shape[2] * self.crop_scale)
 
     def __call__(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
         """Turn any picture into an array of `shape`, float32 in [-1, 1]: `check` it, then `cut`."""
@@ -91,11 +98,11 @@ class Framing:
 
     def unfit(self, facts: Facts) -> list[TooSmall | InColour]:
         """List why a picture is not one to be cut."""
-        (width, height), needed = facts.size, round(self.size * self.crop_scale)
+        (width, height), (high, wide) = facts.size, self.covered
         found: list[TooSmall | InColour] = []
-        if min(width, height) < needed and not self.enlarge:
-            words = f"{width}×{height} pixels, where {needed}×{needed} are needed"
-            found.append(TooSmall(words, int(min(width, height) / self.crop_scale)))
+        if (width < wide or height < high) and not self.enlarge:
+            words = f"{width}×{height} pixels, where {wide}×{high} are needed"
+            found.append(TooSmall(words, largest_within(width, height, self.shape[1:], self.crop_scale)))
         if facts.colour and self.channels == 1 and not self.to_grey:
             found.append(InColour("in colour, but model.in_channels is 1"))
         return found
@@ -115,31 +122,47 @@ class Framing:
         return whole.convert("L" if self.channels == 1 else "RGB")
 
     def cut(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
-        """Cut the square out of a checked picture: at a place drawn from `random`, or without that in the middle."""
+        """Cut what is asked for out of a checked picture: at a place drawn from `random`, or without in the middle."""
+        channels, height, width = self.shape
         if self.random_crop and random is not None:
-            picture = random_square(picture, round(self.size * self.crop_scale), self.size, random)
+            picture = cut_at_random(picture, self.covered, (height, width), random)
         else:
-            picture = central_square(picture, self.size)
-        pixels = np.asarray(picture, dtype=np.float32).reshape(self.size, self.size, self.channels)
+            picture = cut_in_the_middle(picture, (height, width))
+        pixels = np.asarray(picture, dtype=np.float32).reshape(height, width, channels)
         return pixels.transpose(2, 0, 1) / 127.5 - 1
 
 
-def central_square(picture: Image.Image, size: int) -> Image.Image:
-    """Return the largest square in the middle, resized to `size`."""
-    width, height = picture.size
-    if (width, height) == (size, size):
+def largest_within(width: int, height: int, shape: tuple[int, int], crop_scale: float) -> tuple[int, int]:
+    """Return the largest (H, W) of the proportions of `shape` that a picture covers `crop_scale` times."""
+    high, wide = shape
+    if width * high <= height * wide:  # it is too narrow before it is too low
+        return int(width / crop_scale) * high // wide, int(width / crop_scale)
+    return int(height / crop_scale), int(height / crop_scale) * wide // high
+
+
+def cut_in_the_middle(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the largest rectangle of the proportions of `size` (H, W) in the middle, resized to it."""
+    (width, height), (high, wide) = picture.size, size
+    if (width, height) == (wide, high):
         return picture
-    shorter = min(width, height)
-    left, top = (width - shorter) // 2, (height - shorter) // 2
-    box = (left, top, left + shorter, top + shorter)
-    return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    inner_width, inner_height = min(width, height * wide / high), min(height, width * high / wide)
+    left, top = (width - inner_width) // 2, (height - inner_height) // 2
+    box = (left, top, left + inner_width, top + inner_height)
+    return picture.resize((wide, high), Image.Resampling.LANCZOS, box=box)
 
 
-def random_square(picture: Image.Image, shorter: int, size: int, random: np.random.Generator) -> Image.Image:
-    """Resize the shorter side to `shorter`, and cut a square of `size` out, each place equally likely."""
-    factor = shorter / min(picture.size)
+def cut_at_random(
+    picture: Image.Image, covered: tuple[int, int], size: tuple[int, int], random: np.random.Generator
+) -> Image.Image:
+    """Resize until the picture just covers `covered` (H, W), and cut `size` (H, W) out, each place equally likely."""
+    factor = max(covered[1] / picture.width, covered[0] / picture.height)
     if factor != 1:
         width, height = (round(side * factor) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (int(random.integers(side - size + 1)) for side in picture.size)
-    return picture.crop((left, top, left + size, top + size))
+    left, top = (int(random.integers(side - part + 1)) for side, part in zip(picture.size, size[::-1], strict=True))
+    return picture.crop((left, top, left + size[1], top + size[0]))
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """Write (height, width) as data.image_size takes it."""
+    return str(size[0]) if size[0] == size[1] else f"[{size[0]},{size[1]}]"

@@ -12,6 +12,7 @@ from unetgn.training.data.config import EMBEDDED, DataConfig
 from unetgn.training.data.folders import list_endings
 from unetgn.training.data.images import Images, shorten
 from unetgn.training.data.looking import Tally
+from unetgn.training.data.pixels import Framing
 from unetgn.training.files import write_json
 
 DATA = "data.json"  # in a run's folder
@@ -153,7 +154,8 @@ def list_treatment(config: DataConfig, channels: int) -> list[str]:
     if config.name == "latents":
         mirrored = ["its latent or that of its mirror image, as often"] if config.random_flip else []
         return [*mirrored, "noise of its posterior added", "shifted and scaled for diffusion"]
-    size = config.image_size
+    height, width = config.size
+    whole = f"{width}×{height}"
     done = []
     if config.name not in EMBEDDED:
         done = ["turned upright", "colours to sRGB", "transparency to white"]
@@ -162,10 +164,10 @@ def list_treatment(config: DataConfig, channels: int) -> list[str]:
         else:
             done.append("grey repeated in 3 channels")
         resized = "enlarged or reduced" if config.enlarge else "resized"
-        if config.random_crop:
-            done += [f"shorter side {resized} to {round(size * config.crop_scale)}", f"{size}×{size} cut at random"]
-        else:
-            done += [f"shorter side {resized} to {size}", f"the middle {size}×{size} cut out"]
+        framing = Framing(config.size, channels, crop_scale=config.crop_scale)
+        covers = f"to cover {framing.covered[1]}×{framing.covered[0]}"
+        to = f"shorter side {resized} to {framing.covered[0]}" if height == width else f"{resized} {covers}"
+        done += [to, f"{whole} cut at random" if config.random_crop else f"the middle {whole} cut out"]
     if config.random_flip:
         done.append("every other one mirrored, at random")
     return [*done, f"scaled to [-1, 1] in {channels} channel{'s' if channels > 1 else ''}"]
