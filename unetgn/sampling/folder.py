@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.pipelines.pictures import tile_pixels
 from unetgn.training.data.pictures import open_picture
-from unetgn.training.errors import short
 from unetgn.training.files import delete_unfinished, write_json, write_png, writing
 
 GRID, SIDE = 256, 32  # images in grid.png at most, and in a row or column of classes

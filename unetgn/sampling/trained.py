@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
-from unetgn.pipelines.schedulers import scheduler_of_training
 from unetgn.sampling.folder import SamplingError
 from unetgn.training.checkpoint import Checkpoint, TensorFile, run_of
 from unetgn.training.config_files import load_config
@@ -18,6 +17,7 @@ from unetgn.training.data.autoencoder import Autoencoder, load_autoencoder
 from unetgn.training.data.report import read_class_names
 from unetgn.training.data.text import TextEncoder, context_dims
 from unetgn.training.network import load_checkpoint
+from unetgn.training.objective import described_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Trained:
 
 
 def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trained:
-    """Load the network of a checkpoint, in evaluation mode, and what belongs to it. Raises ConfigError."""
+    """Load the network of a checkpoint for evaluation, and what belongs to it. Raises CheckpointError, ConfigError."""
     name: TensorFile = "ema" if weights == "ema" else "model"
     config = load_config(checkpoint.config_file)
     unet = load_checkpoint(checkpoint, name).eval()
@@ -71,7 +71,7 @@ def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trai
     met_before = config.train.initial_weights is not None and known_before
     return Trained(
         unet=unet,
-        scheduler=scheduler_of_training(checkpoint.scheduler_config()),
+        scheduler=described_scheduler(checkpoint, config.objective),
         unconditional=config.objective.label_dropout > 0 or met_before,
         digest=checkpoint.digest(name),
         class_names=read_class_names(run_of(checkpoint)) or [],

@@ -18,12 +18,13 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from unetgn.messages import SHOWN, short
 from unetgn.training.config import RunConfig
 from unetgn.training.config_yaml import RENAMED, merged, read_keys
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.fitting import CHANNELS, OPEN, fit
 from unetgn.training.data.images import NO_CLASSES
-from unetgn.training.errors import SAID, SHOWN, ConfigError, DataError, short
+from unetgn.training.errors import SAID, ConfigError, DataError
 from unetgn.training.hints import nearest_key
 from unetgn.training.values import as_meant
 

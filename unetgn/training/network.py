@@ -10,6 +10,7 @@ import torch
 
 from unetgn import UNet
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.training.checkpoint import (
     Checkpoint,
     TensorFile,
@@ -20,7 +21,7 @@ from unetgn.training.checkpoint import (
 )
 from unetgn.training.config import RunConfig
 from unetgn.training.data.text import context_dims
-from unetgn.training.errors import CheckpointError, ConfigError, reason, short
+from unetgn.training.errors import CheckpointError, ConfigError, reason
 from unetgn.unet.facts import facts
 from unetgn.unet.model import empty_unet
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.training.data.folders import SPECIAL, check_ordinary, fold, list_endings, walk
 from unetgn.training.data.images import WITHOUT_CLASSES, Images, fingerprint_files
 from unetgn.training.data.looking import look_at_all
 from unetgn.training.data.pictures import Facts
 from unetgn.training.data.pixels import Framing
 from unetgn.training.data.splits import splits_among, word_end
-from unetgn.training.errors import reason, short
+from unetgn.training.errors import reason
 
 FORMATS = {
     ".parquet": "parquet",
