@@ -43,10 +43,7 @@ def forward_plans(case: Case, device: Device) -> Plans:
     sizes = problem(case)
     if case.layout == "channels_last":
         limit, per_thread = (sizes.resident_elements(n) for n in (channels_last.FORWARD_RESIDENT, 96))
-        largest, largest_apply = sizes.resident_elements(8192), sizes.resident_elements(4096)
-        found: dict[str, Plan | None] = {
-            "split": channels_last.split(sizes, device, largest=largest, largest_apply=largest_apply)
-        }
+        found: dict[str, Plan | None] = {"split": channels_last.split(sizes, device)}
         for blocks in (1, *device.cluster_sizes):
             if sizes.spatial % blocks == 0 and sizes.length // blocks <= limit:
                 found[_resident_name(blocks)] = channels_last.resident_of(sizes, device, limit, per_thread, blocks)
@@ -70,8 +67,7 @@ def backward_plans(case: Case, device: Device) -> Plans:
     """Return the plans of the backward pass by name: "split", and "resident" where a group fits a block."""
     sizes = problem(case)
     if case.layout == "channels_last":
-        largest, largest_apply = (8192, 4096) if sizes.itemsize < 8 else (2048, 1024)
-        plans: Plans = {"split": channels_last.split(sizes, device, largest=largest, largest_apply=largest_apply)}
+        plans: Plans = {"split": channels_last.split(sizes, device)}
         limit = channels_last.BACKWARD_RESIDENT[sizes.itemsize]
         if sizes.length <= limit:
             roomy = channels_last.BACKWARD_ROOMY[sizes.itemsize]

@@ -87,6 +87,8 @@ def held(launch: Launch) -> int:
     ]
     if "TILE" in launch.arguments:
         sizes = [launch.arguments.get("TILES", 1), launch.arguments["TILE"]]
+    if "TILE_ROWS" in launch.arguments:  # ROWS are those of a strip, of which a turn of the loop holds some tiles
+        sizes = [launch.arguments[name] for name in ("TILES", "TILE_ROWS", "COLUMNS")]
     return math.prod(sizes) // launch.num_warps
 
 

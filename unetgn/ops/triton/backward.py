@@ -214,9 +214,9 @@ def _channels_last_sums(plan: plan_channels_last.Split, problem: Problem, activa
     return launch_of(
         channels_last.split_sums,
         BackwardOperands,
-        problem.samples * sizes["row_tiles"] * sizes["column_tiles"],
+        problem.samples * sizes["strips"] * sizes["column_tiles"],
         plan.num_warps,
-        plane_size=problem.samples * sizes["row_tiles"] * problem.channels,
+        plane_size=problem.samples * sizes["strips"] * problem.channels,
         SILU=activation,
         WITH_XHAT=with_xhat,
         **sizes,
@@ -225,24 +225,24 @@ def _channels_last_sums(plan: plan_channels_last.Split, problem: Problem, activa
 
 def _channels_last_apply(plan: plan_channels_last.Split, problem: Problem, activation: bool) -> Launch:
     sizes = _channels_last_sizes(plan, problem, plan.apply_rows)
-    programs = problem.samples * sizes["row_tiles"] * sizes["column_tiles"]
-    return launch_of(channels_last.split_apply, BackwardOperands, programs, plan.apply_warps, SILU=activation, **sizes)
+    programs = problem.samples * sizes["strips"] * sizes["column_tiles"]
+    return launch_of(channels_last.split_apply, BackwardOperands, programs, plan.num_warps, SILU=activation, **sizes)
 
 
 def _channels_last_sizes(plan: plan_channels_last.Split, problem: Problem, rows: int) -> dict[str, int]:
-    """Return what both passes over tiles of that many rows take."""
-    row_tiles, column_tiles = ceil_div(problem.spatial, rows), ceil_div(problem.channels, plan.columns)
+    """Return what both passes along strips of that many rows take."""
+    strips, column_tiles = ceil_div(problem.spatial, rows), ceil_div(problem.channels, plan.columns)
     return {
         "num_groups": problem.groups,
         "group_channels": problem.group_channels,
         "spatial": problem.spatial,
         "row_vectors": problem.channels // plan.vector,
-        "row_tiles": row_tiles,
+        "strips": strips,
         "column_tiles": column_tiles,
-        "ROWS": rows,
+        **plan.tiles_at_once(rows, 2),
         "COLUMNS": plan.columns,
         "VECTOR": plan.vector,
-        "MASKED": row_tiles * rows != problem.spatial or column_tiles * plan.columns != problem.channels,
+        "MASKED": strips * rows != problem.spatial or column_tiles * plan.columns != problem.channels,
     }
 
 

@@ -206,7 +206,7 @@ def _channels_last_resident(
 def _channels_last_split(
     plan: plan_channels_last.Split, problem: Problem, eps: float, activation: bool
 ) -> ForwardRecipe:
-    chunks, row_tiles = ceil_div(problem.spatial, plan.rows), ceil_div(problem.spatial, plan.apply_rows)
+    chunks, strips = ceil_div(problem.spatial, plan.rows), ceil_div(problem.spatial, plan.apply_rows)
     column_tiles = ceil_div(problem.channels, plan.columns)
     ragged = column_tiles * plan.columns != problem.channels
     padded = power_of_two_at_least(problem.group_channels)
@@ -217,9 +217,9 @@ def _channels_last_split(
         plan.num_warps,
         spatial=problem.spatial,
         row_vectors=problem.channels // plan.vector,
-        row_tiles=chunks,
+        strips=chunks,
         column_tiles=column_tiles,
-        ROWS=plan.rows,
+        **plan.tiles_at_once(plan.rows, 1),
         COLUMNS=plan.columns,
         VECTOR=plan.vector,
         MASKED=ragged or chunks * plan.rows != problem.spatial,
@@ -241,18 +241,18 @@ def _channels_last_split(
     apply = launch_of(
         channels_last.split_apply,
         ForwardOperands,
-        problem.samples * row_tiles * column_tiles,
-        plan.apply_warps,
+        problem.samples * strips * column_tiles,
+        plan.num_warps,
         num_groups=problem.groups,
         group_channels=problem.group_channels,
         spatial=problem.spatial,
         row_vectors=problem.channels // plan.vector,
-        row_tiles=row_tiles,
+        strips=strips,
         column_tiles=column_tiles,
         SILU=activation,
-        ROWS=plan.apply_rows,
+        **plan.tiles_at_once(plan.apply_rows, 1),
         COLUMNS=plan.columns,
         VECTOR=plan.vector,
-        MASKED=ragged or row_tiles * plan.apply_rows != problem.spatial,
+        MASKED=ragged or strips * plan.apply_rows != problem.spatial,
     )
     return ForwardRecipe((statistics, merge, apply), (problem.samples, chunks, 2, problem.channels))
