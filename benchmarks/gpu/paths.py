@@ -93,10 +93,12 @@ def run_forward(plan: Plan, case: Case, device: Device, given: Arguments) -> tup
     return entry.follow_forward(recipe, given)
 
 
-def run_backward(plan: Plan, case: Case, given: Arguments, dy: Tensor, mean: Tensor, rstd: Tensor) -> Inputs:
+def run_backward(
+    plan: Plan, case: Case, device: Device, given: Arguments, dy: Tensor, mean: Tensor, rstd: Tensor
+) -> Inputs:
     """Compute the gradient of each tensor that is given, by that plan."""
     needs = Needs._make(getattr(given, name) is not None for name in DIFFERENTIABLE)
-    recipe = backward.recipe_of(plan, problem(case), given.activation, needs)
+    recipe = backward.recipe_of(plan, problem(case), device, given.activation, needs)
     gradients = entry.follow_backward(recipe, dy, given, mean, rstd, needs)
     return {name: value for name, value in zip(DIFFERENTIABLE, gradients, strict=True) if value is not None}
 
@@ -105,7 +107,7 @@ def results(plans: tuple[Plan, Plan], case: Case, device: Device, inputs: Inputs
     """Return y and the gradient of each input, by explicit plans."""
     given = arguments(inputs, case.groups)
     y, mean, rstd = run_forward(plans[0], case, device, given)
-    return {"y": y, **run_backward(plans[1], case, given, inputs["dy"], mean, rstd)}
+    return {"y": y, **run_backward(plans[1], case, device, given, inputs["dy"], mean, rstd)}
 
 
 Run = Callable[[Iterable[Any], tuple[Any, ...], Tensor], None]

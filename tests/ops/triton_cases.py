@@ -125,7 +125,7 @@ def run_backward(
     dy = tensors["dy"]
     assert dy is not None
     needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
-    recipe = backward.recipe_of(plan, case.problem, case.activation, needs)
+    recipe = backward.recipe_of(plan, case.problem, INTERPRETER, case.activation, needs)
     gradients = entry.follow_backward(recipe, dy, arguments_of(case, tensors), mean, rstd, needs)
     return {name: g for name, g in zip(DIFFERENTIABLE, gradients, strict=True) if g is not None}
 

@@ -15,6 +15,7 @@ from unetgn.ops.triton.kernels.elements import (
     number,
     pair_of,
     plane_of,
+    widen,
     within,
 )
 from unetgn.ops.triton.kernels.forward_channels_last import (
@@ -28,9 +29,9 @@ from unetgn.ops.triton.kernels.forward_channels_last import (
 @triton.jit
 def resident_backward(
     x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride,
-    scale_stride, shift_stride, plane_size, bundles, spatial, SILU: tl.constexpr, WITH_XHAT: tl.constexpr,
-    TILES: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr,
-    MASKED: tl.constexpr,
+    scale_stride, shift_stride, plane_size, bundles, spatial, SILU: tl.constexpr, PTX: tl.constexpr,
+    WITH_XHAT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a bundle; a block holds xhat and gamma' * dz in registers: x and dy are read once.
 
@@ -74,10 +75,10 @@ def resident_backward(
         s2 = tl.zeros([GROUPS, VECTOR], compute)
         for t in tl.static_range(TILES):
             pair = raw[step * TILES + t]
-            xhat = (pair[0].to(compute) - centre) * rstd[None, :, None]
+            xhat = (widen(pair[0], compute, PTX) - centre) * rstd[None, :, None]
             xhat = tl.where(within(t * ROWS + local, spatial, MASKED and t == TILES - 1), xhat, 0.0)
             z = xhat * gamma[None, :, :] + beta[None, :, :]
-            dz = activation_gradient(pair[1].to(compute), z, SILU)
+            dz = activation_gradient(widen(pair[1], compute, PTX), z, SILU, PTX)
             s0 += tl.sum(dz, 0)
             s1 += tl.sum(dz * xhat, 0)
             if WITH_XHAT:
@@ -114,8 +115,8 @@ def resident_backward(
 def split_sums(
     x, dy, mean_of_group, rstd_of_group, sums, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, plane_size, num_groups, group_channels, spatial, row_vectors, strips, column_tiles,
-    SILU: tl.constexpr, WITH_XHAT: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr,
-    COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr,
+    TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of each channel of a strip over its rows: the first pass.
 
@@ -141,8 +142,9 @@ def split_sums(
         tiles = load_pairs(x, dy, offsets, channels, first, own, count, TILE_ROWS, TILES, MASKED)
         for t in tl.static_range(TILES):
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
-            centred = tl.where(inside, tiles[t][0].to(compute) - centre[None, :], 0.0)
-            dz = activation_gradient(tiles[t][1].to(compute), centred * gain[None, :] + beta[None, :], SILU)
+            centred = tl.where(inside, widen(tiles[t][0], compute, PTX) - centre[None, :], 0.0)
+            z = centred * gain[None, :] + beta[None, :]
+            dz = activation_gradient(widen(tiles[t][1], compute, PTX), z, SILU, PTX)
             s0 += dz
             s1 += dz * centred
             if WITH_XHAT:
@@ -173,8 +175,8 @@ def load_pairs(
 def split_apply(
     x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, num_groups, group_channels, spatial, row_vectors, strips, column_tiles, SILU: tl.constexpr,
-    ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    MASKED: tl.constexpr,
+    PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a strip: the second pass.
 
@@ -202,8 +204,9 @@ def split_apply(
         tiles = load_pairs(x, dy, offsets, channels, first, own, count, TILE_ROWS, TILES, MASKED)
         for t in tl.static_range(TILES):
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
-            centred = tiles[t][0].to(compute) - centre[None, :]
-            dz = activation_gradient(tiles[t][1].to(compute), centred * gain[None, :] + beta[None, :], SILU)
+            centred = widen(tiles[t][0], compute, PTX) - centre[None, :]
+            z = centred * gain[None, :] + beta[None, :]
+            dz = activation_gradient(widen(tiles[t][1], compute, PTX), z, SILU, PTX)
             result = (dz * gain[None, :] - m1[None, :] - centred * m2[None, :]).to(dx.dtype.element_ty)
             tl.store(dx + t * TILE_ROWS * channels + offsets, result, mask=inside)
         x -= TILES * TILE_ROWS * channels

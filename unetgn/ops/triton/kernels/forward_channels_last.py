@@ -19,6 +19,7 @@ from unetgn.ops.triton.kernels.elements import (
     load_or,
     number,
     reciprocal_deviation,
+    widen,
     within,
 )
 
@@ -41,7 +42,7 @@ def group_channels_of_step(
 def centred_moments(
     tiles, pre_bias, first_group, share, BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
     GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
-    compute: tl.constexpr,
+    PTX: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
     """Return (tiles, mean, M2 [BLOCKS, GROUPS]); M2 is summed about the mean, in a second pass over registers."""
     local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
@@ -51,7 +52,7 @@ def centred_moments(
     bias_total = tl.zeros([GROUPS], compute)
     for step in tl.static_range(STEPS):
         for t in tl.static_range(TILES):
-            total += tl.sum(tiles[step * TILES + t].to(compute), 3)
+            total += tl.sum(widen(tiles[step * TILES + t], compute, PTX), 3)
         if pre_bias is not None:
             channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
             bias_total += tl.sum(load_or(pre_bias, channel, every, 0.0, compute), 1)
@@ -67,7 +68,7 @@ def centred_moments(
         for t in tl.static_range(TILES):
             tile = hold(tiles[step * TILES + t], HOLD)
             inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
-            d = tl.where(inside, tile.to(compute) - centre[:, None, :, :], 0.0)
+            d = tl.where(inside, widen(tile, compute, PTX) - centre[:, None, :, :], 0.0)
             residual += tl.sum(d, 3)
             squares += tl.sum(d * d, 3)
             held = held + (tile,)
@@ -108,7 +109,7 @@ def resident_forward(
     x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, bundles, spatial, eps: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
-    HOLD: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    HOLD: tl.constexpr, PTX: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
 ):  # fmt: skip
     """Normalize one bundle a program, held in the registers of BLOCKS blocks: x is read once.
 
@@ -138,7 +139,7 @@ def resident_forward(
             inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
             tiles = tiles + (tl.load(x + offsets, mask=inside, other=0.0),)
     tiles, means, m2s = centred_moments(
-        tiles, pre_bias, first_group, share, BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, compute
+        tiles, pre_bias, first_group, share, BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, PTX, compute
     )
     count = number(share * (STEPS * VECTOR), compute)
     mean, m2 = merge_blocks(partials, program, means, m2s, count, BLOCKS, GROUPS, CLUSTER_SYNC, compute)
@@ -154,8 +155,9 @@ def resident_forward(
         centre = (mean[:, None] - extra)[None, None, :, :]
         gamma = (gamma * rstd[:, None])[None, None, :, :]
         for t in tl.static_range(TILES):
-            z = (hold(tiles[step * TILES + t], HOLD).to(compute) - centre) * gamma + beta[None, None, :, :]
-            result = activate(z, SILU).to(y.dtype.element_ty)
+            tile = widen(hold(tiles[step * TILES + t], HOLD), compute, PTX)
+            z = (tile - centre) * gamma + beta[None, None, :, :]
+            result = activate(z, SILU, PTX).to(y.dtype.element_ty)
             offsets = (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
             tl.store(y + offsets, result, mask=within(t * ROWS + local, share, MASKED and t == TILES - 1))
 
@@ -194,8 +196,8 @@ def in_tile(tile, own, count, TILE_ROWS: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def split_statistics(
-    x, partials, spatial, row_vectors, strips, column_tiles, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr,
-    TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    x, partials, spatial, row_vectors, strips, column_tiles, PTX: tl.constexpr, ROWS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write (mean, M2) of each channel of a strip of ROWS rows to `partials` (N, chunks, 2, C), without pre_bias.
 
@@ -219,7 +221,7 @@ def split_statistics(
             tiles = tiles + (tl.load(x + t * TILE_ROWS * channels + offsets, mask=inside, other=0.0),)
         for t in tl.static_range(TILES):
             inside = in_tile(turn * TILES + t, own, count, TILE_ROWS, MASKED)
-            d = tl.where(inside, tiles[t].to(compute) - pivot[None, :], 0.0)
+            d = tl.where(inside, widen(tiles[t], compute, PTX) - pivot[None, :], 0.0)
             total += d
             squares += d * d
         x += TILES * TILE_ROWS * channels
@@ -299,8 +301,8 @@ def strip_affine(
 def split_apply(
     x, y, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, num_groups, group_channels, spatial, row_vectors, strips, column_tiles, SILU: tl.constexpr,
-    ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    MASKED: tl.constexpr,
+    PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write y of one strip. Programs and loops walk backwards: what the statistics read last is still in the L2 cache.
 
@@ -328,8 +330,8 @@ def split_apply(
             tiles = tiles + (tl.load(x + t * TILE_ROWS * channels + offsets, mask=inside, other=0.0),)
         for t in tl.static_range(TILES):
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
-            z = (tiles[t].to(compute) - centre[None, :]) * gain[None, :] + beta[None, :]
-            result = activate(z, SILU).to(y.dtype.element_ty)
+            z = (widen(tiles[t], compute, PTX) - centre[None, :]) * gain[None, :] + beta[None, :]
+            result = activate(z, SILU, PTX).to(y.dtype.element_ty)
             tl.store(y + t * TILE_ROWS * channels + offsets, result, mask=inside)
         x -= TILES * TILE_ROWS * channels
         y -= TILES * TILE_ROWS * channels
