@@ -44,6 +44,22 @@ def test_a_mean_of_a_thousand_deviations_costs_float32_less_than_2e_4(channels_l
 
 
 @every_path
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_element_far_off_costs_the_others_no_accuracy(channels_last: bool, path: str, place: int) -> None:
+    """The first element is the one about which strips of channels_last sum; all others lie far from it then."""
+    case = Case((1, 4, 16, 16), 2, torch.float32, channels_last, seed=25)
+    tensors = case.tensors()
+    assert tensors["x"] is not None
+    tensors["x"][:, :, place, place] += 1e5
+    y, mean, rstd = run_forward(paths(case)[path][0], case, tensors)
+    grouped = tensors["x"].double().reshape(1, 2, -1)
+    exact = (grouped.var(2, correction=0) + case.eps).rsqrt()
+    assert ((rstd.double() - exact) / exact).abs().max() < 1e-5
+    assert ((mean.double() - grouped.mean(2)) * exact).abs().max() < 1e-6
+    assert relative_error(y, definition(case, tensors)[0]) < 1e-5
+
+
+@every_path
 def test_two_runs_give_identical_bits(channels_last: bool, path: str) -> None:
     case = Case((2, 12, 6, 6), 2, torch.float32, channels_last, ALL, seed=12)
     first, second = paths(case)[path]
