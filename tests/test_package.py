@@ -1,9 +1,11 @@
 """Checks what is shipped, and what it claims."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -23,9 +25,14 @@ def build(what: str, source: Path, out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution."""
+    return build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel_file(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from what is in the source distribution alone."""
-    source = build("sdist", ROOT, tmp_path_factory.mktemp("sdist"))
     unpacked = tmp_path_factory.mktemp("unpacked")
     shutil.unpack_archive(source, unpacked, filter="data")
     (root,) = unpacked.iterdir()
@@ -46,13 +53,13 @@ def installed(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        (["configs"], "my_images"),
-        (["train", "--config", "digits8_ddpm", "--dry-run"], "a dry run: nothing was written"),
-    ],
-)
+LINES = [
+    (["configs"], "my_images"),
+    (["train", "--config", "digits8_ddpm", "--dry-run"], "a dry run: nothing was written"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), LINES)
 def test_the_installed_command_works_in_an_empty_folder(
     line: list[str], says: str, installed: Path, tmp_path: Path
 ) -> None:
@@ -65,6 +72,39 @@ def test_the_installed_command_works_in_an_empty_folder(
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("what", ["source", "wheel_file"])
+def test_each_distribution_works_in_an_empty_environment(
+    what: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """An environment with what unetgn depends on, which is found elsewhere, and nothing of unetgn."""
+    environment, empty = tmp_path / "environment", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    found = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "elsewhere.pth").write_text("\n".join(found))  # of these no .pth is read, which may lead to a checkout
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", *options, str(request.getfixturevalue(what))]
+    subprocess.run(pip, cwd=empty, env=plain, check=True, capture_output=True)
+    assert (site / "unetgn").is_dir()
+    for line, says in LINES:
+        command = [str(environment / "bin" / "unetgn"), *line]
+        done = subprocess.run(command, cwd=empty, env=plain, capture_output=True, text=True)
+        assert (done.returncode, says in done.stdout) == (0, True), done.stderr
+    assert not list(empty.iterdir())
+
+
+def test_the_source_distribution_has_every_file_of_the_repository_but_what_git_ignores(source: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("this is no checkout of git")
+    files = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
+    with tarfile.open(source) as archive:
+        assert {name.partition("/")[2] for name in archive.getnames()} == files | {"PKG-INFO"}
 
 
 def test_the_wheel_ships_the_library_alone_typed_and_licensed(wheel: list[str]) -> None:
@@ -131,6 +171,27 @@ def test_the_workflow_runs_what_lands_on_every_python_that_the_package_supports(
     assert {each["constraints"] for each in combinations} == {"constraints.txt", "constraints-oldest.txt"}
     assert all((ROOT / each["constraints"]).is_file() for each in combinations)
     assert job["steps"][-1]["run"] == "bash .ci/run"
+    versions = [f"Programming Language :: Python :: {each['python']}" for each in combinations]
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [name for name in project["classifiers"] if re.search(r":: 3\.\d+$", name)] == versions
+
+
+def test_a_tag_publishes_what_was_built_and_checked_and_no_password_is_kept() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    assert workflow[True] == {"push": {"tags": ["v*"]}}  # YAML reads the key `on` as true
+    build, publish = workflow["jobs"]["build"], workflow["jobs"]["publish"]
+    assert publish["needs"] == "build"
+    assert (workflow["permissions"], publish["permissions"]) == ({"contents": "read"}, {"id-token": "write"})
+    said = "\n".join(step.get("run", "") for step in build["steps"])
+    assert all(f'unetgn" {" ".join(line)}' in said for line, _ in LINES)
+    assert "secrets." not in (ROOT / ".github" / "workflows" / "release.yml").read_text()
+
+
+def test_the_actions_of_workflows_are_pinned_to_commits() -> None:
+    workflows = [yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    steps = [step for workflow in workflows for job in workflow["jobs"].values() for step in job["steps"]]
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert [action for action in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)] == []
 
 
 def test_hooks_and_templates_are_yaml_with_what_their_readers_ask_for() -> None:

@@ -29,6 +29,8 @@ ELSEWHERE = {
     "latent256_ldm": "tests/training/test_latent_runs.py",
     "mnist28_ddpm": "three quarters of an hour; tests/training/data/test_mnist.py, tests/sampling/test_judging.py",
     "convert": "tests/test_command.py",
+    "push": "tests/training/test_push.py",
+    "completion": "tests/test_completion.py",
     "SHARDS": "tests/training/test_train_on_shards.py",
     "sampling.app": "tests/sampling/test_app.py",
     "tensorboard": "another project's",

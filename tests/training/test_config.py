@@ -16,10 +16,11 @@ from unetgn import UNet
 from unetgn.interop import compvis
 from unetgn.training import network
 from unetgn.training.cache_latents import main as cache
-from unetgn.training.config_files import load_config, to_yaml
+from unetgn.training.config_files import known_keys, load_config, to_yaml
 from unetgn.training.config_yaml import CONFIGS, find_config
 from unetgn.training.errors import ConfigError
 from unetgn.training.train import main
+from unetgn.training.values import as_meant, fits
 from unetgn.unet.facts import facts
 
 
@@ -73,13 +74,43 @@ def test_a_configuration_is_found_by_path_or_by_name(tmp_path: Path) -> None:
         find_config("digit8_ddpm")
 
 
+def test_a_run_s_folder_stands_for_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    file = write(tmp_path / "run", "seed: 1\n").rename(tmp_path / "run" / "config.yaml")
+    assert find_config(str(tmp_path / "run")) == file
+
+
+OF_EACH_TYPE = {str(key.kind): name for name, key in known_keys().items()
+                if not key.group and not fits(key.kind, as_meant(key.kind, "none of this"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OF_EACH_TYPE.values())
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_value_of_another_type_is_answered_with_what_the_key_takes_in_words(
+    key: str, in_file: bool, tmp_path: Path
+) -> None:
+    keys: object = "none of this"
+    for name in reversed(key.split(".")):
+        keys = {name: keys}
+    file = write(tmp_path, yaml.safe_dump(keys) if in_file else "seed: 1\n")
+    with pytest.raises(ConfigError) as refused:
+        load_config(file, [] if in_file else [f"{key}=none of this"])
+    given, _, takes = str(refused.value).partition(", but it takes ")
+    assert re.search(rf"{re.escape(key)} is .*none of this", given)
+    assert not re.search(r"typing|NoneType|Literal|Union|class|tuple|\bint\b|\bstr\b|keys of its own|^$", takes)
+
+
 WRONG = [
+    ("data: {name: folder, path: ''}\n", [], r"mine\.yaml: data\.path is empty; it says where the images are"),
+    ("seed: 1\n", ["data.name=folder", "data.path="], r"data\.path is empty"),
+    ("train: {initial_weights: ''}\n", [], r"mine\.yaml: train\.initial_weights is empty"),
+    ("seed: 1\n", ["--train.steps"], r"command line: '--train\.steps' has no value: write train\.steps=VALUE"),
     ("train:\n  stepz: 3\n", [], r"mine\.yaml: unknown key 'train\.stepz'\. Did you mean 'train\.steps'\?"),
     ("batch_size: 3\n", [], r"mine\.yaml: unknown key 'batch_size'\. Did you mean 'train\.batch_size'\?"),
     ("seed: 1\n", ["train.batchsize=3"], r"command line: unknown key 'train\.batchsize'.*'train\.batch_size'"),
     ("seed: 1\n", ["sed"], r"command line: 'sed' is neither an option nor key=value, such as train\.steps=100"),
-    ("train:\n  steps: many\n", [], r"mine\.yaml: key \"train\.steps\": Expected a int\. Got value: many"),
-    ("seed: 1\n", ["train.steps=1.5"], r"command line, train\.steps=1\.5: key \"train\.steps\": Expected a int"),
+    ("train:\n  steps: many\n", [], r"mine\.yaml: train\.steps is 'many', but it takes a whole number$"),
+    ("seed: 1\n", ["train.steps=1.5"], r"train\.steps=1\.5: train\.steps is 1\.5, but it takes a whole number$"),
     ("train: 3\n", [], r"mine\.yaml: train is a group of keys \(train\.steps, .*but its value is 3"),
     ("train: [\n", [], r"mine\.yaml: cannot be read as YAML"),
     ("", [], r"mine\.yaml: holds no keys"),
@@ -87,7 +118,7 @@ WRONG = [
     (
         "objective: {schedule: cosin}\n",
         [],
-        r"mine\.yaml: key \"objective\.schedule\".*squared_cosine.*Got value: cosin",
+        r"mine\.yaml: objective\.schedule is 'cosin', but it takes one of linear, .*squared_cosine",
     ),
     ("train: {steps: 0}\n", [], r"mine\.yaml: train\.steps is 0; it must be at least 1"),
     ("train: {learning_rate: 0}\n", [], r"train\.learning_rate is 0\.0; it must be above 0"),

@@ -75,13 +75,18 @@ def made_by(name: str) -> nn.Module:
     return model
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return its exit code: 0 done, 2 where there is no model."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="unetgn fuse-report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL", help="a folder of diffusers', or package.module:name")
-    name = parser.parse_args(arguments).model
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return its exit code: 0 done, 2 where there is no model."""
+    name = make_parser().parse_args(arguments).model
     try:
         for model in models_of(name):
             print(fuse(model))

@@ -46,8 +46,8 @@ def option(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r}: {' '.join(str(error).split())}") from error
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return its exit code: 0 done, 1 where writing failed, 2 where there is nothing to convert."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="unetgn convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--family", choices=[*FAMILIES], help="whose file it is (default: recognised by its tensors)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="the authors' YAML file")
     parser.add_argument("--ema", action="store_true", help="the averaged weights of a CompVis file")
-    parsed = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return its exit code: 0 done, 1 where writing failed, 2 where there is nothing to convert."""
+    parsed = make_parser().parse_intermixed_args(arguments)
     source, out = parsed.source.expanduser(), parsed.out.expanduser()
     try:
         if out.exists():

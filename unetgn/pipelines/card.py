@@ -10,17 +10,17 @@ from pathlib import Path
 from .networks import NetworkFacts
 
 NAME = "README.md"
-HEADER = """---
+OURS = """---
 library_name: diffusers
 tags: [unetgn]
----
-"""
+"""  # how ours begin; what the hub shows of a model follows, up to the next ---
+HEADER = f"{OURS}license: unknown\n---\n"
 
 
 def write_card(folder: Path, facts: NetworkFacts, *, native: str | None, edm: bool = False) -> None:
     """Write README.md, unless somebody has written one there."""
     file = folder / NAME
-    if not file.exists() or file.read_text(encoding="utf-8").startswith(HEADER):
+    if not file.exists() or file.read_text(encoding="utf-8").startswith(OURS):
         file.write_text(HEADER + model_card(facts, native=native, edm=edm), encoding="utf-8")
 
 

@@ -14,8 +14,10 @@ PROGRAMS = {
     "app": ("unetgn.sampling.app", "draw, and watch a run, on a page in the browser"),
     "average": ("unetgn.training.average", "make averaged weights of any width of a run"),
     "cache-latents": ("unetgn.training.cache_latents", "encode images once, to train on their latents"),
+    "push": ("unetgn.training.push", "send a finished pipeline to Hugging Face's hub"),
     "configs": ("unetgn.training.configs", "list the configurations that come along, or print one"),
     "convert": ("unetgn.interop.convert_files", "convert somebody else's U-Net to ours, or ours to diffusers'"),
+    "completion": ("unetgn.programs.completion", "print what completes this command in bash"),
     "fuse-report": ("unetgn.fusion.fuse_report", "say what `unetgn.fuse` would do to a model"),
 }
 

@@ -18,6 +18,7 @@ STOPPED = {
     "sample.py": "stopped; the images that were made stay, and the same line goes on",
     "evaluate.py": "stopped; nothing was written",
     "average.py": "stopped; nothing was written",
+    "push.py": "stopped; the pipeline is as it was, and the same line sends it",
     "train_classifier.py": "stopped; nothing was written",
     "app.py": "stopped; the page is closed",
     "cache_latents.py": "stopped; the same line goes on after the last whole shard",

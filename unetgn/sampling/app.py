@@ -39,8 +39,8 @@ LOOPBACK = "127.0.0.1"
 TRIED = 10  # steps that a scheduler which fits can be set to
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the options of sampling/app.py."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,6 +63,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="what reads the prompts (default: in data.path of the run)",
     )
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the options of sampling/app.py."""
+    parser = make_parser()
     parsed = parser.parse_args(arguments)
     if parsed.batch_size < 1:
         parser.error(f"argument --batch-size: {parsed.batch_size} is too small; at least 1 is needed")

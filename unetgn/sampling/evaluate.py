@@ -135,8 +135,8 @@ def start_processes() -> Accelerator:
     return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[wait])
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the options of this script."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,6 +187,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     drawing.add_argument("--batch-size", type=int)
     drawing.add_argument("--guidance-scale", type=float)
     drawing.add_argument("--weights", choices=("ema", "raw"))
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the options of this script."""
+    parser = make_parser()
     parsed = parser.parse_args(arguments)
     asked = [
         name

@@ -45,8 +45,8 @@ def parse_numbers(text: str, *, at_most: int | None = None) -> list[int]:
     return numbers
 
 
-def parse_arguments(arguments: list[str] | None, description: str | None = None) -> argparse.Namespace:
-    """Parse the options of sampling/sample.py, which `description` describes."""
+def make_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="sample.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -145,6 +145,12 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
     parser.add_argument(
         "--npz", action="store_true", help="also write samples.npz: arr_0 (N, H, W, C) uint8, seeds, labels"
     )
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None, description: str | None = None) -> argparse.Namespace:
+    """Parse the options of sampling/sample.py, which `description` describes."""
+    parser = make_parser(description)
     parsed = parser.parse_args(arguments)
     for name in ("batch_size", "image_size"):
         value = getattr(parsed, name)

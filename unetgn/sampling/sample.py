@@ -23,7 +23,7 @@ from unetgn.pipelines.schedulers import begin_later, default_name, set_to_steps
 from unetgn.programs.last_words import last_words
 from unetgn.programs.parent import stop_with_parent
 from unetgn.sampling.folder import Request, SamplingError, Subject, check_space, claim, file_of, missing, write_summary
-from unetgn.sampling.options import choose_subjects, parse_arguments, parse_classes, parse_numbers
+from unetgn.sampling.options import choose_subjects, make_parser, parse_arguments, parse_classes, parse_numbers
 from unetgn.sampling.progress import Progress
 from unetgn.sampling.strips import write_interpolation, write_strip
 from unetgn.sampling.trained import Trained, load_trained, open_autoencoder, open_pipeline, open_text_encoder
@@ -35,7 +35,7 @@ from unetgn.training.files import write_png
 from unetgn.training.processes import ask_main
 from unetgn.training.run_directory import RunDirectory
 
-__all__ = ["main", "parse_classes", "parse_numbers"]
+__all__ = ["main", "make_parser", "parse_classes", "parse_numbers"]
 
 
 class Drawing:

@@ -58,8 +58,8 @@ def average(run: Path, width: float, *, step: int | None = None, out: Path | Non
     return out
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the script; return its exit code: 0 done, 1 failed, 2 where the request cannot be met."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="average.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=float, required=True, help="sigma_rel: as long as this share of the training")
     parser.add_argument("--step", type=int, help="the step whose average is made (default: that of the last snapshot)")
     parser.add_argument("--out", type=user_path, help="folder to write (default: RUN/averages/width-WIDTH)")
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; return its exit code: 0 done, 1 failed, 2 where the request cannot be met."""
+    parsed = make_parser().parse_args(arguments)
     try:
         out = average(parsed.run, parsed.width, step=parsed.step, out=parsed.out)
     except (KeyboardInterrupt, ModuleNotFoundError) as error:

@@ -44,8 +44,8 @@ LATER = {
 }
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the options of this script; what is left over is `data.key=value`."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="cache_latents.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,6 +60,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard-size", type=int, default=1024, help="images in a shard (default: 1024)")
     parser.add_argument("--batch-size", type=int, default=16, help="images that are encoded at a time (default: 16)")
     parser.add_argument("keys", nargs="*", metavar="data.key=value", help="which images")
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the options of this script; what is left over is `data.key=value`."""
+    parser = make_parser()
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
     parsed.keys = unknown + parsed.keys  # a mistyped option is named before what follows it
     for name in ("shard_size", "batch_size"):

@@ -63,6 +63,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.initial_weights is not None:
+            if not self.initial_weights:
+                raise ValueError("train.initial_weights is empty; it is the folder of a network, or null for none")
             object.__setattr__(self, "initial_weights", os.path.expanduser(self.initial_weights))
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every"):
             if getattr(self, name) < 1:

@@ -10,7 +10,7 @@ import json
 import re
 import typing
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from unetgn.training.data.fitting import CHANNELS, OPEN, fit
 from unetgn.training.data.images import NO_CLASSES
 from unetgn.training.errors import SAID, ConfigError, DataError
 from unetgn.training.hints import nearest_key
-from unetgn.training.values import as_meant
+from unetgn.training.values import as_meant, fits, in_words
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -38,7 +38,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     try:
         parsed = parser.parse_string(yaml.safe_dump(keys))
     except (ArgumentError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{path}: {explain(error)}") from error
+        raise ConfigError(f"{path}: {misfit(walk(keys)) or explain(error)}") from error
     for override in overrides:
         parsed = apply(parser, parsed, override)
     try:
@@ -160,6 +160,8 @@ def list_keys() -> str:
 def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, override: str) -> jsonargparse.Namespace:
     """Change `parsed` by one `key=value` of the command line; the value is read as YAML. Raises ConfigError."""
     key, equals, value = override.removeprefix("--").partition("=")
+    if not equals and key in known_keys():
+        raise ConfigError(f"command line: {override!r} has no value: write {key}=VALUE, without a space")
     if not equals:
         raise ConfigError(f"command line: {override!r} is neither an option nor key=value, such as train.steps=100")
     check_key("command line", key, value)
@@ -169,7 +171,7 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
         # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
         alone = parser.parse_args([f"--{key}={value if meant == value else json.dumps(meant)}"])
     except (ArgumentError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"command line, {override}: {explain(error)}") from error
+        raise ConfigError(f"command line, {override}: {misfit([(key, meant)]) or explain(error)}") from error
     names = key.split(".")
     groups = [".".join(names[:length]) for length in range(1, len(names))]
     place = next((group for group in groups if parsed[group] is None), key)  # a group that was left out comes whole
@@ -181,6 +183,14 @@ def explain(error: Exception) -> str:
     """Put into one line what jsonargparse or a dataclass says over several."""
     said = " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
     return said if len(said) <= 2 * SAID else f"{said[: 2 * SAID]}…"
+
+
+def misfit(keys: Iterable[tuple[str, Any]]) -> str | None:
+    """Say which of these keys has a value of another type than its own, and what it takes; None where none has."""
+    for key, value in keys:
+        if not known_keys()[key].group and not fits(known_keys()[key].kind, value):
+            return f"{key} is {short(value)}, but it takes {in_words(known_keys()[key].kind)}"
+    return None
 
 
 @dataclass(frozen=True)

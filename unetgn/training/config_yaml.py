@@ -47,11 +47,15 @@ class OnceLoader(yaml.SafeLoader):
 
 
 def find_config(name: str, *, asked: str = "--config", beside: Path = Path()) -> Path:
-    """Find the file that `name` means: a path, also from the repository's root, or the name of a file in configs/.
+    """Find the file that `name` means: a path, of a run's folder too, also from the repository's root, or the name of
+    a file in configs/.
 
     A relative path is one from the folder `beside`. Raises ConfigError where there is none; `asked` says who asks.
     """
-    for candidate in (beside / user_path(name), CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
+    if not name:
+        raise ConfigError(f"{asked} is empty; it is a file, a run's folder, or the name of a file in configs/")
+    given = beside / user_path(name)
+    for candidate in (given, given / CONFIG, CONFIGS.parent / name, CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

@@ -18,11 +18,16 @@ def about(text: str) -> str:
     return re.split(r"(?<!\bal)\.(?= |$)|: ", comment, maxsplit=1)[0]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return its exit code: 0 done, 2 where there is no such configuration."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     parser = argparse.ArgumentParser(prog="unetgn configs", description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help="the configuration to print")
-    name = parser.parse_args(arguments).name
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return its exit code: 0 done, 2 where there is no such configuration."""
+    name = make_parser().parse_args(arguments).name
     if name is None:
         files = sorted(CONFIGS.glob("*.yaml"))
         width = max(len(file.stem) for file in files)

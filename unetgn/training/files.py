@@ -54,7 +54,12 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def user_path(text: str) -> Path:
-    """Return the path that a user wrote: ~ is the home folder, ~name somebody else's."""
+    """Return the path that a user wrote: ~ is the home folder, ~name somebody else's.
+
+    Raises ValueError for an empty one, which would be the current folder.
+    """
+    if not text:
+        raise ValueError("the path is empty; the current folder is .")
     return Path(os.path.expanduser(text))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 
 from unetgn.programs.last_words import flush_output, keep_output, last_words, say
 from unetgn.programs.parent import stop_with_parent
+from unetgn.training import push
+from unetgn.training.card import finish_card
 from unetgn.training.checkpoint import CONFIG, LEFT, Checkpoint, aside, list_checkpoints, newer, old, put_aside
 from unetgn.training.config import RunConfig, conditional_only
 from unetgn.training.config_files import find_in_data, list_keys, load_config, to_yaml
@@ -52,8 +55,8 @@ from unetgn.training.step import TrainState
 logger = logging.getLogger("unetgn.training")
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the options of this script; what is left over is `key=value`."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
     keys = f"keys of the configuration, as in train.steps=100:\n\n{list_keys()}"
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -73,6 +76,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--dry-run", action="store_true", help="check everything, say what would be done, write nothing"
     )
     parser.add_argument("--overfit", type=int, metavar="N", help="train on the first N images only, to find faults")
+    parser.add_argument(
+        "--push-to-hub", metavar="NAME/REPO", help="send the finished pipeline to this repository on Hugging Face's hub"
+    )
+    push.add_options(parser)
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument(
         "keys",
@@ -80,9 +87,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="PICTURES|key=value",
         help="the folder of your images (data.path=PICTURES), and changes of the configuration, each of one key",
     )
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the options of this script; what is left over is `key=value`."""
+    parser = make_parser()
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     parsed.keys = sorted(unknown + parsed.keys, key=given.index)  # as they were given: of a key, the last one counts
+    if "" in (parsed.resume, *parsed.keys):
+        parser.error("an empty text is neither a folder nor key=value, nor what --resume takes")
     folders = [key for key in parsed.keys if "=" not in key and user_path(key).exists()]
     if len(folders) > 1:
         parser.error(f"{' '.join(folders[:3])}{' …' * (len(folders) > 3)}: one folder, or one zip archive, holds the "
@@ -97,6 +112,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parsed.output = parsed.output or Path("runs") / user_path(folders[-1]).resolve().name
     if parsed.overfit is not None and parsed.overfit < 1:
         parser.error(f"argument --overfit: {parsed.overfit} images is none; at least 1 is needed")
+    if parsed.private and parsed.push_to_hub is None:
+        parser.error("--private is for --push-to-hub NAME/REPO, which was not given")
     return parsed
 
 
@@ -119,7 +136,9 @@ def run(arguments: argparse.Namespace) -> None:
         output.unlock()  # a start that is refused leaves nothing behind
         raise
     if loop is not None:
-        train(loop)
+        train(loop, licence=arguments.license)
+        if arguments.push_to_hub is not None and loop.accelerator.is_main_process:
+            push.push_after(loop.run.path, arguments.push_to_hub, private=arguments.private, licence=arguments.license)
 
 
 def goes_on_from(output: RunDirectory, resume: str) -> Path | None:
@@ -133,6 +152,8 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
     """Make everything ready for the first step; for a dry run, only say what would be done."""
     accelerator = make_accelerator(config, output.path)
     import_pyplot()  # what is missing is said now, not at the first preview
+    if arguments.push_to_hub is not None:
+        ask_main(accelerator, lambda: push.check_target(arguments.push_to_hub))
     samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
     conditions = preview_conditions(config, samples)
     what = describe(config, accelerator, count_parameters(config), samples)
@@ -142,7 +163,9 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
     if accelerator.is_main_process:
         after = f", going on after step {start.step}" if start is not None and start.step else ""
         dry = dry_run_words(config, output, start) if arguments.dry_run else ""
-        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}", flush=True)
+        curves = f"\nits curves: {shlex.join(['tensorboard', '--logdir', str(output.path)])}"
+        watch = curves if "tensorboard" in config.train.trackers and not arguments.dry_run else ""
+        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}{watch}", flush=True)
     if arguments.dry_run:
         return None
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
@@ -203,7 +226,7 @@ def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | N
     return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)
 
 
-def train(loop: Loop) -> None:
+def train(loop: Loop, *, licence: str | None = None) -> None:
     """Train to the last step and write the pipeline; status.json says how far it came, and how it ended."""
     loop.write_status("running")
     try:
@@ -213,7 +236,7 @@ def train(loop: Loop) -> None:
                     with loop.signals.noting():
                         start_trackers(loop)
                     loop.train()
-                    write_pipeline(loop)
+                    write_pipeline(loop, licence)
             finally:
                 end_training(loop)
         loop.write_status("completed")
@@ -255,7 +278,7 @@ def end_training(loop: Loop) -> None:
     loop.accelerator.state.destroy_process_group()
 
 
-def write_pipeline(loop: Loop) -> None:
+def write_pipeline(loop: Loop, licence: str | None) -> None:
     """Write the network with its averaged weights for diffusers. Raises Preempted where a signal comes meanwhile."""
     scheduler, folder, cache = loop.state.objective.scheduler, loop.run.path / "pipeline", loop.config.data.cache
     with loop.state.averaged() as unet:  # every rank: a sharded network is gathered by all
@@ -267,9 +290,12 @@ def write_pipeline(loop: Loop) -> None:
         if conditional_only(loop.config) and context_dims(loop.config.model):
             logger.warning("%s was trained with captions only: call it with guidance_scale=1, since the default of "
                            "StableDiffusionPipeline draws with the empty caption", folder)  # fmt: skip
+        with loop.mishaps.beside("the card of the pipeline"):
+            finish_card(folder, run=loop.run.path, licence=licence)
         loop.draw_loss()
         with loop.mishaps.beside("the last line"):
-            print(f"done: {loop.run.path}/samples, {loop.run.path}/checkpoints, {folder}", flush=True)
+            made = (loop.run.path / "samples", loop.run.checkpoints, folder)
+            print(f"done: {', '.join(str(path) for path in made if path.is_dir())}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -279,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         run(parse_arguments(arguments))
-    except (ConfigError, RunDirectoryError, CheckpointError) as error:
+    except (ConfigError, RunDirectoryError, CheckpointError, push.PushError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the others say the same
             say(f"train.py: error: {error}")
         return 2

@@ -65,3 +65,37 @@ def as_list(value: Any) -> list[Any] | None:
         return yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
         return None
+
+
+def fits(kind: Any, value: Any) -> bool:
+    """Return True where a value of YAML, read as it was meant, is of the type `kind`."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(one, value) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return len(kinds) == len(value) and all(map(fits, kinds, value))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, dict) if is_dataclass(kind) else isinstance(value, kind)
+
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+def in_words(kind: Any) -> str:
+    """Say what a key of the type `kind` takes: "a whole number, or null"."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return ", or ".join(map(in_words, inner))
+    if origin is typing.Literal:
+        return " or ".join(map(str, inner)) if len(inner) < 3 else f"one of {', '.join(map(str, inner))}"
+    if origin is tuple and inner[-1] is Ellipsis:
+        return f"a list, of each: {in_words(inner[0])}"
+    if origin is tuple:
+        return f"a list of {len(inner)}: {', '.join(map(in_words, inner))}"
+    return WORDS.get(kind, "keys of its own")

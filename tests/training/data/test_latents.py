@@ -157,7 +157,7 @@ def test_the_fingerprint_of_latents_is_of_what_the_shards_hold(
         (["data.pth=x"], "unknown key 'data.pth'. Did you mean 'data.path'?"),
         (["train.steps=3"], "'train.steps=3' is no option, nor data.key=value"),
         (["--flipp"], "'--flipp' is no option, nor data.key=value"),
-        (["data.image_size=many"], 'key "data.image_size": Expected a int'),
+        (["data.image_size=many"], "data.image_size is 'many', but it takes a whole number"),
         (["data.image_size=15"], "one latent of 2×2 pixels: take a multiple of 2"),
         (["data.random_flip=true"], "data.random_flip is True, which is not for encoding: give --flip here"),
         (["data.held_out=0.1"], "data.held_out is 0.1, which is not for encoding: give it when training"),

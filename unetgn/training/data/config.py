@@ -99,6 +99,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.path is not None:
+            if not self.path:
+                raise ValueError("data.path is empty; it says where the images are, and the current folder is .")
             object.__setattr__(self, "path", os.path.expanduser(self.path))
         if self.image_size < 1:
             raise ValueError(f"data.image_size is {self.image_size}; it is a number of pixels, at least 1")

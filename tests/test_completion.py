@@ -1,0 +1,76 @@
+"""What `unetgn completion` prints is sourced by bash, which then completes."""
+
+import shlex
+import shutil
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from unetgn.programs.command import PROGRAMS
+from unetgn.programs.completion import make_script
+from unetgn.training.config_files import known_keys
+from unetgn.training.config_yaml import CONFIGS
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+NAMES = {file.stem for file in CONFIGS.glob("*.yaml")}
+KEYS = {f"{name}=" for name, key in known_keys().items() if not key.group}
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("completion") / "unetgn"
+    file.write_text(make_script())
+    return file
+
+
+def complete(script: Path, lines: list[str]) -> list[set[str]]:
+    """Have bash complete the end of each line, as it does when Tab is pressed."""
+    program = [f"source {shlex.quote(str(script))}", "COMP_WORDBREAKS=${COMP_WORDBREAKS//=}"]
+    for line in lines:
+        words = " ".join(shlex.quote(word) for word in line.split(" "))
+        program.append(
+            f'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _unetgn; echo "${{COMPREPLY[*]}}"'
+        )
+    program.append("complete -p unetgn")
+    done = subprocess.run(
+        ["bash", "--norc", "-u", "-c", "\n".join(program)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    *found, registered = done.stdout.splitlines()
+    assert registered == "complete -o default -F _unetgn unetgn"
+    return [set(line.split()) for line in found]
+
+
+def options_of(word: str) -> set[str]:
+    parser = import_module(PROGRAMS[word][0]).make_parser()
+    return {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
+
+
+def test_bash_completes_every_word_its_options_and_their_values(script: Path) -> None:
+    expected = {"unetgn ": {*PROGRAMS}, "unetgn tr": {"train"}, "unetgn nothing ": set()}
+    for word, (module, _) in PROGRAMS.items():
+        expected[f"unetgn {word} --"] = options_of(word)
+        for action in import_module(module).make_parser()._actions:
+            for name in action.option_strings:
+                if action.choices is not None:
+                    expected[f"unetgn {word} {name} "] = set(map(str, action.choices))
+    found = complete(script, list(expected))
+    assert dict(zip(expected, found, strict=True)) == expected
+
+
+def test_bash_completes_names_of_configurations_keys_and_leaves_files_to_itself(script: Path) -> None:
+    expected = {
+        "unetgn train --config ": NAMES,
+        "unetgn train --config digits8_e": {"digits8_edm"},
+        "unetgn configs mnist": {name for name in NAMES if name.startswith("mnist")},
+        "unetgn evaluate --config cifar": {name for name in NAMES if name.startswith("cifar")},
+        "unetgn train --config x train.": {key for key in KEYS if key.startswith("train.")},
+        "unetgn train --dry-run train.ste": {"train.steps="},
+        "unetgn cache-latents ": {key for key in KEYS if key.startswith("data.")} | options_of("cache-latents"),
+        "unetgn train --output ": set(),  # none of ours: bash completes files, by `-o default`
+        "unetgn sample --checkpoint ru": set(),
+        "unetgn convert --config ": set(),  # a file of somebody else's
+    }
+    assert dict(zip(expected, complete(script, list(expected)), strict=True)) == expected

@@ -1,0 +1,265 @@
+"""A finished pipeline goes to the hub (a stand-in of its HTTP interface), and is lost by nothing that fails there."""
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from diffusers import DiffusionPipeline
+from huggingface_hub import constants
+from PIL import Image
+
+from tests.training.hub import TOKEN, Hub, serving
+from unetgn.programs.command import main
+from unetgn.training import push
+from unetgn.training.card import finish_card
+
+SMALL = [
+    *("model.channels=[32]", "model.depth=1", "model.attention_levels=[]", "train.trackers=[]", "data.num_workers=0"),
+    *("train.steps=2", "train.batch_size=2", "train.warmup_steps=0", "preview.count=10", "preview.steps=2"),
+    "preview.every=2",
+]
+
+
+@contextmanager
+def standing_in(folder: Path) -> Iterator[Hub]:
+    """Send huggingface_hub to the stand-in, as HF_ENDPOINT would, with its token."""
+    with serving() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.address)
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+        patch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with standing_in(tmp_path) as hub:
+        yield hub
+
+
+@dataclass(frozen=True)
+class Sent:
+    run: Path
+    files: dict[str, bytes]
+    """What the hub had when the training was done."""
+    private: bool
+    said: str
+    fetched: Path
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Sent:
+    """A run of two steps that was sent when it was done, fetched, and then evaluated at two steps."""
+    run, cache, said = tmp_path_factory.mktemp("runs") / "digits", tmp_path_factory.mktemp("cache"), io.StringIO()
+    options = ["train.trackers=[tensorboard]", "--push-to-hub", "me/digits", "--private", "--license", "cc-by-4.0"]
+    with standing_in(cache) as hub, redirect_stdout(said):
+        assert main(["train", "--config", "digits8_ddpm", "--output", str(run), *SMALL, *options]) == 0
+        fetched = Path(huggingface_hub.snapshot_download("me/digits", cache_dir=cache))
+    sent = Sent(run, hub.repositories["me/digits"].copy(), hub.private["me/digits"], said.getvalue(), fetched)
+    assert sent.files == files_of(run / "pipeline")
+    for step, kind, fid in ((2, "ddim-50-steps", 3.25), (1, "ddim-50-steps", 9.75), (2, "raw-ddim", 8.5)):
+        folder = run / "evaluation" / f"step-{step:06d}" / kind
+        folder.mkdir(parents=True)
+        figures = {"step": step, "samples": 1000, "fid": fid, "fid_of_real": 1.5, "extractor": "digits"}
+        (folder / "evaluation.json").write_text(json.dumps(figures))
+    return sent
+
+
+@pytest.fixture
+def run(sent: Sent, tmp_path: Path) -> Path:
+    shutil.copytree(sent.run, tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+def card_of(text: str) -> tuple[dict, str]:
+    _, head, body = text.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_sends_its_pipeline_when_it_is_done_and_a_friend_draws_with_what_is_fetched(sent: Sent) -> None:
+    assert sent.private
+    assert re.search(r"^sent to http://\S+/me/digits$", sent.said, re.MULTILINE)
+    assert files_of(sent.fetched) == sent.files
+    folder = str(sent.fetched)
+    friend = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    assert friend(seeds=[0, 1], class_labels=3, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
+
+
+def test_a_run_says_how_to_see_its_curves_and_what_is_there(sent: Sent) -> None:
+    lines = sent.said.splitlines()
+    assert f"its curves: tensorboard --logdir {sent.run}" in lines
+    assert f"done: {sent.run / 'samples'}, {sent.run / 'checkpoints'}, {sent.run / 'pipeline'}" in lines
+
+
+def test_what_has_failed_to_be_sent_is_a_warning_with_the_line_that_sends_it(
+    hub: Hub, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.refused = {"/api/models/me/digits/commit": 500}
+    push.push_after(run, "me/digits", private=True, licence="mit")
+    (warned,) = [record.getMessage() for record in caplog.records if record.name == "unetgn.training"]
+    assert "status 500; said 500" in warned
+    hub.refused = {}
+    words = shlex.split(warned.partition("send it with: ")[2])
+    assert words[0] == "unetgn"
+    assert main(words[1:]) == 0
+    assert (hub.repositories["me/digits"], hub.private["me/digits"]) == (files_of(run / "pipeline"), True)
+    assert card_of(hub.repositories["me/digits"]["README.md"].decode())[0]["license"] == "mit"
+
+
+def test_the_card_has_the_licence_figures_and_pictures_and_is_written_again_as_it_was(hub: Hub, run: Path) -> None:
+    assert card_of((run / "pipeline" / "README.md").read_text())[0]["license"] == "cc-by-4.0"
+    assert main(["push", str(run), "digits"]) == 0
+    sent = hub.repositories["me/digits"]
+    fields, body = card_of(sent["README.md"].decode())
+    assert (fields["library_name"], fields["license"]) == ("diffusers", "cc-by-4.0")
+    (result,) = fields["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "fid", "value": 3.25}]
+    assert "| ddim-50-steps | 1000 | 3.25 (1.5) |" in body
+    assert "9.75" not in body  # of an earlier step
+    assert "8.5" not in body  # of weights that are not those in the pipeline
+    assert "scikit-learn (digits), 1,797 images of 8×8" in body
+    assert sent["samples.png"] == (run / "samples" / "step-000002.png").read_bytes()
+    assert re.findall(r"!\[.*\]\((.*)\)", body) == ["samples.png"]
+    assert str(run.parent) not in body
+    assert main(["push", str(run / "pipeline"), "digits", "--license", "mit"]) == 0
+    again, same = card_of(hub.repositories["me/digits"]["README.md"].decode())
+    assert (again, same) == (fields | {"license": "mit"}, body)
+
+
+def test_a_card_that_somebody_wrote_is_sent_as_it_is(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "pipeline" / "README.md").write_text("# Mine\n")
+    assert main(["push", str(run), "me/digits"]) == 0
+    assert hub.repositories["me/digits"]["README.md"] == b"# Mine\n"
+    assert main(["push", str(run), "me/digits", "--license", "mit"]) == 1
+    assert "write the line `license: mit` into it yourself" in capsys.readouterr().err
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line that is ours: huggingface_hub draws bars, and warns before it tries again."""
+    (line,) = re.findall(r"(?:unetgn push|train\.py): .*", capsys.readouterr().err)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("refused", "says"),
+    [
+        ({"/api/repos/create": 403}, "status 403; said 403; the token may not write there"),
+        ({"/api/repos/create": 401}, "status 401; said 401; the token is not valid there"),
+        ({"/api/models/me/digits/preupload": 404}, "status 404"),
+        ({"/lfs/": 400}, "status 400"),
+        ({"/api/models/me/digits/commit": 500}, "status 500; said 500"),
+    ],
+    ids=str,
+)
+def test_what_the_hub_refuses_is_said_in_one_line(
+    refused: dict[str, int], says: str, hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish_card(run / "pipeline", run=run)
+    hub.refused, before = refused, files_of(run)
+    assert main(["push", str(run), "me/digits"]) == 1
+    assert says in said(capsys)
+    assert files_of(run) == before
+
+
+def test_a_repository_that_is_public_is_not_taken_for_a_private_one(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories["me/digits"], hub.private["me/digits"] = {}, False
+    assert main(["push", str(run), "me/digits", "--private"]) == 1
+    assert "is there already and is public" in said(capsys)
+    assert hub.repositories["me/digits"] == {}
+
+
+def test_no_network_is_said_in_one_line(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert main(["push", str(run), "me/digits"]) == 1
+    assert "me/digits at http://127.0.0.1:9: it could not be sent (ConnectError" in said(capsys)
+
+
+@pytest.mark.parametrize("starts", ["push", "train"])
+@pytest.mark.parametrize(
+    ("repo", "token", "offline", "says"),
+    [
+        ("me/digits", "", False, "there is no token for the hub: log in with `hf auth login`, or set HF_TOKEN"),
+        ("me/digits", TOKEN, True, "HF_HUB_OFFLINE"),
+        ("me/my/digits", TOKEN, False, "'me/my/digits' is no name of a repository"),
+        ("my digits", TOKEN, False, "'my digits' is no name of a repository"),
+    ],
+)
+def test_what_could_never_be_sent_is_refused_before_anything_is_done(
+    starts: str, repo: str, token: str, offline: bool, says: str, hub: Hub, sent: Sent, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    out = tmp_path / "run"
+    line = ["push", str(sent.run), repo]
+    if starts == "train":
+        line = ["train", "--config", "digits8_ddpm", "--output", str(out), "--push-to-hub", repo, *SMALL]
+    assert main(line) == 2
+    assert says in said(capsys)
+    assert not out.exists()
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--private"], "--private is for --push-to-hub NAME/REPO"),
+        (["--license", "Apache 2"], "'Apache 2' is no identifier of a licence, such as apache-2.0"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--config", "digits8_ddpm", *options])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_folder_without_a_pipeline_is_said(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(tmp_path), "me/digits"]) == 2
+    assert "holds no pipeline" in said(capsys)
+
+
+@pytest.mark.thorough
+def test_a_friend_with_diffusers_alone_draws_by_the_name_on_the_hub(sent: Sent, tmp_path: Path) -> None:
+    """In a process without unetgn, as the card says, but for the endpoint."""
+    _, body = card_of(sent.files["README.md"].decode())
+    (code,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
+    code = f"import sys; sys.modules['unetgn'] = None\n{code.replace('FOLDER', 'me/digits')}"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    with serving() as hub:
+        hub.repositories["me/digits"], hub.private["me/digits"] = sent.files, True
+        environment |= {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache")}
+        line = [
+            sys.executable,
+            "-c",
+            code.replace("range(8)", "[6]").replace("guidance_scale=2", "num_inference_steps=3"),
+        ]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "image.png").size == (8, 8)

@@ -1,0 +1,138 @@
+"""Adds to the README.md of a run's pipeline what its run knows: data, training, figures, a picture, the licence."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unetgn.json_files import read_object
+from unetgn.pipelines.card import NAME, OURS
+from unetgn.training.checkpoint import CONFIG
+from unetgn.training.config import RunConfig
+from unetgn.training.config_files import load_config
+from unetgn.training.data.config import EMBEDDED, DataConfig
+from unetgn.training.data.report import DATA, read_class_names
+from unetgn.training.errors import one_line, short
+from unetgn.training.files import write_text, writing
+from unetgn.training.run_directory import STATUS
+
+PICTURE = "samples.png"  # beside the card
+BEGINNING = "\n## Training\n"  # of what is added, to the end of the card
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+LISTED = 100  # classes whose names the card lists
+
+
+def check_licence(licence: str) -> str:
+    """Return a licence by its identifier. Raises ValueError for what is none."""
+    if not LICENCE.fullmatch(licence):
+        raise ValueError(f"{short(licence)} is no identifier of a licence, such as apache-2.0, mit, cc-by-4.0 or other")
+    return licence
+
+
+def finish_card(pipeline: Path, *, run: Path | None = None, licence: str | None = None) -> None:
+    """Write into the card of a pipeline what its run's folder says, and the licence; one that somebody wrote stays.
+
+    Raises ValueError where the licence cannot go into the card, or a file of the run is none; OSError.
+    """
+    file = pipeline / NAME
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if not text.startswith(OURS):
+        if licence is not None:
+            raise ValueError(f"{file} is not of unetgn's making: write the line `license: {licence}` into it yourself")
+        return
+    head, _, body = text.removeprefix(OURS).partition("---\n")
+    try:
+        fields = dict(yaml.safe_load(head) or {})
+    except (yaml.YAMLError, TypeError) as error:
+        raise ValueError(f"{file}: its first lines are no YAML: {one_line(error)}") from error
+    if licence is not None:
+        fields["license"] = check_licence(licence)
+    if run is not None:
+        figures, config = dict(evaluations(run)), load_config(run / CONFIG)
+        data = data_of(run, config.data)
+        fields.pop("model-index", None)
+        if figures:
+            fields["model-index"] = index_of(figures, name=run.resolve().name, data=data)
+        paragraphs = [trained(config), f"Data: {data}.", *classes_of(run), *picture_of(run, pipeline), *listed(figures)]
+        body = body.partition(BEGINNING)[0] + BEGINNING + "".join(f"\n{paragraph}\n" for paragraph in paragraphs)
+    write_text(file, f"{OURS}{yaml.safe_dump(fields, sort_keys=False)}---\n{body}")
+
+
+def listed(figures: dict[str, dict[str, float]]) -> Iterator[str]:
+    """Write the figures as a table, where there are any."""
+    if figures:
+        columns = list(dict.fromkeys(name for row in figures.values() for name in row if not name.endswith("_of_real")))
+        rows = [" | ".join([name, *(cell(row, column) for column in columns)]) for name, row in figures.items()]
+        yield "## Figures"
+        yield "Of samples that `unetgn evaluate` drew; in brackets what real images reach that were held out."
+        yield "\n".join([f"| samples by | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
+                         *(f"| {row} |" for row in rows)])  # fmt: skip
+
+
+def picture_of(run: Path, pipeline: Path) -> Iterator[str]:
+    """Copy the newest samples of the run beside the card, and show them, where there are any."""
+    if pictures := sorted((run / "samples").glob("step-*.png")):
+        with writing(pipeline / PICTURE) as unfinished:
+            shutil.copyfile(pictures[-1], unfinished)
+        yield f"![Samples that were drawn during training]({PICTURE})"
+
+
+def cell(row: dict[str, float], column: str) -> str:
+    """Write a figure, with that of real images."""
+    if column not in row:
+        return ""
+    real = row.get(f"{column}_of_real")
+    return f"{row[column]:.4g}" + ("" if real is None else f" ({real:.4g})")
+
+
+def trained(config: RunConfig) -> str:
+    """Say how the network was trained."""
+    train, objective = config.train, config.objective
+    predicts = f"{objective.prediction_type} ({objective.schedule} noise schedule)"
+    aim = "EDM's objective" if objective.edm is not None else f"the network predicts {predicts}"
+    return (
+        f"{train.steps:,} steps of {train.batch_size * train.gradient_accumulation} images in each process, peak "
+        f"learning rate {train.learning_rate:g}; {aim}. The weights are their moving average (decay "
+        f"{config.ema.decay:g})."
+    )
+
+
+def data_of(run: Path, data: DataConfig) -> str:
+    """Name the data that a run was trained on, without saying where they lay on its machine."""
+    local = data.path is not None and (Path(data.path).is_absolute() or Path(data.path).exists())
+    name = EMBEDDED[data.name][2] if data.path is None else Path(data.path).name if local else data.path
+    images = read_object(run / DATA).get("images") if (run / DATA).is_file() else None
+    counted = f"{images:,} images of " if isinstance(images, int) else ""
+    return f"{name} ({data.name}), {counted}{data.image_size}×{data.image_size}"
+
+
+def classes_of(run: Path) -> Iterator[str]:
+    """List the classes of a run by their numbers, where they have names that are not these."""
+    names = read_class_names(run) or []
+    if names != [str(number) for number in range(len(names))]:
+        named = ", ".join(f"{number} {name}" for number, name in enumerate(names[:LISTED]))
+        yield f"Classes: {named}" + (f" and {len(names) - LISTED} more." if len(names) > LISTED else ".")
+
+
+def evaluations(run: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Find the figures of the run's last step, by the settings of their samples; raw weights are not those here."""
+    step = read_object(run / STATUS).get("step") if (run / STATUS).is_file() else None
+    for file in sorted((run / "evaluation").glob("step-*/*/evaluation.json")):
+        figures = read_object(file)
+        if figures.get("step") == step and not file.parent.name.startswith("raw"):
+            numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+            yield file.parent.name, {name: value for name, value in numbers.items() if name != "step"}
+
+
+def index_of(figures: dict[str, dict[str, float]], *, name: str, data: str) -> list[dict[str, Any]]:
+    """Write the figures of most samples as the hub's field model-index has them."""
+    row = max(figures.values(), key=lambda row: row.get("samples", 0))
+    metrics = [{"type": metric, "value": value} for metric, value in row.items()
+               if metric != "samples" and not metric.endswith("_of_real")]  # fmt: skip
+    task, dataset = {"type": "unconditional-image-generation"}, {"name": data, "type": "images"}
+    return [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]
