@@ -109,14 +109,14 @@ def test_a_file_that_is_no_classifier_is_named(kind: str, tmp_path: Path) -> Non
 
 
 class Half(nn.Module):
-    """Gives the mean of each channel, and half of it."""
+    """Gives the mean of each channel, and half of it; while it is in training some of them are left out."""
 
     def __init__(self, factor: float = 0.5) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(factor))
 
     def forward(self, images: Tensor) -> Tensor:
-        means = images.float().mean((2, 3))
+        means = nn.functional.dropout(images.float().mean((2, 3)), 0.5, self.training)
         return torch.cat([means, self.factor * means], 1)
 
 
@@ -136,7 +136,7 @@ def in_another_dtype() -> nn.Module:
 
 
 def test_networks_of_the_user_are_taken_by_name_and_as_torchscript(tmp_path: Path) -> None:
-    expected = Half()(IMAGES.expand(-1, 3, -1, -1)).detach()
+    expected = Half().eval()(IMAGES.expand(-1, 3, -1, -1)).detach()
     torch.jit.script(Half()).save(tmp_path / "half.pt")
     for name in (f"{__name__}:INSTANCE", f"{__name__}:Half", str(tmp_path / "half.pt")):
         found = open_extractor(name)(IMAGES)  # grey, three times
@@ -204,7 +204,8 @@ def test_inception_names_the_extra_and_then_the_file(tmp_path: Path, monkeypatch
             self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))  # type: ignore[arg-type]
 
         def forward(self, images: Tensor) -> tuple[Tensor]:
-            return (super().forward(images.flatten(1).float()),)
+            kept = nn.functional.dropout(images.flatten(1).float(), 0.5, self.training)  # 0.3.0 is in training at first
+            return (super().forward(kept),)
 
     package, module = ModuleType("torch_fidelity"), ModuleType("torch_fidelity.feature_extractor_inceptionv3")
     module.FeatureExtractorInceptionV3 = Stand  # type: ignore[attr-defined]
