@@ -7,6 +7,8 @@ import difflib
 import math
 from collections.abc import Sequence
 
+from PIL import features
+
 from unetgn.pipelines.sampling import Guidance
 from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS, check_name
 from unetgn.sampling.folder import SamplingError, Subject
@@ -180,6 +182,8 @@ def check_options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -
             parser.error(f"argument --interpolate: that makes {frames} frames; {MOST_FRAMES} at most")
     if parsed.animation != "gif" and not parsed.strip and parsed.interpolate is None:
         parser.error("argument --animation: there is none without --strip or --interpolate")
+    if parsed.animation == "webp" and not features.check("webp"):
+        parser.error("argument --animation: Pillow was built without WebP here; gif will do")
 
 
 def parse_classes(given: Sequence[str], names: Sequence[str]) -> list[int]:
