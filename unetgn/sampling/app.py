@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS, class_like, set_to_steps
 from unetgn.programs.last_words import last_words
 from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.options import add_network_options
 from unetgn.sampling.page.artist import Artist
 from unetgn.sampling.page.watching import Watcher
 from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints, places
@@ -29,7 +30,6 @@ from unetgn.training.config_files import load_config
 from unetgn.training.data.report import read_class_names
 from unetgn.training.data.text import context_dims
 from unetgn.training.errors import CheckpointError, ConfigError
-from unetgn.training.files import user_path
 from unetgn.training.objective import make_scheduler
 
 if TYPE_CHECKING:
@@ -44,28 +44,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=user_path, required=True, help="a run's folder, or one of its checkpoints")
+    add_network_options(parser, batch_size=16)
     parser.add_argument(
         "--host", default=LOOPBACK, help=f"address to serve (default: {LOOPBACK}, which this machine alone reaches)"
     )
     parser.add_argument("--port", type=int, help="port to serve (default: the first free one from 7860 on)")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or raw weights")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: 16)")
-    parser.add_argument(
-        "--autoencoder",
-        type=user_path,
-        metavar="FOLDER",
-        help="what makes images of latents (default: in data.path of the run)",
-    )
-    parser.add_argument(
-        "--text-encoder",
-        type=user_path,
-        metavar="FOLDER",
-        help="what reads the prompts (default: in data.path of the run)",
-    )
     parsed = parser.parse_args(arguments)
-    if parsed.batch_size < 1:
-        parser.error(f"argument --batch-size: {parsed.batch_size} is too small; at least 1 is needed")
     if parsed.port is not None and not 1 <= parsed.port < 2**16:
         parser.error(f"argument --port: {parsed.port} is none; ports are 1 to {2**16 - 1}")
     return parsed
