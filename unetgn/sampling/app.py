@@ -16,14 +16,16 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS, class_like, set_to_steps
 from unetgn.programs.last_words import last_words
 from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.options import add_network_options
 from unetgn.sampling.page.artist import Artist
+from unetgn.sampling.page.asked import Choices
 from unetgn.sampling.page.watching import Watcher
+from unetgn.sampling.trained import check_parts
 from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints, places
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config
@@ -31,9 +33,6 @@ from unetgn.training.data.report import read_class_names
 from unetgn.training.data.text import context_dims
 from unetgn.training.errors import CheckpointError, ConfigError
 from unetgn.training.objective import make_scheduler
-
-if TYPE_CHECKING:
-    from unetgn.sampling.page.layout import Choices
 
 LOOPBACK = "127.0.0.1"
 TRIED = 10  # steps that a scheduler which fits can be set to
@@ -86,8 +85,6 @@ def fitting(training_scheduler: Any) -> list[str]:
 
 def choices_of(run: Path, config: RunConfig) -> Choices:
     """Say what there is to choose, as the run's configuration has it: there may be no checkpoint yet."""
-    from unetgn.sampling.page.layout import Choices
-
     count = config.model.num_classes or 0
     names = read_class_names(run) or []
     return Choices(
@@ -120,6 +117,12 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
     """Run the page until Ctrl-C, with a folder for its pictures."""
     run, config_file = find_run(arguments.checkpoint)
     config = load_config(config_file)
+    check_parts(
+        config.data.cache,
+        reads_text=bool(context_dims(config.model)),
+        autoencoder=arguments.autoencoder,
+        text_encoder=arguments.text_encoder,
+    )
     check_address(arguments.host, arguments.port)
     from unetgn.sampling.page.layout import lay_out
 

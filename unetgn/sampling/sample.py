@@ -139,7 +139,7 @@ def prepare(
     arguments: argparse.Namespace, trained: Trained, subjects: dict[int, Subject], accelerator: Accelerator
 ) -> Drawing:
     """Make of the arguments what draws the subjects. Raises SamplingError where they do not fit the network."""
-    trained.check_guidance(arguments.guidance_scale, "--guidance-scale")
+    trained.check_guidance(arguments.guidance_scale, "--guidance-scale", prompts=arguments.prompts)
     size = arguments.image_size or trained.unet.config.sample_size
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")
