@@ -1,5 +1,6 @@
 """The pipeline as people call it: what it draws, what it refuses before the first step, and what its folder does."""
 
+import functools
 import inspect
 import json
 from pathlib import Path
@@ -485,18 +486,29 @@ def test_euler_ancestral_draws_numbers_in_few_steps(prediction: str) -> None:
     assert images.images.std() > 0.05
 
 
+@functools.cache
+def straight(name: str) -> Any:
+    """Make the scheduler that comes right after the network's own."""
+    network = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[32], attention_levels=[], depth=1)
+    pipeline = UNetPipeline(network, make_scheduler(ObjectiveConfig()))
+    pipeline.use_scheduler(name)
+    return pipeline.scheduler
+
+
 @pytest.mark.parametrize("first", SCHEDULERS)
 def test_a_scheduler_is_the_same_whichever_was_there_before(first: str) -> None:
     """Their options have the same names, and other values: algorithm_type, solver_type, timestep_spacing."""
     network = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[32], attention_levels=[], depth=1)
+    pipeline = UNetPipeline(network, make_scheduler(ObjectiveConfig()))
+    pipeline.use_scheduler(first)
+    pipeline.use_scheduler("unipc")  # which keeps what it has no use for
+    before = pipeline.scheduler
     for second in SCHEDULERS:
-        pipeline, straight = (UNetPipeline(network, make_scheduler(ObjectiveConfig())) for _ in range(2))
-        pipeline.use_scheduler(first)
-        pipeline.use_scheduler("unipc")  # which keeps what it has no use for
+        pipeline.scheduler = before
         pipeline.use_scheduler(second)
-        straight.use_scheduler(second)
-        assert type(pipeline.scheduler) is type(straight.scheduler)
-        assert dict(pipeline.scheduler.config) == dict(straight.scheduler.config)
+        expected = straight(second)
+        assert type(pipeline.scheduler) is type(expected)
+        assert dict(pipeline.scheduler.config) == dict(expected.config)
 
 
 @pytest.mark.parametrize("keys", [{}, {"num_classes": 10}])

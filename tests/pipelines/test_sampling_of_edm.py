@@ -86,7 +86,7 @@ def test_clipping_is_as_the_objective_says_through_every_scheduler(clip_sample: 
             assert bool(made.images.abs().max() > 1) is not clip_sample
 
 
-@pytest.mark.thorough
+@pytest.mark.slow  # of a network with classes it is tried in every run of the tests
 def test_the_line_of_the_card_draws_without_this_package(tmp_path: Path) -> None:
     """Of a network without classes, which diffusers' own class expresses."""
     from unetgn import UNet

@@ -38,7 +38,8 @@ from unetgn.training.errors import CheckpointError, ConfigError
 from unetgn.training.files import write_json
 from unetgn.training.processes import LONGEST_WAIT, ask_main
 
-__all__ = [
+__all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "make_parser", "novelty", "read_real",
+           "read_samples"]  # fmt: skip
     "Pictures",
     "evaluate",
     "frechet_distance",
