@@ -59,7 +59,9 @@ class Runs:
         accelerator = Accelerator(cpu=True)
         torch.manual_seed(0)
         network = train.make_network(config, None, None)
-        state = TrainState(network, Objective(config.objective, None), config.train, config.ema, accelerator, 0)
+        state = TrainState(
+            network, Objective(config.objective, None), config.train, config.ema, accelerator, 0, config.optimizer
+        )
         samples, held_out = (IndexedSamples(self.images, np.arange(*part), 0) for part in ((0, 99), (100, 104)))
         return Loop(config, state, samples, held_out, Conditions((1, 8, 8)), output, StopSignals(1))
 

@@ -36,7 +36,7 @@ from unetgn.training.errors import (
 )
 from unetgn.training.files import delete_unfinished, user_path, write_text
 from unetgn.training.loop import Loop
-from unetgn.training.network import count_parameters, load_initial_weights, make_network
+from unetgn.training.network import load_initial_weights, make_network, outline
 from unetgn.training.objective import Objective
 from unetgn.training.pipeline import save_pipeline
 from unetgn.training.power_averages import AVERAGES, delete_snapshots_after, snapshots_after
@@ -135,7 +135,7 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
     import_pyplot()  # what is missing is said now, not at the first preview
     samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
     conditions = preview_conditions(config, samples)
-    what = describe(config, accelerator, count_parameters(config), samples)
+    what = describe(config, accelerator, outline(config), samples)
     taken = report(config, samples, held_out) if accelerator.is_main_process else None
     start = ask_main(accelerator, lambda: take_output(config, output, samples, accelerator.num_processes, arguments))
     initial = load_initial_weights(config) if start is None else None
@@ -147,7 +147,7 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
         return None
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
     network = make_network(config, initial, start)
-    state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed)
+    state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed, config.optimizer)
     loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
     if start is not None:
         loop.restore(start)
