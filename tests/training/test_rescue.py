@@ -14,7 +14,7 @@ from tests.training.failures import ASIDE, KINDS, PLACES, Tracker, fail
 from tests.training.loops import Runs
 from tests.training.runs import assert_equal_bits, rows, status
 from unetgn.training import loop as loop_module
-from unetgn.training import train
+from unetgn.training import rescue, train
 from unetgn.training.checkpoint import Checkpoint, verify
 from unetgn.training.errors import Diverged, Failed, Preempted
 from unetgn.training.loop import Loop
@@ -25,8 +25,8 @@ FAILS_AFTER = 3  # steps; where the place is not come to then, its case names ot
 
 
 def calls_out_of_the_loop() -> set[str]:
-    """List what unetgn/training/loop.py calls of other modules: functions that it imports, methods of what it holds."""
-    tree = ast.parse(Path(loop_module.__file__).read_text())
+    """List what the loop and its rescue call of other modules: functions they import, methods of what they hold."""
+    tree = ast.parse("".join(Path(module.__file__).read_text() for module in (loop_module, rescue)))
     imported = {
         name.name
         for node in ast.walk(tree)

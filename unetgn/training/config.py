@@ -71,7 +71,8 @@ class TrainConfig:
     validate_every: int = 0
     """Steps between two held-out losses (data.held_out has to be above 0); 0 is off."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Trackers by their name in Accelerate: tensorboard, wandb, …; an empty list is off."""
+    """Trackers by their name in Accelerate: tensorboard, wandb, trackio, …; an empty list is off. They get the rows of
+    the logs and, where they take them, the pictures of each preview."""
 
     def __post_init__(self) -> None:
         if self.initial_weights is not None:

@@ -20,9 +20,12 @@ from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, LEFT, list_checkpoin
 from unetgn.training.errors import RunDirectoryError
 from unetgn.training.files import delete, delete_unfinished, lines_within, write_json, write_text, writing
 
+LEVELS = tuple(f"level_{number}" for number in range(1, 11))  # ranges of noise levels, equally probable in training
+
 COLUMNS = {
     "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
     "validation.csv": ("step", "loss"),
+    "levels.csv": ("step", "loss", *LEVELS),
 }
 
 LONGEST_ROW = 1000  # characters
@@ -32,7 +35,7 @@ TRACKER_ID_IS = re.compile("[0-9a-f]{16}")
 
 
 class RunDirectory:
-    """Keeps a folder with `config.yaml`, `status.json`, `metrics.csv`, `validation.csv`, `checkpoints/` and pictures.
+    """Keeps a folder with `config.yaml`, `status.json`, logs (`COLUMNS`), `checkpoints/` and pictures.
 
     Held by one process at a time: the lock is the operating system's, so a killed run leaves none behind.
     """
@@ -180,7 +183,7 @@ class RunDirectory:
         return rows
 
     def log(self, name: str, row: dict[str, float]) -> None:
-        """Append a row to metrics.csv or validation.csv; its keys are COLUMNS. Where that fails, the row waits.
+        """Append a row to one of the logs; its keys are COLUMNS. Where that fails, the row waits.
 
         Raises OSError.
         """
