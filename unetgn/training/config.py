@@ -17,6 +17,7 @@ from unetgn.pipelines.schedulers import make_sampling_scheduler
 from unetgn.training.checkpoint import CheckpointConfig
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.text import context_dims
+from unetgn.training.evaluation import EvaluateConfig
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.optimizers import BETAS_READ_BY, OptimizerConfig
 from unetgn.training.power_averages import gamma_of
@@ -141,6 +142,7 @@ class RunConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -154,6 +156,7 @@ def check_config(config: RunConfig) -> None:
     check_model(config)
     check_guidance(config)
     check_optimizer(config)
+    check_evaluate(config)
     if config.train.validate_every > 0 and config.data.held_out == 0:
         raise ValueError(
             "train.validate_every needs images that are not trained on: set data.held_out, or leave it at 0"
@@ -230,6 +233,23 @@ def check_optimizer(config: RunConfig) -> None:
         raise ValueError(
             "optimizer.name is adamw_8bit and train.channels_last true, but bitsandbytes puts every weight back into "
             "the usual layout: set train.channels_last to false, or take another optimizer.name"
+        )
+
+
+def check_evaluate(config: RunConfig) -> None:
+    """Raise ValueError where images are to be judged and there is nothing to judge them by."""
+    evaluate, data = config.evaluate, config.data
+    if evaluate.every == 0:
+        return
+    if data.held_out == 0:
+        raise ValueError(
+            f"evaluate.every is {evaluate.every} and data.held_out 0, but drawn images are compared with some that are "
+            "not trained on: set data.held_out, or evaluate.every to 0"
+        )
+    if data.name in ("latents", "stream"):
+        raise ValueError(
+            f"evaluate.every is {evaluate.every} and data.name {data.name}, which has no real images to compare with: "
+            "set evaluate.every to 0, and judge afterwards with sampling/evaluate.py"
         )
 
 

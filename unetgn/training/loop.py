@@ -26,12 +26,13 @@ from PIL import Image
 from torch import Tensor
 
 from unetgn.training.bars import Bar
-from unetgn.training.checkpoint import Checkpoint, TensorFile, checkpoint_path, delete_old, not_finite
+from unetgn.training.checkpoint import Checkpoint, TensorFile, checkpoint_path, delete_old, mark_best, not_finite
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import to_yaml
 from unetgn.training.data.samples import IndexedSamples, Restarting, Samples, StepBatches
 from unetgn.training.data.standing import RankState
 from unetgn.training.errors import Diverged, Failed, Preempted
+from unetgn.training.evaluation import Evaluator
 from unetgn.training.mishaps import Mishaps
 from unetgn.training.power_averages import AVERAGES, save_snapshot, snapshot_file
 from unetgn.training.preview import Conditions, draw_levels, draw_loss, draw_preview, preview_file
@@ -59,9 +60,10 @@ class Loop(Rescue):
         conditions: Conditions,
         run: RunDirectory,
         signals: StopSignals,
+        evaluator: Evaluator | None = None,
     ) -> None:
         self.config, self.state, self.conditions, self.run, self.signals = config, state, conditions, run, signals
-        self.samples, self.held_out = samples, held_out
+        self.samples, self.held_out, self.evaluator = samples, held_out, evaluator
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
@@ -192,6 +194,8 @@ class Loop(Rescue):
             self.validate()
         if self.due(config.preview.every):
             self.preview()
+        if self.due(config.evaluate.every):
+            self.evaluate()
 
     def catch_up(self) -> None:
         """Make up for averages, row, validation and preview of a resumed step, where the run ended before they came."""
@@ -215,6 +219,12 @@ class Loop(Rescue):
             missing = main and not preview_file(self.run.path, step).exists()
             if self.signals.told_by_main(missing):
                 self.preview()
+        if self.due(self.config.evaluate.every):
+            missing = True
+            with self.signals.noting():
+                missing = main and str(step) not in (row["step"] for row in self.run.rows("evaluation.csv"))
+            if self.signals.told_by_main(missing):
+                self.evaluate()
 
     def due(self, every: int) -> bool:
         """Return True where this step is one of every `every`, or the last."""
@@ -314,6 +324,33 @@ class Loop(Rescue):
                 self.show_pictures({"levels": folder / LEVELS_PICTURE} if self.run.rows("levels.csv") else {})
             self.signals.tell_from_main(working=False)
         self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s
+
+    def evaluate(self) -> None:
+        """Judge images of the averaged weights on the main process; where they are the best so far, save all of it."""
+        began = time.perf_counter()
+        scheduler, step, is_best = self.state.objective.scheduler, self.state.step, False
+        with contextlib.suppress(Interrupted), self.state.averaged() as unet:
+            if self.evaluator is None:  # of the main process alone
+                self.signals.wait_for_main()
+            else:
+                with self.signals.noting(), self.mishaps.beside("the evaluation"):
+                    figures = self.evaluator.judge(unet, scheduler, on_step=self.go_on_alone)
+                    self.write_row("evaluation.csv", {"step": step, **figures}, figures)
+                    is_best = self.run.judged(self.config.evaluate.metric)[:1] == [step]
+                self.signals.tell_from_main(working=False)
+        if self.signals.told_by_main(is_best):
+            if self.saved_step < step:
+                self.save()
+            self.mark_best()
+        self.window.since += time.perf_counter() - began
+
+    def mark_best(self) -> None:
+        """Have checkpoints/best lead to the best checkpoint that is there, on the main process."""
+        if self.accelerator.is_main_process:
+            with self.signals.noting(), self.mishaps.beside("checkpoints/best"):
+                judged = self.run.judged(self.config.evaluate.metric)
+                paths = (checkpoint_path(self.run.checkpoints, step) for step in judged)
+                mark_best(self.run.checkpoints, next((path for path in paths if path.is_dir()), None))
 
     def show_pictures(self, pictures: Mapping[str, Image.Image | Path]) -> None:
         """Show pictures to the trackers, by name; a picture that one cannot take is none of the run's business."""

@@ -91,14 +91,35 @@ def draw_preview(
 
     `on_step` is called between sampling steps.
     """
+    moments = Moments(4, conditions.shape)
+    made = draw_images(unet, scheduler, conditions, config, on_step=on_step, moments=moments)
+    strip, columns = moments.strip(STRIP)
+    if conditions.autoencoder is not None:
+        autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
+        strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
+    pictures = {"samples": to_grid(torch.cat(made)), "denoise": to_grid(strip, columns=columns)}
+    write_png(run / "denoise" / f"step-{step:06d}.png", pictures["denoise"])
+    write_png(preview_file(run, step), pictures["samples"])
+    return pictures
+
+
+def draw_images(
+    unet: UNet,
+    scheduler: Any,
+    conditions: Conditions,
+    config: PreviewConfig,
+    *,
+    on_step: Callable[[], None],
+    moments: Moments | None = None,
+) -> list[Tensor]:
+    """Draw what the network makes, in batches (N, C, H, W); `moments` collects those of the first batch."""
     num_classes, texts = unet.config.num_classes, conditions.texts
     pipeline = UNetPipeline(unet, scheduler)
     pipeline.use_scheduler(config.scheduler_for(scheduler))
     pipeline.set_progress_bar_config(disable=True)
-    moments = Moments(4, conditions.shape)
 
     def look(_: UNetPipeline, step: int, timestep: Tensor, kept: dict[str, Tensor]) -> None:
-        if batch == batches[0]:
+        if moments is not None and batch == batches[0]:
             moments.add(kept["latents"])
         on_step()
 
@@ -120,14 +141,7 @@ def draw_preview(
                 callback_on_step_end=look,
             ).images
         )
-    strip, columns = moments.strip(STRIP)
-    if conditions.autoencoder is not None:
-        autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
-        strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
-    pictures = {"samples": to_grid(torch.cat(made)), "denoise": to_grid(strip, columns=columns)}
-    write_png(run / "denoise" / f"step-{step:06d}.png", pictures["denoise"])
-    write_png(preview_file(run, step), pictures["samples"])
-    return pictures
+    return made
 
 
 def decode(autoencoder: Autoencoder, latents: Tensor, on_step: Callable[[], None]) -> Tensor:

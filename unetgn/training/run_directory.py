@@ -7,6 +7,7 @@ import csv
 import errno
 import fcntl
 import io
+import math
 import os
 import re
 import secrets
@@ -26,6 +27,7 @@ COLUMNS = {
     "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
     "validation.csv": ("step", "loss"),
     "levels.csv": ("step", "loss", *LEVELS),
+    "evaluation.csv": ("step", "fid", "kid", "precision", "recall"),
 }
 
 LONGEST_ROW = 1000  # characters
@@ -176,7 +178,7 @@ class RunDirectory:
                 # Not by csv: numbers have no quotes, and one that a bad disk makes would take in all that follows.
                 values = (line or "").replace("\0", "").strip().split(",")
                 header = tuple(values)  # of an older version a shorter one; of a damaged file, anything
-                if number == 0 and "loss" in header and header == columns[: len(header)]:
+                if number == 0 and {"loss", "fid"} & {*header} and header == columns[: len(header)]:
                     names = header
                 elif len(values) == len(names) and is_whole(row := dict(zip(names, values, strict=True))):
                     rows.append(row)
@@ -204,11 +206,16 @@ class RunDirectory:
         rows = self.rows(name)
         return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
 
+    def judged(self, metric: str) -> list[int]:
+        """List the steps that were judged, the one with the least of a metric first, of equals the earliest."""
+        figures = [(float(row[metric]), int(row["step"])) for row in self.rows("evaluation.csv")]
+        return [step for figure, step in sorted(figures) if math.isfinite(figure)]
+
 
 def is_whole(row: dict[str, str]) -> bool:
     """Return True where a logged row was written to its end; the last one may be cut: a full disk, a loss of power."""
     try:
-        int(row["step"]), float(row["loss"])
+        int(row["step"]), float(row["loss" if "loss" in row else "fid"])
     except (TypeError, ValueError):
         return False
     return None not in row.values()
