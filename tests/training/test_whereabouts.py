@@ -16,8 +16,7 @@ from tests.training.launched import ROOT, TRAIN
 from tests.training.loops import Runs
 from tests.training.runs import assert_equal_bits, status
 from tests.training.test_train import run
-from unetgn.training import loop as loop_module
-from unetgn.training import train
+from unetgn.training import rescue, train
 from unetgn.training.checkpoint import Checkpoint, list_checkpoints, run_of
 from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError
 from unetgn.training.run_directory import LOCK, RunDirectory
@@ -183,12 +182,12 @@ def test_several_ranks_that_lost_the_others_write_one_checkpoint(
 ) -> None:
     """The first one writes; the others go on once it is there, and say so where it never comes."""
     path = tmp_path / "checkpoints" / "step-000003"
-    assert loop_module.may_write(path)
-    monkeypatch.setattr(loop_module, "LONGEST_SAVE", 0.1)
-    assert not loop_module.may_write(path)
-    monkeypatch.setattr(loop_module, "LONGEST_SAVE", 60.0)
+    assert rescue.may_write(path)
+    monkeypatch.setattr(rescue, "LONGEST_SAVE", 0.1)
+    assert not rescue.may_write(path)
+    monkeypatch.setattr(rescue, "LONGEST_SAVE", 60.0)
     with ThreadPoolExecutor() as pool:
-        others = [pool.submit(loop_module.may_write, path) for _ in range(3)]
+        others = [pool.submit(rescue.may_write, path) for _ in range(3)]
         path.mkdir()
         assert all(other.result(timeout=10) for other in others)
 

@@ -29,10 +29,10 @@ FREE = ("sample_size", "dropout")  # in these a network may differ from the one 
 LISTED = 5  # an error message names at most this many fields that differ
 
 
-def count_parameters(config: RunConfig) -> int:
-    """Count the network's parameters without making them. Raises ConfigError where there can be no such network."""
+def outline(config: RunConfig) -> UNet:
+    """Build the network without memory for it. Raises ConfigError where there can be no such network."""
     try:
-        return empty_unet(config.model).num_parameters()
+        return empty_unet(config.model)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
 

@@ -48,7 +48,7 @@ def check_contents(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.path} is damaged: {' '.join(str(error).split())}") from error
     parameters = dict(network.named_parameters())
     averages = PowerAverages(parameters, widths=config.ema.power_widths).state()
-    read_state(checkpoint, network.state_dict(), parameters, averages)
+    read_state(checkpoint, network, averages, optimizer=config.optimizer, betas=config.train.betas)
     shapes, others = ({name: tensor.shape for name, tensor in each.state_dict().items()}
                       for each in (network, described_network(checkpoint)))  # fmt: skip
     if shapes != others:
