@@ -40,15 +40,6 @@ from unetgn.training.processes import LONGEST_WAIT, ask_main
 
 __all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "make_parser", "novelty", "read_real",
            "read_samples"]  # fmt: skip
-    "Pictures",
-    "evaluate",
-    "frechet_distance",
-    "label_agreement",
-    "make_parser",
-    "novelty",
-    "read_real",
-    "read_samples",
-]
 
 
 def open_real(config: str) -> Real:
