@@ -50,6 +50,10 @@ def installed(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("installed")
     line = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder)]
     subprocess.run([*line, str(wheel_file)], check=True, capture_output=True)
+    where = [sys.executable, "-c", "import unetgn; print(unetgn.__file__)"]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    found = subprocess.run(where, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(str(folder))
     return folder
 
 
@@ -64,9 +68,6 @@ def test_the_installed_command_works_in_an_empty_folder(
     line: list[str], says: str, installed: Path, tmp_path: Path
 ) -> None:
     environment = os.environ | {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
-    where = [sys.executable, "-c", "import unetgn; print(unetgn.__file__)"]
-    found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
-    assert found.startswith(str(installed))
     command = [str(installed / "bin" / "unetgn"), *line]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

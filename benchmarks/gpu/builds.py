@@ -64,7 +64,8 @@ class Build:
         y, mean, rstd = entry.follow_forward(recipe, given)
         needs = Needs._make(isinstance(getattr(given, name), Tensor) for name in DIFFERENTIABLE)
         plan = self.backward or backward.plan_backward(sizes, layout, device)
-        entry.follow_backward(backward.recipe_of(plan, sizes, self.activation, needs), y, given, mean, rstd, needs)
+        recipe_back = backward.recipe_of(plan, sizes, device, self.activation, needs)
+        entry.follow_backward(recipe_back, y, given, mean, rstd, needs)
 
 
 def builds(device: Device) -> Iterator[Build]:

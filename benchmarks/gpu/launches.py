@@ -114,7 +114,7 @@ def _call(case: Case, which: str, plan: Plan, device: Device, inputs: paths.Inpu
     if which == "forward":
         return lambda: dict(zip(("y", "mean", "rstd"), paths.run_forward(plan, case, device, given), strict=True))
     _, mean, rstd = paths.run_forward(paths.planned_forward(case, device), case, device, given)
-    return lambda: paths.run_backward(plan, case, given, inputs["dy"], mean, rstd)
+    return lambda: paths.run_backward(plan, case, device, given, inputs["dy"], mean, rstd)
 
 
 def _run_and_note(seen: list[Any], launches: Any, operands: tuple[Any, ...], x: Tensor) -> None:

@@ -43,10 +43,7 @@ def forward_plans(case: Case, device: Device) -> Plans:
     sizes = problem(case)
     if case.layout == "channels_last":
         limit, per_thread = (sizes.resident_elements(n) for n in (channels_last.FORWARD_RESIDENT, 96))
-        largest, largest_apply = sizes.resident_elements(8192), sizes.resident_elements(4096)
-        found: dict[str, Plan | None] = {
-            "split": channels_last.split(sizes, device, largest=largest, largest_apply=largest_apply)
-        }
+        found: dict[str, Plan | None] = {"split": channels_last.split(sizes, device)}
         for blocks in (1, *device.cluster_sizes):
             if sizes.spatial % blocks == 0 and sizes.length // blocks <= limit:
                 found[_resident_name(blocks)] = channels_last.resident_of(sizes, device, limit, per_thread, blocks)
@@ -70,8 +67,7 @@ def backward_plans(case: Case, device: Device) -> Plans:
     """Return the plans of the backward pass by name: "split", and "resident" where a group fits a block."""
     sizes = problem(case)
     if case.layout == "channels_last":
-        largest, largest_apply = (8192, 4096) if sizes.itemsize < 8 else (2048, 1024)
-        plans: Plans = {"split": channels_last.split(sizes, device, largest=largest, largest_apply=largest_apply)}
+        plans: Plans = {"split": channels_last.split(sizes, device)}
         limit = channels_last.BACKWARD_RESIDENT[sizes.itemsize]
         if sizes.length <= limit:
             roomy = channels_last.BACKWARD_ROOMY[sizes.itemsize]
@@ -97,10 +93,12 @@ def run_forward(plan: Plan, case: Case, device: Device, given: Arguments) -> tup
     return entry.follow_forward(recipe, given)
 
 
-def run_backward(plan: Plan, case: Case, given: Arguments, dy: Tensor, mean: Tensor, rstd: Tensor) -> Inputs:
+def run_backward(
+    plan: Plan, case: Case, device: Device, given: Arguments, dy: Tensor, mean: Tensor, rstd: Tensor
+) -> Inputs:
     """Compute the gradient of each tensor that is given, by that plan."""
     needs = Needs._make(getattr(given, name) is not None for name in DIFFERENTIABLE)
-    recipe = backward.recipe_of(plan, problem(case), given.activation, needs)
+    recipe = backward.recipe_of(plan, problem(case), device, given.activation, needs)
     gradients = entry.follow_backward(recipe, dy, given, mean, rstd, needs)
     return {name: value for name, value in zip(DIFFERENTIABLE, gradients, strict=True) if value is not None}
 
@@ -109,7 +107,7 @@ def results(plans: tuple[Plan, Plan], case: Case, device: Device, inputs: Inputs
     """Return y and the gradient of each input, by explicit plans."""
     given = arguments(inputs, case.groups)
     y, mean, rstd = run_forward(plans[0], case, device, given)
-    return {"y": y, **run_backward(plans[1], case, given, inputs["dy"], mean, rstd)}
+    return {"y": y, **run_backward(plans[1], case, device, given, inputs["dy"], mean, rstd)}
 
 
 Run = Callable[[Iterable[Any], tuple[Any, ...], Tensor], None]

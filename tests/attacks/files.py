@@ -313,8 +313,10 @@ def make_pipeline(folder: Path) -> None:
 
 
 def read_network(folder: Path) -> Any:
+    """Load a network; where a tensor of diffusers' is of a wider type, all have that, and the same numbers."""
     inner = folder / "pipeline"
-    return shapes(load_network(inner if inner.is_dir() else folder).state_dict())
+    found = shapes(load_network(inner if inner.is_dir() else folder).state_dict())
+    return {name: shape for name, (shape, _) in found.items()}
 
 
 def make_autoencoder(folder: Path) -> None:

@@ -88,8 +88,11 @@ def whole(processes: int, keys: tuple[str, ...] = ()) -> tuple[Path, int]:
     return folder / "run", int((folder / "count").read_text())
 
 
-def check(folder: Path, processes: int, what: str, *, keys: tuple[str, ...] = (), logs: bool = True) -> None:
-    """Start the line again where all is well: it has to end as the run that nothing happened to."""
+def check(folder: Path, processes: int, what: str, *, keys: tuple[str, ...] = (), all_there: bool = True) -> None:
+    """Start the line again where all is well: it has to end as the run that nothing happened to.
+
+    Without `all_there`, rows of the log and older checkpoints may have been taken away for good.
+    """
     sound, run = whole(processes, keys)[0], folder / "run"
     done = train(folder, processes, keys=keys)
     if any(code is None for code in done.codes):
@@ -101,10 +104,11 @@ def check(folder: Path, processes: int, what: str, *, keys: tuple[str, ...] = ()
         raise Lost(f"{what}: started again, it says {status(run)}")
     if not same(everything(sound, step), everything(run, step)):
         raise Lost(f"{what}: started again, it ends with other tensors")
-    if logs and logged_without_speed(sound) != logged_without_speed(run):
+    if all_there and logged_without_speed(sound) != logged_without_speed(run):
         raise Lost(f"{what}: started again, its log is another: {logged_without_speed(run)}")
     names = [sorted(path.name for path in (of / "checkpoints").iterdir()) for of in (sound, run)]
-    if (len(names[0]), names[0][-1:]) != (len(names[1]), names[1][-1:]):  # a signal saves a step of its own
+    kept = len(names[0]) == len(names[1]) or (not all_there and len(names[1]) < len(names[0]))
+    if not kept or names[0][-1:] != names[1][-1:]:  # a signal saves a step of its own
         raise Lost(f"{what}: started again, it leaves {names[1]} where {names[0]} are right")
     if left := [str(path) for path in run.rglob(".tmp-*")]:
         raise Wrong(f"{what}: started again, it leaves {left}")
@@ -280,7 +284,7 @@ def vanished(processes: int, draw: Draw, folder: Path) -> Verdict:
     if attack["path"] == ".lock" and attack["how"] == "folder":
         attack["how"] = "vanish"  # in such a folder nothing starts again before somebody has removed it, as it says
     what = f"{attack['path']} {attack['how']} at operation {attack['at']}"
-    return under(processes, folder, attack, what, logs=False)
+    return under(processes, folder, attack, what, all_there=False)
 
 
 def limited(processes: int, draw: Draw, folder: Path) -> Verdict:
@@ -305,7 +309,7 @@ def surrounded(processes: int, draw: Draw, folder: Path) -> Verdict:
 
 
 def under(
-    processes: int, folder: Path, attack: dict[str, Any], what: str, *, logs: bool = True, memory: bool = False
+    processes: int, folder: Path, attack: dict[str, Any], what: str, *, all_there: bool = True, memory: bool = False
 ) -> Verdict:
     """Train in such surroundings, then where all is well."""
     done = train(folder, processes, attack)
@@ -320,7 +324,7 @@ def under(
             raise Wrong(f"{what}: {error}") from None
         verdict = Verdict("refused", f"{what}: no memory")
     if verdict.outcome != "hung":
-        check(folder, processes, what, logs=logs)
+        check(folder, processes, what, all_there=all_there)
     return verdict
 
 

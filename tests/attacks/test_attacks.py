@@ -14,6 +14,12 @@ from tests.attacks.runs import HOWS, whole
 from tests.training.launched import ROOT
 
 RUNS = [name for name in KINDS if name.startswith("run of ")]
+# Each kind with one process or with several; the others, which are like these, with `-m slow`.
+ELSEWHERE = (
+    *(f"run of 1: {attack}" for attack in ("workers", "signals", "killed at any")),
+    *(f"run of 2: {attack}" for attack in ("killed at an op", "files", "limits", "clock")),
+    *(f"run of 3: {attack}" for attack in ("signals", "an op")),
+)
 IN_A_RUN = [name for name in KINDS if "of a run" in name or name == "file: logs"]  # a run comes before them
 OTHERS = [name for name in KINDS if name not in (*RUNS, *IN_A_RUN)]
 
@@ -35,13 +41,19 @@ def test_calls_are_right_or_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if not name.startswith("operator")])
 def test_damaged_files_are_refused_or_as_they_were(name: str) -> None:
-    hold(name, 6)
+    hold(name, 3 if "resume" in name else 6)  # of those that train, fewer
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [*RUNS, *IN_A_RUN])
-def test_runs_of_one_and_of_two_processes_hold(name: str) -> None:
-    hold(name, 1 if name in RUNS else 10)
+@pytest.mark.parametrize("name", [name for name in [*RUNS, *IN_A_RUN] if not name.startswith(ELSEWHERE)])
+def test_runs_of_one_and_of_several_processes_hold(name: str) -> None:
+    hold(name, 1 if name in RUNS else 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith(ELSEWHERE)])
+def test_runs_of_other_numbers_of_processes_hold(name: str) -> None:
+    hold(name, 1)
 
 
 @pytest.mark.slow

@@ -75,6 +75,7 @@ def test_every_rewriting_has_an_example():
     assert {name: named.count(name) for name in named} == {
         "_pass_by_position": 1,
         "visit_Call": 1,
+        "visit_BinOp": 1,
         "_fuse_with_norm_before": 4,
         "_sink_activations": 1,
         "_take_in_additions": 2,

@@ -4,9 +4,10 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.interop.fixtures import fixture
-from unetgn.interop import convert
+from unetgn.interop import convert, load
 
 
 @pytest.fixture
@@ -236,3 +237,32 @@ def test_an_option_of_a_wrong_type_is_named(case):
     config, state = case
     with pytest.raises(TypeError, match=r"num_heads='four' is not int"):
         convert("guided-diffusion", {**config, "num_heads": "four"}, state)
+
+
+@pytest.mark.parametrize("key", ["line\nend", "\x1b[31mred", "x" * 10**6, "\u202eright to left", ""], ids=ascii)
+@pytest.mark.parametrize(
+    "family", ["adm_conv_additive_legacy", "edm_song_ncsnpp_augment", "sgm_sdxl_base", "unet2d_butterflies"]
+)
+def test_whatever_a_key_is_called_the_error_is_a_line(family, key, tmp_path):
+    it = fixture(family)
+    state = it.state_dict() | {key: torch.zeros(1)}
+    save_file(state, tmp_path / "weights.safetensors")
+    for door in (
+        lambda: convert(it.meta["family"], it.config, state),
+        lambda: load(tmp_path / "weights.safetensors"),
+        lambda: load(it.meta["family"], tmp_path / "weights.safetensors", **it.config),
+    ):
+        with pytest.raises(ValueError, match=r".") as refused:
+            door()
+        said = str(refused.value)
+        assert said.isprintable()
+        assert len(said) < 3000
+
+
+@pytest.mark.parametrize("taps", [torch.zeros(1), torch.full((1, 1, 2, 2), torch.nan), torch.full((1, 1, 4, 4), 0.1)])
+def test_filter_taps_are_told_in_a_line(taps):
+    it = fixture("edm_song_ncsnpp_augment")
+    state = it.state_dict() | {"enc.8x8_down.skip.resample_filter": taps}
+    with pytest.raises(ValueError, match=r"enc\.8x8_down\.skip\.resample_filter .*filter taps make it") as refused:
+        convert("edm", it.config, state)
+    assert str(refused.value).isprintable()

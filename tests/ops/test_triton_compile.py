@@ -87,6 +87,8 @@ def held(launch: Launch) -> int:
     ]
     if "TILE" in launch.arguments:
         sizes = [launch.arguments.get("TILES", 1), launch.arguments["TILE"]]
+    if "TILE_ROWS" in launch.arguments:  # ROWS are those of a strip, of which a turn of the loop holds some tiles
+        sizes = [launch.arguments[name] for name in ("TILES", "TILE_ROWS", "COLUMNS")]
     return math.prod(sizes) // launch.num_warps
 
 
@@ -152,12 +154,22 @@ def spilling_launch() -> Launch:
     needs = Needs(True, True, True, False, False, False)
     width, exact = contiguous.backward_segment(case.problem)
     plan = replace(contiguous.backward_resident(case.problem, DEVICES["sm_90"], width, exact), num_warps=1)
-    recipe = backward.recipe_of(plan, case.problem, True, needs)
+    recipe = backward.recipe_of(plan, case.problem, DEVICES["sm_90"], True, needs)
     with recorded() as launches:
         tensors = case.shapes()
         statistics = torch.empty(1, 32, device="meta")
         entry.follow_backward(recipe, tensors["dy"], arguments_of(case, tensors), statistics, statistics, needs)
     return launches[0]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_only_16_bits_are_computed_with_approximate_reciprocals(dtype: torch.dtype, channels_last: bool) -> None:
+    forward, backward = launches_of(Case((1, 64, 8, 8), 32, dtype, channels_last), "sm_90")
+    for launch in (forward[-1], backward[0]):
+        ptx = compile_launch(launch, "sm_90").text["ptx"]
+        assert ("rcp.approx.ftz.f32" in ptx) == (dtype.itemsize == 2)
+        assert ("shl.b32" in ptx and "0xffff0000" in ptx) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtypes", ["all_fp16", "all_fp32"])

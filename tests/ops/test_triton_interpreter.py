@@ -35,4 +35,4 @@ def test_kernels_are_right_at_their_edges_under_the_interpreter() -> None:
 
 @pytest.mark.slow
 def test_kernels_are_right_under_the_interpreter_over_the_whole_cross_product() -> None:
-    run_interpreted(FOLDER / "test_kernels_against_the_definition.py", "-m", "slow")
+    run_interpreted(FOLDER / "test_kernels_against_the_definition.py", FOLDER / "test_edges.py", "-m", "slow")

@@ -125,7 +125,7 @@ def run_backward(
     dy = tensors["dy"]
     assert dy is not None
     needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
-    recipe = backward.recipe_of(plan, case.problem, case.activation, needs)
+    recipe = backward.recipe_of(plan, case.problem, INTERPRETER, case.activation, needs)
     gradients = entry.follow_backward(recipe, dy, arguments_of(case, tensors), mean, rstd, needs)
     return {name: g for name, g in zip(DIFFERENTIABLE, gradients, strict=True) if g is not None}
 
@@ -147,8 +147,10 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
     problem = case.problem
     if case.is_channels_last:
         many = 1 << 20
-        split = channels_last.split(problem, INTERPRETER, largest=1024, largest_apply=1024)
-        split = replace(split, rows=quarter(problem.spatial), apply_rows=2 * quarter(problem.spatial))
+        split = channels_last.split(problem, INTERPRETER)
+        rows = quarter(problem.spatial)  # of which a turn of the loop takes a half
+        tile_rows = max(1, rows // 8)
+        split = replace(split, rows=rows, apply_rows=2 * rows, tile_rows=tile_rows)
         found: dict[str, tuple[Plan, Plan]] = {"split": (split, split)}
         alone = channels_last.resident_of(problem, INTERPRETER, 2048, many, 1)
         shared = channels_last.resident_of(problem, INTERPRETER, 2048, many, 2)

@@ -79,7 +79,7 @@ def launches_of(case: Case, target: str, *, clusters: bool = False) -> tuple[lis
     needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
     plan = backward.plan_backward(case.problem, layout, device)
     with recorded() as second:
-        recipe_back = backward.recipe_of(plan, case.problem, case.activation, needs)
+        recipe_back = backward.recipe_of(plan, case.problem, device, case.activation, needs)
         entry.follow_backward(recipe_back, tensors["dy"], arguments, mean, rstd, needs)
     return first, second
 

@@ -1,10 +1,8 @@
 """The pipeline as people call it: what it draws, what it refuses before the first step, and what its folder does."""
 
+import functools
+import inspect
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,13 @@ from diffusers import (
 )
 from PIL import Image
 
+from tests.pipelines.cards import draw_by_card
 from tests.pipelines.digits import assert_digits, digits_network
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.inputs import read_images, read_mask, read_seeds
 from unetgn.pipelines.networks import facts_of
+from unetgn.pipelines.planning import Settings
 from unetgn.pipelines.schedulers import SCHEDULERS
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.pipeline import make_pipeline
@@ -139,21 +139,9 @@ def test_the_line_of_the_card_draws_without_this_package(tmp_path: Path) -> None
     folder = tmp_path / "saved"
     unet = digits_network("epsilon")
     make_pipeline(unet, make_scheduler(ObjectiveConfig(schedule="squared_cosine")), None).save_pretrained(folder)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    blocked = "import sys; sys.modules.update(unetgn=None, training=None, sampling=None)\n"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", blocked + code.replace("FOLDER", str(folder)).replace("range(8)", "[6]")],
-        cwd=tmp_path,
-        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
     ours = UNetPipeline(unet, make_scheduler(ObjectiveConfig(schedule="squared_cosine")))
     (expected,) = ours([6], class_labels=3, guidance_scale=2).images
-    drawn = np.asarray(Image.open(tmp_path / "image.png")).astype(int)
-    assert abs(drawn - np.asarray(expected)).max() <= 1
+    assert abs(draw_by_card(folder, tmp_path, 6) - np.asarray(expected)).max() <= 1
 
 
 def test_a_network_without_classes_is_diffusers_own_pipeline_too(tmp_path: Path) -> None:
@@ -317,8 +305,19 @@ def test_what_does_not_fit_is_refused_before_the_first_step(what: str, monkeypat
     pipeline = digits()
     monkeypatch.setattr(type(pipeline.unet), "forward", lambda *_, **__: pytest.fail("a step was made"))
     arguments, message = WRONG[what]
+    given = {"seeds": 0, "class_labels": 1} | arguments
     with pytest.raises(ValueError, match=message):
-        pipeline(**{"seeds": 0, "class_labels": 1} | arguments)
+        pipeline(**given)
+    if "callback_on_step_end_tensor_inputs" not in given:
+        with pytest.raises(ValueError, match=message):
+            pipeline.plan(given.pop("seeds"), Settings(**given))
+
+
+def test_settings_are_the_arguments_of_a_call_that_decide_on_its_images() -> None:
+    taken = inspect.signature(UNetPipeline.__call__).parameters
+    of_a_call = {"callback_on_step_end", "callback_on_step_end_tensor_inputs", "return_dict"}
+    expected = {name: taken[name].default for name in taken if name not in {"self", "seeds"} | of_a_call}
+    assert vars(Settings()) == expected
 
 
 @pytest.mark.parametrize(
@@ -487,18 +486,29 @@ def test_euler_ancestral_draws_numbers_in_few_steps(prediction: str) -> None:
     assert images.images.std() > 0.05
 
 
+@functools.cache
+def straight(name: str) -> Any:
+    """Make the scheduler that comes right after the network's own."""
+    network = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[32], attention_levels=[], depth=1)
+    pipeline = UNetPipeline(network, make_scheduler(ObjectiveConfig()))
+    pipeline.use_scheduler(name)
+    return pipeline.scheduler
+
+
 @pytest.mark.parametrize("first", SCHEDULERS)
 def test_a_scheduler_is_the_same_whichever_was_there_before(first: str) -> None:
     """Their options have the same names, and other values: algorithm_type, solver_type, timestep_spacing."""
     network = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[32], attention_levels=[], depth=1)
+    pipeline = UNetPipeline(network, make_scheduler(ObjectiveConfig()))
+    pipeline.use_scheduler(first)
+    pipeline.use_scheduler("unipc")  # which keeps what it has no use for
+    before = pipeline.scheduler
     for second in SCHEDULERS:
-        pipeline, straight = (UNetPipeline(network, make_scheduler(ObjectiveConfig())) for _ in range(2))
-        pipeline.use_scheduler(first)
-        pipeline.use_scheduler("unipc")  # which keeps what it has no use for
+        pipeline.scheduler = before
         pipeline.use_scheduler(second)
-        straight.use_scheduler(second)
-        assert type(pipeline.scheduler) is type(straight.scheduler)
-        assert dict(pipeline.scheduler.config) == dict(straight.scheduler.config)
+        expected = straight(second)
+        assert type(pipeline.scheduler) is type(expected)
+        assert dict(pipeline.scheduler.config) == dict(expected.config)
 
 
 @pytest.mark.parametrize("keys", [{}, {"num_classes": 10}])

@@ -30,13 +30,20 @@ CASES = [
 ]
 
 
-def in_turn(cases: list[tuple[str, str, str]]) -> list[Any]:
-    """Leave all but every third case of those schedulers that are tried less to CI, so that each is met."""
+def in_turn(cases: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Choose every third case of those schedulers that are tried less, so that each is met, and all of the others."""
     often = ("ddpm", "ddim", "pndm", "dpmsolver++", "sde-dpmsolver++", "deis", "unipc", "euler", "heun")
-    return [
-        case if case[2] in often or number % 3 == 0 else pytest.param(*case, marks=pytest.mark.thorough)
-        for number, case in enumerate(cases)
-    ]
+    return [case for number, case in enumerate(cases) if case[2] in often or number % 3 == 0]
+
+
+WAYS = list(itertools.product([1, 3], [True, False]))  # guidance, clipping
+# Each chosen case in two of the ways, which differ in both; the whole product with `-m slow`.
+OFTEN = {
+    (*case, guidance, clip)
+    for number, case in enumerate(in_turn(CASES))
+    for guidance, clip in WAYS
+    if ((guidance == 1) == clip) == (number % 2 == 0)
+}
 
 
 class Gaussian(nn.Module):
@@ -65,9 +72,14 @@ def objective(schedule: str, prediction_type: str, clip: bool) -> ObjectiveConfi
     return ObjectiveConfig(schedule=schedule, prediction_type=prediction_type, clip_sample=clip, **betas)
 
 
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("guidance_scale", [1, 3])
-@pytest.mark.parametrize(("schedule", "prediction_type", "name"), in_turn(CASES))
+@pytest.mark.parametrize(
+    ("schedule", "prediction_type", "name", "guidance_scale", "clip"),
+    [
+        pytest.param(*case, *way, marks=() if (*case, *way) in OFTEN else pytest.mark.slow)
+        for case in CASES
+        for way in WAYS
+    ],
+)
 def test_the_samples_have_the_mean_and_the_spread_of_what_the_network_knows(
     schedule: str, prediction_type: str, name: str, guidance_scale: float, clip: bool
 ) -> None:

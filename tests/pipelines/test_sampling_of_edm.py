@@ -1,17 +1,13 @@
 """Samples digits with a network that was trained with EDM's objective, in every way that the others are sampled in."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tests.pipelines.cards import draw_by_card
 from tests.pipelines.digits import assert_digits, digits_network
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.levels import levels_of
@@ -90,7 +86,7 @@ def test_clipping_is_as_the_objective_says_through_every_scheduler(clip_sample: 
             assert bool(made.images.abs().max() > 1) is not clip_sample
 
 
-@pytest.mark.thorough
+@pytest.mark.slow  # of a network with classes it is tried in every run of the tests
 def test_the_line_of_the_card_draws_without_this_package(tmp_path: Path) -> None:
     """Of a network without classes, which diffusers' own class expresses."""
     from unetgn import UNet
@@ -100,20 +96,8 @@ def test_the_line_of_the_card_draws_without_this_package(tmp_path: Path) -> None
     made = make_pipeline(unet, make_scheduler(OBJECTIVE), None)
     assert isinstance(made.unet, diffusers.UNet2DModel)
     made.save_pretrained(folder)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    blocked = "import sys; sys.modules.update(unetgn=None, training=None, sampling=None)\n"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", blocked + code.replace("FOLDER", str(folder)).replace("range(8)", "[6]")],
-        cwd=tmp_path,
-        env=environment | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
     (expected,) = UNetPipeline(unet, make_scheduler(OBJECTIVE))([6]).images
-    drawn = np.asarray(Image.open(tmp_path / "image.png")).astype(int)
-    assert abs(drawn - np.asarray(expected)).max() <= 1
+    assert abs(draw_by_card(folder, tmp_path, 6) - np.asarray(expected)).max() <= 1
 
 
 @pytest.mark.parametrize("sigma", [2e-4, 1e-6])

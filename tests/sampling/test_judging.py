@@ -189,6 +189,27 @@ def test_what_cannot_be_judged_is_said(
     assert "there are 3 samples; 4 or more are needed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--extractor mnist5k", "the extractor mnist5k fails on images"),
+        ("--seeds 0-2", "there are 3 samples; 4 or more are needed"),
+        ("--reference held_out --config {}", "images in its part held_out: give another --reference"),
+        ("--guidance-scale 2", "guidance needs a network that was trained with classes"),
+        ("--prompts cat", "this network reads no text"),
+    ],
+)
+def test_what_could_not_be_judged_is_not_drawn(
+    arguments: str, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few.yaml").write_text(TINY.replace("held_out: 0.1", "held_out: 0.001"))
+    line = ["--checkpoint", str(run), "--seeds", "0-9", *arguments.replace("{}", str(tmp_path / "few.yaml")).split()]
+    before = set(run.rglob("*"))
+    assert main(line) == 2
+    assert words in capsys.readouterr().err
+    assert set(run.rglob("*")) == before
+
+
 def test_a_checkpoint_is_judged_by_what_it_draws_and_all_of_them_make_a_curve(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,9 +254,15 @@ def test_averages_of_widths_are_judged_and_their_curve_is_drawn(
     drawn = [run / "averages" / f"width-{width}" / "evaluation" / "step-000004" for width in (0.2, 0.06)]
     requests = [json.loads((folder / "ddim-2-steps" / "request.json").read_text()) for folder in drawn]
     assert requests[0]["network"] != requests[1]["network"]
-    assert main([*ask, "--widths", "0.2"]) == 0  # of the newest alone
-    found = json.loads((run / "evaluation" / "ddim-2-steps-widths.json").read_text())
-    assert [(row["step"], row["width"]) for row in found["checkpoints"]] == [(4, 0.2)]
+    assert main([*ask, "--widths", "0.1"]) == 0  # of the newest alone; what others were found to be worth stays
+    again = json.loads((run / "evaluation" / "ddim-2-steps-widths.json").read_text())["checkpoints"]
+    assert [(row["step"], row["width"]) for row in again] == [(2, 0.06), (2, 0.2), (4, 0.1), (4, 0.06), (4, 0.2)]
+    assert all(row in again for row in found["checkpoints"])
+    capsys.readouterr()
+    assert main([*ask, "--widths", "0.2", "--reference", "all"]) == 0  # figures that cannot be compared stay apart
+    other = json.loads((run / "evaluation" / "ddim-2-steps-widths.json").read_text())["checkpoints"]
+    assert [(row["step"], row["width"]) for row in other] == [(4, 0.2)]
+    assert capsys.readouterr().err.count("is left out, for it was judged by other reference") == 4
     assert main([*ask, "--widths", "0.7"]) == 2
     assert "--widths: an average of width 0.7 is none" in capsys.readouterr().err
     shutil.rmtree(run / "averages")

@@ -21,7 +21,7 @@ from unetgn.training.data.pixels import TooSmall
 from unetgn.training.data.text import TextEncoder
 
 # Numbers of images. What keeps them shows between the first two; the others are those of true sets.
-COUNTS = {"hundreds": (100, 600), "thousands": (1000, 20_000)}
+COUNTS = {"hundreds": (100, 600), "thousands": (1000, 10_000)}
 SIDE = 32  # an image takes 3 kB, and 25 kB in float64
 CEILING = 700  # bytes that an image may leave behind: its name, its seed, a distance
 

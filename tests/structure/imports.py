@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top. A file imports from its own layer and from those below, never from those above.
 LAYERS = (
     ("unetgn.programs",),
-    ("unetgn.serialize", "unetgn.json_files", "unetgn.pickles"),
+    ("unetgn.serialize", "unetgn.json_files", "unetgn.pickles", "unetgn.messages"),
     ("unetgn.ops",),
     ("unetgn.nn",),
     ("unetgn.unet",),

@@ -8,6 +8,10 @@ DOORS = {
     ("unetgn.unet.model", "unetgn.interop.from_diffusers"),
     ("unetgn.unet.model", "unetgn.interop.to_diffusers"),
     ("unetgn.unet.loading", "unetgn.interop.families"),
+    # What a run is judged by while it trains is what judges it afterwards.
+    ("unetgn.training.evaluation", "unetgn.sampling.extractors"),
+    ("unetgn.training.evaluation", "unetgn.sampling.sets"),
+    ("unetgn.training.evaluation", "unetgn.sampling.metrics"),
 }
 
 

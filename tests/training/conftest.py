@@ -12,8 +12,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from tests.training.forked import LAUNCHER, succeed
-from tests.training.launched import SIX_STEPS, TINY, launcher_line
+from tests.training.forked import succeed
+from tests.training.launched import SIX_STEPS, TINY, TWO
 from tests.training.loops import Runs, spare_time
 
 CAPTIONS = ["a cat", "a dog", "two cats and a dog", ""]
@@ -61,12 +61,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return what a run of two processes left, which Accelerate's launcher started, each with imports of its own."""
+    """Return what a run of two processes left."""
 
-    def launch(folder: Path) -> None:
-        succeed(*launcher_line("--config", str(tiny), "--output", str(folder / "run")), script=LAUNCHER)
+    def train(folder: Path) -> None:
+        succeed("--config", str(tiny), "--output", str(folder / "run"), launcher=TWO, processes=2)
 
-    return made_once(tmp_path_factory, "two", launch) / "run"
+    return made_once(tmp_path_factory, "two", train) / "run"
 
 
 @pytest.fixture(scope="session")

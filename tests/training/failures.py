@@ -47,6 +47,9 @@ class Tracker(GeneralTracker):
     def log(self, values: dict, step: int | None = None, **_: Any) -> None:
         self.told.append(step)
 
+    def log_images(self, values: dict, step: int | None = None) -> None:
+        """Keep nothing of it."""
+
 
 # By the call in unetgn/training/loop.py: who is to fail, and what becomes of the run.
 PLACES: dict[str, tuple[Any, str, str]] = {
@@ -68,6 +71,9 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "held_out_loss": (loop_module, "held_out_loss", SAVED),
     "draw_preview": (loop_module, "draw_preview", ASIDE),
     "draw_loss": (loop_module, "draw_loss", ASIDE),
+    "draw_levels": (loop_module, "draw_levels", ASIDE),
+    "show_picture": (loop_module, "show_picture", ASIDE),
+    "self.run.rows": (RunDirectory, "rows", ASIDE),
     "self.run.losses": (RunDirectory, "losses", ASIDE),
     "self.window.all_sums": (Window, "all_sums", SAVED),
     "self.state.tensors": (TrainState, "tensors", SAVED),

@@ -15,6 +15,7 @@ from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config
 from unetgn.training.data.images import Digits
 from unetgn.training.data.samples import IndexedSamples
+from unetgn.training.evaluation import Evaluator
 from unetgn.training.loop import Loop
 from unetgn.training.objective import Objective
 from unetgn.training.preview import Conditions
@@ -22,6 +23,7 @@ from unetgn.training.run_directory import RunDirectory
 from unetgn.training.signals import StopSignals
 from unetgn.training.step import TrainState
 
+CPU = torch.device("cpu")
 SIX_STEPS = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [8], depth: 1, attention_levels: [],
         dropout: 0.1, norm: {num_groups: 4}}
@@ -59,9 +61,14 @@ class Runs:
         accelerator = Accelerator(cpu=True)
         torch.manual_seed(0)
         network = train.make_network(config, None, None)
-        state = TrainState(network, Objective(config.objective, None), config.train, config.ema, accelerator, 0)
+        state = TrainState(
+            network, Objective(config.objective, None), config.train, config.ema, accelerator, 0, config.optimizer
+        )
         samples, held_out = (IndexedSamples(self.images, np.arange(*part), 0) for part in ((0, 99), (100, 104)))
-        return Loop(config, state, samples, held_out, Conditions((1, 8, 8)), output, StopSignals(1))
+        conditions, evaluator = Conditions((1, 8, 8)), None
+        if config.evaluate.every:
+            evaluator = Evaluator(config.evaluate, config.preview, held_out, conditions, data="digits", device=CPU)
+        return Loop(config, state, samples, held_out, conditions, output, StopSignals(1), evaluator)
 
 
 def spare_time(patch: Callable[..., object]) -> None:

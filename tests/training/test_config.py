@@ -224,7 +224,8 @@ def test_print_config_writes_every_key(capsys: pytest.CaptureFixture[str]) -> No
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["train"]["steps"] == 12
     assert printed["train"]["learning_rate"] == 2e-3
-    assert {"seed", "model", "data", "train", "objective", "ema", "checkpoint", "preview"} == set(printed)
+    groups = {"seed", "model", "data", "train", "optimizer", "objective", "ema", "checkpoint", "preview", "evaluate"}
+    assert groups == set(printed)
 
 
 def folder_of_images(folder: Path, size: int, classes: int) -> Path:

@@ -91,11 +91,14 @@ def test_it_ends_in_one_line_and_goes_on(
 
 
 # The module during whose import the signal comes; the first is there at once.
-IMPORTED = ["argparse", pytest.param("diffusers", marks=pytest.mark.thorough)]
+IMPORTED = [
+    *(("argparse", script) for script in MOMENTS),
+    pytest.param("diffusers", TRAIN, marks=pytest.mark.thorough),
+    *(pytest.param("diffusers", script, marks=pytest.mark.slow) for script in MOMENTS if script != TRAIN),
+]
 
 
-@pytest.mark.parametrize("script", MOMENTS, ids=lambda script: script.name)
-@pytest.mark.parametrize("module", IMPORTED)
+@pytest.mark.parametrize(("module", "script"), IMPORTED, ids=lambda value: getattr(value, "name", value))
 def test_it_ends_in_one_line_while_it_imports(module: str, script: Path) -> None:
     program = f"""
 import importlib.abc, os, signal, sys

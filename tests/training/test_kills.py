@@ -61,7 +61,7 @@ def kill_again_and_again(config: Path, tmp_path: Path, kills: int, steps: int, s
 
 
 def test_a_run_killed_twice_ends_with_the_same_bits(config: Path, tmp_path: Path) -> None:
-    kill_again_and_again(config, tmp_path, kills=2, steps=100, seed=0)
+    kill_again_and_again(config, tmp_path, kills=2, steps=60, seed=0)
 
 
 @pytest.mark.slow

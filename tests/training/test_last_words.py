@@ -82,9 +82,24 @@ def test_each_script_has_words_for_its_end() -> None:
     assert {script.name for script in SCRIPTS} == set(STOPPED)
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / "benchmarks/host_overhead.py"], ids=lambda script: script.stem)
-@pytest.mark.parametrize("error", ["KeyboardInterrupt", "ModuleNotFoundError(name='tqdm')"])
-def test_the_imports_of_a_script_end_in_one_line_too(script: Path, error: str) -> None:
+ENDS = [
+    (error, script)
+    for error in ("KeyboardInterrupt", "ModuleNotFoundError(name='tqdm')")
+    for script in (*SCRIPTS, ROOT / "benchmarks/host_overhead.py")
+]
+# What a name is called by is found in one way: one of each folder, and each end, in every run of the tests.
+OFTEN = [("KeyboardInterrupt", "train"), ("ModuleNotFoundError(name='tqdm')", "sample"), ENDS[-1]]
+
+
+@pytest.mark.parametrize(
+    ("error", "script"),
+    [
+        pytest.param(*end, marks=() if (end[0], end[1].stem) in OFTEN or end in OFTEN else pytest.mark.slow)
+        for end in ENDS
+    ],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_the_imports_of_a_script_end_in_one_line_too(error: str, script: Path) -> None:
     program = f"import sys; sys.argv = [{str(script)!r}]; import unetgn.programs; raise {error}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == (130 if error == "KeyboardInterrupt" else 2)

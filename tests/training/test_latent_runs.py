@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.training.runs import assert_equal_bits, assert_same_tensors, weights
 from unetgn import UNet
+from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.pictures import tile_pixels
+from unetgn.sampling.app import main as serve
+from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.page.artist import Artist
+from unetgn.sampling.page.asked import read_asked
 from unetgn.sampling.sample import main as draw
+from unetgn.sampling.strips import pixels_of
 from unetgn.sampling.trained import load_trained
 from unetgn.training.cache_latents import main as cache
 from unetgn.training.checkpoint import find_checkpoint
@@ -344,3 +352,48 @@ def test_a_damaged_cache_is_an_error_before_the_first_step(
     assert train(class_config, tmp_path / "run", here) == 2
     assert "autoencoder/config.json is missing: delete it and start" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def drawn(artist: Artist, **fields: Any) -> tuple[str, np.ndarray]:
+    """Draw by the fields of the page; return the last words, and the pixels of the grid."""
+    asked = {"seeds": "0-3", "subject": None, "prompt": None, "scheduler": "ddim", "steps": 2, "guidance_scale": 1,
+             "size": ""} | fields  # fmt: skip
+    *_, last = artist.draw(read_asked(**asked))
+    assert last.grid is not None
+    return last.words, np.asarray(last.grid).astype(int)
+
+
+def test_the_page_draws_latents_by_prompt_and_says_what_it_cannot(text_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(text_config, run, "preview.every=0", "train.steps=1") == 0
+    artist, cat = Artist(run, batch_size=3), {"prompt": "a cat", "guidance_scale": 2}
+    pipeline = UNetPipeline.from_pretrained(run / "pipeline")
+    pipeline.use_scheduler("ddim")
+    settings = {"prompt": "a cat", "guidance_scale": 2, "num_inference_steps": 2}
+    expected = [pixels_of(picture) for picture in pipeline(range(4), **settings).images]
+    words, grid = drawn(artist, **cat)
+    assert "4 images of step 1 in" in words
+    assert abs(grid - np.asarray(tile_pixels(torch.stack(expected)))).max() <= 1
+    assert abs(drawn(artist, prompt="a dog", guidance_scale=2)[1] - grid).max() > 1
+    assert drawn(artist, **cat, size="24")[1].shape == (100, 100, 3)  # twice enlarged, two a row, a line around each
+    assert drawn(artist, prompt="a dog " * 9)[0].endswith("; the prompt is cut off after 12 tokens")
+    nothing = drawn(artist)[1]  # a field that nobody has touched is the empty prompt
+    assert np.array_equal(drawn(artist, prompt="")[1], nothing)
+    for fields, said in {
+        ("size", "15"): "size is 15; it must be a multiple of the autoencoder's 2",
+        ("size", "34"): "makes 32 at most",
+        ("subject", "3"): "class is '3'; this network has no classes",
+        ("prompt", " "): "guidance 2: guidance leads away from the empty prompt, and no other is given",
+    }.items():
+        with pytest.raises(SamplingError, match=said):
+            drawn(artist, **cat | dict([fields]))
+    artist.close()
+
+
+@pytest.mark.parametrize("option", ["--autoencoder", "--text-encoder"])
+def test_the_page_refuses_parts_that_its_network_has_no_use_for_at_its_start(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    assert serve(["--checkpoint", str(tmp_path), option, str(tmp_path)]) == 2
+    assert f"{option} was given, but this network" in capsys.readouterr().err

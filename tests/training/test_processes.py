@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.forked import LAUNCHER, finish, start, succeed
-from tests.training.launched import SAMPLE, TWO, launcher_line
+from tests.training.forked import finish, start, succeed
+from tests.training.launched import SAMPLE, TWO
 from tests.training.runs import (
     assert_close,
     assert_equal_bits,
@@ -51,8 +51,7 @@ def test_a_run_of_two_stopped_by_a_signal_to_one_and_resumed_is_the_unbroken_run
 def test_two_processes_sample_the_images_that_one_does(two: Path, tmp_path: Path) -> None:
     arguments = ["--checkpoint", str(two), "--seeds", "0-6", "--steps", "4"]
     succeed(*arguments, "--out", str(tmp_path / "two"), script=SAMPLE, **PAIR)
-    alone = launcher_line(*arguments, "--out", str(tmp_path / "one"), script=SAMPLE, launcher=None)
-    succeed(*alone, script=LAUNCHER)  # with imports of its own
+    succeed(*arguments, "--out", str(tmp_path / "one"), script=SAMPLE)
     (one, labels), (other, other_labels) = (read_samples(tmp_path / name) for name in ("one", "two"))
     assert len(one) == 7
     assert labels.tolist() == other_labels.tolist() == list(range(7))

@@ -42,9 +42,9 @@ def fail_on(rank: int, place: str, kind: str, config: Path, output: Path, *keys:
         pytest.param(0, "checkpoint.write", "full disk", ["checkpoint.every=3"], marks=pytest.mark.thorough),
         pytest.param(1, "held_out_loss", "bug", [], marks=pytest.mark.slow),
         pytest.param(0, "what is due", "exit", [], marks=pytest.mark.slow),
-        pytest.param(1, "self.window.close", "bug", ["train.log_every=1"], marks=pytest.mark.thorough),
+        pytest.param(1, "self.window.close", "bug", ["train.log_every=1"], marks=pytest.mark.slow),
         pytest.param(1, "next", "Ctrl-C", ["data.num_workers=0"], marks=pytest.mark.slow),
-        pytest.param(0, "bar.update", "pipe", [], marks=pytest.mark.thorough),
+        pytest.param(0, "bar.update", "pipe", [], marks=pytest.mark.slow),
     ],
 )
 def test_what_fails_on_one_of_two_ranks_costs_no_step(
@@ -77,8 +77,14 @@ def test_what_is_left_of_two_ranks_saves_the_step_when_one_is_killed(
     assert_equal_bits(pair, tmp_path / "a", 3)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(("place", "saved"), [("next", True), ("checkpoint.write", True), ("the forward pass", False)])
+@pytest.mark.parametrize(
+    ("place", "saved"),
+    [
+        pytest.param("next", True, marks=pytest.mark.slow),
+        pytest.param("checkpoint.write", True, marks=pytest.mark.thorough),
+        pytest.param("the forward pass", False, marks=pytest.mark.thorough),
+    ],
+)
 def test_with_fsdp2_a_step_is_saved_where_all_ranks_can_be_asked(
     place: str, saved: bool, tiny: Path, tmp_path: Path
 ) -> None:

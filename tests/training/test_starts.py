@@ -9,6 +9,7 @@ import pytest
 
 from tests.training.forked import LAUNCHER, finish, start, succeed
 from tests.training.launched import PAIR, ROOT, TWO, launcher_line
+from tests.training.runs import assert_equal_bits
 from unetgn.training.processes import command_for
 
 
@@ -60,9 +61,11 @@ def free_port() -> str:
 
 @pytest.mark.thorough
 def test_two_machines_find_each_other(tiny: Path, tmp_path: Path) -> None:
-    """One process on each; the machines are one here."""
+    """One process on each, with imports and a hash seed of its own; the machines are one here."""
     launcher = ROOT / "configs" / "accelerate" / "machines.yaml"
-    line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "train.steps=3", "preview.every=0"]
+    line = ["--config", str(tiny), "train.steps=3", "preview.every=0", "--output"]
+    succeed(*line, str(tmp_path / "b"), launcher=TWO, processes=2)
+    line.append(str(tmp_path / "a"))
     with contextlib.ExitStack() as stack:
         port, machines = free_port(), []
         for rank in "01":
@@ -73,3 +76,4 @@ def test_two_machines_find_each_other(tiny: Path, tmp_path: Path) -> None:
             assert machine.wait().code == 0
     manifest = json.loads((tmp_path / "a" / "checkpoints" / "step-000003" / "manifest.json").read_text())
     assert manifest["world_size"] == 2
+    assert_equal_bits(tmp_path / "a", tmp_path / "b", 3)

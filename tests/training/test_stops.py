@@ -51,8 +51,13 @@ def test_a_process_whose_launcher_died_while_it_was_starting_stops(tiny: Path, t
     assert status(output)["state"] in ("", "preempted")
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),  # for the process it is the same
+    ],
+)
 def test_a_process_whose_launcher_died_saves_and_stops(end: signal.Signals, tiny: Path, tmp_path: Path) -> None:
     """A launcher of one process passes no signal on."""
     output = tmp_path / "orphan"

@@ -20,7 +20,15 @@ def values(file: Path, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of deprecation
-@pytest.mark.parametrize(("name", "chosen"), [*((name, "auto") for name in SUBJECTS), ("operator", "aten")])
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        # Its parts are here without it, and the whole network is ours.
+        pytest.param(name, "auto", marks=pytest.mark.slow if name == "fused UNet2DModel" else ())
+        for name in SUBJECTS
+    ]
+    + [("operator", "aten")],
+)
 def test_the_graph_gives_the_values_at_any_size(name: str, chosen: str, tmp_path: Path) -> None:
     """The implementation that computes here has no place in a graph for another program."""
     make, _, inputs = SUBJECTS[name]

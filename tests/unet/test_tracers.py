@@ -373,8 +373,16 @@ def surroundings() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own, of deprecation
-@pytest.mark.parametrize("tracer", TRACERS)
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize(
+    ("name", "tracer"),
+    [
+        # The longest is of a network of whose blocks one is here too, and ours is.
+        pytest.param(name, tracer, marks=pytest.mark.slow if slow == (name, tracer) else ())
+        for slow in [("fused UNet2DModel", "strict export")]
+        for name in SUBJECTS
+        for tracer in TRACERS
+    ],
+)
 def test_it_works_under_a_tracer_or_is_refused(name: str, tracer: str, surroundings: None, one_thread: None) -> None:
     make, make_plain, inputs = SUBJECTS[name]
     if (name, tracer) in REFUSED:

@@ -191,8 +191,15 @@ def alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@every_network
+# Each with every other one of the networks, and each network with every other one of these; all with `-m slow`.
+PAIRS = [
+    pytest.param(name, wrapper, marks=pytest.mark.slow if (row + column) % 2 else ())
+    for row, name in enumerate(NETWORKS)
+    for column, wrapper in enumerate(WRAPPERS)
+]
+
+
+@pytest.mark.parametrize(("name", "wrapper"), PAIRS)
 def test_a_wrapped_network_is_the_network(
     wrapper: str, name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from unetgn.fusion.division import divide
 from unetgn.fusion.norm_silu import norm_silu
 from unetgn.fusion.patterns import (
     SILU,
@@ -33,7 +34,7 @@ from unetgn.fusion.patterns import (
 )
 from unetgn.fusion.source import compile_forward, parse_forward
 
-NORM_SILU, PRE_BIAS = "unetgn_norm_silu", "unetgn_pre_bias"
+NORM_SILU, PRE_BIAS, DIVIDE = "unetgn_norm_silu", "unetgn_pre_bias", "unetgn_divide"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def rewrite_forward(
     """
     definition, original = parse_forward(forward)
     Rewriter(Names.of(original, norms, activations)).rewrite(definition)
-    return compile_forward(definition, original, {NORM_SILU: norm_silu, SILU: F.silu})
+    return compile_forward(definition, original, {NORM_SILU: norm_silu, SILU: F.silu, DIVIDE: divide})
 
 
 @functools.cache
@@ -152,6 +153,23 @@ class Rewriter(ast.NodeTransformer):
         activation = self.names.activation(node)
         if activation is not None and self.names.norm(node.args[0]) is not None:
             return self._fuse(node.args[0], activation)
+        return node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """Leave out the division of a sum by a factor of the module that turns out to be 1.
+
+        Before::
+
+            y = (x + h) / self.output_scale_factor
+
+        After::
+
+            y = divide(x + h, self.output_scale_factor)
+        """
+        self.generic_visit(node)
+        is_of_sum = isinstance(node.op, ast.Div) and isinstance(node.left, ast.BinOp)
+        if is_of_sum and self_attribute(node.right) is not None:
+            return ast.copy_location(ast.Call(ast.Name(DIVIDE, ast.Load()), [node.left, node.right], []), node)
         return node
 
     def _fuse_with_norm_before(self, done: list[ast.stmt], statement: ast.stmt) -> bool:

@@ -15,6 +15,7 @@ from diffusers.models import attention_processor
 from torch import nn
 
 from unetgn.interop.transfer import weight_faults
+from unetgn.messages import short
 
 _TORCHS = frozenset(vars(nn.Module()))
 # These may differ: they come along, follow from another option, or are there for pipelines.
@@ -133,9 +134,9 @@ def _differences(module: nn.Module, built: nn.Module, *, is_root: bool) -> Itera
         elif name in _TORCHS or name in _FREE or name.startswith("_") or not isinstance(value, _PLAIN):
             continue
         elif getattr(module, name, None) != value:
-            found = _short(getattr(module, name, None))
+            found = short(getattr(module, name, None))
             yield (
-                f"has {name}={found}, where the configuration builds {name}={_short(value)}: set it back, or say it in "
+                f"has {name}={found}, where the configuration builds {name}={short(value)}: set it back, or say it in "
                 "the configuration (model.register_to_config)"
             )
 
@@ -163,11 +164,6 @@ def _attention(module: Any, built: Any) -> Iterator[str]:
     elif kind is not type(built) and not any({kind.__name__, type(built).__name__} <= same for same in _SAME_ATTENTION):
         plain = f"diffusers.models.attention_processor.{type(built).__name__}()"
         yield f"attends by {kind.__name__}, which may compute something else: .set_processor({plain}) there first"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _some(paths: Iterable[str]) -> str:

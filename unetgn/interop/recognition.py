@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unetgn.interop.recognition_openai import is_openai, read_openai
 from unetgn.interop.releases import released
+from unetgn.messages import plain
 
 FOREIGN = {  # what a file may hold beside the families here, by a part of a name, and what is to be done with it
     "emb_fourier.freqs": "a network of EDM2, which has no group norms and is another architecture",
@@ -92,7 +93,7 @@ def _find(state: Mapping[str, Tensor], where: str) -> Found:
             "a network of diffusers or of this package, which its config.json describes: "
             "UNet.from_diffusers(folder) or UNet.from_pretrained(folder)"
         )
-    some = ", ".join(sorted(state)[:3])
+    some = ", ".join(map(plain, sorted(state)[:3]))
     raise ValueError(
         f"{where} is {reason or 'no network that is known here'} (its tensors begin with {some}); recognised are files "
         "of CompVis, Stability, guided-diffusion, EDM and MONAI. load(family, path, …) takes options by name"

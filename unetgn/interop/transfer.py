@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetgn.messages import plain
 from unetgn.unet import UNet
 
 LISTED = 12  # keys of each kind that an error message spells out
@@ -110,8 +111,11 @@ def _check_keys(names: Names, expected: Mapping[str, Tensor], state_dict: Mappin
         raise ValueError(f"the checkpoint's keys are not those of its configuration; {'; '.join(parts)}")
     for key, value in names.constants.items():
         given = state_dict[key]
-        if given.shape != value.shape or not (given.is_meta or torch.allclose(given.cpu().float(), value, atol=1e-3)):
-            raise ValueError(f"{key} is {given}, but the configuration's filter taps make it {value}")
+        if given.shape != value.shape:
+            said = f"has shape {tuple(given.shape)}, but the configuration's filter taps make it {tuple(value.shape)}"
+            raise ValueError(f"{key} {said}")
+        if not (given.is_meta or torch.allclose(given.cpu().float(), value, atol=1e-3)):
+            raise ValueError(f"{key} is {given.tolist()}, but the configuration's filter taps make it {value.tolist()}")
 
 
 def _widest_dtype(state_dict: Mapping[str, Tensor]) -> torch.dtype:
@@ -124,7 +128,7 @@ def _widest_dtype(state_dict: Mapping[str, Tensor]) -> torch.dtype:
 
 def _some(items: list[str]) -> str:
     rest = len(items) - LISTED
-    return ", ".join(items[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(plain(item, most=300) for item in items[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def check_heads(family: str, option: str, value: int, widths: Iterable[int]) -> None:

@@ -83,14 +83,18 @@ def read_mask(mask: Any, size: tuple[int, int], count: int) -> Tensor:
     Raises ValueError for a palette of colours, whose numbers mean something else, such as classes.
     """
     for one in mask if isinstance(mask, (list, tuple)) else [mask]:
-        if isinstance(one, Image.Image) and one.mode in ("P", "PA"):
-            shades = np.asarray(one.convert("RGB"), dtype=int)
-            if (np.ptp(shades, axis=-1) > GREY_WITHIN).any():
-                raise ValueError(
-                    "mask_image has a palette of colours, in which nothing is white or black: give a grey picture "
-                    '(mode "L"), white (255) where to draw, such as of the numbers of one class'
-                )
+        if isinstance(one, Image.Image):
+            check_palette(one, "mask_image")
     return (_read(mask, size, count, "mask_image", "L") >= 0.5).float()
+
+
+def check_palette(mask: Image.Image, name: str) -> None:
+    """Raise ValueError where a mask, the argument `name`, has a palette of colours."""
+    if mask.mode in ("P", "PA") and (np.ptp(np.asarray(mask.convert("RGB"), dtype=int), axis=-1) > GREY_WITHIN).any():
+        raise ValueError(
+            f"{name} has a palette of colours, in which nothing is white or black: give a grey picture "
+            '(mode "L"), white (255) where to draw, such as of the numbers of one class'
+        )
 
 
 def _read(image: Any, size: tuple[int, int], count: int, name: str, mode: str) -> Tensor:

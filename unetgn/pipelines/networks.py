@@ -57,6 +57,14 @@ class NetworkFacts:
         if self.reads_text and prompt == embeds:
             raise ValueError("this network reads text: give prompt=… (or prompt_embeds=…, but not both)")
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise ValueError where a prompt is empty, and training met no empty ones."""
+        if self.captions_only and not all(prompt.strip() for prompt in prompts):
+            raise ValueError(
+                "prompt has an empty text, but this network was trained with captions only "
+                "(objective.label_dropout was 0), so that it draws rubbish without: say what to draw"
+            )
+
     def check_guidance(self, scale: float, *, labelled: bool, texts: bool) -> None:
         """Raise ValueError where there is nothing that guidance could lead to, or away from."""
         if scale == 1:

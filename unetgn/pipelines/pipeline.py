@@ -18,12 +18,13 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 from .card import write_card
-from .inputs import as_list, image_size, read_images, read_mask, read_seeds
+from .inputs import read_seeds
 from .levels import EDM
 from .networks import NetworkFacts, facts_of
 from .pictures import to_picture, to_uint8
-from .sampling import Guidance, Start, sample, takes_texts
-from .schedulers import begin_later, class_like, like, set_to_steps, training_of
+from .planning import STEPS, Plan, Settings, make_plan
+from .sampling import Start, sample, takes_texts
+from .schedulers import class_like, like, training_of
 
 PARTS = (
     "pipeline.py",
@@ -32,11 +33,10 @@ PARTS = (
     "levels.py",
     "networks.py",
     "pictures.py",
+    "planning.py",
     "sampling.py",
     "schedulers.py",
 )
-OUTPUTS = ("pil", "np", "pt", "latent")
-STEPS = 50
 Callback = Callable[[Any, int, Tensor, dict[str, Tensor]], "dict[str, Tensor] | None"]
 
 
@@ -145,151 +145,69 @@ class UNetPipeline(DiffusionPipeline):
         Returns an object with `.images`, or a tuple of them where return_dict is False.
         Raises ValueError before the first step where something does not fit.
         """
-        facts, numbers = self.facts(), read_seeds(seeds)
-        if output_type not in OUTPUTS:
-            raise ValueError(f"output_type is {output_type!r}; there are {', '.join(OUTPUTS)}")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; there is 'latents'")
-        guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale)
-        labels = facts.check_labels(as_list(class_labels, len(numbers), "class_labels"))
-        texts, empty = self._texts(
-            facts, prompt, prompt_embeds, negative_prompt_embeds, len(numbers), guided=guidance.scale != 1
+        settings = Settings(
+            class_labels=class_labels,
+            prompt=prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            num_inference_steps=num_inference_steps,
+            image=image,
+            strength=strength,
+            mask_image=mask_image,
+            latents=latents,
+            height=height,
+            width=width,
+            output_type=output_type,
         )
-        facts.check_guidance(guidance.scale, labelled=labels is not None, texts=texts is not None)
+        plan = self.plan(seeds, settings)
 
-        factor = self.vae_scale_factor
-        size = image_size(height, width, facts.sample_size, factor)
-        if output_type == "pil" and self.vae is None and facts.channels not in (1, 3):
-            raise ValueError(
-                f"the network makes {facts.channels} channels, and pictures have 1 (grey) or 3 (RGB): give the "
-                "pipeline the vae of its latents, or output_type='np', 'pt' or 'latent'"
-            )
-        pixels, mask = self._given(image, mask_image, strength, size, len(numbers), facts)
-        own = self.scheduler
-        if self.vae is not None and own.config.get("clip_sample"):  # latents are not confined to [-1, 1]
-            own = type(own).from_config(own.config, clip_sample=False)
-        scheduler = set_to_steps(own, num_inference_steps)
-        if pixels is not None:
-            begin_later(scheduler, strength if strength is not None else 0.8 if mask is None else 1.0)
-        shape = (facts.channels, size[0] // factor, size[1] // factor)
-        if latents is not None and tuple(latents.shape) != (len(numbers), *shape):
-            raise ValueError(f"latents are {tuple(latents.shape)}; one for each seed is {(len(numbers), *shape)}")
+        def on_step_end(step: int, timestep: Tensor, noisy: Tensor) -> Tensor:
+            bar.update()
+            if callback_on_step_end is None:
+                return noisy
+            given = {"latents": noisy} if "latents" in callback_on_step_end_tensor_inputs else {}
+            return (callback_on_step_end(self, step, timestep, given) or {}).get("latents", noisy)
 
         self._interrupt = False
-        with self.progress_bar(total=len(scheduler.timesteps)) as bar:
-
-            def on_step_end(step: int, timestep: Tensor, noisy: Tensor) -> Tensor:
-                bar.update()
-                if callback_on_step_end is None:
-                    return noisy
-                given = {"latents": noisy} if "latents" in callback_on_step_end_tensor_inputs else {}
-                return (callback_on_step_end(self, step, timestep, given) or {}).get("latents", noisy)
-
-            made = sample(
-                self.unet,
-                scheduler,
-                numbers,
-                shape,
-                class_labels=labels,
-                null_class=facts.null_class,
-                texts=texts,
-                empty_text=empty,
-                guidance_scale=guidance_scale,
-                guidance_interval=guidance_interval,
-                guidance_rescale=guidance_rescale,
-                clip=self.vae is None and self.scheduler.config.get("clip_sample", True),
-                start=None if pixels is None else self._start(pixels, mask),
-                noise=latents,
-                device=self._execution_device,
-                on_step_end=on_step_end,
-                interrupted=lambda: self.interrupt,
-            )
-        if output_type != "latent" and self.vae is not None:
-            made = self.decode(made)
-            if pixels is not None and mask is not None:
-                made = Start(pixels, mask).keep(made, pixels)
+        with self.progress_bar(total=len(plan.scheduler.timesteps)) as bar:
+            made = self._sample(plan, on_step_end)
+        images = self._output(made, plan, output_type)
         self.maybe_free_model_hooks()
-        images = self._output(made, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Make images (N, C, H, W) of the network's latents, on the CPU; one at a time, to save memory."""
-        config, vae = self.vae.config, self.vae
-        moments = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-        device = self._execution_device
-        return torch.cat([vae.decode(one[None].to(device, vae.dtype)).sample.float().cpu() for one in moments])
+    @torch.no_grad()
+    def plan(self, seeds: Any, settings: Settings) -> Plan:
+        """Check seeds and settings as a call with them does before its first step. Draws and changes nothing.
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Embed prompts (N, tokens, width) with CLIP's text encoder; a longer one is cut off."""
-        tokens = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        padding = {"padding": "max_length", "max_length": tokens, "truncation": True}
-        ids = self.tokenizer(list(prompts), **padding, return_tensors="pt").input_ids
-        return self.text_encoder(ids.to(self._execution_device))[0]
+        Raises ValueError where something does not fit.
+        """
+        return make_plan(self, read_seeds(seeds), settings)
 
-    def _texts(
-        self,
-        facts: NetworkFacts,
-        prompt: Any,
-        prompt_embeds: Tensor | None,
-        empty: Tensor | None,
-        count: int,
-        *,
-        guided: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the texts (count, tokens, width) and the empty one (tokens, width); None where none are read."""
-        facts.check_texts(prompt is not None, prompt_embeds is not None)
-        if not facts.reads_text:
-            if empty is not None:
-                raise ValueError("negative_prompt_embeds were given, but this network reads no text: leave them out")
-            return None, None
-        if prompt is not None:
-            if self.text_encoder is None or self.tokenizer is None:
-                raise ValueError("a prompt needs the pipeline's text_encoder and tokenizer, or give prompt_embeds")
-            prompts = as_list(prompt, count, "prompt") or []
-            if facts.captions_only and not all(prompt.strip() for prompt in prompts):
-                raise ValueError(
-                    "prompt has an empty text, but this network was trained with captions only "
-                    "(objective.label_dropout was 0), so that it draws rubbish without: say what to draw"
-                )
-            prompt_embeds = self.encode_prompt(prompts)
-        assert prompt_embeds is not None
-        if len(prompt_embeds) not in (1, count):
-            raise ValueError(f"prompt_embeds are of {len(prompt_embeds)} texts; {count} images take 1 or {count}")
-        if guided and empty is None:
-            if self.text_encoder is None or self.tokenizer is None:
-                raise ValueError(
-                    "guidance needs negative_prompt_embeds, those of the empty prompt, beside prompt_embeds"
-                )
-            empty = self.encode_prompt([""])
-        if empty is None:
-            return prompt_embeds.expand(count, -1, -1), None
-        one = tuple(prompt_embeds.shape[1:])
-        if tuple(empty.shape) not in (one, (1, *one)):
-            raise ValueError(
-                f"negative_prompt_embeds are {tuple(empty.shape)}; one text like the others is {(1, *one)}"
-            )
-        return prompt_embeds.expand(count, -1, -1), empty.reshape(one)
-
-    def _given(
-        self,
-        image: Any,
-        mask_image: Any,
-        strength: float | None,
-        size: tuple[int, int],
-        count: int,
-        facts: NetworkFacts,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the image to begin with (1 or count, C, H, W) in [-1, 1], and its mask (…, 1, H, W)."""
-        if image is None:
-            for name, value in (("strength", strength), ("mask_image", mask_image)):
-                if value is not None:
-                    raise ValueError(
-                        f"{name} was given without an image, which it is for: give image=…, or leave it out"
-                    )
-            return None, None
-        channels = facts.channels if self.vae is None else self.vae.config.in_channels
-        return read_images(image, size, channels, count), None if mask_image is None else read_mask(
-            mask_image, size, count
+    def _sample(self, plan: Plan, on_step_end: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+        """Make (N, C, H, W) as the network has them."""
+        return sample(
+            self.unet,
+            plan.scheduler,
+            plan.seeds,
+            plan.shape,
+            class_labels=plan.class_labels,
+            null_class=plan.null_class,
+            texts=plan.texts,
+            empty_text=plan.empty_text,
+            guidance_scale=plan.guidance.scale,
+            guidance_interval=plan.guidance.interval,
+            guidance_rescale=plan.guidance.rescale,
+            clip=self.vae is None and self.scheduler.config.get("clip_sample", True),
+            start=None if plan.pixels is None else self._start(plan.pixels, plan.mask),
+            noise=plan.noise,
+            device=self._execution_device,
+            on_step_end=on_step_end,
+            interrupted=lambda: self.interrupt,
         )
 
     def _start(self, pixels: Tensor, mask: Tensor | None) -> Start:
@@ -304,13 +222,32 @@ class UNetPipeline(DiffusionPipeline):
             mask = torch.nn.functional.max_pool2d(mask, self.vae_scale_factor)
         return Start(latents, mask)
 
-    def _output(self, made: Tensor, output_type: str) -> Any:
+    def _output(self, made: Tensor, plan: Plan, output_type: str) -> Any:
+        """Return what the network made in the form that was asked for; what a mask keeps is kept to the pixel."""
         if output_type == "latent":
             return made
+        if self.vae is not None:
+            made = self.decode(made)
+            if plan.pixels is not None:
+                made = Start(plan.pixels, plan.mask).keep(made, plan.pixels)
         if output_type == "pil":
             return [to_picture(pixels) for pixels in to_uint8(made)]
         images = (made / 2 + 0.5).clamp(0, 1)
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Make images (N, C, H, W) of the network's latents, on the CPU; one at a time, to save memory."""
+        config, vae = self.vae.config, self.vae
+        moments = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        device = self._execution_device
+        return torch.cat([vae.decode(one[None].to(device, vae.dtype)).sample.float().cpu() for one in moments])
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Embed prompts (N, tokens, width) with CLIP's text encoder; a longer one is cut off."""
+        tokens = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        padding = {"padding": "max_length", "max_length": tokens, "truncation": True}
+        ids = self.tokenizer(list(prompts), **padding, return_tensors="pt").input_ids
+        return self.text_encoder(ids.to(self._execution_device))[0]
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, push_to_hub: bool = False, **more: Any) -> None:
         """Save all parts as diffusers does, with this sampler's files and a README.md that says how to load them."""

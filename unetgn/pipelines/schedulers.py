@@ -154,12 +154,6 @@ def like(scheduler_class: type[Any], config: Any, **extra: Any) -> Any:
     return made
 
 
-def scheduler_of_training(config: dict[str, Any]) -> Any:
-    """Make the scheduler that a network was trained with, of its configuration as diffusers saves it."""
-    name = config.get("_class_name")
-    return like(getattr(diffusers, name if name in EDM else "DDPMScheduler"), config)
-
-
 def class_of(name: str) -> tuple[type[Any], dict[str, Any]]:
     """Return the class that a scheduler's name stands for, ours or diffusers' own, and what it is built with.
 

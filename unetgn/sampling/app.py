@@ -16,24 +16,23 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS, class_like, set_to_steps
 from unetgn.programs.last_words import last_words
 from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.options import add_network_options
 from unetgn.sampling.page.artist import Artist
+from unetgn.sampling.page.asked import Choices
 from unetgn.sampling.page.watching import Watcher
+from unetgn.sampling.trained import check_parts
 from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints, places
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config
 from unetgn.training.data.report import read_class_names
 from unetgn.training.data.text import context_dims
 from unetgn.training.errors import CheckpointError, ConfigError
-from unetgn.training.files import user_path
 from unetgn.training.objective import make_scheduler
-
-if TYPE_CHECKING:
-    from unetgn.sampling.page.layout import Choices
 
 LOOPBACK = "127.0.0.1"
 TRIED = 10  # steps that a scheduler which fits can be set to
@@ -44,25 +43,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=user_path, required=True, help="a run's folder, or one of its checkpoints")
+    add_network_options(parser, batch_size=16)
     parser.add_argument(
         "--host", default=LOOPBACK, help=f"address to serve (default: {LOOPBACK}, which this machine alone reaches)"
     )
     parser.add_argument("--port", type=int, help="port to serve (default: the first free one from 7860 on)")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or raw weights")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: 16)")
-    parser.add_argument(
-        "--autoencoder",
-        type=user_path,
-        metavar="FOLDER",
-        help="what makes images of latents (default: in data.path of the run)",
-    )
-    parser.add_argument(
-        "--text-encoder",
-        type=user_path,
-        metavar="FOLDER",
-        help="what reads the prompts (default: in data.path of the run)",
-    )
     return parser
 
 
@@ -70,8 +55,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the options of sampling/app.py."""
     parser = make_parser()
     parsed = parser.parse_args(arguments)
-    if parsed.batch_size < 1:
-        parser.error(f"argument --batch-size: {parsed.batch_size} is too small; at least 1 is needed")
     if parsed.port is not None and not 1 <= parsed.port < 2**16:
         parser.error(f"argument --port: {parsed.port} is none; ports are 1 to {2**16 - 1}")
     return parsed
@@ -108,8 +91,6 @@ def fitting(training_scheduler: Any) -> list[str]:
 
 def choices_of(run: Path, config: RunConfig) -> Choices:
     """Say what there is to choose, as the run's configuration has it: there may be no checkpoint yet."""
-    from unetgn.sampling.page.layout import Choices
-
     count = config.model.num_classes or 0
     names = read_class_names(run) or []
     return Choices(
@@ -142,6 +123,12 @@ def serve(arguments: argparse.Namespace, folder: Path) -> None:
     """Run the page until Ctrl-C, with a folder for its pictures."""
     run, config_file = find_run(arguments.checkpoint)
     config = load_config(config_file)
+    check_parts(
+        config.data.cache,
+        reads_text=bool(context_dims(config.model)),
+        autoencoder=arguments.autoencoder,
+        text_encoder=arguments.text_encoder,
+    )
     check_address(arguments.host, arguments.port)
     from unetgn.sampling.page.layout import lay_out
 

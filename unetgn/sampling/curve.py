@@ -1,4 +1,4 @@
-"""Draws how a figure changes over the checkpoints of a run, or over the widths of its averages."""
+"""Puts figures of a run's checkpoints, or of the widths of its averages, side by side, and draws one of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,51 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unetgn.json_files import read_object
+from unetgn.sampling.drawn import EVALUATION
+from unetgn.training.checkpoint import PREFIX
+from unetgn.training.errors import reason
 from unetgn.training.files import writing
+from unetgn.training.power_averages import AVERAGES
 from unetgn.training.preview import import_pyplot
+
+
+def judged_by(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what rows have to agree in, so that their figures can be compared."""
+    digests = {name: (row.get(name) or {}).get("sha256") for name in ("extractor", "reference")}
+    return {"samples": row.get("samples"), **digests}
+
+
+def beside(samples: Path) -> Path:
+    """Name the file of figures beside samples."""
+    return samples / "evaluation.json" if samples.is_dir() else samples.with_suffix(".evaluation.json")
+
+
+def gather(
+    run: Path, name: str, rows: Sequence[dict[str, Any]], *, widths: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return rows with those that lie beside the samples called `name` of other checkpoints or widths, by their step.
+
+    And, in words, which of these are left out, for they were judged otherwise or cannot be read.
+    """
+    homes = sorted(run.glob(f"{AVERAGES}/width-*/{EVALUATION}")) if widths else [run / EVALUATION]
+    found, left_out = list(rows), []
+    judged = {(row["step"], row.get("width")) for row in rows}
+    for file in (file for home in homes for file in sorted(home.glob(f"{PREFIX}*/{name}/{beside(home).name}"))):
+        try:
+            row = read_object(file)
+            if ("width" in row) != widths or (key := (int(row["step"]), row.get("width"))) in judged:
+                continue
+            this, wanted = judged_by(row), judged_by(rows[0])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            left_out.append(f"{file} is left out, for it cannot be read: {reason(error)}")
+            continue
+        if other := [name for name in wanted if this[name] != wanted[name]]:
+            left_out.append(f"{file} is left out, for it was judged by other {' and '.join(other)}")
+            continue
+        judged.add(key)
+        found.append(row)
+    return sorted(found, key=lambda row: row["step"]), left_out
 
 
 def draw_curve(rows: Sequence[dict[str, Any]], metric: str, file: Path, *, along: str = "step") -> None:
@@ -15,6 +58,7 @@ def draw_curve(rows: Sequence[dict[str, Any]], metric: str, file: Path, *, along
 
     Raises OSError.
     """
+    rows = [row for row in rows if metric in row]
     pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     samples = f"{rows[-1]['samples']} samples"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +34,24 @@ class Drawing:
     guidance_scale: float | None = None
     weights: str | None = None
     batch_size: int | None = None
+    prompts: list[str] | None = None
+    autoencoder: Path | None = None
+    text_encoder: Path | None = None
 
     def options(self) -> list[str]:
         """Write them as sampling/sample.py takes them."""
-        given = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items() if value is not None}
-        return [word for name, value in given.items() for word in (name, str(value))]
+        words = []
+        for name, value in vars(self).items():
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [str(value)])]
+        return words
 
     def name(self) -> str:
         """Name what decides the look of an image, for a folder."""
+        texts = None if self.prompts is None else hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:8]
         named = (self.weights, self.scheduler, self.steps and f"{self.steps}-steps",
-                 None if self.guidance_scale is None else f"guidance-{self.guidance_scale}")  # fmt: skip
+                 None if self.guidance_scale is None else f"guidance-{self.guidance_scale}",
+                 texts and f"prompts-{texts}")  # fmt: skip
         return "-".join(part for part in named if part) or "samples"
 
 

@@ -13,33 +13,33 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from unetgn.programs.last_words import last_words
-from unetgn.sampling.curve import draw_curve
+from unetgn.sampling.curve import beside, draw_curve, gather
 from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all, make_averages
 from unetgn.sampling.extractors import Extractor, ExtractorError, default_name, open_extractor
 from unetgn.sampling.features import default_folder
 from unetgn.sampling.figures import frechet_distance, label_agreement, novelty
 from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.judge import Judge, Part, Real
+from unetgn.sampling.judge_options import DEFAULT, make_parser, parse_arguments
+from unetgn.sampling.options import parse_numbers
 from unetgn.sampling.sets import EvaluationError, Pictures, open_samples, read_samples
 from unetgn.training.checkpoint import Checkpoint, find_checkpoint, run_of
 from unetgn.training.config_files import load_config
 from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import open_images, split_images
 from unetgn.training.errors import CheckpointError, ConfigError
-from unetgn.training.files import user_path, write_json
+from unetgn.training.files import write_json
 from unetgn.training.processes import LONGEST_WAIT, ask_main
 
-__all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "novelty", "read_real", "read_samples"]
-
-DEFAULT = "digits8_ddpm"
-CURVES = ("fid", "kid", "precision", "recall", "label_agreement", "frechet_distance", "novelty")
+__all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "make_parser", "novelty", "read_real",
+           "read_samples"]  # fmt: skip
 
 
 def open_real(config: str) -> Real:
@@ -135,83 +135,6 @@ def start_processes() -> Accelerator:
     return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[wait])
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the options."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    judged = parser.add_mutually_exclusive_group(required=True)
-    judged.add_argument(
-        "--samples", type=user_path, metavar="PATH", help="folder, NPZ file, tar shard or folder of tars"
-    )
-    judged.add_argument("--checkpoint", type=user_path, metavar="RUN",
-                        help="a run's folder, or one of its checkpoints: its samples go to RUN/evaluation")  # fmt: skip
-    compared = parser.add_mutually_exclusive_group()
-    compared.add_argument("--config", metavar="NAME", help="configuration that names the real images, such as "
-                          f"RUN/config.yaml (default: that of --checkpoint, or {DEFAULT})")  # fmt: skip
-    compared.add_argument("--real", type=user_path, metavar="PATH", help="real images, in a set as --samples takes it")
-    parser.add_argument(
-        "--reference",
-        choices=get_args(Part),
-        help="part of the configuration's images whose features are compared with (default: held_out, or all where "
-        "nothing is held out)",
-    )
-    parser.add_argument(
-        "--extractor",
-        metavar="NAME",
-        help="what makes features: digits or mnist5k (small classifiers that come along), inception[=FILE], a "
-        "TorchScript file, a file of sampling/train_classifier.py, or module.path:name (default: that of the embedded "
-        "data, else inception where it is installed)",
-    )
-    parser.add_argument("--cache", type=user_path, metavar="FOLDER", help="keeps features of real images (default: "
-                        "~/.cache/unetgn/features)")  # fmt: skip
-    parser.add_argument(
-        "--out", type=user_path, help="JSON file to write (default: evaluation.json beside the samples)"
-    )
-    parser.add_argument(
-        "--all-checkpoints", action="store_true", help="judge every checkpoint of the run, draw a curve"
-    )
-    parser.add_argument(
-        "--widths",
-        type=float,
-        nargs="+",
-        metavar="WIDTH",
-        help="judge averages of these widths (sigma_rel), made of what a run with ema.power_widths kept, of its newest "
-        "snapshot, or with --all-checkpoints of each; the curve is over the widths",
-    )
-    parser.add_argument("--metric", choices=CURVES, help="what the curve shows (default: fid)")
-    drawing = parser.add_argument_group("what --checkpoint draws, as sampling/sample.py")
-    drawing.add_argument("--seeds", help="one image each, as in 0-63 or 0,5,8-9 (default: 0-999)")
-    drawing.add_argument("--scheduler", metavar="NAME")
-    drawing.add_argument("--steps", type=int)
-    drawing.add_argument("--batch-size", type=int)
-    drawing.add_argument("--guidance-scale", type=float)
-    drawing.add_argument("--weights", choices=("ema", "raw"))
-    return parser
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the options of this script."""
-    parser = make_parser()
-    parsed = parser.parse_args(arguments)
-    asked = [
-        name
-        for name in [*vars(Drawing()), "all_checkpoints", "widths"]
-        if getattr(parsed, name) is not parser.get_default(name)
-    ]
-    if parsed.checkpoint is None and asked:
-        parser.error(f"--{asked[0].replace('_', '-')} is for --checkpoint: what --samples has is drawn already")
-    if parsed.metric is not None and not parsed.all_checkpoints and parsed.widths is None:
-        parser.error("--metric is for --all-checkpoints and --widths: without a curve all figures are printed")
-    if parsed.widths is not None and parsed.weights == "raw":
-        parser.error("--weights raw is for a checkpoint's own weights: --widths are averages, leave one of them out")
-    if parsed.widths is not None and len(set(parsed.widths)) < len(parsed.widths):
-        parser.error(f"--widths {' '.join(map(str, parsed.widths))} has one twice")
-    if parsed.reference is not None and parsed.real is not None:
-        parser.error("--reference is for --config: all images of --real are compared with")
-    return parsed
-
-
 def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
     """Go from the parsed arguments to the figures, and the file for them; None on all but the main process."""
     accelerator = start_processes()
@@ -229,6 +152,7 @@ def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
         figures = judge.judge(parsed.samples)
         return (parsed.out or beside(parsed.samples), figures) if accelerator.is_main_process else None
     drawing = Drawing(**{name: value for name in vars(Drawing()) if (value := getattr(parsed, name)) is not None})
+    judge.check(len(parse_numbers(drawing.seeds)))
     rows: list[dict[str, Any]] = []
     for width, checkpoint in found:
         samples = draw(checkpoint, drawing)
@@ -237,17 +161,30 @@ def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
         if several and accelerator.is_main_process:
             said = "" if width is None else f", width {width:g}"
             print(f"step {checkpoint.step}{said}: {summarize(rows[-1])}", flush=True)
+            write_json(beside(samples), rows[-1])
     if not accelerator.is_main_process:
         return None
     if not several:
         return parsed.out or beside(samples), rows[0]
-    metric = parsed.metric or ("fid" if judge.extractor is not None else "frechet_distance")
+    return draw_several(parsed, rows, drawing, "fid" if judge.extractor is not None else "frechet_distance")
+
+
+def draw_several(
+    parsed: argparse.Namespace, rows: list[dict[str, Any]], drawing: Drawing, metric: str
+) -> tuple[Path, dict[str, Any]]:
+    """Draw the curve of a metric, unless another is asked for; return its file of figures, and these.
+
+    What other checkpoints or widths were found to be worth before stands beside them.
+    """
+    metric, widths = parsed.metric or metric, parsed.widths is not None
     if metric not in rows[0]:
         raise EvaluationError(f"--metric {metric} was not measured: there are {', '.join(numbers(rows[0]))}")
-    run, along = run_of(find_checkpoint(parsed.checkpoint)), "step" if parsed.widths is None else "width"
-    name = drawing.name() if parsed.widths is None else f"{drawing.name()}-widths"
-    out = parsed.out or run / EVALUATION / f"{name}.json"
-    draw_curve(rows, metric, out.with_name(f"{out.stem}-{metric}.png"), along=along)
+    run = run_of(find_checkpoint(parsed.checkpoint))
+    rows, left_out = gather(run, drawing.name(), rows, widths=widths)
+    for words in left_out:
+        print(f"evaluate.py: {words}", file=sys.stderr)
+    out = parsed.out or run / EVALUATION / f"{drawing.name()}{'-widths' if widths else ''}.json"
+    draw_curve(rows, metric, out.with_name(f"{out.stem}-{metric}.png"), along="width" if widths else "step")
     return out, {"metric": metric, "checkpoints": rows}
 
 
@@ -269,11 +206,6 @@ def find(parsed: argparse.Namespace) -> list[tuple[float | None, Checkpoint]]:
     return [(None, checkpoint) for checkpoint in found]
 
 
-def beside(samples: Path) -> Path:
-    """Name the file of figures beside samples."""
-    return samples / "evaluation.json" if samples.is_dir() else samples.with_suffix(".evaluation.json")
-
-
 def numbers(figures: dict[str, Any]) -> dict[str, float]:
     """Return the figures that are numbers."""
     return {name: figure for name, figure in figures.items() if isinstance(figure, int | float)}
@@ -292,7 +224,7 @@ def summarize(figures: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; return its exit code: 0 done, 1 failed, 2 the request cannot be met, 130 Ctrl-C."""
-    parsed = parse_arguments(arguments)
+    parsed = parse_arguments(arguments, __doc__)
     try:
         if (found := run(parsed)) is None:
             return 0  # the main process says it

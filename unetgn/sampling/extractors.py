@@ -141,7 +141,7 @@ def open_inception(name: str, file: Path | None, device: torch.device) -> Extrac
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=own)
     except (SafetensorError, RuntimeError) as error:
         raise ExtractorError(f"{weights} does not hold torch-fidelity's Inception: {reason(error)}") from error
-    network.to(device)
+    network.to(device).eval()  # which its constructor leaves to the caller
     return Extractor(name, sha256(weights), lambda images: network(images)[0], device)
 
 

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.pipelines.pictures import tile_pixels
 from unetgn.training.data.pictures import open_picture
-from unetgn.training.errors import short
 from unetgn.training.files import delete_unfinished, write_json, write_png, writing
 
+REQUEST = "request.json"
 GRID, SIDE = 256, 32  # images in grid.png at most, and in a row or column of classes
 REQUEST_LIMIT = 2**28  # bytes: some fifty for each image
 GRID_PIXELS = 2**25  # which are fewer where images are large
@@ -62,33 +63,37 @@ class Subject:
     prompt: str | None = None
 
 
-def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
-    """Write request.json, which says what the images in the folder are made of.
+def check_request(out: Path, request: Request, subjects: dict[int, Subject]) -> dict[str, Any]:
+    """Return what request.json is to hold: the request, and the subjects of these images and of those that are there.
 
-    It replaces the request.json of an earlier request, unless the folder holds numbered images. These must be of the
-    same request; their subjects stay in the file. Raises SamplingError where they are of another request, or where
-    request.json is missing or damaged.
+    Numbered images in the folder must be of the same request. Raises SamplingError where they are of another one, or
+    where their request.json is missing or damaged. Changes nothing.
     """
-    file = out / "request.json"
     asked = asdict(request)
     now = {**asked, "subjects": {str(seed): asdict(subject) for seed, subject in subjects.items()}}
+    if not holds_images(out):
+        return now
+    before = read_request(out / REQUEST)
+    differences = [f"{key} was {short(before.get(key))} and is {short(asked[key])}" for key in asked
+                   if before.get(key) != asked[key]]  # fmt: skip
+    there = before.get("subjects", {})
+    differences += [
+        f"the {what} of seed {seed} was {short(there[seed][key])} and is {short(subject[key])}"
+        for seed, subject in now["subjects"].items()
+        for key, what in (("label", "class"), ("prompt", "prompt"))
+        if seed in there and there[seed][key] != subject[key]
+    ]
+    if differences:
+        raise SamplingError(f"{out} holds images made otherwise: {'; '.join(differences[:4])}. Give another --out")
+    return {**now, "subjects": there | now["subjects"]}
+
+
+def claim(out: Path, request: Request, subjects: dict[int, Subject]) -> None:
+    """Write request.json, in the place of an earlier one that no image was made of. Raises as `check_request` does."""
+    now = check_request(out, request, subjects)
     for folder in (out, *folders(out)):
         delete_unfinished(folder)
-    if holds_images(out):
-        before = read_request(file)
-        differences = [f"{key} was {short(before.get(key))} and is {short(asked[key])}" for key in asked
-                       if before.get(key) != asked[key]]  # fmt: skip
-        there = before.get("subjects", {})
-        differences += [
-            f"the {what} of seed {seed} was {short(there[seed][key])} and is {short(subject[key])}"
-            for seed, subject in now["subjects"].items()
-            for key, what in (("label", "class"), ("prompt", "prompt"))
-            if seed in there and there[seed][key] != subject[key]
-        ]
-        if differences:
-            raise SamplingError(f"{out} holds images made otherwise: {'; '.join(differences[:4])}. Give another --out")
-        now["subjects"] = there | now["subjects"]
-    write_json(file, now)
+    write_json(out / REQUEST, now)
 
 
 def read_request(file: Path) -> dict[str, Any]:
@@ -116,30 +121,33 @@ def file_of(out: Path, seed: int) -> Path:
 
 def folders(out: Path) -> list[Path]:
     """List the subfolders of images."""
-    return [path for path in out.glob("*") if path.name.isdigit() and path.is_dir()]
+    return [path for path in out.glob("*") if path.name.isdecimal() and path.is_dir()]
 
 
 def holds_images(out: Path) -> bool:
     """Return True where there are numbered images."""
-    return any(path.stem.isdigit() for folder in (out, *folders(out)) for path in folder.glob("*.png"))
+    return any(path.stem.isdecimal() for folder in (out, *folders(out)) for path in folder.glob("*.png"))
 
 
 def missing(out: Path, seeds: Iterable[int]) -> set[int]:
     """Find the seeds whose images are not there; each folder is read once."""
-    there = {int(path.stem) for folder in (out, *folders(out)) for path in folder.glob("*.png") if path.stem.isdigit()}
+    there = {
+        int(path.stem) for folder in (out, *folders(out)) for path in folder.glob("*.png") if path.stem.isdecimal()
+    }
     return set(seeds) - there
 
 
 def check_space(
-    out: Path, subjects: dict[int, Subject], shape: tuple[int, int, int], factor: int, *, npz: bool
+    out: Path, subjects: dict[int, Subject], shape: tuple[int, int, int], factor: int, *, npz: bool, webdataset: bool
 ) -> None:
     """Raise SamplingError where the disk cannot hold what is missing, by the least that it takes.
 
-    A PNG takes a quarter of its pixels or more, and a block of the disk; an archive all of them.
+    A PNG takes a quarter of its pixels or more, and a block of the disk; an archive all of them, a shard those files.
     """
     nearest = next(path for path in (out, *out.resolve().parents) if path.exists())
     pixels = 3 * shape[1] * shape[2] * factor**2 if factor > 1 else math.prod(shape)
-    needed = len(missing(out, subjects)) * max(BLOCK, pixels // 4) + npz * len(subjects) * pixels
+    needed = len(missing(out, subjects)) * max(BLOCK, pixels // 4)
+    needed += len(subjects) * (npz * pixels + webdataset * (pixels // 4))
     free = shutil.disk_usage(nearest).free
     if free < needed:
         raise SamplingError(

@@ -50,6 +50,16 @@ class Judge:
     kept: Path
     """Folder where features of real images are kept."""
 
+    def check(self, count: int) -> None:
+        """Raise EvaluationError where `count` samples like the real images could not be judged. None need be there."""
+        if self.extractor is None:
+            if count < 2:
+                raise EvaluationError(f"there are {count} samples; a distribution needs several")
+        elif count <= NEIGHBOUR:
+            raise EvaluationError(f"there are {count} samples; {NEIGHBOUR + 1} or more are needed")
+        else:
+            kept_features(self.extractor, self._reference()[0], self.accelerator, folder=self.kept)
+
     def judge(self, samples: Path) -> dict[str, Any]:
         """Compute the figures of a set, with the number of samples; on all but the main process only its share.
 
@@ -62,7 +72,8 @@ class Judge:
             return {}
         return {"samples": len(pictures), **self._pixels(pictures, labels), **metrics}
 
-    def _metrics(self, extractor: Extractor, pictures: Pictures) -> dict[str, Any]:
+    def _reference(self) -> tuple[Pictures, Pictures]:
+        """Return the images whose features are the reference, and the others. Raises EvaluationError for too few."""
         reference, others = {
             "held_out": (self.real.held_out, self.real.training),
             "training": (self.real.training, self.real.held_out),
@@ -72,6 +83,10 @@ class Judge:
             raise EvaluationError(
                 f"{self.real.source} has {len(reference)} images in its part {self.part}: give another --reference"
             )
+        return reference, others
+
+    def _metrics(self, extractor: Extractor, pictures: Pictures) -> dict[str, Any]:
+        reference, others = self._reference()
         real, digest = kept_features(extractor, reference, self.accelerator, folder=self.kept)
         found = compute_features(extractor, pictures, self.accelerator)
         chosen = spread(others, len(pictures))

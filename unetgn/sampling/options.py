@@ -6,6 +6,9 @@ import argparse
 import difflib
 import math
 from collections.abc import Sequence
+from typing import Any
+
+from PIL import features
 
 from unetgn.pipelines.sampling import Guidance
 from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS, check_name
@@ -45,12 +48,43 @@ def parse_numbers(text: str, *, at_most: int | None = None) -> list[int]:
     return numbers
 
 
+def add_network_options(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """Add the options that say what draws: those of sampling/sample.py and of the page."""
+    parser.add_argument("--checkpoint", type=user_path, required=True, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or raw weights")
+    parser.add_argument(
+        "--batch-size",
+        type=above_zero,
+        default=batch_size,
+        help=f"images per process at a time (default: {batch_size})",
+    )
+    add_parts(parser)
+
+
+def add_parts(parser: Any) -> None:
+    """Add the options that say where what goes with a network is, to a parser or a group of one."""
+    for name, what in (("autoencoder", "what makes images of latents"), ("text-encoder", "what reads the prompts")):
+        words = f"{what} (default: in data.path of the run)"
+        parser.add_argument(f"--{name}", type=user_path, metavar="FOLDER", help=words)
+
+
+def above_zero(text: str) -> int:
+    """Parse a whole number of 1 or more. Raises argparse.ArgumentTypeError for anything else."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too small; at least 1 is needed")
+    return number
+
+
 def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     """Make the parser of the options."""
     parser = argparse.ArgumentParser(
         prog="sample.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=user_path, required=True, help="a run's folder, or one of its checkpoints")
+    add_network_options(parser, batch_size=64)
     parser.add_argument("--seeds", type=parse_numbers, required=True, help="one image each, as in 0-63 or 0,5,8-9")
     parser.add_argument(
         "--out", type=user_path, required=True, help="folder for 000000.png …, grid.png and samples.csv"
@@ -89,27 +123,13 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
         "the class in diffusers (default: ddpm; for EDM's edm_dpmsolver++)",
     )
     parser.add_argument("--steps", type=int, help="sampling steps (default: 250 for ddpm, 50 for the others)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per process at a time (default: 64)")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or raw weights")
     parser.add_argument(
         "--image-size",
-        type=int,
+        type=above_zero,
         nargs="+",
         metavar="PIXELS",
         help="height and width, or one number for both, of what the network makes, images or latents (default: what it "
         "was trained on)",
-    )
-    parser.add_argument(
-        "--autoencoder",
-        type=user_path,
-        metavar="FOLDER",
-        help="what makes images of latents (default: in data.path of the run)",
-    )
-    parser.add_argument(
-        "--text-encoder",
-        type=user_path,
-        metavar="FOLDER",
-        help="what reads the prompts (default: in data.path of the run)",
     )
     parser.add_argument(
         "--image", type=user_path, metavar="FILE", help="a picture to begin with, in the place of noise"
@@ -155,9 +175,6 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
     """Parse the options of sampling/sample.py, which `description` describes."""
     parser = make_parser(description)
     parsed = parser.parse_args(arguments)
-    for name, values in (("batch-size", [parsed.batch_size]), ("image-size", parsed.image_size or [1])):
-        if min(values) < 1:
-            parser.error(f"argument --{name}: {min(values)} is too small; at least 1 is needed")
     if parsed.image_size is not None and len(parsed.image_size) > 2:
         parser.error(f"argument --image-size: {len(parsed.image_size)} numbers; it takes the height and the width")
     check_options(parser, parsed)
@@ -190,6 +207,8 @@ def check_options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -
             parser.error(f"argument --interpolate: that makes {frames} frames; {MOST_FRAMES} at most")
     if parsed.animation != "gif" and not parsed.strip and parsed.interpolate is None:
         parser.error("argument --animation: there is none without --strip or --interpolate")
+    if parsed.animation == "webp" and not features.check("webp"):
+        parser.error("argument --animation: Pillow was built without WebP here; gif will do")
 
 
 def parse_classes(given: Sequence[str], names: Sequence[str]) -> list[int]:

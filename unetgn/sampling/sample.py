@@ -18,11 +18,22 @@ from accelerate import Accelerator
 from PIL import Image
 
 from unetgn.pipelines import UNetPipeline
-from unetgn.pipelines.inputs import read_images, read_mask
-from unetgn.pipelines.schedulers import begin_later, default_name, set_to_steps
+from unetgn.pipelines.inputs import check_palette
+from unetgn.pipelines.planning import Settings
+from unetgn.pipelines.schedulers import default_name, set_to_steps
 from unetgn.programs.last_words import last_words
 from unetgn.programs.parent import stop_with_parent
-from unetgn.sampling.folder import Request, SamplingError, Subject, check_space, claim, file_of, missing, write_summary
+from unetgn.sampling.folder import (
+    Request,
+    SamplingError,
+    Subject,
+    check_request,
+    check_space,
+    claim,
+    file_of,
+    missing,
+    write_summary,
+)
 from unetgn.sampling.options import choose_subjects, make_parser, parse_arguments, parse_classes, parse_numbers
 from unetgn.sampling.progress import Progress
 from unetgn.sampling.strips import write_interpolation, write_strip
@@ -61,36 +72,28 @@ class Drawing:
         """Return (H, W) of the images."""
         return self.size[0] * self.pipeline.vae_scale_factor, self.size[1] * self.pipeline.vae_scale_factor
 
-    def check(self) -> None:
-        """Raise SamplingError where a setting does not fit the network, before anything is written."""
+    def check(self, subjects: dict[int, Subject]) -> None:
+        """Raise SamplingError where anything does not fit the network, before a folder is made or changed."""
         try:
-            scheduler = set_to_steps(self.pipeline.scheduler, self.request.steps)
-            if self.request.strength is not None:
-                begin_later(scheduler, self.request.strength)
+            set_to_steps(self.pipeline.scheduler, self.request.steps)
         except ValueError as error:
             raise SamplingError(f"--scheduler and --steps: {error}") from error
+        seed, subject = next(iter(subjects.items()))
         try:
-            facts = self.pipeline.facts()
-            channels = facts.channels if self.pipeline.vae is None else self.pipeline.vae.config.in_channels
-            if self.image is not None:
-                read_images(self.image, self.pixels, channels, 1)
-            if self.mask is not None:
-                read_mask(self.mask, self.pixels, 1)
+            self.pipeline.plan([seed], self.settings([subject]))
         except ValueError as error:
-            raise SamplingError(f"--image and --mask: {error}") from error
+            raise SamplingError(str(error)) from error
 
-    def __call__(self, seeds: Sequence[int], subjects: Sequence[Subject], **more: Any) -> list[Image.Image]:
-        """Draw the images of seeds with their subjects; `more` goes to the pipeline."""
+    def settings(self, subjects: Sequence[Subject]) -> Settings:
+        """Say for the pipeline how images of subjects are drawn."""
         request = self.request
         labels = [subject.label for subject in subjects if subject.label is not None]
         low_high = request.guidance_interval
-        interval = None if low_high is None else (low_high[0], low_high[1])
-        return self.pipeline(
-            seeds,
+        return Settings(
             class_labels=labels or None,
             prompt=None if subjects[0].prompt is None else [subject.prompt or "" for subject in subjects],
             guidance_scale=request.guidance_scale,
-            guidance_interval=interval,
+            guidance_interval=None if low_high is None else (low_high[0], low_high[1]),
             guidance_rescale=request.guidance_rescale or 0.0,
             num_inference_steps=request.steps,
             image=self.image,
@@ -98,8 +101,11 @@ class Drawing:
             mask_image=self.mask,
             height=self.pixels[0],
             width=self.pixels[1],
-            **more,
-        ).images
+        )
+
+    def __call__(self, seeds: Sequence[int], subjects: Sequence[Subject], **more: Any) -> list[Image.Image]:
+        """Draw the images of seeds with their subjects; `more` goes to the pipeline."""
+        return self.pipeline(seeds, **vars(self.settings(subjects)) | more).images
 
 
 def make_images(
@@ -132,14 +138,19 @@ def read_picture(file: Path | None, option: str) -> tuple[Image.Image | None, st
         return None, None
     try:
         contents = file.read_bytes()
-        return normalize(open_picture(contents))[0], hashlib.sha256(contents).hexdigest()
-    except (OSError, ValueError) as error:
+        picture = open_picture(contents)
+        if option == "--mask":
+            check_palette(picture, "it")  # before it is made colours of
+        return normalize(picture)[0], hashlib.sha256(contents).hexdigest()
+    except Exception as error:  # of a damaged picture Pillow raises anything
         raise SamplingError(f"{option} {file} cannot be read as a picture: {error}") from error
 
 
-def prepare(arguments: argparse.Namespace, trained: Trained, accelerator: Accelerator) -> Drawing:
-    """Make of the arguments what draws. Raises SamplingError where they do not fit the network."""
-    trained.check_guidance(arguments.guidance_scale, "--guidance-scale")
+def prepare(
+    arguments: argparse.Namespace, trained: Trained, subjects: dict[int, Subject], accelerator: Accelerator
+) -> Drawing:
+    """Make of the arguments what draws the subjects. Raises SamplingError where they do not fit the network."""
+    trained.check_guidance(arguments.guidance_scale, "--guidance-scale", prompts=arguments.prompts)
     given = arguments.image_size or trained.unet.config.sample_size
     size = list(given) if isinstance(given, (list, tuple)) else given
     if isinstance(size, list) and size[0] == size[-1]:
@@ -174,7 +185,7 @@ def prepare(arguments: argparse.Namespace, trained: Trained, accelerator: Accele
         raise SamplingError(f"--scheduler: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     drawing = Drawing(pipeline, request, image, mask)
-    drawing.check()
+    drawing.check(subjects)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
     trained.unet.to(dtype)
     pipeline.to(accelerator.device)
@@ -193,12 +204,14 @@ def run(arguments: argparse.Namespace) -> None:
         trained.unet.config.num_classes,
         names=trained.class_names,
     )
-    drawing = prepare(arguments, trained, accelerator)
+    drawing = prepare(arguments, trained, subjects, accelerator)
     folder = RunDirectory(out)
 
     def take() -> None:
         folder.check_writable()
-        check_space(out, subjects, drawing.shape, drawing.pipeline.vae_scale_factor, npz=arguments.npz)
+        more = {name: getattr(arguments, name) for name in ("npz", "webdataset")}
+        check_space(out, subjects, drawing.shape, drawing.pipeline.vae_scale_factor, **more)
+        check_request(out, drawing.request, subjects)  # before a lock is there
         folder.lock()  # until the end of the process
         claim(out, drawing.request, subjects)
 

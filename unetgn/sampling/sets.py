@@ -14,10 +14,11 @@ from typing import IO
 import numpy as np
 import torch
 
+from unetgn.messages import plain
 from unetgn.sampling.folder import read_pixels
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, normalize, open_picture
 from unetgn.training.data.tars import Member
-from unetgn.training.errors import plain, reason
+from unetgn.training.errors import reason
 from unetgn.training.files import lines_within
 
 LONGEST_REASON = 200  # characters: a damaged file's fields may have any number

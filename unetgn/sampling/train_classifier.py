@@ -1,15 +1,18 @@
 """Trains the classifier whose features judge samples: python sampling/train_classifier.py --config NAME [--out FILE]
 
 The images that the configuration holds out are not trained on; the share of them whose class it sees is printed, and
-kept in the file. `sampling/evaluate.py --extractor FILE` takes it. It takes minutes on a CPU, and the same seed gives
-the same weights on one machine.
+kept in the file. `sampling/evaluate.py --extractor FILE` takes it. The same seed gives the same bytes with the same
+version of torch, of this package and kind of CPU, however many threads there are: all of these decide how sums round.
+The classifiers that come along were written by earlier ones, and keep their bytes: published figures name their sha256.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,18 @@ def shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return torch.stack([image[:, y : y + size, x : x + size] for image, (y, x) in zip(padded, places, strict=True)])
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let one thread compute: with more of them sums are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def fit(images: Tensor, labels: Tensor, *, epochs: int, seed: int) -> Classifier:
     """Train a classifier, with AdamW, half a cosine of its learning rate, and images moved about a little."""
     torch.manual_seed(seed)

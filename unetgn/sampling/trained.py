@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
-from unetgn.pipelines.schedulers import scheduler_of_training
 from unetgn.sampling.folder import SamplingError
 from unetgn.training.checkpoint import Checkpoint, TensorFile, run_of
 from unetgn.training.config_files import load_config
@@ -18,6 +17,7 @@ from unetgn.training.data.autoencoder import Autoencoder, load_autoencoder
 from unetgn.training.data.report import read_class_names
 from unetgn.training.data.text import TextEncoder, context_dims
 from unetgn.training.network import load_checkpoint
+from unetgn.training.objective import described_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,21 @@ class Trained:
         """Return True where the network reads text."""
         return bool(context_dims(self.unet.unet_config))
 
-    def check_guidance(self, scale: float, name: str) -> None:
-        """Raise SamplingError where training met nothing that guidance, the option `name`, could lead away from."""
+    def check_guidance(self, scale: float, name: str, *, prompts: Sequence[str] | None = None) -> None:
+        """Raise SamplingError where guidance, the option `name`, has nothing to lead away from, or to.
+
+        The former where training met no samples without class or text, the latter where all prompts are empty.
+        """
         if scale != 1 and not self.unconditional:
             raise SamplingError(
                 f"{name} {scale:g}: guidance needs a network that was trained with classes or texts and without "
                 "(objective.label_dropout above 0), and this one was not: leave it out, or at 1"
+            )
+        classes = self.unet.config.num_classes is not None
+        if scale != 1 and prompts is not None and not classes and not any(prompt.strip() for prompt in prompts):
+            raise SamplingError(
+                f"{name} {scale:g}: guidance leads away from the empty prompt, and no other is given: say what to "
+                f"draw, or leave {name} at 1"
             )
 
     def check_prompts(self, prompts: Sequence[str], name: str) -> None:
@@ -62,7 +71,7 @@ class Trained:
 
 
 def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trained:
-    """Load the network of a checkpoint, in evaluation mode, and what belongs to it. Raises ConfigError."""
+    """Load the network of a checkpoint for evaluation, and what belongs to it. Raises CheckpointError, ConfigError."""
     name: TensorFile = "ema" if weights == "ema" else "model"
     config = load_config(checkpoint.config_file)
     unet = load_checkpoint(checkpoint, name).eval()
@@ -71,7 +80,7 @@ def load_trained(checkpoint: Checkpoint, weights: Literal["ema", "raw"]) -> Trai
     met_before = config.train.initial_weights is not None and known_before
     return Trained(
         unet=unet,
-        scheduler=scheduler_of_training(checkpoint.scheduler_config()),
+        scheduler=described_scheduler(checkpoint, config.objective),
         unconditional=config.objective.label_dropout > 0 or met_before,
         digest=checkpoint.digest(name),
         class_names=read_class_names(run_of(checkpoint)) or [],
@@ -92,11 +101,20 @@ def open_pipeline(
     )
 
 
+def check_parts(
+    cache: Path | None, *, reads_text: bool, autoencoder: Path | None = None, text_encoder: Path | None = None
+) -> None:
+    """Raise SamplingError where a part is given that a network has no use for; `cache` is as in `Trained`."""
+    if autoencoder is not None and cache is None:
+        raise SamplingError("--autoencoder was given, but this network was trained on pixels: leave it out")
+    if text_encoder is not None and not reads_text:
+        raise SamplingError("--text-encoder was given, but this network reads no text: leave it out")
+
+
 def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None:
     """Load what makes images of the network's latents, None where it makes images itself. Raises SamplingError."""
+    check_parts(trained.cache, reads_text=trained.reads_text, autoencoder=asked)
     if trained.cache is None:
-        if asked is not None:
-            raise SamplingError("--autoencoder was given, but this network was trained on pixels: leave it out")
         return None
     try:
         autoencoder = load_autoencoder(asked or trained.cache)
@@ -114,21 +132,24 @@ def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None
 
 def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] | None) -> TextEncoder | None:
     """Load what reads the prompts, None where the network reads no text. Raises SamplingError."""
-    if not trained.reads_text:
-        if asked is not None or prompts is not None:
-            raise SamplingError("--prompts or --text-encoder was given, but this network reads no text: leave it out")
-        return None
-    if prompts is None:
+    if prompts is not None and not trained.reads_text:
+        raise SamplingError("--prompts was given, but this network reads no text: leave it out")
+    if prompts is None and trained.reads_text:
         raise SamplingError("this network reads text: give --prompts TEXT …")
-    trained.check_prompts(prompts, "--prompts")
     text_encoder = read_text_encoder(trained, asked)
+    if prompts is None or text_encoder is None:
+        return text_encoder
+    trained.check_prompts(prompts, "--prompts")
     if cut := text_encoder.too_long(prompts):
         logger.warning("%d of %d prompts are cut off after %d tokens", cut, len(prompts), text_encoder.tokens)
     return text_encoder
 
 
-def read_text_encoder(trained: Trained, asked: Path | None) -> TextEncoder:
-    """Load what reads the prompts of a network that reads text. Raises SamplingError."""
+def read_text_encoder(trained: Trained, asked: Path | None) -> TextEncoder | None:
+    """Load what reads prompts, whatever they are; None where the network reads no text. Raises SamplingError."""
+    check_parts(trained.cache, reads_text=trained.reads_text, text_encoder=asked)
+    if not trained.reads_text:
+        return None
     try:
         text_encoder = TextEncoder(asked or trained.cache or Path())
     except ValueError as error:

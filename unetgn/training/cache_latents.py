@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unetgn.messages import short
 from unetgn.programs.last_words import last_words
 from unetgn.training.config_files import load_data_config
 from unetgn.training.data.autoencoder import Autoencoder, digest, load_autoencoder
@@ -29,7 +30,7 @@ from unetgn.training.data.latents import MANIFEST, Manifest, read_manifest
 from unetgn.training.data.pixels import size_text
 from unetgn.training.data.report import report_images
 from unetgn.training.data.text import TextEncoder, read_captions
-from unetgn.training.errors import ConfigError, DataError, RunDirectoryError, short
+from unetgn.training.errors import ConfigError, DataError, RunDirectoryError
 from unetgn.training.files import TEMPORARY, sha256, user_path
 from unetgn.training.run_directory import RunDirectory
 

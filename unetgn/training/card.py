@@ -11,13 +11,14 @@ from typing import Any
 import yaml
 
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.pipelines.card import NAME, OURS
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config
 from unetgn.training.data.config import EMBEDDED, DataConfig
 from unetgn.training.data.report import DATA, read_class_names
-from unetgn.training.errors import one_line, short
+from unetgn.training.errors import one_line
 from unetgn.training.files import write_text, writing
 from unetgn.training.run_directory import STATUS
 

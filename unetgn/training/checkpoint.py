@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"  # where a run's folder has them
 PREFIX = "step-"
+BEST = "best"  # a link to the checkpoint that was judged best
 # Why a checkpoint was put aside, at the end of its name.
 ASIDE = DAMAGED, LEFT, OTHER = "damaged", "left", "other-version"
 
@@ -272,8 +273,24 @@ def aside(folder: Path) -> list[Path]:
 
 
 def old(checkpoints: list[Path], keep: int) -> list[Path]:
-    """List those that `delete_old` deletes, of checkpoints by step."""
-    return checkpoints[:-keep]
+    """List those that `delete_old` deletes, of checkpoints by step: the best one stays."""
+    return [path for path in checkpoints[:-keep] if path != best(path.parent)]
+
+
+def best(folder: Path) -> Path | None:
+    """Name the checkpoint that the link `best` in a folder of checkpoints leads to; None without a link."""
+    link = folder / BEST
+    return folder / os.readlink(link) if link.is_symlink() else None
+
+
+def mark_best(folder: Path, checkpoint: Path | None) -> None:
+    """Have the link `best` lead to a checkpoint of the folder, or remove it."""
+    link = folder / BEST
+    if checkpoint is not None and best(folder) != checkpoint:
+        with writing(link) as unfinished:
+            unfinished.symlink_to(checkpoint.name)
+    elif checkpoint is None and link.is_symlink():
+        link.unlink()
 
 
 def newer(folder: Path, step: int) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -16,9 +17,12 @@ from unetgn.pipelines.schedulers import make_sampling_scheduler
 from unetgn.training.checkpoint import CheckpointConfig
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.text import context_dims
+from unetgn.training.evaluation import EvaluateConfig
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
+from unetgn.training.optimizers import BETAS_READ_BY, OptimizerConfig
 from unetgn.training.power_averages import gamma_of
 from unetgn.training.preview import PreviewConfig
+from unetgn.training.schedules import Schedule, share_of_peak
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,24 @@ class TrainConfig:
     """Begin with the weights of this network of the same shape, not with random ones: a diffusers model or pipeline, a
     run or checkpoint of ours (its averaged weights). A resumed run takes its checkpoint's."""
     learning_rate: float = 1e-4
-    """Peak learning rate of AdamW."""
-    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
-    """After warm-up: constant, or half a cosine that reaches 0 where the run ends."""
+    """Peak learning rate; of the optimizer prodigy a factor of the step size that it finds, usually 1."""
+    learning_rate_schedule: Schedule = "constant"
+    """Schedule after the warm-up, by its name in diffusers.optimization: constant, a line (linear), half a cosine
+    (cosine) or a power of a line (polynomial) that end where the run does, at 0 or 1e-7, cosine_with_restarts, or
+    piecewise_constant. constant_with_warmup is constant."""
+    learning_rate_cycles: int | None = None
+    """Half cosines of cosine_with_restarts, each from the peak; null is 1."""
+    learning_rate_power: float | None = None
+    """Power of polynomial; null is 1, a line."""
+    learning_rate_rules: str | None = None
+    """Shares of the peak of piecewise_constant, each with the step before which it ends, at last one for all others:
+    1:1000,0.1:2000,0.01."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly to its peak; a shorter run ends while it rises."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Weight decay of the optimizer, decoupled but in adam and sgd, where it is a penalty."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments."""
+    """Decay rates of the optimizer's two moments; sgd has none."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to at most this norm; 0 is off."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -59,7 +72,8 @@ class TrainConfig:
     validate_every: int = 0
     """Steps between two held-out losses (data.held_out has to be above 0); 0 is off."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Trackers by their name in Accelerate: tensorboard, wandb, …; an empty list is off."""
+    """Trackers by their name in Accelerate: tensorboard, wandb, trackio, …; an empty list is off. They get the rows of
+    the logs and, where they take them, the pictures of each preview."""
 
     def __post_init__(self) -> None:
         if self.initial_weights is not None:
@@ -78,6 +92,19 @@ class TrainConfig:
             raise ValueError(f"train.learning_rate is {self.learning_rate}; it must be above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas is {self.betas}; both must be at least 0 and below 1")
+        self.share_of_peak()
+
+    def share_of_peak(self) -> Callable[[int], float]:
+        """Return the function from a step to its share of the peak learning rate. Raises ValueError."""
+        return share_of_peak(
+            self.learning_rate_schedule,
+            peak=self.learning_rate,
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            cycles=self.learning_rate_cycles,
+            power=self.learning_rate_power,
+            rules=self.learning_rate_rules,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +140,11 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -128,6 +157,8 @@ def check_config(config: RunConfig) -> None:
     check_finite(asdict(config))
     check_model(config)
     check_guidance(config)
+    check_optimizer(config)
+    check_evaluate(config)
     if config.train.validate_every > 0 and config.data.held_out == 0:
         raise ValueError(
             "train.validate_every needs images that are not trained on: set data.held_out, or leave it at 0"
@@ -190,6 +221,38 @@ def check_model(config: RunConfig) -> None:
                         ("time_cond_proj_dim", model.time_cond_proj_dim)):  # fmt: skip
         if value is not None:
             raise ValueError(f"model.{name} is {value}, but training has nothing to feed into it: leave it out")
+
+
+def check_optimizer(config: RunConfig) -> None:
+    """Raise ValueError where keys of train are not for the optimizer."""
+    train, name = config.train, config.optimizer.name
+    if name not in BETAS_READ_BY and train.betas != TrainConfig.betas:
+        raise ValueError(
+            f"train.betas is {train.betas}, but optimizer.name {name} has none: leave it out (optimizer.momentum is "
+            f"its own), or take one of {', '.join(BETAS_READ_BY)}"
+        )
+    if name == "adamw_8bit" and train.channels_last:
+        raise ValueError(
+            "optimizer.name is adamw_8bit and train.channels_last true, but bitsandbytes puts every weight back into "
+            "the usual layout: set train.channels_last to false, or take another optimizer.name"
+        )
+
+
+def check_evaluate(config: RunConfig) -> None:
+    """Raise ValueError where images are to be judged and there is nothing to judge them by."""
+    evaluate, data = config.evaluate, config.data
+    if evaluate.every == 0:
+        return
+    if data.held_out == 0:
+        raise ValueError(
+            f"evaluate.every is {evaluate.every} and data.held_out 0, but drawn images are compared with some that are "
+            "not trained on: set data.held_out, or evaluate.every to 0"
+        )
+    if data.name in ("latents", "stream"):
+        raise ValueError(
+            f"evaluate.every is {evaluate.every} and data.name {data.name}, which has no real images to compare with: "
+            "set evaluate.every to 0, and judge afterwards with sampling/evaluate.py"
+        )
 
 
 def conditional_only(config: RunConfig) -> bool:

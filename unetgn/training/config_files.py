@@ -18,12 +18,13 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from unetgn.messages import SHOWN, short
 from unetgn.training.config import RunConfig
 from unetgn.training.config_yaml import RENAMED, merged, read_keys
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.fitting import CHANNELS, OPEN, fit
 from unetgn.training.data.images import NO_CLASSES
-from unetgn.training.errors import SAID, SHOWN, ConfigError, DataError, short
+from unetgn.training.errors import SAID, ConfigError, DataError
 from unetgn.training.hints import nearest_key
 from unetgn.training.values import as_meant, fits, in_words
 
@@ -35,7 +36,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(f"{path}: {', '.join(left)} is left to the data, and here nobody looks at them: give a value")
     parser = make_parser()
     try:
-        parsed = parser.parse_string(yaml.safe_dump(keys))
+        parsed = parse_text(yaml.safe_dump(keys)).clone()
     except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path}: {misfit(walk(keys)) or explain(error)}") from error
     for override in overrides:
@@ -138,6 +139,12 @@ def make_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
+@functools.lru_cache(maxsize=64)  # a run and its checkpoints all have the same
+def parse_text(text: str) -> jsonargparse.Namespace:
+    """Parse plain YAML of keys that are known; to be cloned before it is changed."""
+    return make_parser().parse_string(text)
+
+
 def list_keys() -> str:
     """List every key with its meaning, type and default, as it is written on the command line."""
     known, listed = known_keys(), []
@@ -166,14 +173,16 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
     check_key("command line", key, value)
     meant = as_meant(known_keys()[key].kind, value)
     check_key("command line", key, meant)
-    try:
-        # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
-        alone = parser.parse_args([f"--{key}={value if meant == value else json.dumps(meant)}"])
-    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"command line, {override}: {misfit([(key, meant)]) or explain(error)}") from error
     names = key.split(".")
     groups = [".".join(names[:length]) for length in range(1, len(names))]
     place = next((group for group in groups if parsed[group] is None), key)  # a group that was left out comes whole
+    try:
+        # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
+        line = [f"--{key}={value if meant == value else json.dumps(meant)}"]
+        whole = place != key or known_keys()[key].group  # with all defaults it takes 50 times as long
+        alone = parser.parse_args(line, defaults=whole)
+    except (ArgumentError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"command line, {override}: {misfit([(key, meant)]) or explain(error)}") from error
     parsed[place] = alone[place]
     return parsed
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from unetgn.messages import plain
+
 SAID = 1000  # characters of another library's error that are shown
-SHOWN = 100  # and of a value
 
 
 class ConfigError(ValueError):
@@ -92,15 +93,3 @@ def reason(error: BaseException) -> str:
         error = error.__cause__
     said = plain(" ".join(str(error).split()), most=SAID)
     return f"{type(error).__name__}: {said}"
-
-
-def plain(text: str, *, most: int = 2 * SHOWN) -> str:
-    """Write a text that is anybody's for a message: in one line, without what a terminal obeys, and not for ever."""
-    said = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
-    return said if len(said) <= most else f"{said[:most]}…"
-
-
-def short(value: object) -> str:
-    """Write a value for an error message."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

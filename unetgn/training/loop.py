@@ -14,38 +14,41 @@ in how all ranks come to know that something failed:
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
 from typing import NoReturn
 
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
 
 from unetgn.training.bars import Bar
-from unetgn.training.checkpoint import CONFIG, Checkpoint, TensorFile, checkpoint_path, delete_old, not_finite
+from unetgn.training.checkpoint import Checkpoint, TensorFile, checkpoint_path, delete_old, mark_best, not_finite
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import to_yaml
 from unetgn.training.data.samples import IndexedSamples, Restarting, Samples, StepBatches
 from unetgn.training.data.standing import RankState
-from unetgn.training.errors import Diverged, Failed, Preempted, one_line
-from unetgn.training.files import TEMPORARY
+from unetgn.training.errors import Diverged, Failed, Preempted
+from unetgn.training.evaluation import Evaluator
 from unetgn.training.mishaps import Mishaps
 from unetgn.training.power_averages import AVERAGES, save_snapshot, snapshot_file
-from unetgn.training.preview import Conditions, draw_loss, draw_preview, preview_file
+from unetgn.training.preview import Conditions, draw_levels, draw_loss, draw_preview, preview_file
+from unetgn.training.rescue import Rescue
 from unetgn.training.resume import is_of
-from unetgn.training.run_directory import RunDirectory
+from unetgn.training.run_directory import LEVELS, RunDirectory
 from unetgn.training.signals import Faults, Interrupted, StopSignals
 from unetgn.training.step import Numbers, TrainState, learning_rate
 from unetgn.training.throughput import Window, flops_per_image
+from unetgn.training.trackers import show_picture
 from unetgn.training.validate import held_out_loss
 
-LONGEST_SAVE = 60.0  # seconds that ranks wait for the one that writes a checkpoint alone
+LEVELS_PICTURE = "levels.png"
 
 
-class Loop:
+class Loop(Rescue):
     """Does everything that happens between the first and the last step of a run."""
 
     def __init__(
@@ -57,9 +60,10 @@ class Loop:
         conditions: Conditions,
         run: RunDirectory,
         signals: StopSignals,
+        evaluator: Evaluator | None = None,
     ) -> None:
         self.config, self.state, self.conditions, self.run, self.signals = config, state, conditions, run, signals
-        self.samples, self.held_out = samples, held_out
+        self.samples, self.held_out, self.evaluator = samples, held_out, evaluator
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
@@ -144,39 +148,6 @@ class Loop:
             self.bar = None
             self.signals.note(error)
 
-    @contextlib.contextmanager
-    def rescuing(self) -> Iterator[None]:
-        """Save the last whole step where the block fails. Raises Failed, which says what failed and what was saved."""
-        try:
-            yield
-        except (Diverged, Preempted):
-            raise
-        except Failed as error:  # on all ranks
-            raise Failed(self.rescue(str(error), self.save)) from (error.__cause__ or error)
-        except BaseException as error:
-            words = one_line(error)
-            if self.ranks == 1:
-                raise Failed(self.rescue(words, self.save)) from error
-            words = f"rank {self.accelerator.process_index}: {words}"
-            raise Failed(self.rescue(self.signals.leave_word(words), self.save_alone)) from error
-
-    def rescue(self, words: str, save: Callable[[], None]) -> str:
-        """Save what has not been saved; add to the words, which say what failed, what became of it."""
-        step = self.state.step
-        self.signals.failure = None
-        if not step:
-            return f"{words}; no step had been made"
-        try:
-            if not self.state.between_steps:
-                raise Failed("it came in the middle of the next step's update, which left neither state whole")
-            if self.saved_step < step:
-                save()
-        except BaseException as error:
-            why = one_line(error)
-            also = "" if why in words else f" ({why})"
-            return f"{words}; what was saved before is as it was, and step {step} could not be saved{also}"
-        return f"{words}; step {step} was saved, go on with --resume auto"
-
     def next_step(self) -> None:
         """Read the batches of a step and make it. Raises Preempted, Failed and Diverged."""
         began = time.perf_counter()
@@ -223,6 +194,8 @@ class Loop:
             self.validate()
         if self.due(config.preview.every):
             self.preview()
+        if self.due(config.evaluate.every):
+            self.evaluate()
 
     def catch_up(self) -> None:
         """Make up for averages, row, validation and preview of a resumed step, where the run ended before they came."""
@@ -246,6 +219,12 @@ class Loop:
             missing = main and not preview_file(self.run.path, step).exists()
             if self.signals.told_by_main(missing):
                 self.preview()
+        if self.due(self.config.evaluate.every):
+            missing = True
+            with self.signals.noting():
+                missing = main and str(step) not in (row["step"] for row in self.run.rows("evaluation.csv"))
+            if self.signals.told_by_main(missing):
+                self.evaluate()
 
     def due(self, every: int) -> bool:
         """Return True where this step is one of every `every`, or the last."""
@@ -315,10 +294,18 @@ class Loop:
         began = time.perf_counter()
         with contextlib.suppress(Interrupted):
             workers = self.config.data.num_workers
-            loss = held_out_loss(
-                self.state, self.held_out, num_workers=workers, go_on=self.go_on_together, noting=self.signals.noting
+            loss, by_level = held_out_loss(
+                self.state,
+                self.held_out,
+                levels=len(LEVELS),
+                num_workers=workers,
+                go_on=self.go_on_together,
+                noting=self.signals.noting,
             )
-            self.write_row("validation.csv", {"step": self.state.step, "loss": loss}, {"validation_loss": loss})
+            row, parts = {"step": self.state.step, "loss": loss}, dict(zip(LEVELS, by_level, strict=True))
+            self.write_row("validation.csv", row, {"validation_loss": loss})
+            found = {f"validation_loss/{name}": part for name, part in parts.items() if not math.isnan(part)}
+            self.write_row("levels.csv", row | parts, found)
         self.window.since += time.perf_counter() - began
 
     def preview(self) -> None:
@@ -330,15 +317,56 @@ class Loop:
                 return self.signals.wait_for_main()
             config, folder = self.config.preview, self.run.path
             with self.signals.noting(), self.mishaps.beside("the preview"):
-                draw_preview(unet, scheduler, self.conditions, config, folder, step, on_step=self.go_on_alone)
+                drawn = draw_preview(unet, scheduler, self.conditions, config, folder, step, on_step=self.go_on_alone)
+                self.show_pictures(drawn)
             self.draw_loss()
+            with self.signals.noting(), self.mishaps.beside(LEVELS_PICTURE):
+                self.show_pictures({"levels": folder / LEVELS_PICTURE} if self.run.rows("levels.csv") else {})
             self.signals.tell_from_main(working=False)
         self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s
 
+    def evaluate(self) -> None:
+        """Judge images of the averaged weights on the main process; where they are the best so far, save all of it."""
+        began = time.perf_counter()
+        scheduler, step, is_best = self.state.objective.scheduler, self.state.step, False
+        with contextlib.suppress(Interrupted), self.state.averaged() as unet:
+            if self.evaluator is None:  # of the main process alone
+                self.signals.wait_for_main()
+            else:
+                with self.signals.noting(), self.mishaps.beside("the evaluation"):
+                    figures = self.evaluator.judge(unet, scheduler, on_step=self.go_on_alone)
+                    self.write_row("evaluation.csv", {"step": step, **figures}, figures)
+                    is_best = self.run.judged(self.config.evaluate.metric)[:1] == [step]
+                self.signals.tell_from_main(working=False)
+        if self.signals.told_by_main(is_best):
+            if self.saved_step < step:
+                self.save()
+            self.mark_best()
+        self.window.since += time.perf_counter() - began
+
+    def mark_best(self) -> None:
+        """Have checkpoints/best lead to the best checkpoint that is there, on the main process."""
+        if self.accelerator.is_main_process:
+            with self.signals.noting(), self.mishaps.beside("checkpoints/best"):
+                judged = self.run.judged(self.config.evaluate.metric)
+                paths = (checkpoint_path(self.run.checkpoints, step) for step in judged)
+                mark_best(self.run.checkpoints, next((path for path in paths if path.is_dir()), None))
+
+    def show_pictures(self, pictures: Mapping[str, Image.Image | Path]) -> None:
+        """Show pictures to the trackers, by name; a picture that one cannot take is none of the run's business."""
+        for tracker in self.accelerator.trackers:
+            for name, picture in pictures.items():
+                with self.mishaps.beside(f"a picture for the tracker {tracker.name}"):
+                    show_picture(tracker, name, picture, self.state.step)
+
     def draw_loss(self) -> None:
-        """Draw loss.png, of what has been logged so far."""
+        """Draw loss.png and levels.png, of what has been logged so far."""
         with self.signals.noting(), self.mishaps.beside("loss.png"):
             draw_loss(self.run.losses("metrics.csv"), self.run.losses("validation.csv"), self.run.path / "loss.png")
+        with self.signals.noting(), self.mishaps.beside(LEVELS_PICTURE):
+            if found := self.run.rows("levels.csv"):
+                losses = [float(found[-1][name]) for name in LEVELS]
+                draw_levels(int(found[-1]["step"]), losses, self.run.path / LEVELS_PICTURE)
 
     def go_on_together(self) -> None:
         """Ask in the middle of work that all ranks do. Raises Interrupted where one of them was told to stop."""
@@ -362,24 +390,6 @@ class Loop:
                 self.write(tensors, sums, self.window.steps, samples)
         self.signals.stop_asked()  # until it is written, or could not be
         self.saved_step = self.state.step
-
-    def save_alone(self) -> None:
-        """Write a checkpoint of what all ranks have alike; for a rank that cannot reach the others any more.
-
-        It lacks the sums since the last row of the log, so that the next row is of fewer steps, and where the readers
-        of a stream stood, so that this goes on approximately.
-        """
-        path = checkpoint_path(self.run.checkpoints, self.state.step)
-        if self.state.sharded:
-            raise Failed("with FSDP2 each process has a part of it, and another one has gone")
-        if not all(numbers.usable() for numbers in self.unread):
-            raise Failed("its loss, gradient or weights are not finite")
-        if not self.accelerator.is_main_process and not (self.run.path / CONFIG).is_file():
-            raise Failed("only the main process has the run's folder")
-        if not may_write(path):
-            raise Failed("another rank was about to save it, and has not")
-        if not path.is_dir():  # by another rank
-            self.write(self.state.tensors(), [], 0, None)
 
     def write(
         self,
@@ -428,22 +438,6 @@ class Loop:
         if self.accelerator.is_main_process:
             with self.mishaps.beside("status.json"):
                 self.run.write_status(state, self.state.step, **facts)
-
-
-def may_write(path: Path) -> bool:
-    """Return True on the first rank that asks to write a checkpoint alone, and on others once it is there.
-
-    Several ranks may have lost the others at once; two that write one folder would take it from each other.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.close(os.open(path.with_name(f"{TEMPORARY}claim-{path.name}"), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        end = time.monotonic() + LONGEST_SAVE
-        while not path.is_dir() and time.monotonic() < end:
-            time.sleep(0.05)
-        return path.is_dir()
-    return True
 
 
 def in_groups(batches: Iterator[dict[str, Tensor]], size: int) -> Iterator[list[dict[str, Tensor]]]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from unetgn import __version__
 from unetgn.json_files import read_object
-from unetgn.training.errors import CheckpointError, CheckpointFormatError, plain, reason, short
+from unetgn.messages import plain, short
+from unetgn.training.errors import CheckpointError, CheckpointFormatError, reason
 
 MANIFEST = "manifest.json"
 FORMAT = 4  # of what is written; 3 had no averages, 2 no checksum of the manifest, 1 no number and the keys of its time

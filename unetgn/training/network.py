@@ -10,6 +10,7 @@ import torch
 
 from unetgn import UNet
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.training.checkpoint import (
     Checkpoint,
     TensorFile,
@@ -20,7 +21,7 @@ from unetgn.training.checkpoint import (
 )
 from unetgn.training.config import RunConfig
 from unetgn.training.data.text import context_dims
-from unetgn.training.errors import CheckpointError, ConfigError, reason, short
+from unetgn.training.errors import CheckpointError, ConfigError, reason
 from unetgn.unet.facts import facts
 from unetgn.unet.model import empty_unet
 
@@ -28,10 +29,10 @@ FREE = ("sample_size", "dropout")  # in these a network may differ from the one 
 LISTED = 5  # an error message names at most this many fields that differ
 
 
-def count_parameters(config: RunConfig) -> int:
-    """Count the network's parameters without making them. Raises ConfigError where there can be no such network."""
+def outline(config: RunConfig) -> UNet:
+    """Build the network without memory for it. Raises ConfigError where there can be no such network."""
     try:
-        return empty_unet(config.model).num_parameters()
+        return empty_unet(config.model)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
 

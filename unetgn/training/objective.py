@@ -9,8 +9,13 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from unetgn.pipelines.schedulers import check_ends_in_noise
+from unetgn.messages import short
+from unetgn.pipelines.schedulers import check_ends_in_noise, training_of
+from unetgn.training.checkpoint import Checkpoint
 from unetgn.training.edm import EDMConfig, draw_sigma, make_edm_scheduler, precondition
+from unetgn.training.errors import CheckpointError
+
+MOST_LEVELS = 10**6
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,10 @@ class ObjectiveConfig:
                 f"objective.min_snr_gamma is {self.min_snr_gamma}, but objective.weighting constant has none: take "
                 "min_snr, or leave objective.min_snr_gamma out"
             )
-        if self.num_train_timesteps < 1:
-            raise ValueError(f"objective.num_train_timesteps is {self.num_train_timesteps}; at least 1 is needed")
+        if not 1 <= self.num_train_timesteps <= MOST_LEVELS:
+            raise ValueError(
+                f"objective.num_train_timesteps is {self.num_train_timesteps}; 1 to {MOST_LEVELS} are possible"
+            )
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"objective.label_dropout is {self.label_dropout}; a probability below 1 is needed")
         if self.edm is None:
@@ -118,6 +125,21 @@ def make_scheduler(config: ObjectiveConfig) -> Any:
         # begin far below: with 600 steps of 1000 levels at level 599.
         timestep_spacing="trailing",
     )
+
+
+def described_scheduler(checkpoint: Checkpoint, config: ObjectiveConfig) -> Any:
+    """Make the scheduler of a checkpoint's objective, which its scheduler_config.json has to describe, too.
+
+    Raises CheckpointError where that is of another one.
+    """
+    scheduler, described = make_scheduler(config), checkpoint.scheduler_config()
+    for key, value in {"_class_name": type(scheduler).__name__, **training_of(scheduler)}.items():
+        if (said := described.get(key)) != value:
+            raise CheckpointError(
+                f"{checkpoint.path} is damaged: its scheduler_config.json says that {key} is {short(said)}, and by its "
+                f"config.yaml it is {short(value)}"
+            )
+    return scheduler
 
 
 class Objective:

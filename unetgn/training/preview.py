@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unetgn import UNet
@@ -85,16 +86,40 @@ def draw_preview(
     step: int,
     *,
     on_step: Callable[[], None],
-) -> None:
-    """Write samples/step-*.png and denoise/step-*.png below `run`; `on_step` is called between sampling steps."""
+) -> dict[str, Image.Image]:
+    """Write samples/step-*.png and denoise/step-*.png below `run`, and return both pictures, by these names.
+
+    `on_step` is called between sampling steps.
+    """
+    moments = Moments(4, conditions.shape)
+    made = draw_images(unet, scheduler, conditions, config, on_step=on_step, moments=moments)
+    strip, columns = moments.strip(STRIP)
+    if conditions.autoencoder is not None:
+        autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
+        strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
+    pictures = {"samples": to_grid(torch.cat(made)), "denoise": to_grid(strip, columns=columns)}
+    write_png(run / "denoise" / f"step-{step:06d}.png", pictures["denoise"])
+    write_png(preview_file(run, step), pictures["samples"])
+    return pictures
+
+
+def draw_images(
+    unet: UNet,
+    scheduler: Any,
+    conditions: Conditions,
+    config: PreviewConfig,
+    *,
+    on_step: Callable[[], None],
+    moments: Moments | None = None,
+) -> list[Tensor]:
+    """Draw what the network makes, in batches (N, C, H, W); `moments` collects those of the first batch."""
     num_classes, texts = unet.config.num_classes, conditions.texts
     pipeline = UNetPipeline(unet, scheduler)
     pipeline.use_scheduler(config.scheduler_for(scheduler))
     pipeline.set_progress_bar_config(disable=True)
-    moments = Moments(4, conditions.shape)
 
     def look(_: UNetPipeline, step: int, timestep: Tensor, kept: dict[str, Tensor]) -> None:
-        if batch == batches[0]:
+        if moments is not None and batch == batches[0]:
             moments.add(kept["latents"])
         on_step()
 
@@ -116,12 +141,7 @@ def draw_preview(
                 callback_on_step_end=look,
             ).images
         )
-    strip, columns = moments.strip(STRIP)
-    if conditions.autoencoder is not None:
-        autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
-        strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
-    write_png(run / "denoise" / f"step-{step:06d}.png", to_grid(strip, columns=columns))
-    write_png(preview_file(run, step), to_grid(torch.cat(made)))
+    return made
 
 
 def decode(autoencoder: Autoencoder, latents: Tensor, on_step: Callable[[], None]) -> Tensor:
@@ -157,6 +177,22 @@ def draw_loss(training: tuple[list[int], list[float]], held_out: tuple[list[int]
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)
+    with writing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def draw_levels(step: int, losses: Sequence[float], path: Path) -> None:
+    """Draw the held-out loss of a step in each range of noise levels; a range that had none (NaN) has no bar.
+
+    The ranges are equally probable in training, the least noise first.
+    """
+    pyplot = import_pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.bar(range(1, len(losses) + 1), losses, width=0.9)
+    axes.set(xlabel=f"noise levels of training in {len(losses)} equally probable ranges, the least noise first",
+             ylabel="held-out loss", title=f"step {step}", xticks=range(1, len(losses) + 1))  # fmt: skip
+    axes.grid(alpha=0.3, axis="y")
     with writing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=120)
     pyplot.close(figure)

@@ -22,9 +22,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
+from unetgn import UNet
 from unetgn.training.config import RunConfig, conditional_only
 from unetgn.training.data.samples import Samples
 from unetgn.training.errors import ConfigError
+from unetgn.training.optimizers import ELEMENTWISE, describe_optimizer, load_class
 
 LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
 
@@ -34,6 +36,10 @@ T = TypeVar("T")
 def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
     """Make Accelerate's view of the processes. Raises ConfigError where it is not what was configured or launched."""
     check_trackers(config.train.trackers)
+    try:
+        load_class(config.optimizer.name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
         raise ConfigError(
             "accelerate was launched with --gradient_accumulation_steps: say train.gradient_accumulation=N instead"
@@ -98,6 +104,7 @@ def fully_sharded(config: RunConfig) -> FullyShardedDataParallelPlugin | None:
         "fsdp_activation_checkpointing": plugin.activation_checkpointing,
         "fsdp_cpu_ram_efficient_loading": plugin.cpu_ram_efficient_loading,
         "train.compile": config.train.compile,
+        f"optimizer.name {config.optimizer.name}": config.optimizer.name not in ELEMENTWISE,
     }
     for name in (name for name, asked in refused.items() if asked):
         raise ConfigError(f"{name} is not supported with FSDP: start with configs/accelerate/fsdp2.yaml, without it")
@@ -142,9 +149,10 @@ def command_for(processes: int) -> str:
     return f"accelerate launch --multi_gpu --num_processes {processes} training/train.py … (so on CPUs, too)"
 
 
-def describe(config: RunConfig, accelerator: Accelerator, parameters: int, samples: Samples) -> str:
-    """Describe what is about to run, for the first lines of the log."""
-    train = config.train
+def describe(config: RunConfig, accelerator: Accelerator, network: UNet, samples: Samples) -> str:
+    """Describe what is about to run, for the first lines of the log; the network may be one without memory."""
+    train, parameters = config.train, network.num_parameters()
+    optimizer = describe_optimizer(config.optimizer, network)
     batch = train.batch_size * train.gradient_accumulation * accelerator.num_processes
     epochs = samples.progress(train.steps * batch).get("epoch")
     passes = "" if epochs is None else f" ({epochs:.1f} epochs)"
@@ -160,5 +168,5 @@ def describe(config: RunConfig, accelerator: Accelerator, parameters: int, sampl
         f"{accelerator.num_processes} process(es) on {accelerator.device}{several}, precision {train.mixed_precision}\n"
         f"{batch} images a step ({train.batch_size} × {train.gradient_accumulation} accumulated × "
         f"{accelerator.num_processes} processes), {train.steps} steps over {samples}{passes}\n"
-        f"{parameters:,} parameters{only}"
+        f"{parameters:,} parameters, {optimizer}{only}"
     )

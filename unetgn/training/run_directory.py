@@ -7,6 +7,7 @@ import csv
 import errno
 import fcntl
 import io
+import math
 import os
 import re
 import secrets
@@ -20,9 +21,13 @@ from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, LEFT, list_checkpoin
 from unetgn.training.errors import RunDirectoryError
 from unetgn.training.files import delete, delete_unfinished, lines_within, write_json, write_text, writing
 
+LEVELS = tuple(f"level_{number}" for number in range(1, 11))  # ranges of noise levels, equally probable in training
+
 COLUMNS = {
     "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
     "validation.csv": ("step", "loss"),
+    "levels.csv": ("step", "loss", *LEVELS),
+    "evaluation.csv": ("step", "fid", "kid", "precision", "recall"),
 }
 
 LONGEST_ROW = 1000  # characters
@@ -32,7 +37,7 @@ TRACKER_ID_IS = re.compile("[0-9a-f]{16}")
 
 
 class RunDirectory:
-    """Keeps a folder with `config.yaml`, `status.json`, `metrics.csv`, `validation.csv`, `checkpoints/` and pictures.
+    """Keeps a folder with `config.yaml`, `status.json`, logs (`COLUMNS`), `checkpoints/` and pictures.
 
     Held by one process at a time: the lock is the operating system's, so a killed run leaves none behind.
     """
@@ -173,14 +178,14 @@ class RunDirectory:
                 # Not by csv: numbers have no quotes, and one that a bad disk makes would take in all that follows.
                 values = (line or "").replace("\0", "").strip().split(",")
                 header = tuple(values)  # of an older version a shorter one; of a damaged file, anything
-                if number == 0 and "loss" in header and header == columns[: len(header)]:
+                if number == 0 and {"loss", "fid"} & {*header} and header == columns[: len(header)]:
                     names = header
                 elif len(values) == len(names) and is_whole(row := dict(zip(names, values, strict=True))):
                     rows.append(row)
         return rows
 
     def log(self, name: str, row: dict[str, float]) -> None:
-        """Append a row to metrics.csv or validation.csv; its keys are COLUMNS. Where that fails, the row waits.
+        """Append a row to one of the logs; its keys are COLUMNS. Where that fails, the row waits.
 
         Raises OSError.
         """
@@ -201,11 +206,16 @@ class RunDirectory:
         rows = self.rows(name)
         return [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
 
+    def judged(self, metric: str) -> list[int]:
+        """List the steps that were judged, the one with the least of a metric first, of equals the earliest."""
+        figures = [(float(row[metric]), int(row["step"])) for row in self.rows("evaluation.csv")]
+        return [step for figure, step in sorted(figures) if math.isfinite(figure)]
+
 
 def is_whole(row: dict[str, str]) -> bool:
     """Return True where a logged row was written to its end; the last one may be cut: a full disk, a loss of power."""
     try:
-        int(row["step"]), float(row["loss"])
+        int(row["step"]), float(row["loss" if "loss" in row else "fid"])
     except (TypeError, ValueError):
         return False
     return None not in row.values()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 
 from unetgn import __version__
+from unetgn.messages import plain
 from unetgn.training.checkpoint import Checkpoint
 from unetgn.training.config_files import load_config
 from unetgn.training.data.samples import Samples
 from unetgn.training.data.standing import SAMPLES
-from unetgn.training.errors import CheckpointError, CheckpointFormatError, ConfigError, plain
+from unetgn.training.errors import CheckpointError, CheckpointFormatError, ConfigError
 from unetgn.training.network import described_network
+from unetgn.training.objective import described_scheduler
 from unetgn.training.optimizer import read_state
 from unetgn.training.power_averages import PowerAverages
 from unetgn.unet.model import empty_unet
@@ -46,12 +48,12 @@ def check_contents(checkpoint: Checkpoint) -> None:
         raise CheckpointError(f"{checkpoint.path} is damaged: {' '.join(str(error).split())}") from error
     parameters = dict(network.named_parameters())
     averages = PowerAverages(parameters, widths=config.ema.power_widths).state()
-    read_state(checkpoint, network.state_dict(), parameters, averages)
+    read_state(checkpoint, network, averages, optimizer=config.optimizer, betas=config.train.betas)
     shapes, others = ({name: tensor.shape for name, tensor in each.state_dict().items()}
                       for each in (network, described_network(checkpoint)))  # fmt: skip
     if shapes != others:
         raise CheckpointError(f"{checkpoint.path} is damaged: its config.yaml and config.json are of two networks")
-    checkpoint.scheduler_config()
+    described_scheduler(checkpoint, config.objective)
 
 
 def check_samples(checkpoint: Checkpoint, samples: Samples) -> None:

@@ -22,7 +22,8 @@ from unetgn.training.config import EMAConfig, TrainConfig
 from unetgn.training.data.samples import Purpose, random_generator
 from unetgn.training.errors import Diverged
 from unetgn.training.objective import Objective
-from unetgn.training.optimizer import optimizer_from_tensors, optimizer_to_tensors, read_state
+from unetgn.training.optimizer import optimizer_from_tensors, optimizer_to_tensors, parameters_of, read_state
+from unetgn.training.optimizers import FUSED, OptimizerConfig, make_optimizer
 from unetgn.training.power_averages import PowerAverages
 from unetgn.training.sharding import part_of, run_in_precision, shard_by_block, to_cpu, whole, without_weights
 
@@ -33,10 +34,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """Compute the learning rate of step 0 .. steps - 1, of the step alone, whatever the number of processes."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.learning_rate_schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * config.share_of_peak()(step)
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ class TrainState:
         ema: EMAConfig,
         accelerator: Accelerator,
         seed: int,
+        optimizer: OptimizerConfig | None = None,
     ) -> None:
         self.config, self.objective, self.accelerator, self.seed = config, objective, accelerator, seed
         self.step = 0
@@ -95,14 +94,15 @@ class TrainState:
             shard_by_block(self.unet, accelerator)
         if config.compile:
             self.unet.compile()
-        optimizer = torch.optim.AdamW(
-            self.unet.parameters(),
-            lr=config.learning_rate,
-            betas=config.betas,
+        self.optimizer_config = optimizer or OptimizerConfig()
+        made = make_optimizer(
+            self.optimizer_config,
+            self.unet,
+            learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
-            fused=True,  # in one pass, and able to skip a step by a flag on the device
+            betas=config.betas,
         )
-        self.model, self.optimizer = accelerator.prepare(self.unet, optimizer)
+        self.model, self.optimizer = accelerator.prepare(self.unet, made)
         self.ema = EMAModel(self.unet.parameters(), decay=ema.decay)  # of this rank's parts, where it has only parts
         self.ema.to(accelerator.device)
         self.power = PowerAverages(dict(self.unet.named_parameters()), widths=ema.power_widths)
@@ -125,10 +125,12 @@ class TrainState:
             total += loss.detach() / len(batches)
         norm = self._clip()
         scaler = self.accelerator.scaler
-        if scaler is None:  # the optimizer itself then leaves everything as it is, without the host having to ask
+        flagged = self.optimizer_config.name in FUSED
+        if scaler is None and flagged:  # it then leaves everything as it is, without the host having to ask
             self.optimizer.optimizer.found_inf = (~norm.isfinite()).float()
         self.between_steps = False
-        self.optimizer.step()
+        if scaler is not None or flagged or norm.isfinite():
+            self.optimizer.step()
         self.ema.step(self.unet.parameters())
         if self.power.averages:
             self.power.update(dict(self.unet.named_parameters()))
@@ -174,8 +176,13 @@ class TrainState:
         return {key: v.contiguous(memory_format=self.layout) if v.ndim == 4 else v for key, v in moved.items()}
 
     def names(self) -> list[str]:
-        """List the names of the network's parameters, in the optimizer's order."""
+        """List the names of the network's parameters."""
         return [name for name, _ in self.unet.named_parameters()]
+
+    def stepped(self) -> list[str]:
+        """List the names of the network's parameters, in the optimizer's order."""
+        names = {id(parameter): name for name, parameter in self.unet.named_parameters()}
+        return [names[id(parameter)] for parameter in parameters_of(self.optimizer)]
 
     def averaged_state(self) -> dict[str, Tensor]:
         """Return the network's state dict with averaged parameters; of a sharded one, this rank's part."""
@@ -189,7 +196,7 @@ class TrainState:
         tensors: dict[TensorFile, dict[str, Tensor]] = {
             "model": to_cpu(self.unet.state_dict(), keep=main),
             "ema": to_cpu(self.averaged_state(), keep=main),
-            "optimizer": to_cpu(optimizer_to_tensors(self.optimizer, self.names()), keep=main),
+            "optimizer": to_cpu(optimizer_to_tensors(self.optimizer, self.stepped()), keep=main),
         }
         if averages := self.power.state():
             tensors["averages"] = to_cpu(averages, keep=main)
@@ -237,11 +244,13 @@ class TrainState:
         Raises CheckpointError, before anything is changed, where a tensor is not one of this network or not finite.
         """
         now, kept = self.unet.state_dict(), self.power.state()
-        weights, averaged, moments, averages = read_state(checkpoint, now, self.names(), kept)
+        weights, averaged, moments, averages = read_state(
+            checkpoint, self.unet, kept, optimizer=self.optimizer_config, betas=self.config.betas
+        )
         self.unet.load_state_dict({name: part_of(tensor, now[name]) for name, tensor in weights.items()})
         for name, shadow in zip(self.names(), self.ema.shadow_params, strict=True):
             shadow.copy_(part_of(averaged[name], shadow))
-        optimizer_from_tensors(self.optimizer, self.names(), moments)
+        optimizer_from_tensors(self.optimizer, self.stepped(), moments)
         self.ema.optimization_step = checkpoint.ema_step
         for name, average in kept.items():
             average.copy_(part_of(averages[name], average))

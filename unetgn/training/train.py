@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from unetgn.programs.last_words import flush_output, keep_output, last_words, say
 from unetgn.programs.parent import stop_with_parent
@@ -37,14 +38,15 @@ from unetgn.training.errors import (
     RunDirectoryError,
     one_line,
 )
+from unetgn.training.evaluation import Evaluator
 from unetgn.training.files import delete_unfinished, user_path, write_text
 from unetgn.training.loop import Loop
-from unetgn.training.network import count_parameters, load_initial_weights, make_network
+from unetgn.training.network import load_initial_weights, make_network, outline
 from unetgn.training.objective import Objective
 from unetgn.training.pipeline import save_pipeline
 from unetgn.training.power_averages import AVERAGES, delete_snapshots_after, snapshots_after
 from unetgn.training.prepare import prepare_samples, preview_conditions, report
-from unetgn.training.preview import import_pyplot
+from unetgn.training.preview import Conditions, import_pyplot
 from unetgn.training.processes import ask_main, describe, make_accelerator
 from unetgn.training.resume import check_same_run, find_start, flat
 from unetgn.training.run_directory import COLUMNS, RunDirectory
@@ -156,8 +158,9 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
         ask_main(accelerator, lambda: push.check_target(arguments.push_to_hub))
     samples, held_out = prepare_samples(config, accelerator, arguments.overfit)
     conditions = preview_conditions(config, samples)
-    what = describe(config, accelerator, count_parameters(config), samples)
+    what = describe(config, accelerator, outline(config), samples)
     taken = report(config, samples, held_out) if accelerator.is_main_process else None
+    evaluator = make_evaluator(config, held_out, conditions, accelerator)
     start = ask_main(accelerator, lambda: take_output(config, output, samples, accelerator.num_processes, arguments))
     initial = load_initial_weights(config) if start is None else None
     if accelerator.is_main_process:
@@ -170,12 +173,24 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
         return None
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
     network = make_network(config, initial, start)
-    state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed)
-    loop = Loop(config, state, samples, held_out, conditions, output, StopSignals(accelerator.num_processes))
+    state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed, config.optimizer)
+    signals = StopSignals(accelerator.num_processes)
+    loop = Loop(config, state, samples, held_out, conditions, output, signals, evaluator)
     if start is not None:
         loop.restore(start)
     ask_main(accelerator, lambda: write_beginning(loop, taken))
     return loop
+
+
+def make_evaluator(
+    config: RunConfig, held_out: IndexedSamples | None, conditions: Conditions, accelerator: Accelerator
+) -> Evaluator | None:
+    """Make what judges the run as it goes, on the main process alone; None where the run is not judged."""
+    made: list[Evaluator] = []
+    if config.evaluate.every and held_out is not None:
+        ask_main(accelerator, lambda: made.append(Evaluator(config.evaluate, config.preview, held_out, conditions,
+                                                            data=config.data.name, device=accelerator.device)))  # fmt: skip
+    return made[0] if made else None
 
 
 def write_beginning(loop: Loop, taken: Report | None) -> None:
@@ -188,6 +203,7 @@ def write_beginning(loop: Loop, taken: Report | None) -> None:
     write_text(run.path / CONFIG, to_yaml(loop.config))
     run.resume_logs(step)
     delete_snapshots_after(run.path / AVERAGES, step)
+    loop.mark_best()
 
 
 def take_output(

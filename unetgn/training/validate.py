@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from unetgn.training.data.samples import IndexedSamples, Restarting
 from unetgn.training.step import TrainState
@@ -18,11 +19,15 @@ def held_out_loss(
     state: TrainState,
     samples: IndexedSamples,
     *,
+    levels: int,
     num_workers: int,
     go_on: Callable[[], None],
     noting: Callable[[], AbstractContextManager[None]],
-) -> float:
+) -> tuple[float, list[float]]:
     """Compute the mean loss of the averaged weights over every held-out image once, each rank its share.
+
+    The list has it of each of `levels` ranges of noise levels, which are equally probable in training, the least noise
+    first; NaN of one that no image has.
 
     Images are decoded in `num_workers` processes beside each rank. `go_on` is called before every batch, by every rank
     equally often, and may raise to leave early. What a rank does alone between two calls is done within `noting()`.
@@ -32,7 +37,7 @@ def held_out_loss(
     starts = range(accelerator.process_index * size, accelerator.process_index * size + count, size * ranks)
     shares = [list(range(start, min(start + size, count))) for start in starts]  # at the end some ranks have no image
     filled, on_gpu = [share for share in shares if share], accelerator.device.type == "cuda"
-    total = torch.zeros(2, device=accelerator.device)
+    total = torch.zeros(2, 1 + levels, device=accelerator.device)  # sum and number, of all and of each range
     with state.averaged() as unet:
         with noting():
             batches = Restarting(
@@ -43,8 +48,17 @@ def held_out_loss(
             go_on()
             if share:
                 with noting():
-                    losses = state.objective.losses(unet, state.to_device(next(batches)))
-                    total += torch.stack([losses.sum(), losses.new_tensor(len(losses))])
+                    batch = next(batches)
+                    losses = state.objective.losses(unet, state.to_device(batch))
+                    total += sums(losses, (batch["time"] * levels).long().to(losses.device), levels)
         go_on()  # where a rank failed, none waits for its sum
     total = accelerator.reduce(total, reduction="sum")
-    return float(total[0] / total[1])
+    mean, *by_level = (total[0] / total[1]).tolist()
+    return mean, by_level
+
+
+def sums(losses: Tensor, level: Tensor, levels: int) -> Tensor:
+    """Add losses (N,) up, and their number: (2, 1 + levels), of all and of each of the ranges that `level` (N,) has."""
+    counted = torch.stack([losses, torch.ones_like(losses)])
+    ranges = torch.nn.functional.one_hot(level, levels).to(losses.dtype)
+    return torch.cat([counted.sum(1, keepdim=True), counted @ ranges], dim=1)

@@ -55,24 +55,27 @@ def cross_product(seed: int) -> list[tuple[Case, str]]:
 
 
 def covering_selection(cases: list[tuple[Case, str]], seed: int) -> list[tuple[Case, str]]:
-    """Select few cases that have every pair of the product's values: greedily, in an order drawn from the seed."""
-    left = list(cases)
-    random.Random(seed).shuffle(left)
-    seen: set[tuple[Any, ...]] = set()
-    chosen = []
-    for case, path in left:
+    """Select few cases that have every pair of the product's values: always one that has most of those that lack.
+
+    Of several, it is the first in an order drawn from the seed.
+    """
+    order = [(case, path) for case, path in cases if path in paths(case)]
+    random.Random(seed).shuffle(order)
+    pairs = {}
+    for case, path in order:
         values = (case.channels_last, case.dtype, case.shape[1] // case.groups, case.extras, path)
-        pairs = set(itertools.combinations(enumerate(values), 2))
-        if path in paths(case) and not pairs <= seen:
-            seen |= pairs
-            chosen.append((case, path))
+        pairs[case, path] = set(itertools.combinations(enumerate(values), 2))
+    lacking = set().union(*pairs.values())
+    chosen = []
+    while lacking:
+        chosen.append(max(order, key=lambda one: len(pairs[one] & lacking)))
+        lacking -= pairs[chosen[-1]]
     return chosen
 
 
 PRODUCT = cross_product(seed=2024)
 SELECTION = covering_selection(PRODUCT, seed=7)
 FEASIBLE = [(case, path) for case, path in PRODUCT if path in paths(case)]
-SHARE = random.Random(8).sample(FEASIBLE, 15)
 
 
 def name(value: Any) -> str:
@@ -94,11 +97,6 @@ def check(case: Case, path: str) -> None:
 
 @pytest.mark.parametrize(("case", "path"), SELECTION, ids=name)
 def test_results_and_gradients_match_the_definition_over_a_covering_selection(case: Case, path: str) -> None:
-    check(case, path)
-
-
-@pytest.mark.parametrize(("case", "path"), SHARE, ids=name)
-def test_results_and_gradients_match_the_definition_over_a_share_of_the_cross_product(case: Case, path: str) -> None:
     check(case, path)
 
 

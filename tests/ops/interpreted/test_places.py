@@ -7,7 +7,7 @@ import triton.language as tl
 
 from tests.ops.triton_cases import Case, heuristic
 from unetgn.ops.triton.kernels.elements import pair_of, plane_of
-from unetgn.ops.triton.kernels.forward_channels_last import locate_tile, rows_of_part
+from unetgn.ops.triton.kernels.forward_channels_last import locate_strip, rows_of_part
 from unetgn.ops.triton.kernels.forward_contiguous import locate_part
 from unetgn.ops.triton.plan_channels_last import Split
 from unetgn.ops.triton.problem import INT32_POSITIONS
@@ -26,9 +26,9 @@ def chunk_places(
 
 
 @triton.jit
-def tile_places(out, program, row_blocks, column_blocks, channel_vectors, spatial, VECTOR: tl.constexpr):
-    sample, _row_block, base, _channel, offsets, count = locate_tile(
-        program, row_blocks, column_blocks, channel_vectors, spatial, 128, 64, VECTOR
+def tile_places(out, program, strips, column_tiles, row_vectors, spatial, VECTOR: tl.constexpr):
+    sample, _strip, base, _channel, offsets, count = locate_strip(
+        program, strips, column_tiles, row_vectors, spatial, 128, 128, 64, VECTOR
     )
     tl.store(out, sample)
     tl.store(out + 1, base)

@@ -17,6 +17,7 @@ import pytest
 from tests.training.data.test_stream import open_stream, read, seen
 from tests.training.shards import png, shades, table, write_shards, write_tar
 from unetgn.training.data import mixing, tars
+from unetgn.training.data.config import DataConfig, open_images
 from unetgn.training.data.rows import CutShort
 from unetgn.training.data.shards import open_shards
 from unetgn.training.errors import DataError
@@ -396,3 +397,42 @@ def test_a_broken_first_sample_is_named_with_its_shard(text: bytes, tmp_path: Pa
     write_tar(tmp_path / "0.tar", {"a": {"png": png(0), "json": text}, "b": {"png": png(1), "cls": b"1"}})
     with pytest.raises(ValueError, match=rf"a of {tmp_path}/0\.tar: its json .*; mend it, or remove it"):
         open_stream(tmp_path)
+
+
+SCHEMAS = [
+    b"{", b"[]", b"7", b'"image"', b"null", b"[" * 100_000,
+    *(json.dumps({"info": {"features": features}}).encode() for features in (
+        "image", 7, [1], {"image": "Image"}, {"image": {"_type": 7}}, {"image": {"_type": "Nothing"}}, {"image": None},
+        {"image": {"_type": "Image", "decode": {}}, "more": {"_type": "Value", "dtype": "no type"}},
+        {"image": [{"x": "y"}]}, {"image": {"_type": "ClassLabel", "names": 7}},
+    )),
+    b'{"info": ' * 5000 + b"1" + b"}" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: ascii(schema[:60]))
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_schema_that_is_anybodys_is_read_or_refused_in_a_line(schema: bytes, kind: str, tmp_path: Path) -> None:
+    """`datasets` writes its features into a schema as JSON, and raises anything where it is another."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = table([png(0)], [1]).data.table.replace_schema_metadata({b"huggingface": schema})
+    if kind == "parquet":
+        pyarrow.parquet.write_table(rows, tmp_path / "0.parquet")
+    else:
+        with pyarrow.OSFile(str(tmp_path / "0.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, rows.schema) as out:
+            out.write_table(rows)
+    doors: list[Callable[[], object]] = [
+        lambda: open_shards(str(tmp_path), image_column="image", label_column="label"),
+        lambda: open_images(DataConfig(name="datasets", path=str(tmp_path), image_size=8), 3),
+    ]
+    for door in doors:
+        said = str(tmp_path)
+        try:
+            door()
+        except ValueError as error:
+            said = str(error)
+        assert str(tmp_path) in said
+        assert said.isprintable()
+        assert len(said) < 2000

@@ -15,7 +15,7 @@ from torch import Tensor
 from unetgn.ops.arguments import Needs
 from unetgn.ops.triton import plan_channels_last, plan_contiguous
 from unetgn.ops.triton.device import Device, device_of
-from unetgn.ops.triton.forward import Plan
+from unetgn.ops.triton.forward import Plan, has_assembly
 from unetgn.ops.triton.kernels import backward_channels_last as channels_last
 from unetgn.ops.triton.kernels import backward_contiguous as contiguous
 from unetgn.ops.triton.kernels.parameters import fold_slots, parameter_gradients
@@ -79,8 +79,8 @@ def backward_recipe(
     needs: Needs,
 ) -> BackwardRecipe:
     """Return the recipe of the plan that the heuristic makes for x of that shape, dtype, layout and device."""
-    problem = problem_of(shape, num_groups, dtype)
-    return recipe_of(plan_backward(problem, channels_last, device_of(device)), problem, activation, needs)
+    problem, properties = problem_of(shape, num_groups, dtype), device_of(device)
+    return recipe_of(plan_backward(problem, channels_last, properties), problem, properties, activation, needs)
 
 
 def plan_backward(problem: Problem, channels_last: bool, device: Device) -> Plan:
@@ -89,27 +89,28 @@ def plan_backward(problem: Problem, channels_last: bool, device: Device) -> Plan
     return plans.plan_backward(problem, device)
 
 
-def recipe_of(plan: Plan, problem: Problem, activation: bool, needs: Needs) -> BackwardRecipe:
+def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, needs: Needs) -> BackwardRecipe:
     """Turn a plan into its recipe."""
+    ptx = has_assembly(problem, device)
     with_xhat, parameters = needs.pre_bias, any(needs[1:])
     slots, planes = _slots(plan, problem), 3 if with_xhat else 2
     if isinstance(plan, plan_contiguous.Resident):
-        launches = [_contiguous_resident(plan, problem, activation, with_xhat)]
+        launches = [_contiguous_resident(plan, problem, activation, ptx, with_xhat)]
     elif isinstance(plan, plan_channels_last.Resident):
-        launches = [_channels_last_resident(plan, problem, activation, with_xhat)]
+        launches = [_channels_last_resident(plan, problem, activation, ptx, with_xhat)]
     elif isinstance(plan, plan_contiguous.Split):
-        launches = [_contiguous_sums(plan, problem, activation, with_xhat)]
+        launches = [_contiguous_sums(plan, problem, activation, ptx, with_xhat)]
     else:
-        launches = [_channels_last_sums(plan, problem, activation, with_xhat)]
+        launches = [_channels_last_sums(plan, problem, activation, ptx, with_xhat)]
     split = isinstance(plan, plan_contiguous.Split | plan_channels_last.Split)
     summed = split or parameters  # a resident kernel needs no sums for dx
     folded = split or (parameters and slots > 1)
     if folded:
         launches.append(_fold(problem, slots, with_xhat))
     if needs.x and isinstance(plan, plan_contiguous.Split):
-        launches.append(_contiguous_apply(plan, problem, activation))
+        launches.append(_contiguous_apply(plan, problem, activation, ptx))
     elif needs.x and isinstance(plan, plan_channels_last.Split):
-        launches.append(_channels_last_apply(plan, problem, activation))
+        launches.append(_channels_last_apply(plan, problem, activation, ptx))
     if parameters:
         launches.append(_parameters(problem))
     return BackwardRecipe(
@@ -128,7 +129,9 @@ def _slots(plan: Plan, problem: Problem) -> int:
     return ceil_div(problem.spatial, plan.width)
 
 
-def _contiguous_resident(plan: plan_contiguous.Resident, problem: Problem, activation: bool, with_xhat: bool) -> Launch:
+def _contiguous_resident(
+    plan: plan_contiguous.Resident, problem: Problem, activation: bool, ptx: bool, with_xhat: bool
+) -> Launch:
     channel_segments = ceil_div(problem.spatial, plan.width)
     return launch_of(
         contiguous.resident_backward,
@@ -141,6 +144,7 @@ def _contiguous_resident(plan: plan_contiguous.Resident, problem: Problem, activ
         spatial=problem.spatial,
         channel_segments=channel_segments,
         SILU=activation,
+        PTX=ptx,
         WITH_XHAT=with_xhat,
         TILES=plan.tiles,
         SEGMENTS=plan.tile // plan.width,
@@ -151,7 +155,7 @@ def _contiguous_resident(plan: plan_contiguous.Resident, problem: Problem, activ
 
 
 def _channels_last_resident(
-    plan: plan_channels_last.Resident, problem: Problem, activation: bool, with_xhat: bool
+    plan: plan_channels_last.Resident, problem: Problem, activation: bool, ptx: bool, with_xhat: bool
 ) -> Launch:
     return launch_of(
         channels_last.resident_backward,
@@ -162,6 +166,7 @@ def _channels_last_resident(
         bundles=problem.groups // plan.groups,
         spatial=problem.spatial,
         SILU=activation,
+        PTX=ptx,
         WITH_XHAT=with_xhat,
         TILES=plan.tiles,
         ROWS=plan.rows,
@@ -172,7 +177,9 @@ def _channels_last_resident(
     )
 
 
-def _contiguous_sums(plan: plan_contiguous.Split, problem: Problem, activation: bool, with_xhat: bool) -> Launch:
+def _contiguous_sums(
+    plan: plan_contiguous.Split, problem: Problem, activation: bool, ptx: bool, with_xhat: bool
+) -> Launch:
     sizes = _contiguous_sizes(plan, problem, plan.tile)
     return launch_of(
         contiguous.split_sums,
@@ -181,15 +188,18 @@ def _contiguous_sums(plan: plan_contiguous.Split, problem: Problem, activation: 
         plan.num_warps,
         plane_size=problem.samples * sizes["channel_segments"] * problem.channels,
         SILU=activation,
+        PTX=ptx,
         WITH_XHAT=with_xhat,
         **sizes,
     )
 
 
-def _contiguous_apply(plan: plan_contiguous.Split, problem: Problem, activation: bool) -> Launch:
+def _contiguous_apply(plan: plan_contiguous.Split, problem: Problem, activation: bool, ptx: bool) -> Launch:
     sizes = _contiguous_sizes(plan, problem, plan.apply_tile)
     programs = problem.samples * sizes["sample_tiles"]
-    return launch_of(contiguous.split_apply, BackwardOperands, programs, plan.apply_warps, SILU=activation, **sizes)
+    return launch_of(
+        contiguous.split_apply, BackwardOperands, programs, plan.apply_warps, SILU=activation, PTX=ptx, **sizes
+    )
 
 
 def _contiguous_sizes(plan: plan_contiguous.Split, problem: Problem, tile: int) -> dict[str, int]:
@@ -209,40 +219,45 @@ def _contiguous_sizes(plan: plan_contiguous.Split, problem: Problem, tile: int) 
     }
 
 
-def _channels_last_sums(plan: plan_channels_last.Split, problem: Problem, activation: bool, with_xhat: bool) -> Launch:
+def _channels_last_sums(
+    plan: plan_channels_last.Split, problem: Problem, activation: bool, ptx: bool, with_xhat: bool
+) -> Launch:
     sizes = _channels_last_sizes(plan, problem, plan.rows)
     return launch_of(
         channels_last.split_sums,
         BackwardOperands,
-        problem.samples * sizes["row_tiles"] * sizes["column_tiles"],
+        problem.samples * sizes["strips"] * sizes["column_tiles"],
         plan.num_warps,
-        plane_size=problem.samples * sizes["row_tiles"] * problem.channels,
+        plane_size=problem.samples * sizes["strips"] * problem.channels,
         SILU=activation,
+        PTX=ptx,
         WITH_XHAT=with_xhat,
         **sizes,
     )
 
 
-def _channels_last_apply(plan: plan_channels_last.Split, problem: Problem, activation: bool) -> Launch:
+def _channels_last_apply(plan: plan_channels_last.Split, problem: Problem, activation: bool, ptx: bool) -> Launch:
     sizes = _channels_last_sizes(plan, problem, plan.apply_rows)
-    programs = problem.samples * sizes["row_tiles"] * sizes["column_tiles"]
-    return launch_of(channels_last.split_apply, BackwardOperands, programs, plan.apply_warps, SILU=activation, **sizes)
+    programs = problem.samples * sizes["strips"] * sizes["column_tiles"]
+    return launch_of(
+        channels_last.split_apply, BackwardOperands, programs, plan.num_warps, SILU=activation, PTX=ptx, **sizes
+    )
 
 
 def _channels_last_sizes(plan: plan_channels_last.Split, problem: Problem, rows: int) -> dict[str, int]:
-    """Return what both passes over tiles of that many rows take."""
-    row_tiles, column_tiles = ceil_div(problem.spatial, rows), ceil_div(problem.channels, plan.columns)
+    """Return what both passes along strips of that many rows take."""
+    strips, column_tiles = ceil_div(problem.spatial, rows), ceil_div(problem.channels, plan.columns)
     return {
         "num_groups": problem.groups,
         "group_channels": problem.group_channels,
         "spatial": problem.spatial,
         "row_vectors": problem.channels // plan.vector,
-        "row_tiles": row_tiles,
+        "strips": strips,
         "column_tiles": column_tiles,
-        "ROWS": rows,
+        **plan.tiles_at_once(rows, 2),
         "COLUMNS": plan.columns,
         "VECTOR": plan.vector,
-        "MASKED": row_tiles * rows != problem.spatial or column_tiles * plan.columns != problem.channels,
+        "MASKED": strips * rows != problem.spatial or column_tiles * plan.columns != problem.channels,
     }
 
 

@@ -80,14 +80,17 @@ def recipe_of(plan: Plan, problem: Problem, device: Device, eps: float, activati
     if isinstance(plan, plan_contiguous.Resident):
         return _contiguous_resident(plan, problem, device, eps, activation)
     if isinstance(plan, plan_contiguous.Split):
-        return _contiguous_split(plan, problem, eps, activation)
+        return _contiguous_split(plan, problem, device, eps, activation)
     if isinstance(plan, plan_channels_last.Resident):
         return _channels_last_resident(plan, problem, device, eps, activation)
-    return _channels_last_split(plan, problem, eps, activation)
+    return _channels_last_split(plan, problem, device, eps, activation)
 
 
-def _hold(problem: Problem, device: Device) -> bool:
-    """Return True for 16-bit tiles on NVIDIA: there `kernels.elements.hold` halves the registers. Never interpreted."""
+def has_assembly(problem: Problem, device: Device) -> bool:
+    """Return True for 16-bit tiles on NVIDIA: kernels take shortcuts in PTX there (`kernels.elements`: `hold`, `PTX`).
+
+    `hold` halves the registers. Never interpreted.
+    """
     return problem.itemsize == 2 and device.nvidia and not device.interpreted
 
 
@@ -111,13 +114,16 @@ def _contiguous_resident(
         VECTOR=min(plan.width, problem.vector),
         WIDTH=plan.width,
         MASKED=plan.masked,
-        HOLD=_hold(problem, device),
+        HOLD=has_assembly(problem, device),
+        PTX=has_assembly(problem, device),
         CLUSTER_SYNC=plan.blocks > 1 and not device.interpreted,
     )
     return ForwardRecipe((launch,), (problem.programs, 2, plan.blocks) if plan.blocks > 1 else None)
 
 
-def _contiguous_split(plan: plan_contiguous.Split, problem: Problem, eps: float, activation: bool) -> ForwardRecipe:
+def _contiguous_split(
+    plan: plan_contiguous.Split, problem: Problem, device: Device, eps: float, activation: bool
+) -> ForwardRecipe:
     length, width, wide = problem.length, plan.width, problem.spatial >= INT32_POSITIONS
     chunks, tiles = ceil_div(length, plan.tile), ceil_div(length, plan.apply_tile)
     slots = min(power_of_two_at_least(chunks), MERGED_ELEMENTS)
@@ -137,6 +143,7 @@ def _contiguous_split(plan: plan_contiguous.Split, problem: Problem, eps: float,
         WIDTH=width,
         MASKED=chunks * plan.tile != length,
         HOLD=False,
+        PTX=has_assembly(problem, device),
         WIDE=wide,
     )
     merge = launch_of(
@@ -163,6 +170,7 @@ def _contiguous_split(plan: plan_contiguous.Split, problem: Problem, eps: float,
         group_tiles=tiles,
         eps=eps,
         SILU=activation,
+        PTX=has_assembly(problem, device),
         TILE=plan.apply_tile,
         VECTOR=min(width, problem.vector),
         WIDTH=width,
@@ -197,16 +205,17 @@ def _channels_last_resident(
         STEPS=plan.steps,
         VECTOR=plan.vector,
         MASKED=plan.masked,
-        HOLD=_hold(problem, device),
+        HOLD=has_assembly(problem, device),
+        PTX=has_assembly(problem, device),
         CLUSTER_SYNC=plan.blocks > 1 and not device.interpreted,
     )
     return ForwardRecipe((launch,), (programs, 2, plan.blocks, plan.groups) if plan.blocks > 1 else None)
 
 
 def _channels_last_split(
-    plan: plan_channels_last.Split, problem: Problem, eps: float, activation: bool
+    plan: plan_channels_last.Split, problem: Problem, device: Device, eps: float, activation: bool
 ) -> ForwardRecipe:
-    chunks, row_tiles = ceil_div(problem.spatial, plan.rows), ceil_div(problem.spatial, plan.apply_rows)
+    chunks, strips = ceil_div(problem.spatial, plan.rows), ceil_div(problem.spatial, plan.apply_rows)
     column_tiles = ceil_div(problem.channels, plan.columns)
     ragged = column_tiles * plan.columns != problem.channels
     padded = power_of_two_at_least(problem.group_channels)
@@ -217,9 +226,10 @@ def _channels_last_split(
         plan.num_warps,
         spatial=problem.spatial,
         row_vectors=problem.channels // plan.vector,
-        row_tiles=chunks,
+        strips=chunks,
         column_tiles=column_tiles,
-        ROWS=plan.rows,
+        PTX=has_assembly(problem, device),
+        **plan.tiles_at_once(plan.rows, 1),
         COLUMNS=plan.columns,
         VECTOR=plan.vector,
         MASKED=ragged or chunks * plan.rows != problem.spatial,
@@ -241,18 +251,19 @@ def _channels_last_split(
     apply = launch_of(
         channels_last.split_apply,
         ForwardOperands,
-        problem.samples * row_tiles * column_tiles,
-        plan.apply_warps,
+        problem.samples * strips * column_tiles,
+        plan.num_warps,
         num_groups=problem.groups,
         group_channels=problem.group_channels,
         spatial=problem.spatial,
         row_vectors=problem.channels // plan.vector,
-        row_tiles=row_tiles,
+        strips=strips,
         column_tiles=column_tiles,
         SILU=activation,
-        ROWS=plan.apply_rows,
+        PTX=has_assembly(problem, device),
+        **plan.tiles_at_once(plan.apply_rows, 1),
         COLUMNS=plan.columns,
         VECTOR=plan.vector,
-        MASKED=ragged or row_tiles * plan.apply_rows != problem.spatial,
+        MASKED=ragged or strips * plan.apply_rows != problem.spatial,
     )
     return ForwardRecipe((statistics, merge, apply), (problem.samples, chunks, 2, problem.channels))

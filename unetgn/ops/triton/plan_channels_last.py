@@ -14,7 +14,6 @@ from unetgn.ops.triton.problem import (
     ceil_div,
     power_of_two_at_least,
     power_of_two_divisor,
-    two_waves,
     warps,
 )
 
@@ -28,7 +27,10 @@ MOST_VECTORS = 16  # tiles that a resident kernel unrolls
 WIDEST = 64  # channels of a resident tile
 NARROWEST_LOAD = 8  # bytes
 SECTOR = 32  # bytes of memory that move together
-COLUMNS = 64  # channels of a split tile
+COLUMNS = 64  # channels of a strip
+LONGEST_STRIP = 32768  # elements
+PROGRAMS = 4  # of a multiprocessor, for which strips are cut short; two, where strips would have too few tiles
+LOADS_AT_ONCE = 4  # of each thread, in a turn of the loop along a strip
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,23 @@ class Resident:
 
 @dataclass(frozen=True)
 class Split:
-    """Takes x in tiles [rows, columns] for statistics or sums, [apply_rows, columns] in the second pass."""
+    """Takes x in strips of `rows` rows for statistics or sums, of `apply_rows` in the second pass.
+
+    A program goes along its strip in tiles [tile_rows, columns], a few at a time.
+    """
 
     rows: int
     apply_rows: int
+    tile_rows: int
     columns: int
     vector: int
     num_warps: int
-    apply_warps: int
+
+    def tiles_at_once(self, rows: int, tensors: int) -> dict[str, int]:
+        """Return how a strip of that many rows is cut, where each tile is loaded of that many tensors."""
+        tile_rows = min(self.tile_rows, rows)
+        tiles = min(max(1, LOADS_AT_ONCE // tensors), rows // tile_rows)
+        return {"ROWS": rows, "TILE_ROWS": tile_rows, "TILES": tiles}
 
 
 def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
@@ -66,9 +77,7 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
     resident = _resident(problem, device, limit, per_thread, clusters)
     if resident is not None:
         return resident
-    return split(
-        problem, device, largest=problem.resident_elements(8192), largest_apply=problem.resident_elements(4096)
-    )
+    return split(problem, device)
 
 
 def plan_backward(problem: Problem, device: Device) -> Resident | Split:
@@ -78,7 +87,7 @@ def plan_backward(problem: Problem, device: Device) -> Resident | Split:
     resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])
     if resident is not None:
         return resident
-    return split(problem, device, largest=8192 // shrink, largest_apply=4096 // shrink)
+    return split(problem, device)
 
 
 def _resident(
@@ -150,16 +159,23 @@ def resident_of(
     )
 
 
-def split(problem: Problem, device: Device, *, largest: int, largest_apply: int) -> Split:
-    """Plan tiles of COLUMNS channels, small enough to fill the device."""
+def split(problem: Problem, device: Device) -> Split:
+    """Plan strips of COLUMNS channels: long ones, as what belongs to a channel is read once a strip, but many enough.
+
+    A tile is one full-width load of each thread.
+    """
     columns = min(COLUMNS, power_of_two_at_least(problem.channels))
-    tile = two_waves(problem, device, smallest=1024, largest=largest)
-    apply_tile = min(tile, largest_apply)
+    num_warps = 4
+    tile_rows = max(1, num_warps * device.warp_size * problem.vector // columns)
+    several, two = (problem.elements // (n * device.multiprocessors * columns) for n in (PROGRAMS, 2))
+    wanted = max(several, min(two, LOADS_AT_ONCE * tile_rows))
+    longest = min(LONGEST_STRIP // columns, power_of_two_at_least(problem.spatial))
+    rows = max(tile_rows, min(longest, power_of_two_at_least(wanted + 1) // 2))
     return Split(
-        rows=max(1, tile // columns),
-        apply_rows=max(1, apply_tile // columns),
+        rows=rows,
+        apply_rows=rows,
+        tile_rows=tile_rows,
         columns=columns,
         vector=math.gcd(problem.channels, problem.vector),
-        num_warps=min(8, warps(tile, problem, device)),
-        apply_warps=min(4, warps(apply_tile, problem, device)),
+        num_warps=num_warps,
     )

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ from unetgn.sampling.page.asked import IN_TURN, Asked
 from unetgn.sampling.strips import MOMENTS, SHOWN, pixels_of
 from unetgn.sampling.trained import Trained, load_trained, open_autoencoder, open_pipeline, read_text_encoder
 from unetgn.training.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint, list_checkpoints
+from unetgn.training.data.text import TextEncoder
 
 PAUSE = 0.2  # seconds between two looks at a drawing, at least
 WIDEST = 16  # classes in a row of the grid at most
@@ -55,6 +56,13 @@ class Studio:
     checkpoint: Checkpoint
     trained: Trained
     pipeline: UNetPipeline
+    text_encoder: TextEncoder | None
+
+    def cut_off(self, prompt: str | None) -> str:
+        """Say, to go on with, that the end of a prompt is not read; "" where all of it is."""
+        if prompt is None or self.text_encoder is None or not self.text_encoder.too_long([prompt]):
+            return ""
+        return f"; the prompt is cut off after {self.text_encoder.tokens} tokens"
 
 
 class Artist:
@@ -113,11 +121,11 @@ class Artist:
         if self._studio is None or known != self._known:
             trained = load_trained(checkpoint := find_checkpoint(self.path), self.weights)
             autoencoder = open_autoencoder(trained, self.autoencoder)
-            text_encoder = read_text_encoder(trained, self.text_encoder) if trained.reads_text else None
+            text_encoder = read_text_encoder(trained, self.text_encoder)
             pipeline = open_pipeline(trained, autoencoder, text_encoder)
             pipeline.set_progress_bar_config(disable=True)
             pipeline.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
-            self._studio, self._known = Studio(checkpoint, trained, pipeline), known
+            self._studio, self._known = Studio(checkpoint, trained, pipeline, text_encoder), known
         return self._studio
 
     def _draw(self, asked: Asked, show: Callable[[Look], None], left: threading.Event) -> None:
@@ -129,12 +137,16 @@ class Artist:
         show(Look("loading the newest checkpoint"))
         studio = self.open()
         trained, pipeline = studio.trained, studio.pipeline
-        trained.check_guidance(asked.guidance_scale, "guidance")
-        if asked.prompt is not None:
-            trained.check_prompts([asked.prompt], "prompt")
-        if (trained_on := pipeline.facts().sample_size) is not None:
-            asked.check_size((trained_on[0] * pipeline.vae_scale_factor, trained_on[1] * pipeline.vae_scale_factor))
-        size = asked.height_and_width(trained_on)
+        if trained.reads_text:
+            asked = replace(asked, prompt=asked.prompt or "")
+            trained.check_prompts([asked.prompt or ""], "prompt")
+        trained.check_guidance(
+            asked.guidance_scale, "guidance", prompts=None if asked.prompt is None else [asked.prompt]
+        )
+        factor = pipeline.vae_scale_factor
+        size = pipeline.facts().sample_size
+        asked.check_size(None if size is None else (size[0] * factor, size[1] * factor), factor)
+        height, width = asked.height_and_width(size, factor)
         pipeline.scheduler = trained.scheduler  # not the one before's
         pipeline.use_scheduler(asked.scheduler)
         labels = asked.labels(trained.unet.config.num_classes)
@@ -163,12 +175,13 @@ class Artist:
                 prompt=asked.prompt,
                 guidance_scale=asked.guidance_scale,
                 num_inference_steps=asked.steps,
-                height=size[0],
-                width=size[1],
+                height=height,
+                width=width,
                 callback_on_step_end=look,
             ).images
         seconds = time.monotonic() - started
         words = f"{len(pictures)} images of step {studio.checkpoint.step} in {seconds:.1f} s"
+        words += studio.cut_off(asked.prompt)
         show(Look(words, strip.picture(), to_one(pictures, columns), settings_of(asked, studio)))
 
 
@@ -177,9 +190,8 @@ class Strip:
 
     def __init__(self, pipeline: UNetPipeline, asked: Asked, seeds: Sequence[int]) -> None:
         facts = pipeline.facts()
-        size = image_size(
-            *asked.height_and_width(facts.sample_size), facts.sample_size, factor := pipeline.vae_scale_factor
-        )
+        factor = pipeline.vae_scale_factor
+        size = image_size(*asked.height_and_width(facts.sample_size, factor), facts.sample_size, factor)
         self.decode = pipeline.decode if pipeline.vae is not None else lambda images: images
         self.moments = Moments(len(seeds), (facts.channels, size[0] // factor, size[1] // factor), seeds)
         self.steps = len(set_to_steps(pipeline.scheduler, asked.steps).timesteps)

@@ -1,4 +1,4 @@
-"""Reads what a visitor of the page asks for, and keeps it within bounds."""
+"""Holds what the page offers, reads what a visitor asks for, and keeps it within bounds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ IN_TURN, NO_CLASS = "in turn", "none"  # in the place of a class
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Holds what the fields of the page offer."""
+
+    title: str
+    classes: Sequence[str]
+    """Names of the classes; none for networks without."""
+    any_class: bool
+    """Says whether the network can draw no class in particular."""
+    reads_text: bool
+    schedulers: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Asked:
     """Holds what a visitor asks for, within bounds. Whether it fits the network is the pipeline's to say."""
 
@@ -24,33 +37,48 @@ class Asked:
     subject: str
     """A class by number, IN_TURN (seed n has class n modulo their count) or NO_CLASS; networks without have that."""
     prompt: str | None
-    """None for networks that read no text."""
+    """None where there is none: networks that read text take it for an empty one."""
     scheduler: str
     steps: int
     guidance_scale: float
     size: int | None
-    """Height and width in pixels; None is what the network was trained on."""
+    """The longer side in pixels; None is what the network was trained on."""
 
     def labels(self, num_classes: int | None) -> list[int] | None:
-        """Return the class of each seed, None where no class is asked for."""
-        if self.subject == NO_CLASS or num_classes is None:
+        """Return the class of each seed, None where no class is asked for. Raises SamplingError for what is none."""
+        if self.subject == NO_CLASS or (self.subject == IN_TURN and num_classes is None):
             return None
+        if num_classes is None:
+            raise SamplingError(f"class is {self.subject[:20]!r}; this network has no classes")
         if self.subject == IN_TURN:
             return [seed % num_classes for seed in self.seeds]
+        if not self.subject.isdecimal() or int(self.subject) >= num_classes:
+            raise SamplingError(
+                f"class is {self.subject[:20]!r}; this network's classes are the numbers 0 to {num_classes - 1}"
+            )
         return [int(self.subject)] * len(self.seeds)
 
-    def height_and_width(self, trained: tuple[int, int] | None) -> tuple[int | None, int | None]:
-        """Return what was asked for, as the longer side of images of the proportions that were trained on."""
+    def height_and_width(self, trained: tuple[int, int] | None, factor: int) -> tuple[int | None, int | None]:
+        """Return what was asked for, as the longer side of images of the proportions that were `trained` on.
+
+        The other one is a multiple of `factor`, too.
+        """
         if self.size is None or trained is None:
             return self.size, self.size
-        return round(self.size * trained[0] / max(trained)), round(self.size * trained[1] / max(trained))
+        height, width = (max(1, round(self.size * side / max(trained) / factor)) * factor for side in trained)
+        return height, width
 
-    def check_size(self, trained: tuple[int, int] | None) -> None:
-        """Raise SamplingError where the images would be much larger than what the network was `trained` on."""
+    def check_size(self, trained: tuple[int, int] | None, factor: int) -> None:
+        """Raise SamplingError where a network cannot make images of this size, or they would be very large.
+
+        Of latents each is `factor` pixels wide; `trained` is what they were trained on, in pixels.
+        """
         if self.size is not None and trained is not None and self.size > (most := MOST_TIMES_TRAINED * max(trained)):
             raise SamplingError(
                 f"size is {self.size}; this network was trained on {max(trained)}, and makes {most} at most"
             )
+        if self.size is not None and self.size % factor:
+            raise SamplingError(f"size is {self.size}; it must be a multiple of the autoencoder's {factor}")
 
 
 def read_asked(
@@ -73,7 +101,7 @@ def read_asked(
     return Asked(
         seeds=numbers,
         subject=subject or NO_CLASS,
-        prompt=prompt,
+        prompt=prompt or None,
         scheduler=scheduler or "",
         steps=read_whole("steps", steps, MOST_STEPS),
         guidance_scale=1.0 if guidance_scale is None else guidance_scale,

@@ -6,7 +6,6 @@ import contextlib
 import html
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 
 from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.page.artist import Artist, LeftError
-from unetgn.sampling.page.asked import IN_TURN, LONGEST, MOST_IMAGES, MOST_STEPS, NO_CLASS, read_asked
+from unetgn.sampling.page.asked import IN_TURN, LONGEST, MOST_IMAGES, MOST_STEPS, NO_CLASS, Choices, read_asked
 from unetgn.sampling.page.watching import Watcher
 from unetgn.training.errors import CheckpointError, ConfigError
 
@@ -24,19 +23,6 @@ EVERY = 5  # seconds between two looks at a run
 KEPT = 600  # seconds that a picture stays on the disk
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # the page's alone: there is no programming interface
 REFUSALS = (SamplingError, CheckpointError, ConfigError, LeftError, ValueError, OSError, torch.OutOfMemoryError)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Holds what the fields of the page offer."""
-
-    title: str
-    classes: Sequence[str]
-    """Names of the classes; none for networks without."""
-    any_class: bool
-    """Says whether the network can draw no class in particular."""
-    reads_text: bool
-    schedulers: Sequence[str]
 
 
 def lay_out(choices: Choices, artist: Artist, watcher: Watcher) -> gr.Blocks:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from unetgn.messages import plain, short
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.folders import NAMED
 from unetgn.training.data.hugging_face import number_of
@@ -17,7 +18,7 @@ from unetgn.training.data.images import shorten
 from unetgn.training.data.looking import BROKEN_AT_MOST, LISTED, REFUSED, Tally, advise_without
 from unetgn.training.data.pixels import Framing
 from unetgn.training.data.rows import Row, Shards
-from unetgn.training.errors import DataError, plain, reason, short
+from unetgn.training.errors import DataError, reason
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.training.data.folders import SPECIAL, check_ordinary, fold, list_endings, walk
 from unetgn.training.data.images import WITHOUT_CLASSES, Images, fingerprint_files
 from unetgn.training.data.looking import look_at_all
 from unetgn.training.data.pictures import Facts
 from unetgn.training.data.pixels import Framing
 from unetgn.training.data.splits import splits_among, word_end
-from unetgn.training.errors import reason, short
+from unetgn.training.errors import reason
 
 FORMATS = {
     ".parquet": "parquet",
@@ -337,5 +338,5 @@ def open_table(path: str) -> tuple[Any, Files]:
         times = [(str(os.path.getmtime(file)),) for file in absolute]
         listed = datasets.data_files.DataFilesList(absolute, times)
         return datasets.load_dataset(files.kind, data_files={"train": listed}, split="train"), files
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of what is anybody's, `datasets` raises anything
         raise ValueError(f"data.path {path!r} cannot be read as {files.kind} files: {reason(error)}") from error

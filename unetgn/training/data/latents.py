@@ -20,9 +20,10 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.training.data.folders import check_ordinary
 from unetgn.training.data.images import Images
-from unetgn.training.errors import reason, short
+from unetgn.training.errors import reason
 from unetgn.training.files import sha256, write_json
 
 MANIFEST = "manifest.json"

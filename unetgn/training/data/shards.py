@@ -96,7 +96,7 @@ def open_on_hub(path: str, image_column: str, label_column: str, subset: str | N
             f"data.path {path!r} is not here, and the hub cannot be reached: {reason(error)}: connect this machine, or "
             "download the data set elsewhere and give its folder"
         ) from error
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of what is anybody's, `datasets` raises anything
         raise ValueError(
             f"data.path {path!r} is on the hub, but not as data.subset and data.split have it: {reason(error)}"
         ) from error

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
+from unetgn.messages import plain
 from unetgn.training.data.config import DataConfig, make_framing
 from unetgn.training.data.decoding import READ_BEFORE_JUDGING, RowDecoder, Source
 from unetgn.training.data.folders import few
@@ -29,7 +30,7 @@ from unetgn.training.data.rows import BROKEN, CutShort, Row, Wanted
 from unetgn.training.data.samples import Batch, Draws, Samples, StepBatches, load_batches
 from unetgn.training.data.shards import open_shards
 from unetgn.training.data.standing import RankState, standings_of, to_json
-from unetgn.training.errors import CheckpointError, DataError, plain, reason
+from unetgn.training.errors import CheckpointError, DataError, reason
 
 logger = logging.getLogger(__name__)
 

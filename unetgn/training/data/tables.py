@@ -23,8 +23,7 @@ class TableShards(Shards):
 
     def __init__(self, path: str, files: Files, image_column: str, label_column: str) -> None:
         self.files, self.left_out, self.kind, self.names = files.paths, dict(files.left_out), files.kind, files.names
-        features = import_datasets().Features.from_arrow_schema(self._first_schema())
-        self.columns: Columns = find_columns(path, features, image_column, label_column)
+        self.columns: Columns = find_columns(path, features_of(path, self._first_schema()), image_column, label_column)
         self.labelled = self.columns.label is not None
 
     def __len__(self) -> int:
@@ -106,6 +105,15 @@ class TableShards(Shards):
             for batch in batches:
                 yield from single_rows(batch.select(list(names)), number, wanted)
                 number += len(batch)
+
+
+def features_of(path: str, schema: Any) -> Any:
+    """Return what `datasets` reads out of a schema, in JSON that is anybody's. Raises ValueError."""
+    features = import_datasets().Features
+    try:
+        return features.from_arrow_schema(schema)
+    except Exception as error:  # it raises anything
+        raise ValueError(f"data.path {path!r} has a schema that cannot be read: {reason(error)}") from error
 
 
 def key_of(number: int) -> str:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from unetgn.json_files import parse
+from unetgn.messages import plain, short
 from unetgn.training.data.folders import open_file
 from unetgn.training.data.hugging_face import Files
 from unetgn.training.data.images import WITHOUT_CLASSES
 from unetgn.training.data.pictures import IMAGE_SUFFIXES
 from unetgn.training.data.rows import BROKEN, LARGEST, CutShort, Row, Shards, Values, Wanted
-from unetgn.training.errors import plain, reason, short
+from unetgn.training.errors import reason
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from unetgn import UNetConfig
 from unetgn.json_files import read_object
+from unetgn.messages import short
 from unetgn.pickles import refuse_pickles
 from unetgn.training.data.folders import file_size
 from unetgn.training.data.hugging_face import HuggingFaceImages, open_table
 from unetgn.training.data.images import ImageFolder, Images
-from unetgn.training.errors import short
 
 logger = logging.getLogger(__name__)
 

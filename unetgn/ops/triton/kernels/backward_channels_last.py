@@ -1,7 +1,7 @@
 """Computes the backward pass in the channels_last layout, where x is (N, spatial, C) in memory.
 
 The formulas are those of `backward_contiguous`, the tiles those of `forward_channels_last`. The sums of each channel go
-to `sums` (2 or 3, N, slots, C). The split path has a slot for each tile of rows, the resident path has one.
+to `sums` (2 or 3, N, slots, C). The split path has a slot for each strip, the resident path has one.
 """
 
 import triton
@@ -12,19 +12,26 @@ from unetgn.ops.triton.kernels.elements import (
     advance,
     channel_affine,
     load_or,
+    number,
     pair_of,
     plane_of,
+    widen,
     within,
 )
-from unetgn.ops.triton.kernels.forward_channels_last import group_channels_of_step, locate_tile, tile_masks
+from unetgn.ops.triton.kernels.forward_channels_last import (
+    group_channels_of_step,
+    in_tile,
+    locate_strip,
+    strip_affine,
+)
 
 
 @triton.jit
 def resident_backward(
     x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride,
-    scale_stride, shift_stride, plane_size, bundles, spatial, SILU: tl.constexpr, WITH_XHAT: tl.constexpr,
-    TILES: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr,
-    MASKED: tl.constexpr,
+    scale_stride, shift_stride, plane_size, bundles, spatial, SILU: tl.constexpr, PTX: tl.constexpr,
+    WITH_XHAT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a bundle; a block holds xhat and gamma' * dz in registers: x and dy are read once.
 
@@ -68,10 +75,10 @@ def resident_backward(
         s2 = tl.zeros([GROUPS, VECTOR], compute)
         for t in tl.static_range(TILES):
             pair = raw[step * TILES + t]
-            xhat = (pair[0].to(compute) - centre) * rstd[None, :, None]
+            xhat = (widen(pair[0], compute, PTX) - centre) * rstd[None, :, None]
             xhat = tl.where(within(t * ROWS + local, spatial, MASKED and t == TILES - 1), xhat, 0.0)
             z = xhat * gamma[None, :, :] + beta[None, :, :]
-            dz = activation_gradient(pair[1].to(compute), z, SILU)
+            dz = activation_gradient(widen(pair[1], compute, PTX), z, SILU, PTX)
             s0 += tl.sum(dz, 0)
             s1 += tl.sum(dz * xhat, 0)
             if WITH_XHAT:
@@ -105,69 +112,103 @@ def resident_backward(
 
 
 @triton.jit
-def split_tile(
-    x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, spatial, row_vectors, row_tiles, column_tiles, program,
-    SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+def split_sums(
+    x, dy, mean_of_group, rstd_of_group, sums, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, plane_size, num_groups, group_channels, spatial, row_vectors, strips, column_tiles,
+    SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr,
+    TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Compute what both passes need of a tile: its place, h - mean, dz and the gain rstd * gamma'.
+    """Write the sums of each channel of a strip over its rows: the first pass.
 
     xhat = rstd * (h - mean) is never formed: rstd multiplies the sums and the gain of each channel instead.
     """
     compute: tl.constexpr = mean_of_group.dtype.element_ty
-    sample, row_tile, base, channel, offsets, count = locate_tile(
-        program, row_tiles, column_tiles, row_vectors, spatial, ROWS, COLUMNS, VECTOR
+    sample, strip, base, channel, offsets, count = locate_strip(
+        tl.program_id(0), strips, column_tiles, row_vectors, spatial, ROWS, TILE_ROWS, COLUMNS, VECTOR
     )
-    own, inside = tile_masks(channel, row_vectors * VECTOR, count, ROWS, MASKED)
-    x_tile = tl.load(x + base + offsets, mask=inside, other=0.0)
-    dy_tile = tl.load(dy + base + offsets, mask=inside, other=0.0)
-    group = sample * num_groups + channel // group_channels
-    mean = tl.load(mean_of_group + group, mask=own, other=0.0)
-    rstd = tl.load(rstd_of_group + group, mask=own, other=0.0)
-    pre_bias = advance(pre_bias, sample * pre_bias_stride)
-    scale = advance(scale, sample * scale_stride)
-    shift = advance(shift, sample * shift_stride)
-    gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
-    centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
-    centred = tl.where(inside, x_tile.to(compute) - centre[None, :], 0.0)
-    gain = rstd * gamma
-    dz = activation_gradient(dy_tile.to(compute), centred * gain[None, :] + beta[None, :], SILU)
-    slot = (sample * row_tiles + row_tile) * (row_vectors * VECTOR) + channel
-    return base + offsets, inside, own, slot, group, rstd, gain, centred, dz
+    channels = row_vectors * VECTOR
+    own = within(channel, channels, MASKED)
+    group, rstd, centre, gain, beta = strip_affine(
+        mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
+        num_groups, group_channels, sample, channel, own,
+    )  # fmt: skip
+    x += base
+    dy += base
+    s0 = tl.zeros([TILE_ROWS, COLUMNS], compute)
+    s1 = tl.zeros([TILE_ROWS, COLUMNS], compute)
+    s2 = tl.zeros([TILE_ROWS, COLUMNS], compute)
+    for turn in range(ROWS // (TILES * TILE_ROWS)):
+        first = turn * TILES
+        tiles = load_pairs(x, dy, offsets, channels, first, own, count, TILE_ROWS, TILES, MASKED)
+        for t in tl.static_range(TILES):
+            inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
+            centred = tl.where(inside, widen(tiles[t][0], compute, PTX) - centre[None, :], 0.0)
+            z = centred * gain[None, :] + beta[None, :]
+            dz = activation_gradient(widen(tiles[t][1], compute, PTX), z, SILU, PTX)
+            s0 += dz
+            s1 += dz * centred
+            if WITH_XHAT:
+                s2 += centred
+        x += TILES * TILE_ROWS * channels
+        dy += TILES * TILE_ROWS * channels
+    slot = (sample * strips + strip) * channels + channel
+    tl.store(sums + slot, tl.sum(s0, 0), mask=own)
+    tl.store(plane_of(sums, 1, plane_size) + slot, rstd * tl.sum(s1, 0), mask=own)
+    if WITH_XHAT:
+        tl.store(plane_of(sums, 2, plane_size) + slot, rstd * tl.sum(s2, 0), mask=own)
 
 
 @triton.jit
-def split_sums(
-    x, dy, mean_of_group, rstd_of_group, sums, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, plane_size, num_groups, group_channels, spatial, row_vectors, row_tiles, column_tiles,
-    SILU: tl.constexpr, WITH_XHAT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
-    MASKED: tl.constexpr,
-):  # fmt: skip
-    """Write the sums of each channel of a tile over its rows: the first pass."""
-    offsets, inside, own, slot, group, rstd, gain, centred, dz = split_tile(
-        x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-        shift_stride, num_groups, group_channels, spatial, row_vectors, row_tiles, column_tiles, tl.program_id(0), SILU,
-        ROWS, COLUMNS, VECTOR, MASKED,
-    )  # fmt: skip
-    tl.store(sums + slot, tl.sum(dz, 0), mask=own)
-    tl.store(plane_of(sums, 1, plane_size) + slot, rstd * tl.sum(dz * centred, 0), mask=own)
-    if WITH_XHAT:
-        tl.store(plane_of(sums, 2, plane_size) + slot, rstd * tl.sum(centred, 0), mask=own)
+def load_pairs(
+    x, dy, offsets, channels, first, own, count, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, MASKED: tl.constexpr
+):
+    """Load TILES tiles of x and dy, from tile `first` of the strip on."""
+    tiles = ()
+    for t in tl.static_range(TILES):
+        inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
+        x_tile = tl.load(x + t * TILE_ROWS * channels + offsets, mask=inside, other=0.0)
+        tiles = tiles + ((x_tile, tl.load(dy + t * TILE_ROWS * channels + offsets, mask=inside, other=0.0)),)
+    return tiles
 
 
 @triton.jit
 def split_apply(
     x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, spatial, row_vectors, row_tiles, column_tiles, SILU: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    shift_stride, num_groups, group_channels, spatial, row_vectors, strips, column_tiles, SILU: tl.constexpr,
+    PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Write dx of a tile: the second pass. Programs walk backwards: what the first read last is still in L2."""
-    offsets, inside, own, slot, group, rstd, gain, centred, dz = split_tile(
-        x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-        shift_stride, num_groups, group_channels, spatial, row_vectors, row_tiles, column_tiles,
-        tl.num_programs(0) - 1 - tl.program_id(0), SILU, ROWS, COLUMNS, VECTOR, MASKED,
+    """Write dx of a strip: the second pass.
+
+    Programs and loops walk backwards: what the first pass read last is still in L2.
+    """
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
+    sample, strip, base, channel, offsets, count = locate_strip(
+        tl.num_programs(0) - 1 - tl.program_id(0), strips, column_tiles, row_vectors, spatial, ROWS, TILE_ROWS, COLUMNS,
+        VECTOR,
+    )  # fmt: skip
+    channels = row_vectors * VECTOR
+    own = within(channel, channels, MASKED)
+    group, rstd, centre, gain, beta = strip_affine(
+        mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
+        num_groups, group_channels, sample, channel, own,
     )  # fmt: skip
     m1 = rstd * tl.load(pair_of(m1_m2, group), mask=own, other=0.0)
     m2 = rstd * rstd * tl.load(pair_of(m1_m2, group) + 1, mask=own, other=0.0)
-    result = (dz * gain[None, :] - m1[None, :] - centred * m2[None, :]).to(dx.dtype.element_ty)
-    tl.store(dx + offsets, result, mask=inside)
+    last: tl.constexpr = ROWS - TILES * TILE_ROWS
+    x += base + number(last, tl.int64) * channels
+    dy += base + number(last, tl.int64) * channels
+    dx += base + number(last, tl.int64) * channels
+    for turn in range(ROWS // (TILES * TILE_ROWS)):
+        first = last // TILE_ROWS - turn * TILES
+        tiles = load_pairs(x, dy, offsets, channels, first, own, count, TILE_ROWS, TILES, MASKED)
+        for t in tl.static_range(TILES):
+            inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
+            centred = widen(tiles[t][0], compute, PTX) - centre[None, :]
+            z = centred * gain[None, :] + beta[None, :]
+            dz = activation_gradient(widen(tiles[t][1], compute, PTX), z, SILU, PTX)
+            result = (dz * gain[None, :] - m1[None, :] - centred * m2[None, :]).to(dx.dtype.element_ty)
+            tl.store(dx + t * TILE_ROWS * channels + offsets, result, mask=inside)
+        x -= TILES * TILE_ROWS * channels
+        dy -= TILES * TILE_ROWS * channels
+        dx -= TILES * TILE_ROWS * channels

@@ -19,6 +19,7 @@ from unetgn.ops.triton.kernels.elements import (
     load_or,
     pair_of,
     plane_of,
+    widen,
     within,
 )
 
@@ -55,8 +56,8 @@ def store_sums(sums, index, plane_size, s0, s1, xhat, mask, WITH_XHAT: tl.conste
 def resident_backward(
     x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride,
     scale_stride, shift_stride, plane_size, num_groups, group_channels, spatial, channel_segments, SILU: tl.constexpr,
-    WITH_XHAT: tl.constexpr, TILES: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    EXACT: tl.constexpr,
+    PTX: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write dx of one group; a block holds xhat and rstd * gamma' * dz in registers: x and dy are read once.
 
@@ -98,10 +99,11 @@ def resident_backward(
         channel = first_channel + segment // channel_segments
         gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
         centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
-        xhat = (raw[t][0].to(compute) - centre[:, None]) * rstd
+        xhat = (widen(raw[t][0], compute, PTX) - centre[:, None]) * rstd
         if not EXACT:
             xhat = tl.where(element < length[:, None], xhat, 0.0)
-        dz = activation_gradient(raw[t][1].to(compute), xhat * gamma[:, None] + beta[:, None], SILU)
+        z = xhat * gamma[:, None] + beta[:, None]
+        dz = activation_gradient(widen(raw[t][1], compute, PTX), z, SILU, PTX)
         s0 = tl.sum(dz, 1)
         s1 = tl.sum(dz * xhat, 1)
         if sums is not None:
@@ -129,7 +131,7 @@ def resident_backward(
 def split_tile(
     x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles, program, SILU: tl.constexpr,
-    SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+    PTX: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Compute what both passes need of a tile: its place, xhat, dz and gamma'."""
     compute: tl.constexpr = mean_of_group.dtype.element_ty
@@ -159,10 +161,11 @@ def split_tile(
     shift = advance(shift, sample * shift_stride)
     gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
     centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
-    xhat = (x_tile.to(compute) - centre[:, None]) * rstd[:, None]
+    xhat = (widen(x_tile, compute, PTX) - centre[:, None]) * rstd[:, None]
     if not EXACT:
         xhat = tl.where(element < length[:, None], xhat, 0.0)
-    dz = activation_gradient(dy_tile.to(compute), xhat * gamma[:, None] + beta[:, None], SILU)
+    z = xhat * gamma[:, None] + beta[:, None]
+    dz = activation_gradient(widen(dy_tile, compute, PTX), z, SILU, PTX)
     slot = (sample * channel_segments + segment % channel_segments) * channels + channel
     return offsets, inside, own, slot, group, rstd, gamma, xhat, dz
 
@@ -171,13 +174,14 @@ def split_tile(
 def split_sums(
     x, dy, mean_of_group, rstd_of_group, sums, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, plane_size, num_groups, group_channels, spatial, channel_segments, sample_tiles, SILU: tl.constexpr,
-    WITH_XHAT: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+    PTX: tl.constexpr, WITH_XHAT: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of each segment of a tile: the first pass."""
     offsets, inside, own, slot, group, rstd, gamma, xhat, dz = split_tile(
         x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
         shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles, tl.program_id(0), SILU,
-        SEGMENTS, WIDTH, MASKED, EXACT,
+        PTX, SEGMENTS, WIDTH, MASKED, EXACT,
     )  # fmt: skip
     store_sums(sums, slot, plane_size, tl.sum(dz, 1), tl.sum(dz * xhat, 1), xhat, own, WITH_XHAT)
 
@@ -186,13 +190,13 @@ def split_sums(
 def split_apply(
     x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles, SILU: tl.constexpr,
-    SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+    PTX: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a tile: the second pass. Programs walk backwards: what the first read last is still in L2."""
     offsets, inside, own, slot, group, rstd, gamma, xhat, dz = split_tile(
         x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
         shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles,
-        tl.num_programs(0) - 1 - tl.program_id(0), SILU, SEGMENTS, WIDTH, MASKED, EXACT,
+        tl.num_programs(0) - 1 - tl.program_id(0), SILU, PTX, SEGMENTS, WIDTH, MASKED, EXACT,
     )  # fmt: skip
     m1 = rstd * tl.load(pair_of(m1_m2, group), mask=own, other=0.0)
     m2 = rstd * tl.load(pair_of(m1_m2, group) + 1, mask=own, other=0.0)

@@ -2,7 +2,8 @@
 
 A group that fits the registers of a block (or of a cluster) is read once, as tiles [BLOCKS, ROWS, GROUPS, VECTOR]:
 STEPS vectors side by side are the channels of a group, so that no sum has to be sorted into groups. Larger groups are
-split: per-channel statistics of tiles [ROWS, COLUMNS], a tiny merge into groups, and a second pass that writes y.
+split: per-channel statistics of strips of ROWS rows and COLUMNS channels, a tiny merge into groups, and a second pass
+that writes y. Both passes go along a strip in a loop, some tiles [TILE_ROWS, COLUMNS] at a time.
 """
 
 import triton
@@ -18,6 +19,7 @@ from unetgn.ops.triton.kernels.elements import (
     load_or,
     number,
     reciprocal_deviation,
+    widen,
     within,
 )
 
@@ -40,7 +42,7 @@ def group_channels_of_step(
 def centred_moments(
     tiles, pre_bias, first_group, share, BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
     GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
-    compute: tl.constexpr,
+    PTX: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
     """Return (tiles, mean, M2 [BLOCKS, GROUPS]); M2 is summed about the mean, in a second pass over registers."""
     local = (tl.arange(ROWS, 2 * ROWS) - ROWS)[None, :, None, None]
@@ -50,7 +52,7 @@ def centred_moments(
     bias_total = tl.zeros([GROUPS], compute)
     for step in tl.static_range(STEPS):
         for t in tl.static_range(TILES):
-            total += tl.sum(tiles[step * TILES + t].to(compute), 3)
+            total += tl.sum(widen(tiles[step * TILES + t], compute, PTX), 3)
         if pre_bias is not None:
             channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
             bias_total += tl.sum(load_or(pre_bias, channel, every, 0.0, compute), 1)
@@ -66,7 +68,7 @@ def centred_moments(
         for t in tl.static_range(TILES):
             tile = hold(tiles[step * TILES + t], HOLD)
             inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
-            d = tl.where(inside, tile.to(compute) - centre[:, None, :, :], 0.0)
+            d = tl.where(inside, widen(tile, compute, PTX) - centre[:, None, :, :], 0.0)
             residual += tl.sum(d, 3)
             squares += tl.sum(d * d, 3)
             held = held + (tile,)
@@ -107,7 +109,7 @@ def resident_forward(
     x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, bundles, spatial, eps: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
-    HOLD: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    HOLD: tl.constexpr, PTX: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
 ):  # fmt: skip
     """Normalize one bundle a program, held in the registers of BLOCKS blocks: x is read once.
 
@@ -137,7 +139,7 @@ def resident_forward(
             inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
             tiles = tiles + (tl.load(x + offsets, mask=inside, other=0.0),)
     tiles, means, m2s = centred_moments(
-        tiles, pre_bias, first_group, share, BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, compute
+        tiles, pre_bias, first_group, share, BLOCKS, TILES, ROWS, GROUPS, STEPS, VECTOR, MASKED, HOLD, PTX, compute
     )
     count = number(share * (STEPS * VECTOR), compute)
     mean, m2 = merge_blocks(partials, program, means, m2s, count, BLOCKS, GROUPS, CLUSTER_SYNC, compute)
@@ -153,8 +155,9 @@ def resident_forward(
         centre = (mean[:, None] - extra)[None, None, :, :]
         gamma = (gamma * rstd[:, None])[None, None, :, :]
         for t in tl.static_range(TILES):
-            z = (hold(tiles[step * TILES + t], HOLD).to(compute) - centre) * gamma + beta[None, None, :, :]
-            result = activate(z, SILU).to(y.dtype.element_ty)
+            tile = widen(hold(tiles[step * TILES + t], HOLD), compute, PTX)
+            z = (tile - centre) * gamma + beta[None, None, :, :]
+            result = activate(z, SILU, PTX).to(y.dtype.element_ty)
             offsets = (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
             tl.store(y + offsets, result, mask=within(t * ROWS + local, share, MASKED and t == TILES - 1))
 
@@ -167,49 +170,67 @@ def rows_of_part(part, spatial, ROWS: tl.constexpr):
 
 
 @triton.jit
-def locate_tile(
-    program, row_tiles, column_tiles, row_vectors, spatial, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr,
+def locate_strip(
+    program, strips, column_tiles, row_vectors, spatial, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Return (sample, row tile, base, channel [COLUMNS], offsets [ROWS, COLUMNS], row count) of a program's tile."""
-    sample = (program // (row_tiles * column_tiles)).to(tl.int64)
-    row_tile = program // column_tiles % row_tiles
+    """Return (sample, strip, base, channel [COLUMNS], offsets [TILE_ROWS, COLUMNS], row count) of a program's strip.
+
+    A strip is ROWS rows of COLUMNS channels; `base` is where its first row begins, `offsets` are those of a tile.
+    """
+    sample = (program // (strips * column_tiles)).to(tl.int64)
+    strip = program // column_tiles % strips
     channel = program % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
     channels = row_vectors * VECTOR
-    first_row, count = rows_of_part(row_tile, spatial, ROWS)
+    first_row, count = rows_of_part(strip, spatial, ROWS)
     base = (sample * spatial + first_row) * channels
-    offsets = tl.arange(0, ROWS)[:, None] * channels + channel[None, :]
-    return sample, row_tile, base, channel, offsets, count
+    offsets = tl.arange(0, TILE_ROWS)[:, None] * channels + channel[None, :]
+    return sample, strip, base, channel, offsets, count
 
 
 @triton.jit
-def tile_masks(channel, channels, count, ROWS: tl.constexpr, MASKED: tl.constexpr):
-    """Return the masks of the channels [COLUMNS] and the elements [ROWS, COLUMNS] of a tile with `count` rows."""
-    own = within(channel, channels, MASKED)
-    return own, within(tl.arange(0, ROWS), count, MASKED)[:, None] & own[None, :]
+def in_tile(tile, own, count, TILE_ROWS: tl.constexpr, MASKED: tl.constexpr):
+    """Return the mask [TILE_ROWS, COLUMNS] of a strip's tile: of its own channels, in the `count` rows of the strip."""
+    return within(tile * TILE_ROWS + tl.arange(0, TILE_ROWS), count, MASKED)[:, None] & own[None, :]
 
 
 @triton.jit
 def split_statistics(
-    x, partials, spatial, row_vectors, row_tiles, column_tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    x, partials, spatial, row_vectors, strips, column_tiles, PTX: tl.constexpr, ROWS: tl.constexpr,
+    TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Write (mean, M2) of each channel over a chunk of ROWS rows to `partials` (N, chunks, 2, C), without pre_bias."""
+    """Write (mean, M2) of each channel of a strip of ROWS rows to `partials` (N, chunks, 2, C), without pre_bias.
+
+    A loop down the strip, TILES tiles at a time. Sums are about the channel's first element, which is one of the
+    strip's: so M2 is at least 1 / ROWS of the squares that are subtracted, however far off that element is.
+    """
     compute: tl.constexpr = partials.dtype.element_ty
-    sample, row_tile, base, channel, offsets, count = locate_tile(
-        tl.program_id(0), row_tiles, column_tiles, row_vectors, spatial, ROWS, COLUMNS, VECTOR
+    sample, strip, base, channel, offsets, count = locate_strip(
+        tl.program_id(0), strips, column_tiles, row_vectors, spatial, ROWS, TILE_ROWS, COLUMNS, VECTOR
     )
     channels = row_vectors * VECTOR
-    own, inside = tile_masks(channel, channels, count, ROWS, MASKED)
-    tile = tl.load(x + base + offsets, mask=inside, other=0.0).to(compute)
+    own = within(channel, channels, MASKED)
+    x += base
+    pivot = tl.load(x + channel, mask=own, other=0.0).to(compute)
+    total = tl.zeros([TILE_ROWS, COLUMNS], compute)
+    squares = tl.zeros([TILE_ROWS, COLUMNS], compute)
+    for turn in range(ROWS // (TILES * TILE_ROWS)):
+        tiles = ()
+        for t in tl.static_range(TILES):
+            inside = in_tile(turn * TILES + t, own, count, TILE_ROWS, MASKED)
+            tiles = tiles + (tl.load(x + t * TILE_ROWS * channels + offsets, mask=inside, other=0.0),)
+        for t in tl.static_range(TILES):
+            inside = in_tile(turn * TILES + t, own, count, TILE_ROWS, MASKED)
+            d = tl.where(inside, widen(tiles[t], compute, PTX) - pivot[None, :], 0.0)
+            total += d
+            squares += d * d
+        x += TILES * TILE_ROWS * channels
     rows = number(count, compute)
-    mean = divide(tl.sum(tile, 0), rows)
-    d = tl.where(inside, tile - mean[None, :], 0.0)
-    # The deviations measure by how much the mean was rounded: take that back.
-    correction = divide(tl.sum(d, 0), rows)
-    slot = partials + (sample * row_tiles + row_tile) * 2 * channels + channel
-    tl.store(slot, mean + correction, mask=own)
-    tl.store(slot + channels, tl.sum(d * d, 0) - correction * correction * rows, mask=own)
+    deviation = tl.sum(total, 0)
+    correction = divide(deviation, rows)
+    slot = partials + (sample * strips + strip) * 2 * channels + channel
+    tl.store(slot, pivot + correction, mask=own)
+    tl.store(slot + channels, tl.sum(squares, 0) - correction * deviation, mask=own)
 
 
 @triton.jit
@@ -256,18 +277,15 @@ def merge_statistics(
 
 
 @triton.jit
-def split_apply(
-    x, y, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, spatial, row_vectors, row_tiles, column_tiles, SILU: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+def strip_affine(
+    mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
+    num_groups, group_channels, sample, channel, own,
 ):  # fmt: skip
-    """Write y of one tile; programs walk backwards, because what the statistics read last is still in the L2 cache."""
+    """Return what a strip needs of each of its channels, [COLUMNS]: group, rstd, centre, gain and beta'.
+
+    z = (x - centre) * gain + beta', where centre = mean - pre_bias and gain = rstd * gamma'.
+    """
     compute: tl.constexpr = mean_of_group.dtype.element_ty
-    sample, row_tile, base, channel, offsets, count = locate_tile(
-        tl.num_programs(0) - 1 - tl.program_id(0), row_tiles, column_tiles, row_vectors, spatial, ROWS, COLUMNS, VECTOR,
-    )  # fmt: skip
-    own, inside = tile_masks(channel, row_vectors * VECTOR, count, ROWS, MASKED)
-    tile = tl.load(x + base + offsets, mask=inside, other=0.0)
     group = sample * num_groups + channel // group_channels
     mean = tl.load(mean_of_group + group, mask=own, other=0.0)
     rstd = tl.load(rstd_of_group + group, mask=own, other=0.0)
@@ -276,6 +294,44 @@ def split_apply(
     shift = advance(shift, sample * shift_stride)
     gamma, beta = channel_affine(weight, bias, scale, shift, channel, own, compute)
     centre = mean - load_or(pre_bias, channel, own, 0.0, compute)
-    z = (tile.to(compute) - centre[None, :]) * (rstd * gamma)[None, :] + beta[None, :]
-    result = activate(z, SILU).to(y.dtype.element_ty)
-    tl.store(y + base + offsets, result, mask=inside)
+    return group, rstd, centre, rstd * gamma, beta
+
+
+@triton.jit
+def split_apply(
+    x, y, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
+    shift_stride, num_groups, group_channels, spatial, row_vectors, strips, column_tiles, SILU: tl.constexpr,
+    PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Write y of one strip. Programs and loops walk backwards: what the statistics read last is still in the L2 cache.
+
+    What belongs to a channel is read once a strip.
+    """
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
+    sample, strip, base, channel, offsets, count = locate_strip(
+        tl.num_programs(0) - 1 - tl.program_id(0), strips, column_tiles, row_vectors, spatial, ROWS, TILE_ROWS, COLUMNS,
+        VECTOR,
+    )  # fmt: skip
+    channels = row_vectors * VECTOR
+    own = within(channel, channels, MASKED)
+    group, rstd, centre, gain, beta = strip_affine(
+        mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride, shift_stride,
+        num_groups, group_channels, sample, channel, own,
+    )  # fmt: skip
+    last: tl.constexpr = ROWS - TILES * TILE_ROWS
+    x += base + number(last, tl.int64) * channels
+    y += base + number(last, tl.int64) * channels
+    for turn in range(ROWS // (TILES * TILE_ROWS)):
+        first = last // TILE_ROWS - turn * TILES
+        tiles = ()
+        for t in tl.static_range(TILES):
+            inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
+            tiles = tiles + (tl.load(x + t * TILE_ROWS * channels + offsets, mask=inside, other=0.0),)
+        for t in tl.static_range(TILES):
+            inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
+            z = (widen(tiles[t], compute, PTX) - centre[None, :]) * gain[None, :] + beta[None, :]
+            result = activate(z, SILU, PTX).to(y.dtype.element_ty)
+            tl.store(y + t * TILE_ROWS * channels + offsets, result, mask=inside)
+        x -= TILES * TILE_ROWS * channels
+        y -= TILES * TILE_ROWS * channels

@@ -19,6 +19,7 @@ from unetgn.ops.triton.kernels.elements import (
     load_or,
     number,
     reciprocal_deviation,
+    widen,
     within,
 )
 
@@ -69,7 +70,8 @@ def read_tiles(x, start, limit, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR:
 @triton.jit
 def centred_moments(
     tiles, pre_bias, start, limit, channel_segments, BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr,
-    VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr, compute: tl.constexpr,
+    VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr, PTX: tl.constexpr,
+    compute: tl.constexpr,
 ):  # fmt: skip
     """Return (tiles, mean [BLOCKS], M2 [BLOCKS]); M2 is the sum of squares about the mean, in a second pass.
 
@@ -83,7 +85,7 @@ def centred_moments(
     count = number(limit, compute)
     total = tl.zeros([BLOCKS, VECTORS], compute)
     for t in tl.static_range(TILES):
-        total += tl.sum(tiles[t].to(compute), 2)
+        total += tl.sum(widen(tiles[t], compute, PTX), 2)
         if pre_bias is not None:
             channel = (start + t * TILE + position) // WIDTH // channel_segments
             inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
@@ -99,7 +101,7 @@ def centred_moments(
         inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
         centre = mean[:, None] - load_or(pre_bias, channel, inside, 0.0, compute)
         inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
-        d = tl.where(inside, tile.to(compute) - centre[:, :, None], 0.0)
+        d = tl.where(inside, widen(tile, compute, PTX) - centre[:, :, None], 0.0)
         squares += tl.sum(d * d, 2)  # before the residual: the other order needs more registers
         residual += tl.sum(d, 2)
         held = held + (tile,)
@@ -112,7 +114,7 @@ def centred_moments(
 def write_normalized(
     y, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, limit, channel_segments, TILES: tl.constexpr,
     TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
-    SILU: tl.constexpr, compute: tl.constexpr,
+    PTX: tl.constexpr, SILU: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
     """Write y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta').
 
@@ -126,8 +128,9 @@ def write_normalized(
         channel = (start + t * TILE + position) // WIDTH // channel_segments
         gamma, beta = channel_affine(weight, bias, scale, shift, channel, inside, compute)
         centre = mean - load_or(pre_bias, channel, inside, 0.0, compute)
-        z = (hold(tiles[t], HOLD).to(compute) - centre[:, :, None]) * (rstd * gamma)[:, :, None] + beta[:, :, None]
-        result = activate(z, SILU).to(y.dtype.element_ty)
+        tile = widen(hold(tiles[t], HOLD), compute, PTX)
+        z = (tile - centre[:, :, None]) * (rstd * gamma)[:, :, None] + beta[:, :, None]
+        result = activate(z, SILU, PTX).to(y.dtype.element_ty)
         inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
         tl.store(y + t * TILE + offsets, result, mask=inside)
 
@@ -137,7 +140,7 @@ def resident_forward(
     x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, num_groups, group_channels, channel_segments, eps: tl.constexpr, SILU: tl.constexpr,
     BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
-    MASKED: tl.constexpr, HOLD: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    MASKED: tl.constexpr, HOLD: tl.constexpr, PTX: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
 ):  # fmt: skip
     """Normalize one group a program, held in the registers of BLOCKS blocks: x is read once.
 
@@ -159,7 +162,7 @@ def resident_forward(
 
     tiles = read_tiles(x + base, start, share, TILES, TILE, VECTOR, MASKED)
     tiles, means, m2s = centred_moments(
-        tiles, pre_bias, start, share, channel_segments, BLOCKS, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
+        tiles, pre_bias, start, share, channel_segments, BLOCKS, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, PTX, compute
     )
     if BLOCKS == 1:
         mean = tl.sum(means, 0)
@@ -182,7 +185,7 @@ def resident_forward(
     tl.store(rstd_of_group + group, rstd)
     write_normalized(
         y + base, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, share, channel_segments, TILES, TILE,
-        VECTOR, WIDTH, MASKED, HOLD, SILU, compute,
+        VECTOR, WIDTH, MASKED, HOLD, PTX, SILU, compute,
     )  # fmt: skip
 
 
@@ -212,7 +215,7 @@ def locate_part(
 def split_statistics(
     x, partials, pre_bias, pre_bias_stride, num_groups, group_channels, channel_segments, chunks, TILES: tl.constexpr,
     TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
-    WIDE: tl.constexpr,
+    PTX: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write (mean, M2) of each chunk of TILES * TILE elements to `partials` (N*G, chunks, 2); one program a chunk."""
     compute: tl.constexpr = partials.dtype.element_ty
@@ -224,7 +227,7 @@ def split_statistics(
     pre_bias = advance(pre_bias, sample * pre_bias_stride + (group % num_groups) * group_channels + channel)
     tiles = read_tiles(x + base, start, limit, TILES, TILE, VECTOR, MASKED)
     tiles, mean, m2 = centred_moments(
-        tiles, pre_bias, start, limit, channel_segments, 1, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, compute
+        tiles, pre_bias, start, limit, channel_segments, 1, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, PTX, compute
     )
     slot = partials + program.to(tl.int64) * 2 + tl.arange(0, 1)
     tl.store(slot, mean)
@@ -275,8 +278,8 @@ def merge_statistics(
 def split_apply(
     x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, num_groups, group_channels, channel_segments, length, chunks, group_tiles, eps: tl.constexpr,
-    SILU: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    CHUNK: tl.constexpr, SLOTS: tl.constexpr, MERGE: tl.constexpr, WIDE: tl.constexpr,
+    SILU: tl.constexpr, PTX: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr, MERGE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write y of one tile of a group of `group_tiles` tiles, whose statistics are of `chunks` chunks of CHUNK elements.
 
@@ -304,5 +307,5 @@ def split_apply(
         y + base, tiles, mean, rstd, advance(weight, first_channel), advance(bias, first_channel),
         advance(pre_bias, sample * pre_bias_stride + first_channel),
         advance(scale, sample * scale_stride + first_channel), advance(shift, sample * shift_stride + first_channel),
-        start, limit, channel_segments, 1, TILE, VECTOR, WIDTH, MASKED, False, SILU, compute,
+        start, limit, channel_segments, 1, TILE, VECTOR, WIDTH, MASKED, False, PTX, SILU, compute,
     )  # fmt: skip

@@ -1,0 +1,229 @@
+"""Counts what the compiler made of each kernel, for sm_90, without a GPU: `python -m benchmarks.kernel_counts`.
+
+Compiles the launches of the benchmark's cases (bf16, both layouts) and reads from their machine code: instructions an
+element, registers, spills. A loop counts as often as it turns. `kernel_model` predicts times from them. Writes
+`results/kernel_counts.json` and prints it as a table; `--shape 8x320x64x64` prints the launches of some shapes only and
+writes nothing. All times in it are predicted, none is measured.
+"""
+
+from __future__ import annotations
+
+from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
+
+# isort: split
+import argparse
+import json
+import math
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from benchmarks.gpu import paths
+from benchmarks.gpu.builds import Build, of_case
+from benchmarks.gpu.checks import name_of
+from benchmarks.gpu.prepare import believed, target_of
+from benchmarks.group_norm_silu.cases import LAYOUTS, SHAPES, Case
+from benchmarks.kernel_model import CARDS, GAP, MULTIPROCESSORS, Card, Work, cached, nanoseconds, resident_programs
+from unetgn.ops.triton.device import Device
+from unetgn.ops.triton.problem import ceil_div
+
+RESULTS = Path(__file__).parent / "results" / "kernel_counts.json"
+DEVICE = Device(MULTIPROCESSORS, largest_cluster=8)
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+LARGE = {"x": "read", "dy": "read", "y": "written", "dx": "written"}
+Row = dict[str, Any]
+
+_INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)(.*)", re.MULTILINE)
+
+
+def turns(arguments: dict[str, Any]) -> tuple[int, ...]:
+    """Return how often the loops of a launch turn, inner ones first, from its arguments."""
+    if "TILE_ROWS" in arguments:
+        return (arguments["ROWS"] // (arguments["TILES"] * arguments["TILE_ROWS"]),)
+    for many, at_once in (("slots", "SLOTS"), ("chunks", "SLOTS"), ("samples", "SAMPLES")):
+        if {many, at_once} <= arguments.keys() and arguments.get("MERGE", True):
+            return (ceil_div(arguments[many], arguments[at_once]), arguments.get("COLUMN_TILES", 1))
+    return ()
+
+
+def instructions(code: str, loops: tuple[int, ...]) -> list[tuple[str, int]]:
+    """List the instructions of a thread in order, each with how often it is carried out.
+
+    What stands behind the exit are slow paths for rare numbers. A branch back is a loop; one around another turns as
+    often as the second of `loops`, the inner ones as often as the first.
+    """
+    found = [(int(place, 16), operation, rest) for place, operation, rest in _INSTRUCTION.findall(code)]
+    exits = [place for place, operation, _ in found if operation == "EXIT"]
+    found = [one for one in found if one[0] <= max(exits)]
+    back = []
+    for place, operation, rest in found:
+        target = re.search(r"0x([0-9a-f]+)", rest) if operation.startswith("BRA") else None
+        if target and int(target[1], 16) < place:
+            back.append((int(target[1], 16), place))
+    counted = []
+    for place, operation, _ in found:
+        times, around = 1, sorted((end - begin for begin, end in back if begin <= place <= end))
+        for depth in range(len(around)):
+            times *= loops[min(depth, len(loops) - 1)] if loops else 1
+        counted.append((operation, times))
+    return counted
+
+
+def count(kernel: Any, arguments: dict[str, Any], programs: int) -> Row:
+    """Read a compiled kernel: what one of its programs takes."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        code, usage = (
+            subprocess.run([TOOL, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-sass", "-res-usage")
+        )
+    loops = turns(arguments)
+    counted = instructions(code, loops)
+    total = sum(times for _, times in counted)
+    last_barrier = max((place for place, (name, _) in enumerate(counted) if name.startswith("BAR")), default=-1)
+    before = sum(times for _, times in counted[: last_barrier + 1]) if last_barrier >= 0 else total
+    registers, stack = (re.search(rf"{word}:(\d+)", usage) for word in ("REG", "STACK"))
+    assert registers is not None, usage
+    assert stack is not None, usage
+    num_warps = kernel.metadata.num_warps
+    row = {
+        "kernel": kernel.metadata.name,
+        "pass": "forward" if {"y", "partials"} & arguments.keys() else "backward",
+        "programs": programs,
+        "num_warps": num_warps,
+        "registers": int(registers[1]),
+        "spills": int(stack[1]),
+        "resident": resident_programs(int(registers[1]), num_warps, kernel.metadata.shared),
+        "turns": loops[0] if "TILE_ROWS" in arguments else 1,
+        "before": before,
+        "after": total - before,
+        "barriers": sum(times for name, times in counted if name.startswith("BAR")),
+        "shuffles": sum(times for name, times in counted if name.startswith("SHFL")),
+        "special": sum(times for name, times in counted if name.startswith("MUFU")),
+        "loads": _widths(counted, "LDG"),
+        "stores": _widths(counted, "STG"),
+    }
+    for word in ("read", "written"):
+        large = [arguments.get(name) for name, kind in LARGE.items() if kind == word]
+        row[word] = sum(tensor.nbytes for tensor in large if tensor is not None)
+    return row
+
+
+def _widths(counted: Iterable[tuple[str, int]], kind: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, times in counted:
+        if name.startswith(kind):
+            width = re.search(r"\.[US]?(8|16|64|128)\b", name)
+            bits = width[1] if width else "32"
+            found[bits] = found.get(bits, 0) + times
+    return found
+
+
+def launches(build: Build) -> list[Row]:
+    """Compile the launches of a forward and a backward pass and count them."""
+    found: list[Row] = []
+
+    def compiled(launches: Iterable[Any], operands: tuple[Any, ...], _: Any) -> None:
+        for launch in launches:
+            values = launch.values(operands)
+            kernel = launch.kernel.warmup(*values, grid=(launch.programs,), **launch.options)
+            arguments = dict(zip(launch.kernel.arg_names, values, strict=True))
+            found.append(count(kernel, arguments, launch.programs))
+
+    active = triton.runtime.driver._active
+    triton.runtime.driver.set_active(believed(target_of("sm_90")))
+    try:
+        with paths.instead_of_running(compiled):
+            build.run(DEVICE)
+    finally:
+        triton.runtime.driver._active = active
+    elements = math.prod(build.shape)
+    for row in found:
+        threads = row["programs"] * row["num_warps"] * 32
+        row["instructions"] = round((row["before"] + row["after"]) * threads / elements, 2)
+    return found
+
+
+def predict(rows: list[Row], card: Card) -> float:
+    """Return the predicted microseconds of the launches of one pass, in order."""
+    total, again = 0.0, False
+    for row in rows:
+        loaded = cached(row["read"], card) if again else row["read"]
+        again = again or row["read"] > 0
+        total += GAP if total else 0.0
+        total += nanoseconds(work_of(row, loaded), card)
+    return total / 1000
+
+
+def work_of(row: Row, loaded: float) -> Work:
+    """Return what the model must know of a launch that loads so many bytes from memory."""
+    warps = row["num_warps"]
+    return Work(
+        programs=row["programs"],
+        num_warps=warps,
+        resident=row["resident"],
+        turns=row["turns"],
+        loaded=loaded / row["programs"],
+        stored=row["written"] / row["programs"],
+        before=row["before"] * warps,
+        after=row["after"] * warps,
+        barriers=row["barriers"],
+        special=row["special"] * warps,
+    )
+
+
+def table(case: Case, *, predicted: bool = True) -> list[Row]:
+    """Count both passes of a case, and predict their times where that is wanted (it takes longer)."""
+    found = launches(of_case(case))
+    rows = []
+    for which in ("forward", "backward"):
+        own = [row for row in found if row["pass"] == which]
+        least = case.bytes_moved(which)
+        times = {name: predict(own, card) for name, card in CARDS.items()} if predicted else {}
+        shares = {name: round(least / CARDS[name].copy / us / 1000, 3) for name, us in times.items()}
+        said = {name: {"us": round(us, 1), "share_of_copy": shares[name]} for name, us in times.items()}
+        rows.append({"case": name_of(case), "pass": which, "bytes": least, "predicted": said, "launches": own})
+    return rows
+
+
+def lines(rows: Iterable[Row]) -> Iterable[str]:
+    """Format rows for a reader."""
+    for row in rows:
+        words = [f"{card} {of['us']} us ({of['share_of_copy']:.0%} of copy)" for card, of in row["predicted"].items()]
+        yield f"{row['case']} {row['pass']}: predicted {', '.join(words)}"
+        for one in row["launches"]:
+            yield (
+                f"    {one['kernel']:20s} {one['instructions']:6.2f} instructions an element, {one['registers']:3d} "
+                f"registers, {one['spills']} B of spills; {one['programs']} programs of {one['num_warps']} warps, "
+                f"{one['resident']} at a time, {one['turns']} turns, {one['barriers']} barriers, {one['shuffles']} "
+                f"shuffles; loads {one['loads']}"
+            )
+
+
+def main() -> None:
+    """Count, print, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", action="append", help="such as 8x320x64x64: print the launches of this shape alone")
+    parser.add_argument("--layout", choices=LAYOUTS)
+    given = parser.parse_args()
+    shapes = [tuple(map(int, shape.split("x"))) for shape in given.shape or ()] or SHAPES
+    layouts = [given.layout] if given.layout else list(LAYOUTS)
+    found = []
+    for shape in shapes:
+        for layout in layouts:
+            rows = table(Case(shape, "bfloat16", layout))  # type: ignore[arg-type]
+            print("\n".join(lines(rows)), flush=True)
+            found += rows
+    if given.shape or given.layout:
+        return
+    RESULTS.write_text(json.dumps({"triton": triton.__version__, "target": "sm_90", "rows": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Writes what is anybody's for a message."""
+
+SHOWN = 100  # characters of a value that are shown
+
+
+def plain(text: str, *, most: int = 2 * SHOWN) -> str:
+    """Write a text that is anybody's for a message: in one line, without what a terminal obeys, and not for ever."""
+    said = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
+    return said if len(said) <= most else f"{said[:most]}…"
+
+
+def short(value: object) -> str:
+    """Write a value for an error message."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
