@@ -326,7 +326,7 @@ class Loop(Rescue):
         self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s
 
     def evaluate(self) -> None:
-        """Judge images of the averaged weights on the main process; where they are the best so far, save all of it."""
+        """Measure images of the averaged weights on the main process; where they are the best so far, save all."""
         began = time.perf_counter()
         scheduler, step, is_best = self.state.objective.scheduler, self.state.step, False
         with contextlib.suppress(Interrupted), self.state.averaged() as unet:
