@@ -1,11 +1,15 @@
 """Runs the examples as they stand: the number that each prints says that it has learned something."""
 
 import runpy
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
+
+from unetgn.training.train import main as train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -47,3 +51,24 @@ def test_the_fused_diffusers_model_learns_at_batch_sizes_1_and_2_and_is_saved_fo
     assert after_two < after_one
     assert "17 places fused" in capsys.readouterr().out
     assert (tmp_path / "fused" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_a_sweep_lists_its_runs_by_their_held_out_loss(tmp_path, monkeypatch):
+    """A run that learns is before one that hardly moves; given again, the same line trains nothing anew."""
+    main = main_of("sweep.py")
+
+    def run(line):  # here, without imports of its own
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert Path(line[1]) == EXAMPLES.parent / "training" / "train.py"
+        return subprocess.CompletedProcess(line, train(line[2:]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    quick = ["model.channels=[8,16]", "train.batch_size=16", "train.steps=30", "train.warmup_steps=0", "ema.decay=0.5",
+             "train.validate_every=30", "preview.every=0", "train.trackers=[]"]  # fmt: skip
+    keys = ["train.learning_rate=1e-6,5e-3", *quick]
+    found = main("digits8_ddpm", keys, tmp_path)
+    assert [name for _, name in found] == ["learning_rate=5e-3", "learning_rate=1e-6"]
+    assert found[0][0] < 0.9 * found[1][0]
+    logged = {name: (tmp_path / name / "metrics.csv").read_bytes() for _, name in found}
+    assert main("digits8_ddpm", keys, tmp_path) == found
+    assert logged == {name: (tmp_path / name / "metrics.csv").read_bytes() for _, name in found}
