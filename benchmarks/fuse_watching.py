@@ -20,7 +20,15 @@ from unetgn import ops
 
 norm_silu = importlib.import_module("unetgn.fusion.norm_silu")  # the module: the package has a function of that name
 ATEN = torch.ops.aten
-CARRIES = {ATEN.mul.Tensor, ATEN.add.Tensor, ATEN.cat.default, ATEN.clone.default, ATEN._unsafe_view.default}
+CARRIES = {
+    ATEN.mul.Tensor,
+    ATEN.add.Tensor,
+    ATEN.cat.default,
+    ATEN.clone.default,
+    ATEN._unsafe_view.default,
+    ATEN.addcmul.default,
+    ATEN._to_copy.default,
+}
 
 
 class PlaceWatcher(TorchDispatchMode):
@@ -71,7 +79,7 @@ class OperatorWatcher:
         self._weights = {
             id(module.weight): path
             for path, module in model.named_modules()
-            if isinstance(module, nn.GroupNorm) and module.weight is not None
+            if hasattr(module, "num_groups") and isinstance(getattr(module, "weight", None), Tensor)
         }
         self._fusing: list[str] = []
         self._patches = ExitStack()

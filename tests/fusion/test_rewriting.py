@@ -66,7 +66,9 @@ def test_the_examples_in_the_docstrings_are_what_is_rewritten(name, before, afte
     definition = as_definition(before)
     names = Names(frozenset({"norm"}), frozenset({"act"}), {"F": F, "torch": torch}, frozenset())
     Rewriter(names).rewrite(definition)
-    rewritten = ast.unparse(ast.fix_missing_locations(definition)).replace("unetgn_", "")
+    rewritten = ast.unparse(ast.fix_missing_locations(definition))
+    for added, shown in (("unetgn_scale", "scale_"), ("unetgn_shift", "shift_"), ("unetgn_", "")):
+        rewritten = rewritten.replace(added, shown)
     assert rewritten == ast.unparse(as_definition(after)) != ast.unparse(as_definition(before))
 
 
@@ -74,7 +76,9 @@ def test_every_rewriting_has_an_example():
     named = [name for name, _, _ in examples()]
     assert {name: named.count(name) for name in named} == {
         "_pass_by_position": 1,
-        "visit_Call": 1,
+        "visit_Call": 2,
+        "_fuse_read_once": 1,
+        "_take_in_condition": 1,
         "visit_BinOp": 1,
         "_fuse_with_norm_before": 4,
         "_sink_activations": 1,
@@ -224,12 +228,24 @@ def test_whole_numbers_and_truth_values_stay_outside_of_the_operator(block, name
     assert not names & {name for name, value in calls[0].items() if value is not None}
 
 
-def test_a_forward_bound_to_its_class_is_left_and_the_report_says_so():
-    class Outer(Base):
-        def forward(self, x, emb):
-            return super().forward(x)
+def test_a_forward_that_closes_over_its_class_and_functions_is_rewritten_with_them(calls):
+    factor, act = 2.0, F.silu
 
-    assert "closes over" in reasons(Outer())["norm1"]
+    class Inner(Base):
+        def forward(self, x):
+            return factor * self.conv(x)
+
+    class Outer(Inner):
+        def forward(self, x):
+            return super().forward(act(self.norm1(x)))
+
+    module, (x, _) = Outer().double(), inputs()
+    expected = module(x)
+    assert fused(module) == ("norm1",)
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
+    factor = 3.0
+    torch.testing.assert_close(module(x), 1.5 * expected, rtol=1e-12, atol=1e-12)
+    assert len(calls) == 2
 
 
 def test_a_forward_without_source_is_left_and_the_report_says_so():

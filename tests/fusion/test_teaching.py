@@ -22,8 +22,8 @@ class Half(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm1(x))
-        y = self.norm2(x)
-        return self.act(y)
+        y = [self.norm2(x)]
+        return self.act(y[0])
 
 
 X = noise(2, 4, 3, 3)
@@ -72,6 +72,7 @@ def test_a_class_that_inherits_its_forward_may_be_read():
             self.norm, self.act = nn.GroupNorm(2, 4), nn.SiLU()
 
         def forward(self, x):
+            assert x.dim() == 4  # which pytest changes: the source is not what runs
             return self.act(self.norm(x))
 
     class Child(Parent):

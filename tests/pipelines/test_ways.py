@@ -77,7 +77,7 @@ def test_a_configuration_that_is_refused_has_one_that_would_do(
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
-        pytest.param(*case, marks=pytest.mark.thorough) if number % 4 or case[0] == "kdpm2" else case
+        pytest.param(*case, marks=pytest.mark.slow) if number % 4 or case[0] == "kdpm2" else case
         for number, case in enumerate(FOLLOWED)
     ],
 )
@@ -106,13 +106,13 @@ class Interpolated(Gaussian):
             self.shares = shares
 
 
-# Those whose steps are of their own kind; the rest in CI.
+# Those whose steps are of their own kind; the rest with `-m slow`.
 OWN_KIND = ("ddpm", "ddim", "pndm", "dpmsolver++", "dpmsolver++_singlestep", "lms", "heun", "euler_ancestral")
-NAMES = [name if name in OWN_KIND else pytest.param(name, marks=pytest.mark.thorough) for name in SCHEDULERS]
+NAMES = [name if name in OWN_KIND else pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULERS]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("strength", [0.4, pytest.param(0.65, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("strength", [0.4, pytest.param(0.65, marks=pytest.mark.slow)])
 def test_images_to_begin_with_keep_the_distribution_that_they_are_of(name: str, strength: float) -> None:
     """What is of the distribution, is made noisy and is denoised again is of the distribution."""
     trained = make_scheduler(objective("squared_cosine", "epsilon", True))

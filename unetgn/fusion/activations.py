@@ -6,13 +6,14 @@ The predicates `is_*` only read what the functions `register_*` have written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetgn.fusion.classes import forward_of
-from unetgn.fusion.recognition import is_bare, is_silu_forward, uses_only
+from unetgn.fusion.recognition import is_bare, is_silu_forward, is_silu_function, uses_only
 
 
 def _always(act: nn.Module) -> bool:
@@ -21,6 +22,7 @@ def _always(act: nn.Module) -> bool:
 
 # From a forward that computes SiLU to the condition on the modules for which it does.
 _silu_forwards: dict[Callable[..., Any], Callable[[Any], bool]] = {nn.SiLU.forward: _always}
+_silu_functions: set[Callable[..., Any]] = set()
 # The forwards of libraries, by path: the names that they use, and the condition.
 _known_silus: dict[str, tuple[frozenset[str], Callable[[Any], bool]]] = {}
 
@@ -35,12 +37,20 @@ def is_bare_silu(act: Callable[[Tensor], Tensor]) -> bool:
     """Return True where calling `act` computes SiLU and does nothing else."""
     if isinstance(act, nn.Module):
         return is_silu_module(act) and is_bare(act)
-    return act is F.silu
+    return act is F.silu or act in _silu_functions
 
 
 def register_known_silu(forward: str, *, uses: Iterable[str], where: Callable[[Any], bool] = _always) -> None:
     """Name a library's forward, by path, that uses these names and computes SiLU for modules of which `where` holds."""
     _known_silus[forward] = frozenset(uses), where
+
+
+def register_silu_functions(module: nn.Module) -> frozenset[str]:
+    """Return the attributes of a module that hold a function which computes SiLU, and register the functions."""
+    held = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType)}
+    found = {name: value for name, value in held.items() if is_silu_function(value)}
+    _silu_functions.update(found.values())
+    return frozenset(found)
 
 
 def register_activation(cls: type[nn.Module]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from unetgn.fusion.classes import ClassPredicate, forward_of, matcher, owner_of, path_of
-from unetgn.fusion.recognition import is_casting_group_norm, unknown_names, used_names
+from unetgn.fusion.recognition import is_calling_group_norm, is_casting_group_norm, unknown_names, used_names
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,9 +74,7 @@ def why_not_fused(norm: nn.Module) -> str | None:
         return None
     owner = owner_of(type(norm), "forward")
     if is_other_norm(norm):
-        return (
-            f"{owner.__name__} calls group_norm itself: fuse knows torch.nn.GroupNorm and its subclasses, make it one"
-        )
+        return f"{owner.__name__} calls group_norm itself, and is not shown to compute torch.nn.GroupNorm: make it a subclass"
     rule = _rule_for(type(norm))
     if path_of(owner) in _reasons or rule is None:
         return _reasons.get(path_of(owner), f"{owner.__name__} has a forward of its own in place of GroupNorm's")
@@ -100,7 +98,12 @@ def register_unfusable(target: str, reason: str) -> None:
 
 def register_norm(cls: type[nn.Module]) -> None:
     """Register a class if it is a norm that can take in SiLU: by trial, or by the newest rule for it."""
-    if not _is_norm_class(cls) or cls.forward in _group_norm_forwards or cls.forward in _fused_forwards:
+    forward: Any = getattr(cls, "forward", None)
+    if forward is None or forward in _group_norm_forwards or forward in _fused_forwards:
+        return
+    if is_calling_group_norm(cls):
+        _group_norm_forwards.add(forward)
+    if forward in _group_norm_forwards or not _is_norm_class(cls):
         return
     rule = _rule_for(cls)
     if is_casting_group_norm(cls):
@@ -122,7 +125,9 @@ def child_norms(block: nn.Module) -> dict[str, nn.Module]:
 def _is_norm_class(cls: type[nn.Module]) -> bool:
     if cls.__module__.partition(".")[0] == "unetgn":
         return False
-    return issubclass(cls, nn.GroupNorm) or path_of(owner_of(cls, "forward")) in _reasons or _rule_for(cls) is not None
+    if issubclass(cls, nn.GroupNorm) or getattr(cls, "forward", None) in _group_norm_forwards:
+        return True
+    return path_of(owner_of(cls, "forward")) in _reasons or _rule_for(cls) is not None
 
 
 def _rule_for(cls: type[nn.Module]) -> NormRule | None:

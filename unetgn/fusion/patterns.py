@@ -9,7 +9,7 @@ import ast
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -18,10 +18,15 @@ import torch.nn.functional as F
 from unetgn.fusion.recognition import codes, is_silu_function
 
 SILU = "unetgn_silu"  # stands for torch.nn.functional.silu in a rewritten forward
-SILU_NAMES = frozenset({"silu", "swish", "nonlinearity"})
 AMBIGUOUS = frozenset({"pre_bias", "scale", "shift", None})  # keywords of norm_silu itself; None: **keywords
 LAYOUTS = frozenset(
     {"permute", "transpose", "movedim", "flatten", "unflatten", "view", "reshape", "contiguous", "squeeze", "unsqueeze"}
+)
+
+VIEWS = LAYOUTS | {"chunk", "split", "unbind", "expand", "tensor_split"}
+_PLAIN = (
+    *(ast.Name, ast.Attribute, ast.Subscript, ast.Slice, ast.Constant, ast.Call, ast.keyword, ast.Tuple, ast.UnaryOp),
+    *(ast.expr_context, ast.unaryop),
 )
 
 
@@ -44,6 +49,8 @@ class Names:
         shared = {name for code in codes(function.__code__) for name in code.co_cellvars}
         local = shared.union(*(code.co_varnames for code in codes(function.__code__)))
         outer = {name: value for name, value in function.__globals__.items() if name not in local}
+        closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        outer |= {name: cell.cell_contents for name, cell in closure if cell != CellType()}
         return cls(norms, activations, outer, frozenset(shared))
 
     def norm(self, node: Any) -> str | None:
@@ -76,7 +83,15 @@ class Names:
         activation = self.activation(made)
         if activation is not None:
             return (target, activation) if name_of(made.args[0]) == target else None
-        return (target, ast.Name(SILU, ast.Load())) if self._is_written_out(made, target) else None
+        return (target, ast.Name(SILU, ast.Load())) if self.written_out(made) == target else None
+
+    def silu_of(self, node: Any) -> tuple[ast.expr, Any] | None:
+        """Return `act` and `y` where the node is SiLU of y: a call, or `y * torch.sigmoid(y)` of a name."""
+        activation = self.activation(node)
+        if activation is not None:
+            return activation, node.args[0]
+        name = self.written_out(node)
+        return None if name is None else (ast.Name(SILU, ast.Load()), ast.Name(name, ast.Load()))
 
     def is_called_by_keyword(self, call: ast.Call) -> bool:
         """Return True for `norm(input=x)`, `act(input=x)` and `F.silu(input=x, inplace=…)`."""
@@ -84,19 +99,51 @@ class Names:
         names = {keyword.arg for keyword in call.keywords}
         return bool(is_known) and not call.args and {"input"} <= names <= {"input", "inplace"}
 
-    def _is_written_out(self, node: Any, target: str) -> bool:
-        """Return True for `target * torch.sigmoid(target)`."""
-        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and name_of(node.left) == target):
+    def written_out(self, node: Any) -> str | None:
+        """Return `y` where the node is `y * torch.sigmoid(y)`, `y.sigmoid() * y`, `y.mul(y.sigmoid())` and the like."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            sides = (node.left, node.right)
+        elif isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords and _is_method(node, "mul"):
+            sides = (node.func.value, node.args[0])  # type: ignore[attr-defined]
+        else:
+            return None
+        for plain, gate in (sides, sides[::-1]):
+            name = name_of(plain)
+            if name is not None and self._is_sigmoid(gate, name):
+                return name
+        return None
+
+    def _is_sigmoid(self, node: Any, name: str) -> bool:
+        """Return True for `torch.sigmoid(name)` and `name.sigmoid()`."""
+        if not isinstance(node, ast.Call) or node.keywords:
             return False
-        gate = node.right
-        is_gate = isinstance(gate, ast.Call) and [name_of(argument) for argument in gate.args] == [target]
-        return is_gate and not gate.keywords and self._value(gate.func) is torch.sigmoid  # type: ignore[attr-defined]
+        if not node.args:
+            return _is_method(node, "sigmoid") and name_of(node.func.value) == name  # type: ignore[attr-defined]
+        is_of_name = [name_of(argument) for argument in node.args] == [name]
+        return is_of_name and any(self._value(node.func) is known for known in (torch.sigmoid, F.sigmoid))
 
     def _silu_function(self, node: ast.expr) -> FunctionType | None:
         """Return the function with SiLU's values that `F.silu` or `nonlinearity` stands for, if it does."""
-        is_named = ast.unparse(node).rpartition(".")[2] in SILU_NAMES
-        function = self._value(node) if is_named else None
+        function = self._value(node)
         return function if isinstance(function, FunctionType) and is_silu_function(function) else None
+
+    def modulation(self, node: Any) -> tuple[Any, dict[str, ast.expr]] | None:
+        """Return `y` and scale `s`, shift `t`, where the node is `y * (1 + s) + t` or `torch.addcmul(t, y, 1 + s)`.
+
+        Sums and products may be the other way round.
+        """
+        if isinstance(node, ast.Call) and len(node.args) == 3 and not node.keywords:
+            is_known = self._value(node.func) is torch.addcmul
+            shift, product = node.args[0], node.args[1:] if is_known else []
+            return _modulation(shift, product)
+        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
+            return None
+        for product, shift in ((node.left, node.right), (node.right, node.left)):
+            if isinstance(product, ast.BinOp) and isinstance(product.op, ast.Mult):
+                found = _modulation(shift, [product.left, product.right])
+                if found is not None:
+                    return found
+        return None
 
     def _value(self, node: ast.expr) -> Any:
         """Return what a name such as `F.silu` stands for; None where it is no name, or a local one."""
@@ -114,17 +161,48 @@ def addend(statement: ast.stmt, target: str | None) -> ast.expr | None:
     return made.right if is_step and is_sum else None
 
 
-def scale_shift(node: Any, target: str | None) -> dict[str, ast.expr] | None:
-    """Return `s` and `t` where the node is `target * (1 + s) + t`, or with `s + 1`, and neither mentions the target."""
-    product = node.left if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) else None
-    is_product = isinstance(product, ast.BinOp) and isinstance(product.op, ast.Mult) and name_of(product.left) == target
-    factor: Any = product.right if is_product else None  # type: ignore[union-attr]
-    if isinstance(factor, ast.BinOp) and isinstance(factor.op, ast.Add):
-        for one, scale in ((factor.left, factor.right), (factor.right, factor.left)):
-            is_one = isinstance(one, ast.Constant) and one.value == 1
-            if is_one and not mentions(scale, target) and not mentions(node.right, target):
-                return {"scale": scale, "shift": node.right}
+def _modulation(shift: ast.expr, product: list[ast.expr]) -> tuple[Any, dict[str, ast.expr]] | None:
+    for plain, factor in (product, product[::-1]) if product else ():
+        if isinstance(factor, ast.BinOp) and isinstance(factor.op, ast.Add):
+            for one, scale in ((factor.left, factor.right), (factor.right, factor.left)):
+                if isinstance(one, ast.Constant) and one.value == 1:
+                    return plain, {"scale": scale, "shift": shift}
     return None
+
+
+def is_aside(extras: dict[str, ast.expr], target: str | None, norm: Any) -> bool:
+    """Return True where scale and shift may be made before the norm: they have nothing to do with it.
+
+    They may not mention what it makes, nor call anything with what it is given, which might be changed in place.
+    """
+    given = names_in(norm) - {"self"}
+    values = extras.values()
+    calls = any(isinstance(part, ast.Call) for value in values for part in ast.walk(value))
+    return not any(target in names_in(value) or (calls and names_in(value) & given) for value in values)
+
+
+def is_step_aside(statement: ast.stmt, target: str | None, norm: Any) -> bool:
+    """Return True for `scale, shift = emb.chunk(2, dim=1)` and the like, which a norm may come after as well as before.
+
+    It makes views of what has nothing to do with the norm: `VIEWS` alone are called.
+    """
+    if not isinstance(statement, ast.Assign):
+        return False
+    stored = names_in(ast.Tuple([*statement.targets], ast.Store()))
+    is_plain = all(
+        isinstance(part, (ast.Name, ast.Tuple, ast.expr_context)) for t in statement.targets for part in ast.walk(t)
+    )
+    parts = list(ast.walk(statement.value))
+    known = all(isinstance(part, _PLAIN) for part in parts)
+    calls = (part.func for part in parts if isinstance(part, ast.Call))
+    views = all(isinstance(call, ast.Attribute) and call.attr in VIEWS for call in calls)
+    used = names_in(norm) - {"self"} | {target}
+    return is_plain and known and views and not (stored | names_in(statement.value)) & used
+
+
+def names_in(node: ast.AST) -> set[str | None]:
+    """Return the names that occur in a node."""
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
 def is_layout(statement: ast.stmt, target: str | None) -> bool:
@@ -173,3 +251,7 @@ def _is_only_inplace(keywords: list[ast.keyword]) -> bool:
     """Return True where there is only `inplace=True` or `inplace=self.inplace`, which nothing is lost with."""
     is_value = all(isinstance(keyword.value, (ast.Constant, ast.Name, ast.Attribute)) for keyword in keywords)
     return is_value and [keyword.arg for keyword in keywords] == ["inplace"]
+
+
+def _is_method(call: ast.Call, name: str) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr == name

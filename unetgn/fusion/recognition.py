@@ -8,6 +8,8 @@ original's values. Nothing here reads or writes a registry.
 
 from __future__ import annotations
 
+import dis
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,9 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _disable_current_modes
 
 CASTING = frozenset({"super", "forward", "float", "float32", "torch", "th", "type", "type_as", "to", "dtype"})
-SIGMOID = frozenset({"torch", "th", "nn", "functional", "F", "sigmoid", "silu"})
+PARTS = frozenset({"num_groups", "weight", "bias", "eps"})
+CALLED = CASTING - {"super", "forward"} | PARTS | {"group_norm", "nn", "functional", "F"}
+SIGMOID = frozenset({"torch", "th", "nn", "functional", "F", "sigmoid", "silu", "mul", "exp", "special", "expit"})
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -30,6 +34,7 @@ def is_bare(module: nn.Module) -> bool:
     return not (hooked or "forward" in module.__dict__ or torch_module._has_any_global_hook())
 
 
+@functools.cache
 def is_silu_function(function: Any) -> bool:
     """Return True where a function of one argument has SiLU's values."""
     return function is F.silu or (uses_only(function, SIGMOID) and _gives_silu(function))
@@ -43,6 +48,21 @@ def is_silu_forward(forward: Any) -> bool:
 def is_casting_group_norm(cls: type) -> bool:
     """Return True where a subclass of nn.GroupNorm casts its input and its result, and does nothing else."""
     return issubclass(cls, nn.GroupNorm) and uses_only(cls.forward, CASTING) and _gives_group_norm(cls)
+
+
+def is_calling_group_norm(cls: Any) -> bool:
+    """Return True where a class that is no nn.GroupNorm computes one of its num_groups, weight, bias and eps.
+
+    Its forward calls group_norm, casts perhaps, and decides nothing but whether something is None.
+    """
+    forward = getattr(cls, "forward", None)
+    if (
+        issubclass(cls, nn.GroupNorm)
+        or not {"group_norm", *PARTS} <= used_names(forward)
+        or not uses_only(forward, CALLED)
+    ):
+        return False
+    return not any(map(_decides, codes(forward.__code__))) and _gives_group_norm(cls)
 
 
 def used_names(method: Any) -> frozenset[str]:
@@ -85,9 +105,15 @@ def trial() -> Iterator[None]:
         yield
 
 
+def _decides(code: CodeType) -> bool:
+    """Return True where code has a branch that depends on anything else than on something being None."""
+    jumps = (step.opname for step in dis.get_instructions(code) if "JUMP" in step.opname)
+    return any("NONE" not in name and name not in ("JUMP_FORWARD", "JUMP_ABSOLUTE") for name in jumps)
+
+
 def _gives_silu(function: Callable[[Tensor], Tensor]) -> bool:
     with trial():
-        probe = torch.linspace(-6, 6, 25, dtype=torch.float64)
+        probe = torch.cat([torch.linspace(-6, 6, 25), torch.tensor([-1e3, -50.0, 1e-3, 50.0, 1e3])]).double()
         try:
             values, halves = function(probe.clone()), function(probe.bfloat16())
             same = values.dtype == probe.dtype and torch.allclose(values, F.silu(probe), rtol=1e-12, atol=0)
@@ -98,15 +124,27 @@ def _gives_silu(function: Callable[[Tensor], Tensor]) -> bool:
 
 def _gives_group_norm(cls: type) -> bool:
     with trial():
-        plain = nn.GroupNorm(2, 4, dtype=torch.float32)
+        plain = nn.GroupNorm(2, 4, eps=0.3, dtype=torch.float32)
         plain.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
         plain.bias.copy_(torch.tensor([0.0, 1.0, 0.0, -1.0]))
-        x = torch.linspace(-3, 5, 24, dtype=torch.float32).view(1, 4, 6)
+        x = torch.linspace(-3, 5, 48, dtype=torch.float32).square().view(2, 4, 6)
         expected = plain(x)
-        plain.__class__ = cls
+        if not issubclass(cls, nn.GroupNorm):
+            plain = _as_module_of(cls, plain)
+        else:
+            plain.__class__ = cls
         try:
-            values, halves = plain(x), plain(x.bfloat16())
-            same = values.dtype == x.dtype and torch.allclose(values, expected, rtol=1e-5, atol=1e-5)
-            return same and halves.dtype == torch.bfloat16
+            values, halves, images = plain(x), plain(x.bfloat16()), plain(x.view(2, 4, 2, 3))
+            same = all(torch.allclose(y.view(x.shape), expected, rtol=1e-5, atol=1e-5) for y in (values, images))
+            return same and values.dtype == x.dtype and halves.dtype == torch.bfloat16
         except Exception:  # somebody else's forward may raise anything: it is no group norm then
             return False
+
+
+def _as_module_of(cls: Any, norm: nn.GroupNorm) -> Any:
+    """Make a module of a class with the parts of a norm, without running its constructor."""
+    module = nn.Identity()
+    module.__class__ = cls
+    for name in PARTS:
+        setattr(module, name, getattr(norm, name))
+    return module

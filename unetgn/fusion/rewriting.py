@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import copy
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +28,17 @@ from unetgn.fusion.patterns import (
     addend,
     assignment,
     before_layouts,
+    is_aside,
+    is_step_aside,
     mentions,
     name_of,
-    scale_shift,
+    names_in,
     self_attribute,
 )
 from unetgn.fusion.source import compile_forward, parse_forward
 
 NORM_SILU, PRE_BIAS, DIVIDE = "unetgn_norm_silu", "unetgn_pre_bias", "unetgn_divide"
+SCALE, SHIFT = "unetgn_scale", "unetgn_shift"
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class Rewriter(ast.NodeTransformer):
     def __init__(self, names: Names) -> None:
         self.names = names
         self.fused: list[str] = []
+        self._mentioned: Counter[str] = Counter()
+        self._tries = False
         self.instead: dict[str, str] = {}
 
     def rewrite(self, definition: ast.FunctionDef) -> None:
@@ -99,6 +105,8 @@ class Rewriter(ast.NodeTransformer):
         for node in ast.walk(definition):
             if isinstance(node, ast.Call) and self.names.is_called_by_keyword(node):
                 self._pass_by_position(node)
+        self._tries = any(isinstance(node, ast.Try) for node in ast.walk(definition))
+        self._mentioned.update(node.id for node in ast.walk(definition) if isinstance(node, ast.Name))
         definition.body = self._block(definition.body)
 
     def _block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
@@ -106,7 +114,8 @@ class Rewriter(ast.NodeTransformer):
         done: list[ast.stmt] = []
         for statement in self._sink_activations(statements):
             statement = self.visit(self._visit_blocks(statement))
-            if not self._fuse_with_norm_before(done, statement):
+            if not (self._take_in_condition(done, statement) or self._fuse_with_norm_before(done, statement)):
+                self._fuse_read_once(done, statement)
                 self._note_sum(done, statement)
                 done.append(statement)
         return self._take_in_additions(done)
@@ -148,12 +157,23 @@ class Rewriter(ast.NodeTransformer):
 
             h = self.conv(norm_silu(self.norm, self.act, x))
             y = x + norm_silu(self.norm, silu, h)
+
+        A scale-shift between the two goes in. Before::
+
+            h = F.silu(torch.addcmul(emb, self.norm(x), scale + 1))
+
+        After::
+
+            h = norm_silu(self.norm, silu, x, scale=scale, shift=emb)
         """
         self.generic_visit(node)
         activation = self.names.activation(node)
-        if activation is not None and self.names.norm(node.args[0]) is not None:
-            return self._fuse(node.args[0], activation)
-        return node
+        if activation is None:
+            return node
+        normed, extras = self.names.modulation(node.args[0]) or (node.args[0], {})
+        if self.names.norm(normed) is None or not is_aside(extras, None, normed):
+            return node
+        return self._fuse(normed, activation, **extras)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         """Leave out the division of a sum by a factor of the module that turns out to be 1.
@@ -196,11 +216,13 @@ class Rewriter(ast.NodeTransformer):
         A scale-shift between the two goes in, where scale and shift are not made of what the norm has made. Before::
 
             h = self.norm(x)
+            scale, emb = emb.chunk(2, dim=1)
             h = h * (1 + scale) + emb
             h = self.act(h)
 
         After::
 
+            scale, emb = emb.chunk(2, dim=1)
             h = norm_silu(self.norm, self.act, x, scale=scale, shift=emb)
 
         Steps between the two that only lay out the tensor come after. Before::
@@ -220,13 +242,110 @@ class Rewriter(ast.NodeTransformer):
         target, activation = step
         at = before_layouts(done, target)
         before, normed = assignment(done[at]) if at >= 0 else (None, None)
-        extras = scale_shift(normed, target) if before == target else None
-        if extras is not None:
-            before, normed = assignment(done[at - 1]) if at > 0 and target not in self.names.shared else (None, None)
-        if before != target or self.names.norm(normed) is None:
+        if before != target:
             return False
-        fused = _assign(target, self._fuse(normed, activation, **(extras or {})), statement)
-        done[at - 1 if extras else at : at + 1] = [fused]
+        found = self.names.modulation(normed)
+        if found is None or name_of(found[0]) != target:
+            if self.names.norm(normed) is None:
+                return False
+            done[at] = _assign(target, self._fuse(normed, activation), statement)
+            return True
+        first = self._norm_aside(done, at - 1, target)
+        normed = assignment(done[first])[1] if first is not None else None
+        if first is None or not is_aside(found[1], target, normed):
+            return False
+        done[at] = _assign(target, self._fuse(normed, activation, **found[1]), statement)
+        del done[first]
+        return True
+
+    def _norm_aside(self, done: list[ast.stmt], at: int, target: str | None) -> int | None:
+        """Return where `target = self.norm(x)` is, at `at` or before steps that it may as well come after; else None."""
+        first = next((place for place in range(at, -1, -1) if assignment(done[place])[0] == target), None)
+        if first is None or target in self.names.shared:
+            return None
+        normed = assignment(done[first])[1]
+        steps = done[first + 1 : at + 1]
+        is_norm = self.names.norm(normed) is not None
+        return first if is_norm and all(is_step_aside(step, target, normed) for step in steps) else None
+
+    def _fuse_read_once(self, done: list[ast.stmt], statement: ast.stmt) -> None:
+        """Make one call of a norm and the SiLU of its result later on, where nothing else reads that.
+
+        Before::
+
+            y = self.norm(x)
+            skip = self.proj(x)
+            return skip + self.act(y)
+
+        After::
+
+            y = norm_silu(self.norm, self.act, x)
+            skip = self.proj(x)
+            return skip + y
+        """
+        is_plain = isinstance(statement, (ast.Assign, ast.Return, ast.Expr, ast.AugAssign))
+        if not is_plain or any(isinstance(node, (ast.Lambda, ast.comprehension)) for node in ast.walk(statement)):
+            return
+        is_return = isinstance(statement, ast.Return) and not self._tries
+        found = ((node, self.names.silu_of(node)) for node in ast.walk(statement))
+        for node, silu in found:
+            target = name_of(silu[1]) if silu is not None else None
+            if silu is None or target is None or target in self.names.shared:
+                continue
+            first = next((place for place in range(len(done) - 1, -1, -1) if mentions(done[place], target)), None)
+            before, normed = assignment(done[first]) if first is not None else (None, None)
+            if first is None or before != target or self.names.norm(normed) is None:
+                continue
+            inside = _count(node, target)
+            is_all = self._mentioned[target] == inside + 1 and not mentions(normed, target)
+            is_last = is_return or assignment(statement)[0] == target
+            is_last = is_last and _count(statement.value, target) == inside  # type: ignore[attr-defined]
+            if is_all or is_last:
+                done[first] = _assign(target, self._fuse(normed, silu[0]), done[first])
+                _Swap(node, ast.Name(target, ast.Load())).visit(statement)
+                return
+
+    def _take_in_condition(self, done: list[ast.stmt], statement: ast.stmt) -> bool:
+        """Make one call of a norm, a scale-shift that is under a condition, and SiLU; return True where they are there.
+
+        Before::
+
+            h = self.norm(x)
+            if emb is not None:
+                scale, emb = emb
+                h = h * (scale + 1) + emb
+            h = self.act(h)
+
+        After::
+
+            scale_ = shift_ = None
+            if emb is not None:
+                scale, emb = emb
+                scale_ = scale
+                shift_ = emb
+            h = norm_silu(self.norm, self.act, x, scale=scale_, shift=shift_)
+        """
+        step, branch = self.names.activation_step(statement), done[-1] if done else None
+        if step is None or not isinstance(branch, ast.If) or branch.orelse:
+            return False
+        target = step[0]
+        first = self._norm_aside(done, len(done) - 2, target)
+        assigned, made = assignment(branch.body[-1])
+        found = self.names.modulation(made) if assigned == target else None
+        if first is None or found is None or name_of(found[0]) != target:
+            return False
+        normed = assignment(done[first])[1]
+        steps = branch.body[:-1]
+        is_before = all(is_step_aside(step, target, normed) for step in steps) and is_aside(found[1], target, normed)
+        if not is_before or names_in(branch.test) & (names_in(normed) - {"self"} | {target}):
+            return False
+        values = zip((SCALE, SHIFT), (found[1]["scale"], found[1]["shift"]), strict=True)
+        branch.body = [*steps, *(_assign(name, value, branch.body[-1]) for name, value in values)]
+        none = [ast.Name(SCALE, ast.Store()), ast.Name(SHIFT, ast.Store())]
+        start = ast.copy_location(ast.Assign(none, ast.Constant(None)), branch)
+        extras = {"scale": ast.Name(SCALE, ast.Load()), "shift": ast.Name(SHIFT, ast.Load())}
+        last = _assign(str(target), self._fuse(normed, step[1], **extras), done[first])
+        done[first:] = [*done[first + 1 : -1], start, branch, last]
         return True
 
     def _note_sum(self, done: list[ast.stmt], statement: ast.stmt) -> None:
@@ -274,8 +393,10 @@ class Rewriter(ast.NodeTransformer):
         if isinstance(last, ast.If):
             return any(self._ends_in_norm(branch, target) for branch in (last.body, last.orelse))
         assigned, made = assignment(last)
-        is_end = self.names.norm(made) is not None or scale_shift(made, target) is not None
-        return assigned == target and is_end
+        found = self.names.modulation(made)
+        is_of_norm = any(self.names.norm(assignment(statement)[1]) is not None for statement in statements)
+        is_end = is_of_norm and (self.names.norm(made) is not None or (found and name_of(found[0]) == target))
+        return assigned == target and bool(is_end)
 
     def _take_in_additions(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         """Take what is added right before the norm into the call, as its pre_bias, the first to be evaluated.
@@ -342,6 +463,20 @@ def _calls(definition: ast.FunctionDef, norms: frozenset[str]) -> Iterator[str]:
     for node in ast.walk(definition):
         if isinstance(node, ast.Call) and name_of(node.func) != NORM_SILU:
             yield from (name for part in (node.func, *node.args) if (name := self_attribute(part)) in norms)
+
+
+class _Swap(ast.NodeTransformer):
+    """Puts one node in the place of another."""
+
+    def __init__(self, old: ast.AST, new: ast.expr) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def _count(node: ast.AST, name: str | None) -> int:
+    return sum(name_of(part) == name for part in ast.walk(node))
 
 
 def _assign(target: str, value: ast.expr, where: ast.stmt) -> ast.stmt:

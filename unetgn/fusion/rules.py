@@ -95,10 +95,10 @@ def rule(
 
 
 def read(target: type[nn.Module] | str) -> Any:
-    """Let `fuse` read the forward of a class, or of every class of a library, and fuse the pairs that it finds there.
+    """Let `fuse` take the source of a class, or of every class of a library, for what runs, without proof.
 
-    That is enough for a block that calls `self.norm(x)` and right after it SiLU: fuse gives its modules a copy of the
-    forward in which the two are one call (`unetgn.fusion.rewriting` shows what is rewritten).
+    Of other classes `fuse` compiles the source file and looks whether that gives the code of the forward. It does not
+    where the file was edited after its import, or a tool changed the code (as pytest changes the asserts of tests).
     target: a class, or the name by which the library is imported. Returns the target, so it decorates classes.
     Raises TypeError or ValueError for anything else.
     """

@@ -6,12 +6,17 @@ source of the installed forward is parsed, rewritten (`rewriting.py`) and compil
 
 from __future__ import annotations
 
+import __future__
+
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
-from types import FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
+
+from unetgn.fusion.recognition import codes
 
 
 class CannotRewriteError(Exception):
@@ -21,14 +26,12 @@ class CannotRewriteError(Exception):
 def parse_forward(forward: Callable[..., Any]) -> tuple[ast.FunctionDef, FunctionType]:
     """Parse the source of a forward; return it, and the function within its decorators that the source is of.
 
-    Raises CannotRewriteError where there is no source, or the function closes over variables (as `super()` does), or
-    uses names private to its class, or assigns to globals or to self.
+    Raises CannotRewriteError where there is no source, or the function uses names private to its class, or assigns to
+    globals, to variables that it closes over, or to self.
     """
     original = inspect.unwrap(forward)
     if not isinstance(original, FunctionType):
         raise CannotRewriteError(f"{forward!r} is not written in Python")
-    if original.__code__.co_freevars:
-        raise CannotRewriteError(f"{original.__qualname__} closes over {', '.join(original.__code__.co_freevars)}")
     try:
         lines, first_line = inspect.getsourcelines(original)
         definition = ast.parse(textwrap.dedent("".join(lines))).body[0]
@@ -45,7 +48,7 @@ def parse_forward(forward: Callable[..., Any]) -> tuple[ast.FunctionDef, Functio
 def compile_forward(definition: ast.FunctionDef, original: FunctionType, added: Mapping[str, Any]) -> FunctionType:
     """Compile a rewritten forward, without decorators, in which the names in `added` stand for their values.
 
-    It has the original's globals, defaults, file name and line numbers. Changes the definition.
+    It has the original's globals, closure, defaults, file name and line numbers. Changes the definition.
     """
     definition.returns, definition.decorator_list = None, []
     for node in ast.walk(definition.args):
@@ -56,15 +59,48 @@ def compile_forward(definition: ast.FunctionDef, original: FunctionType, added: 
     definition.args.kw_defaults = [
         None if default is None else ast.Constant(None) for default in definition.args.kw_defaults
     ]
-    maker = ast.parse(f"def make({', '.join(added)}): return None").body[0]
+    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
+    outer = [name for name in (*added, *cells) if name not in _parameters(definition)]
+    maker = ast.parse(f"def make({', '.join(outer)}): return None").body[0]
     assert isinstance(maker, ast.FunctionDef)
     maker.body = [definition, ast.Return(ast.Name(definition.name, ast.Load()))]
     module = ast.fix_missing_locations(ast.Module([maker], type_ignores=[]))
+    future = original.__code__.co_flags & __future__.annotations.compiler_flag
+    compiled = compile(module, original.__code__.co_filename, "exec", flags=future, dont_inherit=True)
     made: dict[str, Any] = {}
-    exec(compile(module, original.__code__.co_filename, "exec", dont_inherit=True), original.__globals__, made)
-    function: FunctionType = made["make"](**added)
-    function.__defaults__, function.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
+    exec(compiled, {}, made)
+    code = made["make"](*outer).__code__
+    closure = tuple(cells[name] if name in cells else CellType(added[name]) for name in code.co_freevars)
+    function = FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
+    function.__kwdefaults__ = original.__kwdefaults__
     return function
+
+
+@functools.cache
+def why_source_is_in_doubt(forward: Callable[..., Any]) -> str | None:
+    """Return why the source that is found may be another than that of a forward; None where it compiles to its code.
+
+    A file that was edited after its import, or code that a tool has changed, is found out in this way.
+    """
+    try:
+        _, original = parse_forward(forward)
+        lines, _ = inspect.findsource(original)
+        known = original.__code__ in _codes("".join(lines))
+    except CannotRewriteError as error:
+        return str(error)
+    except (OSError, SyntaxError) as error:
+        return f"the source of {forward!r} cannot be read ({error})"
+    return None if known else "what is in its source file is not what runs"
+
+
+@functools.lru_cache(maxsize=8)
+def _codes(text: str) -> frozenset[CodeType]:
+    """Return the code of every function in the text of a file."""
+    return frozenset(codes(compile(text, "file", "exec", dont_inherit=True)))
+
+
+def _parameters(definition: ast.FunctionDef) -> frozenset[str]:
+    return frozenset(node.arg for node in ast.walk(definition.args) if isinstance(node, ast.arg))
 
 
 def _is_bound(node: ast.AST) -> bool:

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from unetgn.fusion import rules
-from unetgn.fusion.activations import is_silu_module, register_activation
+from unetgn.fusion.activations import is_silu_module, register_activation, register_silu_functions
 from unetgn.fusion.identities import register_identity
 from unetgn.fusion.norms import child_norms, children, is_other_norm, register_norm, why_not_fused
 from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
 from unetgn.fusion.rewriting import find_pairs
-from unetgn.fusion.source import CannotRewriteError
+from unetgn.fusion.source import CannotRewriteError, why_source_is_in_doubt
 from unetgn.fusion.stand_in import StandIn, install, remove, stand_in_of
 from unetgn.fusion.wrappers import CannotWrapError
 
@@ -31,9 +31,10 @@ class Fuse:
     copies and `save_pretrained` go on. A norm or activation that carries a hook runs as before for as long as it does.
     The norm before the projections of diffusers' attention, which has no SiLU, lays its result out once for all three.
 
-    `fuse` knows `nn.Sequential`, all of diffusers and MONAI, and blocks that compute what guided-diffusion's and
-    CompVis's do. Of any other block, `fuse.read` lets it rewrite a forward in which SiLU directly follows the norm, and
-    `fuse.rule` gives it a forward that is written by hand. Fusing a fused model changes nothing.
+    `fuse` knows modules by what they compute. A forward in which SiLU follows a group norm is rewritten, whoever wrote
+    it; a class of norm or activation is recognised by its code and a trial. What is not proven equal is left, and the
+    report says why. `fuse.rule` gives a block a forward that is written by hand. `fuse.read` lets fuse take the source
+    of a class for what runs where that cannot be shown. Fusing a fused model changes nothing.
 
     Call it before anything wraps a forward in a way that hides it (`accelerator.prepare` in mixed precision does);
     hooks of accelerate and diffusers are no hindrance. `torch.compile`, `torch.export`, `torch.fx` and
@@ -130,13 +131,16 @@ def _fuse_by_rewriting(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:
     fusable = frozenset(name for name in norms if name not in left)
     if not fusable:
         return _settle(module, None, left)
-    if not rules.is_readable(type(module)):
-        return _settle(module, None, left | _why_unread(module, fusable))
     activations = _activations(module)
     try:
         pairs = find_pairs(type(module).forward, fusable, activations)
     except CannotRewriteError as error:
         return _settle(module, None, left | dict.fromkeys(sorted(fusable), str(error)))
+    doubt = None if rules.is_readable(type(module)) else why_source_is_in_doubt(type(module).forward)
+    if doubt is not None and pairs.norms:
+        advice = f"{doubt}: unetgn.fuse.read({type(module).__name__}) lets fuse take it for what runs"
+        left |= dict.fromkeys(pairs.norms, advice)
+        return _settle(module, None, left | {name: _no_silu_after(module, name) for name in fusable - set(left)})
     instead = dict(pairs.instead)
     rest = (name for name in norms if name in fusable and name not in pairs.norms)
     left |= {name: instead.get(name) or _no_silu_after(module, name) for name in rest}
@@ -184,6 +188,10 @@ def _lay_out(attention: nn.Module, name: str) -> str:
 def _no_silu_after(module: nn.Module, norm: str) -> str:
     """Return why a norm is left that could be fused: what comes after it, where `fuse` looks for SiLU."""
     cls: Any = type(module)
+    known = (base for base in cls.__mro__[1:] if issubclass(base, nn.Module) and base is not nn.Module)
+    base = next((base for base in known if rules.block_rule(base) or rules.is_readable(base)), None)
+    if base is not None and not rules.is_readable(cls) and rules.block_rule(cls) is None:
+        return f"{cls.__name__} has a forward of its own in place of {base.__name__}'s"
     if cls.forward is nn.Module.forward:
         return f"{cls.__name__} has no forward, and SiLU is looked for in that of the module that holds the norm"
     if cls.forward is not nn.Sequential.forward:
@@ -195,24 +203,6 @@ def _no_silu_after(module: nn.Module, norm: str) -> str:
     return f"no SiLU that fuse knows comes right after it in {cls.__name__}, but {after[0]}"
 
 
-def _why_unread(module: nn.Module, norms: frozenset[str]) -> dict[str, str]:
-    """Return why the norms of a block without a rule are left, by name.
-
-    Its forward may replace that of a class with a rule, or `fuse.read` may be all that it takes.
-    """
-    cls = type(module)
-    known = (base for base in cls.__mro__[1:] if issubclass(base, nn.Module) and base is not nn.Module)
-    base = next((base for base in known if rules.block_rule(base) or rules.is_readable(base)), None)
-    if base is not None:
-        return dict.fromkeys(sorted(norms), f"{cls.__name__} has a forward of its own in place of {base.__name__}'s")
-    try:
-        found = find_pairs(cls.forward, norms, _activations(module)).norms
-    except CannotRewriteError:
-        found = ()
-    advice = f"no rule for {cls.__name__}: unetgn.fuse.read({cls.__name__}) lets fuse read its forward"
-    return {name: advice if name in found else _no_silu_after(module, name) for name in sorted(norms)}
-
-
 def _named_norm(module: nn.Module, path: str) -> nn.Module:
     try:
         return module.get_submodule(path)
@@ -222,7 +212,8 @@ def _named_norm(module: nn.Module, path: str) -> nn.Module:
 
 
 def _activations(module: nn.Module) -> frozenset[str]:
-    return frozenset(name for name, child in children(module) if is_silu_module(child))
+    modules = frozenset(name for name, child in children(module) if is_silu_module(child))
+    return modules | register_silu_functions(module)
 
 
 def _check_is_module(model: Any, function: str) -> None:

@@ -22,6 +22,7 @@ from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.optimizers import BETAS_READ_BY, OptimizerConfig
 from unetgn.training.power_averages import gamma_of
 from unetgn.training.preview import PreviewConfig
+from unetgn.training.profile import AFTER
 from unetgn.training.schedules import Schedule, share_of_peak
 
 
@@ -69,6 +70,9 @@ class TrainConfig:
     """Keep activations with channels innermost: faster convolutions on most GPUs."""
     log_every: int = 10
     """Steps between two rows of metrics.csv."""
+    profile: int = 0
+    """Steps that accelerator.profile records, after the first three of a process, in RUN/profile/rank-N.json for
+    Perfetto or chrome://tracing; 0 is off."""
     validate_every: int = 0
     """Steps between two held-out losses (data.held_out has to be above 0); 0 is off."""
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -83,7 +87,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "validate_every"):
+        for name in ("warmup_steps", "weight_decay", "max_gradient_norm", "profile", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must not be negative")
         if self.processes is not None and self.processes < 1:
@@ -92,6 +96,11 @@ class TrainConfig:
             raise ValueError(f"train.learning_rate is {self.learning_rate}; it must be above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas is {self.betas}; both must be at least 0 and below 1")
+        if self.profile and self.steps < AFTER + self.profile:
+            raise ValueError(
+                f"train.profile is {self.profile}, after the first {AFTER} steps, but train.steps is {self.steps}: at "
+                f"least {AFTER + self.profile} are needed, or train.profile 0"
+            )
         self.share_of_peak()
 
     def share_of_peak(self) -> Callable[[int], float]:

@@ -1,6 +1,6 @@
 """Judges a run while it trains: images of the averaged weights against those held out, by features of an extractor.
 
-It is what sampling/evaluate.py does afterwards, with fewer images. What makes features is imported when it is asked for.
+It is what sampling/evaluate.py does afterwards, with fewer images. What makes features is imported where it is used.
 """
 
 from __future__ import annotations

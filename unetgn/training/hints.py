@@ -28,6 +28,7 @@ ELSEWHERE = {
     "train.initial_weights": "pretrained pretrained_model_name_or_path init_from finetune finetune_from weights ckpt",
     "train.processes": "gpus devices num_gpus world_size num_processes nproc",
     "train.log_every": "log_interval log_steps logging_steps log_every_n_steps",
+    "train.profile": "profiler profile_steps profiling",
     "train.validate_every": "eval_every val_every validation_steps eval_steps eval_interval val_check_interval",
     "train.trackers": "tracker logger report_to log_with wandb tensorboard",
     "train.compile": "torch_compile use_compile",

@@ -36,6 +36,7 @@ from unetgn.training.evaluation import Evaluator
 from unetgn.training.mishaps import Mishaps
 from unetgn.training.power_averages import AVERAGES, save_snapshot, snapshot_file
 from unetgn.training.preview import Conditions, draw_levels, draw_loss, draw_preview, preview_file
+from unetgn.training.profile import Profile
 from unetgn.training.rescue import Rescue
 from unetgn.training.resume import is_of
 from unetgn.training.run_directory import LEVELS, RunDirectory
@@ -73,6 +74,7 @@ class Loop(Rescue):
         self.saved_step = state.step
         self.start: Checkpoint | None = None  # what the run goes on from
         self.mishaps = Mishaps()
+        self.profile = Profile(self.accelerator, config.train.profile, run.path / "profile")
         self.unread: list[Numbers] = []  # of steps that may still be running on the device
         self.unlogged: list[Numbers] = []  # of the steps since the last row of the log
 
@@ -117,6 +119,8 @@ class Loop(Rescue):
                 self.batches = self.load()
             self.catch_up()
             while state.step < train.steps:
+                with self.signals.noting(), self.mishaps.beside("the profile"):
+                    self.profile.before_step()
                 self.next_step()
                 self.show(lambda bar: bar.update())
                 self.report()
@@ -126,6 +130,8 @@ class Loop(Rescue):
             # Ends the loader's workers now. Left to the garbage collector, which closes their pipes first, it would
             # wait for each of them in vain, in whatever runs next.
             self.batches = None
+            with self.mishaps.beside("the profile"):
+                self.profile.close()
             with contextlib.suppress(OSError, ValueError):  # where the terminal has gone, that has been noted
                 if self.bar is not None:
                     self.bar.close()
@@ -326,7 +332,7 @@ class Loop(Rescue):
         self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s
 
     def evaluate(self) -> None:
-        """Judge images of the averaged weights on the main process; where they are the best so far, save all of it."""
+        """Measure images of the averaged weights on the main process; where they are the best so far, save all."""
         began = time.perf_counter()
         scheduler, step, is_best = self.state.objective.scheduler, self.state.step, False
         with contextlib.suppress(Interrupted), self.state.averaged() as unet:

@@ -21,9 +21,9 @@ from unetgn.training.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 # Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
-FREE = ("train.steps", "train.log_every", "train.validate_every", "train.trackers", "train.processes", "data.path",
-        "data.num_workers", "data.to_grey", "data.max_pixels", "data.cut_shards", "data.without", "data.held_out_most",
-        "checkpoint", "preview", "evaluate.every", "evaluate.metric")  # fmt: skip
+FREE = ("train.steps", "train.log_every", "train.validate_every", "train.trackers", "train.processes", "train.profile",
+        "data.path", "data.num_workers", "data.to_grey", "data.max_pixels", "data.cut_shards", "data.without",
+        "data.held_out_most", "checkpoint", "preview", "evaluate.every", "evaluate.metric")  # fmt: skip
 
 ABSENT = "left out"
 

@@ -186,10 +186,14 @@ def make_evaluator(
     config: RunConfig, held_out: IndexedSamples | None, conditions: Conditions, accelerator: Accelerator
 ) -> Evaluator | None:
     """Make what judges the run as it goes, on the main process alone; None where the run is not judged."""
-    made: list[Evaluator] = []
-    if config.evaluate.every and held_out is not None:
-        ask_main(accelerator, lambda: made.append(Evaluator(config.evaluate, config.preview, held_out, conditions,
-                                                            data=config.data.name, device=accelerator.device)))  # fmt: skip
+    if not config.evaluate.every or held_out is None:
+        return None
+    images, data, device, made = held_out, config.data.name, accelerator.device, list[Evaluator]()
+
+    def make() -> None:
+        made.append(Evaluator(config.evaluate, config.preview, images, conditions, data=data, device=device))
+
+    ask_main(accelerator, make)
     return made[0] if made else None
 
 

@@ -24,12 +24,13 @@ FORWARD_PER_THREAD = 96  # elements that a thread may hold at 16 bits
 BACKWARD_PER_THREAD = 40
 BACKWARD_ROOMY = {2: 40, 4: 16, 8: 8}  # by bytes; above this many a block gets twice the warps, and narrower loads
 MOST_VECTORS = 16  # tiles that a resident kernel unrolls
+MOST_STEPS = 4  # of a long group in the backward pass, where groups are many
 WIDEST = 64  # channels of a resident tile
 NARROWEST_LOAD = 8  # bytes
 SECTOR = 32  # bytes of memory that move together
 COLUMNS = 64  # channels of a strip
 LONGEST_STRIP = 32768  # elements
-PROGRAMS = 4  # of a multiprocessor, for which strips are cut short; two, where strips would have too few tiles
+PROGRAMS = 2  # of a multiprocessor, for which strips are cut short
 LOADS_AT_ONCE = 4  # of each thread, in a turn of the loop along a strip
 
 
@@ -85,9 +86,15 @@ def plan_backward(problem: Problem, device: Device) -> Resident | Split:
     shrink = 1 if problem.itemsize < 8 else 4
     limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
     resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])
-    if resident is not None:
+    if resident is not None and not _is_slow(resident, problem, device):
         return resident
     return split(problem, device)
+
+
+def _is_slow(plan: Resident, problem: Problem, device: Device) -> bool:
+    """Return True where groups fill the device and each is long and of many steps: every step sums over rows again."""
+    filled = problem.programs // plan.groups >= device.multiprocessors
+    return filled and problem.length > problem.resident_elements(SHORT) and plan.steps > MOST_STEPS
 
 
 def _resident(
@@ -167,8 +174,7 @@ def split(problem: Problem, device: Device) -> Split:
     columns = min(COLUMNS, power_of_two_at_least(problem.channels))
     num_warps = 4
     tile_rows = max(1, num_warps * device.warp_size * problem.vector // columns)
-    several, two = (problem.elements // (n * device.multiprocessors * columns) for n in (PROGRAMS, 2))
-    wanted = max(several, min(two, LOADS_AT_ONCE * tile_rows))
+    wanted = problem.elements // (PROGRAMS * device.multiprocessors * columns)
     longest = min(LONGEST_STRIP // columns, power_of_two_at_least(problem.spatial))
     rows = max(tile_rows, min(longest, power_of_two_at_least(wanted + 1) // 2))
     return Split(

@@ -70,26 +70,28 @@ def resident_backward(
         gamma, beta = channel_affine(weight, bias, scale, shift, channel, every, compute)
         extra = load_or(pre_bias, channel, every, 0.0, compute)
         centre = (mean[:, None] - extra)[None, :, :]
-        s0 = tl.zeros([GROUPS, VECTOR], compute)
-        s1 = tl.zeros([GROUPS, VECTOR], compute)
-        s2 = tl.zeros([GROUPS, VECTOR], compute)
+        s0_rows = tl.zeros([ROWS, GROUPS, VECTOR], compute)  # of all tiles, to be summed over rows once
+        s1_rows = tl.zeros([ROWS, GROUPS, VECTOR], compute)
+        s2_rows = tl.zeros([ROWS, GROUPS, VECTOR], compute)
         for t in tl.static_range(TILES):
             pair = raw[step * TILES + t]
             xhat = (widen(pair[0], compute, PTX) - centre) * rstd[None, :, None]
             xhat = tl.where(within(t * ROWS + local, spatial, MASKED and t == TILES - 1), xhat, 0.0)
             z = xhat * gamma[None, :, :] + beta[None, :, :]
             dz = activation_gradient(widen(pair[1], compute, PTX), z, SILU, PTX)
-            s0 += tl.sum(dz, 0)
-            s1 += tl.sum(dz * xhat, 0)
+            s0_rows += dz
+            s1_rows += dz * xhat
             if WITH_XHAT:
-                s2 += tl.sum(xhat, 0)
+                s2_rows += xhat
             kept = kept + ((xhat, dz * gamma[None, :, :]),)
+        s0 = tl.sum(s0_rows, 0)
+        s1 = tl.sum(s1_rows, 0)
         if sums is not None:
             slot = sample * channels + channel
             tl.store(sums + slot, s0)
             tl.store(plane_of(sums, 1, plane_size) + slot, s1)
             if WITH_XHAT:
-                tl.store(plane_of(sums, 2, plane_size) + slot, s2)
+                tl.store(plane_of(sums, 2, plane_size) + slot, tl.sum(s2_rows, 0))
         m1 += tl.sum(s0 * gamma, 1)
         m2 += tl.sum(s1 * gamma, 1)
 
