@@ -78,6 +78,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Sent:
         folder.mkdir(parents=True)
         figures = {"step": step, "samples": 1000, "fid": fid, "fid_of_real": 1.5, "extractor": "digits"}
         (folder / "evaluation.json").write_text(json.dumps(figures))
+    (run / "evaluation.csv").write_text("step,fid,kid,precision,recall\n1,7.125,1,1,1\n2,4.125,0.5,0.25,0.125\n")
     return sent
 
 
@@ -134,8 +135,9 @@ def test_the_card_has_the_licence_figures_and_pictures_and_is_written_again_as_i
     assert (fields["library_name"], fields["license"]) == ("diffusers", "cc-by-4.0")
     (result,) = fields["model-index"][0]["results"]
     assert result["metrics"] == [{"type": "fid", "value": 3.25}]
-    assert "| ddim-50-steps | 1000 | 3.25 (1.5) |" in body
-    assert "9.75" not in body  # of an earlier step
+    assert "| ddim-50-steps | 1000 | 3.25 (1.5) |  |  |  |" in body
+    assert "| evaluate.*, while it trained |  | 4.125 | 0.5 | 0.25 | 0.125 |" in body
+    assert not re.search(r"9\.75|7\.125", body)  # of an earlier step
     assert "8.5" not in body  # of weights that are not those in the pipeline
     assert "scikit-learn (digits), 1,797 images of 8×8 pixels" in body
     assert sent["samples.png"] == (run / "samples" / "step-000002.png").read_bytes()

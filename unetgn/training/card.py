@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import yaml
 from unetgn.json_files import read_object
 from unetgn.messages import short
 from unetgn.pipelines.card import NAME, OURS
-from unetgn.training.checkpoint import CONFIG
+from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints, step_of
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config
 from unetgn.training.data.config import EMBEDDED, DataConfig
 from unetgn.training.data.report import DATA, read_class_names
 from unetgn.training.errors import one_line
 from unetgn.training.files import write_text, writing
-from unetgn.training.run_directory import STATUS
+from unetgn.training.run_directory import RunDirectory
 
 PICTURE = "samples.png"  # beside the card
 BEGINNING = "\n## Training\n"  # of what is added, to the end of the card
@@ -70,7 +71,7 @@ def listed(figures: dict[str, dict[str, float]]) -> Iterator[str]:
         columns = list(dict.fromkeys(name for row in figures.values() for name in row if not name.endswith("_of_real")))
         rows = [" | ".join([name, *(cell(row, column) for column in columns)]) for name, row in figures.items()]
         yield "## Figures"
-        yield "Of samples that `unetgn evaluate` drew; in brackets what real images reach that were held out."
+        yield "Of samples that the averaged weights drew; in brackets what real images reach that were held out."
         yield "\n".join([f"| samples by | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
                          *(f"| {row} |" for row in rows)])  # fmt: skip
 
@@ -122,12 +123,25 @@ def classes_of(run: Path) -> Iterator[str]:
 
 def evaluations(run: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """Find the figures of the run's last step, by the settings of their samples; raw weights are not those here."""
-    step = read_object(run / STATUS).get("step") if (run / STATUS).is_file() else None
+    saved = list_checkpoints(run / CHECKPOINTS)
+    step = step_of(saved[-1]) if saved else None
     for file in sorted((run / "evaluation").glob("step-*/*/evaluation.json")):
         figures = read_object(file)
         if figures.get("step") == step and not file.parent.name.startswith("raw"):
             numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
             yield file.parent.name, {name: value for name, value in numbers.items() if name != "step"}
+    for row in RunDirectory(run).rows("evaluation.csv"):
+        if row["step"] == str(step):
+            figures = {name: float(row[name]) for name in row if name != "step" and is_figure(row[name])}
+            yield "evaluate.*, while it trained", figures
+
+
+def is_figure(text: str) -> bool:
+    """Return True where a text of a log is a finite number."""
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def index_of(figures: dict[str, dict[str, float]], *, name: str, data: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from unetgn.pipelines import UNetPipeline
 from unetgn.sampling.evaluate import main as evaluate
+from unetgn.sampling.page.asked import IN_TURN, Asked
 from unetgn.sampling.sample import main as sample
 from unetgn.sampling.train_classifier import main as train_classifier
 from unetgn.training.config_files import load_config
@@ -152,6 +153,23 @@ def test_what_does_not_fit_is_said_before_the_first_step(
     assert train([*line, *keys]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "trained", "factor", "expected"),
+    [
+        (48, (16, 24), 1, (32, 48)),
+        (48, (24, 16), 1, (48, 32)),
+        (48, (16, 16), 1, (48, 48)),
+        (64, (8, 12), 8, (40, 64)),  # latents; 42.7 is no multiple of 8
+        (None, (16, 24), 1, (None, None)),  # what it was trained on
+    ],
+)
+def test_the_page_s_size_is_that_of_the_longer_side(
+    size: int | None, trained: tuple[int, int], factor: int, expected: tuple[int | None, int | None]
+) -> None:
+    asked = Asked([0], IN_TURN, None, "ddim", 2, 1.0, size)
+    assert asked.height_and_width(trained, factor) == expected
 
 
 def test_a_classifier_of_ours_sees_squares_and_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
