@@ -46,7 +46,7 @@ def test_damaged_files_are_refused_or_as_they_were(name: str) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in [*RUNS, *IN_A_RUN] if not name.startswith(ELSEWHERE)])
-def test_runs_of_one_and_of_several_processes_hold(name: str) -> None:
+def test_runs_of_one_and_of_two_processes_hold(name: str) -> None:
     hold(name, 1 if name in RUNS else 4)
 
 

@@ -66,15 +66,6 @@ def test_a_network_of_diffusers_is_left_out_where_that_is_not_installed(monkeypa
     assert outcome(unit)["reason"] == "diffusers is not installed"
 
 
-@pytest.mark.thorough
-def test_units_of_most_kinds_run_at_a_tiny_size_under_the_interpreter(tmp_path: Path) -> None:
-    """Without those of the test below, and the U-Nets of which "network compiled" has one."""
-    kinds = {unit.kind for unit in units(MACHINE)} - {"launch", "cluster", "network", "pytest"}
-    rehearse(tmp_path, *(word for kind in sorted(kinds) for word in ("--only", kind)))
-    assert {line["kind"] for line in lines(tmp_path)} == kinds
-    assert {line["status"] for line in lines(tmp_path)} == {"done"}
-
-
 @pytest.mark.slow
 def test_every_unit_runs_at_a_tiny_size_under_the_interpreter(tmp_path: Path) -> None:
     rehearse(tmp_path)
@@ -83,8 +74,9 @@ def test_every_unit_runs_at_a_tiny_size_under_the_interpreter(tmp_path: Path) ->
     assert set(statuses.values()) == {"done"}, statuses
 
 
-def test_launches_and_clusters_run_at_a_tiny_size_under_the_interpreter(tmp_path: Path) -> None:
-    output = rehearse(tmp_path, "--only", "launch", "--only", "cluster")
+def test_what_needs_kernels_of_its_own_runs_at_a_tiny_size_under_the_interpreter(tmp_path: Path) -> None:
+    output = rehearse(tmp_path, "--only", "path", "--only", "launch", "--only", "cluster")
+    assert {line["kind"] for line in lines(tmp_path)} == {"path", "launch", "cluster"}
     assert {line["status"] for line in lines(tmp_path)} == {"done"}
     assert "nothing wrong, nothing failed, nothing left out" in output
 

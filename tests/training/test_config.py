@@ -45,6 +45,16 @@ def test_keys_on_the_command_line_win_over_the_file(tmp_path: Path) -> None:
     assert config.train.trackers == ()
 
 
+@pytest.mark.parametrize("key", ["seed=5", "train.steps=5", "model.norm.num_groups=4", "model.channels=[8]"])
+def test_keys_of_one_call_are_not_those_of_the_next(key: str, tmp_path: Path) -> None:
+    """What was parsed once is kept."""
+    file = write(tmp_path, "model: {norm: {num_groups: 8}}")
+    before = load_config(file)
+    changed = load_config(file, [key])
+    assert changed != before
+    assert load_config(file) == before
+
+
 def test_a_key_of_an_optional_group_is_changed_whether_the_file_has_the_group_or_not(tmp_path: Path) -> None:
     latents = "data: {name: latents, path: x}\nobjective: {clip_sample: false}\n"
     without = write(tmp_path, latents)

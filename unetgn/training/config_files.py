@@ -179,8 +179,7 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
     try:
         # Not straight into `parsed`: jsonargparse cannot change a key of an optional group that the file has set.
         line = [f"--{key}={value if meant == value else json.dumps(meant)}"]
-        whole = place != key or known_keys()[key].group  # with all defaults it takes 50 times as long
-        alone = parser.parse_args(line, defaults=whole)
+        alone = parser.parse_args(line, defaults=place != key)  # which takes 50 times as long
     except (ArgumentError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"command line, {override}: {misfit([(key, meant)]) or explain(error)}") from error
     parsed[place] = alone[place]

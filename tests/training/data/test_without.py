@@ -91,7 +91,11 @@ def swap_for_a_pipe(file: Path) -> None:
 ACCIDENTS: list[Callable[[Path], None]] = [Path.unlink, rot, rot_in_place, shrink, swap_for_a_pipe]
 
 
-@pytest.mark.parametrize("accident", ACCIDENTS)
+@pytest.mark.parametrize(
+    "accident",
+    # What two others do to a run, gone and there but broken, is what these do.
+    [pytest.param(each, marks=pytest.mark.slow if each in (rot_in_place, shrink) else ()) for each in ACCIDENTS],
+)
 def test_the_advice_about_a_rotten_image_lets_the_run_go_on_as_it_would_have(
     accident: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
