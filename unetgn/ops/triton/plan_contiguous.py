@@ -21,6 +21,7 @@ FORWARD_SHARE = 20480  # of a block in a cluster: two blocks a multiprocessor ov
 # By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
 BACKWARD_RESIDENT = {2: 20480, 4: 16384, 8: 5120}
 LONGEST_MASKED_SEGMENT = 1024
+LONGEST_WHOLE_CHANNEL = 4096  # that one tile of a resident backward pass takes
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,11 @@ def backward_split(problem: Problem, device: Device, width: int, exact: bool) ->
 
 
 def backward_resident(problem: Problem, device: Device, width: int, exact: bool) -> Resident:
-    """Plan a group in equal tiles of segments."""
+    """Plan a group in equal tiles of segments; of whole channels where they are short: their sums need no fold then."""
     padded = problem.group_channels * ceil_div(problem.spatial, width) * width
     tile = max(device.warp_size * problem.vector, power_of_two_at_least(ceil_div(padded, MOST_TILES)))
+    if width == problem.spatial <= LONGEST_WHOLE_CHANNEL:
+        tile = max(tile, width)
     if exact:
         width = min(width, tile)
     tile = max(tile, width)
