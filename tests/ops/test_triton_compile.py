@@ -309,5 +309,5 @@ def test_the_offline_builds_are_those_of_tritons_own_launcher(
     "sizes", [{"chunks": 3}, {"chunks": 3, "length": 9, "eps": 0.1, "CHUNK": 4, "SLOT": 4}], ids=str
 )
 def test_a_launch_whose_sizes_are_not_those_of_its_kernel_is_refused_with_the_names(sizes: dict[str, Any]) -> None:
-    with pytest.raises(TypeError, match=r"merge_statistics takes .*SLOTS; given are the sizes chunks"):
+    with pytest.raises(TypeError, match=r"merge_statistics takes .*TURNS; given are the sizes chunks"):
         launch_of(merge_statistics, ForwardOperands, 1, 4, **sizes)

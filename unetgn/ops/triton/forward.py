@@ -156,6 +156,7 @@ def _contiguous_split(
         eps=eps,
         CHUNK=plan.tile,
         SLOTS=slots,
+        TURNS=ceil_div(chunks, slots),
     )
     apply = launch_of(
         contiguous.split_apply,
@@ -177,6 +178,7 @@ def _contiguous_split(
         MASKED=tiles * plan.apply_tile != length,
         CHUNK=plan.tile,
         SLOTS=slots,
+        TURNS=ceil_div(chunks, slots),
         MERGE=not merged_once,
         WIDE=wide,
     )

@@ -235,41 +235,42 @@ def split_statistics(
 
 
 @triton.jit
-def merge_chunks(partials, group, chunks, length, CHUNK: tl.constexpr, SLOTS: tl.constexpr, compute: tl.constexpr):
-    """Merge (mean, M2) of the chunks of a group in a fixed order, SLOTS at a time.
+def merge_chunks(
+    partials, group, chunks, length, CHUNK: tl.constexpr, SLOTS: tl.constexpr, TURNS: tl.constexpr,
+    compute: tl.constexpr,
+):  # fmt: skip
+    """Merge (mean, M2) of the chunks of a group in a fixed order, SLOTS at a time, in TURNS turns.
 
+    The number of turns is a constant, mostly 1: the compiler would unroll a loop of unknown length.
     Chan, Golub & LeVeque 1983: M2 is the sum over chunks of M2_k + n_k * (mean_k - mean)^2.
     """
     slots = partials + group.to(tl.int64) * chunks * 2
     pivot = tl.load(slots)
     mean = pivot
-    first = 0
-    while first < chunks:
-        k = first + tl.arange(0, SLOTS)
+    for turn in range(TURNS):
+        k = turn * SLOTS + tl.arange(0, SLOTS)
         count = tl.minimum(length - k.to(tl.int64) * CHUNK, CHUNK).to(compute)
         d = tl.load(slots + k * 2, mask=k < chunks, other=0.0) - pivot
         mean += tl.sum(tl.where(k < chunks, d * count, 0.0), 0) / length
-        first += SLOTS
     m2 = tl.zeros([], compute)
-    first = 0
-    while first < chunks:
-        k = first + tl.arange(0, SLOTS)
+    for turn in range(TURNS):
+        k = turn * SLOTS + tl.arange(0, SLOTS)
         count = tl.minimum(length - k.to(tl.int64) * CHUNK, CHUNK).to(compute)
         d = tl.load(slots + k * 2, mask=k < chunks, other=0.0) - mean
         chunk_m2 = tl.load(slots + k * 2 + 1, mask=k < chunks, other=0.0)
         m2 += tl.sum(tl.where(k < chunks, chunk_m2 + d * d * count, 0.0), 0)
-        first += SLOTS
     return mean, m2
 
 
 @triton.jit
 def merge_statistics(
-    partials, mean_of_group, rstd_of_group, chunks, length, eps: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr
-):
+    partials, mean_of_group, rstd_of_group, chunks, length, eps: tl.constexpr, CHUNK: tl.constexpr,
+    SLOTS: tl.constexpr, TURNS: tl.constexpr,
+):  # fmt: skip
     """Write mean and rstd of groups with too many chunks for each program of `split_apply` to merge them itself."""
     compute: tl.constexpr = mean_of_group.dtype.element_ty
     group = tl.program_id(0)
-    mean, m2 = merge_chunks(partials, group, chunks, length, CHUNK, SLOTS, compute)
+    mean, m2 = merge_chunks(partials, group, chunks, length, CHUNK, SLOTS, TURNS, compute)
     tl.store(mean_of_group + group, mean)
     tl.store(rstd_of_group + group, reciprocal_deviation(divide(m2, number(length, compute)), eps))
 
@@ -279,7 +280,8 @@ def split_apply(
     x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
     shift_stride, num_groups, group_channels, channel_segments, length, chunks, group_tiles, eps: tl.constexpr,
     SILU: tl.constexpr, PTX: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
-    MASKED: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr, MERGE: tl.constexpr, WIDE: tl.constexpr,
+    MASKED: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr, TURNS: tl.constexpr, MERGE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write y of one tile of a group of `group_tiles` tiles, whose statistics are of `chunks` chunks of CHUNK elements.
 
@@ -293,7 +295,7 @@ def split_apply(
     )
     tiles = read_tiles(x + base, start, limit, 1, TILE, VECTOR, MASKED)
     if MERGE:
-        mean, m2 = merge_chunks(partials, group, chunks, length, CHUNK, SLOTS, compute)
+        mean, m2 = merge_chunks(partials, group, chunks, length, CHUNK, SLOTS, TURNS, compute)
         rstd = reciprocal_deviation(divide(m2, number(length, compute)), eps)
         if program % group_tiles == 0:
             tl.store(mean_of_group + group, mean)
