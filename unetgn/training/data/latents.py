@@ -203,6 +203,7 @@ class Latents(Images):
         """Read rows of a shard's tensor. Raises ValueError, naming the file, where that is missing or damaged."""
         try:
             if name not in self._shards:
+                check_ordinary(self.folder / name)
                 self._check_form(name, self._form(name))
                 self._shards[name] = safe_open(self.folder / name, framework="np")
             return self._shards[name].get_slice(tensor)[rows]
@@ -223,7 +224,6 @@ class Latents(Images):
 
     def _check_form(self, name: str, form: Form) -> None:
         """Raise ValueError, naming the file, where its tensors are others, whatever its sha256 is."""
-        check_ordinary(self.folder / name)
         with safe_open(self.folder / name, framework="np") as file:
             slices = {tensor: file.get_slice(tensor) for tensor in file.keys()}  # noqa: SIM118  # it is no dictionary
         found = {tensor: (values.get_dtype(), tuple(values.get_shape())) for tensor, values in slices.items()}
