@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from unetgn import ops
@@ -49,16 +49,17 @@ def norm_silu(
     written.
     """
     extras = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
-    if not isinstance(norm, nn.Module):
-        if torch.jit.is_tracing() or not is_bare_silu(act) or not is_group_norm_function(norm):
+    if is_group_norm_function(norm):
+        if torch.jit.is_tracing() or not is_bare_silu(act):
             return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
-        return fused_group_norm(x, *own_arguments(norm, *norm_args, **norm_kwargs), **extras)
+        num_groups, weight, bias, eps = own_arguments(norm, *norm_args, **norm_kwargs)
+        return fused_group_norm(x, num_groups, weight, bias, eps, **extras)
     if torch.jit.is_tracing() or not (is_bare(norm) and is_bare_silu(act)):
         return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
     if is_plain_group_norm(norm) and not norm_args and not norm_kwargs:
         return fused_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **extras)
     fused = fused_forward(norm)
-    if fused is not None and takes_scale(fused):
+    if fused is not None and takes_scale(norm):
         norm_kwargs |= {"scale": scale, "shift": shift}
     elif fused is None or scale is not None or shift is not None:
         return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)

@@ -89,9 +89,9 @@ def calls_group_norm(module: nn.Module) -> bool:
     return is_subclass or ("group_norm" in used_names(forward) and not is_plain_group_norm(module))
 
 
-def takes_scale(function: Callable[..., Tensor]) -> bool:
-    """Return True for the function of a norm rule that takes in a scale-shift, too."""
-    return function in _scaling
+def takes_scale(norm: nn.Module) -> bool:
+    """Return True where the function of the norm's rule takes in a scale-shift, too."""
+    return _fused_forwards.get(forward_of(norm)) in _scaling
 
 
 def is_fusable(norm: nn.Module) -> bool:
@@ -110,7 +110,9 @@ def why_not_fused(norm: nn.Module) -> str | None:
         return None
     owner = owner_of(type(norm), "forward")
     if is_other_norm(norm):
-        return f"{owner.__name__} calls group_norm itself, and is not shown to compute torch.nn.GroupNorm: make it a subclass"
+        return (
+            f"{owner.__name__} calls group_norm itself, and is not shown to compute torch.nn.GroupNorm: subclass that"
+        )
     rule = _rule_for(type(norm))
     if path_of(owner) in _reasons or rule is None:
         return _reasons.get(path_of(owner), f"{owner.__name__} has a forward of its own in place of GroupNorm's")

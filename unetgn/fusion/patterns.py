@@ -157,8 +157,7 @@ class Names:
         """
         if isinstance(node, ast.Call) and len(node.args) == 3 and not node.keywords:
             is_known = self._value(node.func) is torch.addcmul
-            shift, product = node.args[0], node.args[1:] if is_known else []
-            return _modulation(shift, product)
+            return _modulation(node.args[0], node.args[1:] if is_known else [])
         if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
             return None
         for product, shift in ((node.left, node.right), (node.right, node.left)):

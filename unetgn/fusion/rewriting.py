@@ -241,7 +241,7 @@ class Rewriter(ast.NodeTransformer):
         return True
 
     def _norm_aside(self, done: list[ast.stmt], at: int, target: str | None) -> int | None:
-        """Return where `target = self.norm(x)` is, at `at` or before steps that it may as well come after; else None."""
+        """Return where `target = self.norm(x)` is, at `at` or before steps that it may come after; else None."""
         first = next((place for place in range(at, -1, -1) if assignment(done[place])[0] == target), None)
         if first is None or target in self.names.shared:
             return None
@@ -275,8 +275,10 @@ class Rewriter(ast.NodeTransformer):
             if silu is None or target is None or target in self.names.shared:
                 continue
             first = next((place for place in range(len(done) - 1, -1, -1) if mentions(done[place], target)), None)
-            before, normed = assignment(done[first]) if first is not None else (None, None)
-            if first is None or before != target or self.names.norm(normed) is None:
+            if first is None:
+                continue
+            before, normed = assignment(done[first])
+            if before != target or self.names.norm(normed) is None:
                 continue
             inside = _count(node, target)
             is_all = self._mentioned[target] == inside + 1 and not mentions(normed, target)
@@ -303,8 +305,10 @@ class Rewriter(ast.NodeTransformer):
             else:
                 h = self.norm(x)
         """
-        target, normed = assignment(done[-1]) if done else (None, None)
-        if not isinstance(statement, ast.If) or not (self.names.norm(normed) or self.names.cast_norm(normed)):
+        if not (done and isinstance(statement, ast.If)):
+            return statement
+        target, normed = assignment(done[-1])
+        if not (self.names.norm(normed) or self.names.cast_norm(normed)):
             return statement
         step = self.names.activation_step(statement.body[0])
         used = names_in(normed) - {"self"} | {target}
@@ -351,7 +355,7 @@ class Rewriter(ast.NodeTransformer):
             return False
         values = zip((SCALE, SHIFT), (found[1]["scale"], found[1]["shift"]), strict=True)
         branch.body = [*steps, *(_assign(name, value, branch.body[-1]) for name, value in values)]
-        none = [ast.Name(SCALE, ast.Store()), ast.Name(SHIFT, ast.Store())]
+        none: list[ast.expr] = [ast.Name(SCALE, ast.Store()), ast.Name(SHIFT, ast.Store())]
         start = ast.copy_location(ast.Assign(none, ast.Constant(None)), branch)
         extras = {"scale": ast.Name(SCALE, ast.Load()), "shift": ast.Name(SHIFT, ast.Load())}
         last = _assign(str(target), self._fuse(normed, step[1], **extras), done[first])
@@ -462,7 +466,7 @@ class Rewriter(ast.NodeTransformer):
         inner = self.names.cast_norm(normed)
         if inner is not None:
             normed.func.value = self._fuse(inner, activation)
-            return normed  # type: ignore[no-any-return]
+            return normed
         self.fused.append(str(self.names.norm(normed)))
         keywords = [*normed.keywords, *(ast.keyword(name, value) for name, value in extras.items())]
         call = ast.Call(ast.Name(NORM_SILU, ast.Load()), [normed.func, activation, *normed.args], keywords)

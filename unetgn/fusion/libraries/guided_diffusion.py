@@ -134,8 +134,7 @@ def _agrees(
         torch.default_generator.manual_seed(0)
         try:
             block = _miniature(cls, updown, use_scale_shift_norm)
-            block.skip_t_emb, block.exchange_temb_dims = skip_t_emb, exchange_temb_dims
-            vars(block).update(dict.fromkeys(off, False))
+            vars(block).update(dict.fromkeys(off, False), skip_t_emb=skip_t_emb, exchange_temb_dims=exchange_temb_dims)
             x, emb = torch.randn(2, 4, 4, 6, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
             if exchange_temb_dims:  # an embedding for each of four times
                 emb = torch.randn(2, 4, 3, dtype=torch.float64)
