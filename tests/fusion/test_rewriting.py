@@ -80,6 +80,7 @@ def test_every_rewriting_has_an_example():
         "_fuse_read_once": 1,
         "_take_in_condition": 1,
         "visit_BinOp": 1,
+        "_push_norm": 1,
         "_fuse_with_norm_before": 4,
         "_sink_activations": 1,
         "_take_in_additions": 2,

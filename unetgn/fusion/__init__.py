@@ -6,6 +6,7 @@ Each module of `unetgn.fusion.libraries` registers what `fuse` knows of one libr
 import unetgn.fusion.libraries.diffusers
 import unetgn.fusion.libraries.guided_diffusion
 import unetgn.fusion.libraries.monai
+import unetgn.fusion.libraries.physicsnemo
 import unetgn.fusion.libraries.sequential  # noqa: F401  each registers its rules
 from unetgn.fusion.norm_silu import norm_silu
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report

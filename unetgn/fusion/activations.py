@@ -37,7 +37,7 @@ def is_bare_silu(act: Callable[[Tensor], Tensor]) -> bool:
     """Return True where calling `act` computes SiLU and does nothing else."""
     if isinstance(act, nn.Module):
         return is_silu_module(act) and is_bare(act)
-    return act is F.silu or act in _silu_functions
+    return act is F.silu or (isinstance(act, FunctionType) and act in _silu_functions)
 
 
 def register_known_silu(forward: str, *, uses: Iterable[str], where: Callable[[Any], bool] = _always) -> None:

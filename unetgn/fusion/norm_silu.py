@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from unetgn import ops
 from unetgn.fusion.activations import is_bare_silu
-from unetgn.fusion.norms import fused_forward, is_plain_group_norm
+from unetgn.fusion.norms import fused_forward, is_group_norm_function, is_plain_group_norm, own_arguments, takes_scale
 from unetgn.fusion.recognition import is_bare
 from unetgn.ops.layout import CHANNELS_LAST, memory_format_of
 
@@ -49,12 +49,19 @@ def norm_silu(
     written.
     """
     extras = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
+    if is_group_norm_function(norm):
+        if torch.jit.is_tracing() or not is_bare_silu(act):
+            return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
+        num_groups, weight, bias, eps = own_arguments(norm, *norm_args, **norm_kwargs)
+        return fused_group_norm(x, num_groups, weight, bias, eps, **extras)
     if torch.jit.is_tracing() or not (is_bare(norm) and is_bare_silu(act)):
         return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
     if is_plain_group_norm(norm) and not norm_args and not norm_kwargs:
         return fused_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **extras)
     fused = fused_forward(norm)
-    if fused is None or scale is not None or shift is not None:
+    if fused is not None and takes_scale(norm):
+        norm_kwargs |= {"scale": scale, "shift": shift}
+    elif fused is None or scale is not None or shift is not None:
         return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
     return fused(norm, x if pre_bias is None else x + pre_bias, *norm_args, **norm_kwargs)
 
@@ -97,7 +104,7 @@ def fused_group_norm(
 
 
 def _as_written(
-    norm: nn.Module,
+    norm: Callable[..., Tensor],
     act: Callable[[Tensor], Tensor],
     x: Tensor,
     *norm_args: Any,

@@ -5,10 +5,13 @@ The predicates `is_*` only read what the functions `register_*` and the decorato
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetgn.fusion.classes import ClassPredicate, forward_of, matcher, owner_of, path_of
@@ -38,6 +41,8 @@ class NormRule:
 _group_norm_forwards: set[Callable[..., Any]] = {nn.GroupNorm.forward}
 # From the forward of another norm to the function that computes it and SiLU.
 _fused_forwards: dict[Callable[..., Any], Callable[..., Tensor]] = {}
+_FUNCTIONS = (F.group_norm, torch.group_norm)
+_scaling: set[Callable[..., Tensor]] = set()  # functions of rules that have the keywords scale and shift
 _rules: list[NormRule] = []
 _reasons: dict[str, str] = {}  # of norms into which SiLU cannot be taken, by path
 
@@ -58,6 +63,37 @@ def is_plain_group_norm(norm: nn.Module) -> bool:
     return forward_of(norm) in _group_norm_forwards
 
 
+def is_group_norm_function(function: Any) -> bool:
+    """Return True for torch's group_norm as a function, and for nn.GroupNorm.forward bound to a module."""
+    return function in _FUNCTIONS or getattr(function, "__func__", None) is nn.GroupNorm.forward
+
+
+def own_arguments(function: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Return num_groups, weight, bias and eps of a call of one of these functions."""
+    module = getattr(function, "__self__", None)
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups, module.weight, module.bias, module.eps
+    return _own_arguments(*args, **kwargs)
+
+
+def _own_arguments(
+    num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> tuple[Any, ...]:
+    return num_groups, weight, bias, eps
+
+
+def calls_group_norm(module: nn.Module) -> bool:
+    """Return True where the forward of a module may call group_norm, or nn.GroupNorm's forward, by itself."""
+    forward = forward_of(module)
+    is_subclass = isinstance(module, nn.GroupNorm) and not is_fusable(module)
+    return is_subclass or ("group_norm" in used_names(forward) and not is_plain_group_norm(module))
+
+
+def takes_scale(norm: nn.Module) -> bool:
+    """Return True where the function of the norm's rule takes in a scale-shift, too."""
+    return _fused_forwards.get(forward_of(norm)) in _scaling
+
+
 def is_fusable(norm: nn.Module) -> bool:
     """Return True where SiLU can be taken into this class of norm."""
     return is_plain_group_norm(norm) or fused_forward(norm) is not None
@@ -74,7 +110,9 @@ def why_not_fused(norm: nn.Module) -> str | None:
         return None
     owner = owner_of(type(norm), "forward")
     if is_other_norm(norm):
-        return f"{owner.__name__} calls group_norm itself, and is not shown to compute torch.nn.GroupNorm: make it a subclass"
+        return (
+            f"{owner.__name__} calls group_norm itself, and is not shown to compute torch.nn.GroupNorm: subclass that"
+        )
     rule = _rule_for(type(norm))
     if path_of(owner) in _reasons or rule is None:
         return _reasons.get(path_of(owner), f"{owner.__name__} has a forward of its own in place of GroupNorm's")
@@ -85,6 +123,8 @@ def norm_rule(target: str | ClassPredicate, *, uses: Iterable[str]) -> Callable[
     """Register the decorated function: it computes SiLU of what the forward of `target`'s norms computes."""
 
     def register(function: Function) -> Function:
+        if {"scale", "shift"} <= set(inspect.signature(function).parameters):
+            _scaling.add(function)
         _rules.append(NormRule(matcher(target, "forward"), function, frozenset(uses)))
         return function
 

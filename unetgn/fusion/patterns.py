@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from unetgn.fusion.recognition import codes, is_silu_function
 
+GROUP_NORMS = (F.group_norm, torch.group_norm)
+OWN = "group_norm()"  # stands among the norms of a forward for the function that it calls, or that of nn.GroupNorm
 SILU = "unetgn_silu"  # stands for torch.nn.functional.silu in a rewritten forward
 AMBIGUOUS = frozenset({"pre_bias", "scale", "shift", None})  # keywords of norm_silu itself; None: **keywords
 LAYOUTS = frozenset(
@@ -58,7 +61,27 @@ class Names:
         if not isinstance(node, ast.Call) or not node.args or AMBIGUOUS & {keyword.arg for keyword in node.keywords}:
             return None
         attribute = self_attribute(node.func)
-        return attribute if attribute in self.norms else None
+        if attribute in self.norms:
+            return attribute
+        return OWN if OWN in self.norms and self._is_own(node) else None
+
+    def cast_norm(self, node: Any) -> Any:
+        """Return the call of the norm in `super().forward(x.float()).to(x.dtype)`, whose result is cast; else None."""
+        is_cast = isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords
+        if not is_cast or not (_is_method(node, "to") or _is_method(node, "type")):
+            return None
+        is_dtype = isinstance(node.args[0], ast.Attribute) and node.args[0].attr == "dtype"
+        return node.func.value if is_dtype and self.norm(node.func.value) == OWN else None
+
+    def _is_own(self, node: ast.Call) -> bool:
+        """Return True for a call of `F.group_norm`, or of `super().forward` where that is nn.GroupNorm's."""
+        if any(isinstance(argument, ast.Starred) for argument in node.args):
+            return False
+        if any(self._value(node.func) is function for function in GROUP_NORMS):
+            return True
+        cls: Any = self.outer.get("__class__")
+        is_super = ast.unparse(node.func) == "super().forward" and isinstance(cls, type)
+        return is_super and getattr(super(cls, cls), "forward", None) is nn.GroupNorm.forward
 
     def activation(self, node: Any) -> ast.expr | None:
         """Return `act` where the node is `act(x)`: an attribute of self, or a function that computes SiLU.
@@ -134,8 +157,7 @@ class Names:
         """
         if isinstance(node, ast.Call) and len(node.args) == 3 and not node.keywords:
             is_known = self._value(node.func) is torch.addcmul
-            shift, product = node.args[0], node.args[1:] if is_known else []
-            return _modulation(shift, product)
+            return _modulation(node.args[0], node.args[1:] if is_known else [])
         if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
             return None
         for product, shift in ((node.left, node.right), (node.right, node.left)):

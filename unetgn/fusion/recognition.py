@@ -55,12 +55,9 @@ def is_calling_group_norm(cls: Any) -> bool:
 
     Its forward calls group_norm, casts perhaps, and decides nothing but whether something is None.
     """
-    forward = getattr(cls, "forward", None)
-    if (
-        issubclass(cls, nn.GroupNorm)
-        or not {"group_norm", *PARTS} <= used_names(forward)
-        or not uses_only(forward, CALLED)
-    ):
+    forward: Any = getattr(cls, "forward", None)
+    calls = {"group_norm", *PARTS} <= used_names(forward) and uses_only(forward, CALLED)
+    if issubclass(cls, nn.GroupNorm) or not calls:
         return False
     return not any(map(_decides, codes(forward.__code__))) and _gives_group_norm(cls)
 

@@ -113,7 +113,7 @@ class Rewriter(ast.NodeTransformer):
         """Return the statements with every pair fused, in nested blocks too."""
         done: list[ast.stmt] = []
         for statement in self._sink_activations(statements):
-            statement = self.visit(self._visit_blocks(statement))
+            statement = self.visit(self._visit_blocks(self._push_norm(done, statement)))
             if not (self._take_in_condition(done, statement) or self._fuse_with_norm_before(done, statement)):
                 self._fuse_read_once(done, statement)
                 self._note_sum(done, statement)
@@ -246,7 +246,7 @@ class Rewriter(ast.NodeTransformer):
             return False
         found = self.names.modulation(normed)
         if found is None or name_of(found[0]) != target:
-            if self.names.norm(normed) is None:
+            if self.names.norm(normed) is None and self.names.cast_norm(normed) is None:
                 return False
             done[at] = _assign(target, self._fuse(normed, activation), statement)
             return True
@@ -259,7 +259,7 @@ class Rewriter(ast.NodeTransformer):
         return True
 
     def _norm_aside(self, done: list[ast.stmt], at: int, target: str | None) -> int | None:
-        """Return where `target = self.norm(x)` is, at `at` or before steps that it may as well come after; else None."""
+        """Return where `target = self.norm(x)` is, at `at` or before steps that it may come after; else None."""
         first = next((place for place in range(at, -1, -1) if assignment(done[place])[0] == target), None)
         if first is None or target in self.names.shared:
             return None
@@ -293,8 +293,10 @@ class Rewriter(ast.NodeTransformer):
             if silu is None or target is None or target in self.names.shared:
                 continue
             first = next((place for place in range(len(done) - 1, -1, -1) if mentions(done[place], target)), None)
-            before, normed = assignment(done[first]) if first is not None else (None, None)
-            if first is None or before != target or self.names.norm(normed) is None:
+            if first is None:
+                continue
+            before, normed = assignment(done[first])
+            if before != target or self.names.norm(normed) is None:
                 continue
             inside = _count(node, target)
             is_all = self._mentioned[target] == inside + 1 and not mentions(normed, target)
@@ -304,6 +306,36 @@ class Rewriter(ast.NodeTransformer):
                 done[first] = _assign(target, self._fuse(normed, silu[0]), done[first])
                 _Swap(node, ast.Name(target, ast.Load())).visit(statement)
                 return
+
+    def _push_norm(self, done: list[ast.stmt], statement: ast.stmt) -> ast.stmt:
+        """Move a norm into the `if` after it, where one branch begins with SiLU of its result.
+
+        Before::
+
+            h = self.norm(x)
+            if emb is None:
+                h = self.act(h)
+
+        After::
+
+            if emb is None:
+                h = norm_silu(self.norm, self.act, x)
+            else:
+                h = self.norm(x)
+        """
+        if not (done and isinstance(statement, ast.If)):
+            return statement
+        target, normed = assignment(done[-1])
+        if not (self.names.norm(normed) or self.names.cast_norm(normed)):
+            return statement
+        step = self.names.activation_step(statement.body[0])
+        used = names_in(normed) - {"self"} | {target}
+        if step is None or step[0] != target or names_in(statement.test) & used or target in self.names.shared:
+            return statement
+        norm = done.pop()
+        statement.body.insert(0, norm)
+        statement.orelse.insert(0, copy.deepcopy(norm))
+        return statement
 
     def _take_in_condition(self, done: list[ast.stmt], statement: ast.stmt) -> bool:
         """Make one call of a norm, a scale-shift that is under a condition, and SiLU; return True where they are there.
@@ -341,7 +373,7 @@ class Rewriter(ast.NodeTransformer):
             return False
         values = zip((SCALE, SHIFT), (found[1]["scale"], found[1]["shift"]), strict=True)
         branch.body = [*steps, *(_assign(name, value, branch.body[-1]) for name, value in values)]
-        none = [ast.Name(SCALE, ast.Store()), ast.Name(SHIFT, ast.Store())]
+        none: list[ast.expr] = [ast.Name(SCALE, ast.Store()), ast.Name(SHIFT, ast.Store())]
         start = ast.copy_location(ast.Assign(none, ast.Constant(None)), branch)
         extras = {"scale": ast.Name(SCALE, ast.Load()), "shift": ast.Name(SHIFT, ast.Load())}
         last = _assign(str(target), self._fuse(normed, step[1], **extras), done[first])
@@ -379,7 +411,11 @@ class Rewriter(ast.NodeTransformer):
         """
         sunk: list[ast.stmt] = []
         for statement in statements:
-            step, last = self.names.activation_step(statement), sunk[-1] if sunk else None
+            last = sunk[-1] if sunk else None
+            step = self.names.activation_step(statement)
+            if isinstance(statement, ast.If) and not statement.orelse and len(statement.body) == 1:
+                step = self.names.activation_step(statement.body[0])  # under a condition
+                step = None if step is None or mentions(statement.test, step[0]) else step
             if step is not None and isinstance(last, ast.If) and self._ends_in_norm([last], step[0]):
                 for branch in (last.body, last.orelse):
                     branch.append(copy.deepcopy(statement))
@@ -395,7 +431,8 @@ class Rewriter(ast.NodeTransformer):
         assigned, made = assignment(last)
         found = self.names.modulation(made)
         is_of_norm = any(self.names.norm(assignment(statement)[1]) is not None for statement in statements)
-        is_end = is_of_norm and (self.names.norm(made) is not None or (found and name_of(found[0]) == target))
+        is_norm = self.names.norm(made) is not None or self.names.cast_norm(made) is not None
+        is_end = is_norm or (is_of_norm and found and name_of(found[0]) == target)
         return assigned == target and bool(is_end)
 
     def _take_in_additions(self, statements: list[ast.stmt]) -> list[ast.stmt]:
@@ -443,8 +480,12 @@ class Rewriter(ast.NodeTransformer):
         return done
 
     def _fuse(self, normed: Any, activation: ast.expr, **extras: ast.expr) -> ast.Call:
-        """Return the one call of a norm and its activation, and note the norm."""
-        self.fused.append(normed.func.attr)
+        """Return the one call of a norm and its activation, and note the norm. A cast of its result comes after."""
+        inner = self.names.cast_norm(normed)
+        if inner is not None:
+            normed.func.value = self._fuse(inner, activation)
+            return normed
+        self.fused.append(str(self.names.norm(normed)))
         keywords = [*normed.keywords, *(ast.keyword(name, value) for name, value in extras.items())]
         call = ast.Call(ast.Name(NORM_SILU, ast.Load()), [normed.func, activation, *normed.args], keywords)
         return ast.copy_location(call, normed)

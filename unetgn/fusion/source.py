@@ -5,7 +5,6 @@ source of the installed forward is parsed, rewritten (`rewriting.py`) and compil
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast

@@ -10,7 +10,8 @@ from torch import nn
 from unetgn.fusion import rules
 from unetgn.fusion.activations import is_silu_module, register_activation, register_silu_functions
 from unetgn.fusion.identities import register_identity
-from unetgn.fusion.norms import child_norms, children, is_other_norm, register_norm, why_not_fused
+from unetgn.fusion.norms import calls_group_norm, child_norms, children, is_other_norm, register_norm, why_not_fused
+from unetgn.fusion.patterns import OWN
 from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
 from unetgn.fusion.rewriting import find_pairs
@@ -61,9 +62,11 @@ class Fuse:
             name = type(module).__name__
             done = _fuse_module(module, {norm for norm in child_norms(module) if _join(path, norm) in settled})
             fused += [FusedPlace(_join(path, norm), name, norm, only) for norm, only in done.fused.items()]
+            if OWN in done.fused:
+                continue
             left += [LeftPlace(_join(path, norm), name, norm, reason) for norm, reason in done.left.items()]
             settled.update(_join(path, norm) for norm in (*done.fused, *done.left))
-            if is_other_norm(module) and path:
+            if is_other_norm(module) and path and not done.fused:
                 block, _, norm = path.rpartition(".")
                 left.append(
                     LeftPlace(path, type(model.get_submodule(block)).__name__, norm, why_not_fused(module) or "")
@@ -103,18 +106,22 @@ def _register_classes(model: nn.Module) -> None:
 
 def _fuse_module(module: nn.Module, settled: set[str]) -> _Done:
     """Fuse what can be fused in this one module; `settled` are norms of it that a block around it has dealt with."""
-    norms = {name: norm for name, norm in child_norms(module).items() if name not in settled}
+    norms = {name: norm for name, norm in child_norms(module).items() if name not in settled and not _own_pairs(norm)}
     name = norm_before_projections(module)
     if name in norms:
         return _Done({}, {name: _lay_out(module, name)})
     rule = rules.block_rule(type(module))
     if rule is not None:
         return _fuse_by_rule(module, rule, norms, settled)
+    own = _own_pairs(module)
+    if own is not None:
+        return _settle(module, own, {})
     return _fuse_by_rewriting(module, norms)
 
 
 def _fuse_by_rule(module: nn.Module, rule: rules.BlockRule, norms: dict[str, nn.Module], settled: set[str]) -> _Done:
     named = {name: _named_norm(module, name) for name in rule.norms(module) if name not in settled}
+    named = {name: norm for name, norm in named.items() if not _own_pairs(norm)}
     reasons = {name: why_not_fused(norm) for name, norm in named.items()}
     left = {name: reason for name, reason in reasons.items() if reason is not None}
     left |= {name: _no_silu_after(module, name) for name in norms if name not in named}
@@ -145,6 +152,23 @@ def _fuse_by_rewriting(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:
     rest = (name for name in norms if name in fusable and name not in pairs.norms)
     left |= {name: instead.get(name) or _no_silu_after(module, name) for name in rest}
     return _settle(module, StandIn("forward", pairs.norms, activations=activations, only=pairs.only), left)
+
+
+def _own_pairs(module: nn.Module) -> StandIn | None:
+    """Return the stand-in of a module whose own forward calls the function group_norm and takes SiLU of the result."""
+    cls: Any = type(module)
+    if not calls_group_norm(module) or child_norms(module) or rules.block_rule(cls) is not None:
+        return None
+    activations = _activations(module)
+    try:
+        pairs = find_pairs(cls.forward, frozenset({OWN}), activations)
+    except CannotRewriteError:
+        return None
+    doubt = None if rules.is_readable(cls) else why_source_is_in_doubt(cls.forward)
+    if not pairs.norms or doubt is not None:
+        return None
+    only = ((OWN, "where its own forward takes SiLU of it"),)
+    return StandIn("forward", pairs.norms, activations=activations, only=only)
 
 
 def _settle(module: nn.Module, wanted: StandIn | None, left: dict[str, str]) -> _Done:
@@ -228,4 +252,6 @@ def _is_within(path: str, paths: set[str]) -> bool:
 
 
 def _join(path: str, name: str) -> str:
+    if name == OWN:
+        return path
     return f"{path}.{name}" if path else name

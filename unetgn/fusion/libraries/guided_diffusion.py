@@ -24,9 +24,11 @@ from unetgn.fusion.rules import rule
 from unetgn.fusion.switches import switches_off
 
 PARTS = frozenset({"in_layers", "emb_layers", "out_layers", "skip_connection"})
+FLAGS = ("updown", "use_scale_shift_norm", "skip_t_emb", "exchange_temb_dims")
 USES = PARTS | {
     *("updown", "h_upd", "x_upd", "use_scale_shift_norm"),
     *("type", "dtype", "len", "shape", "torch", "th", "chunk"),
+    *("skip_t_emb", "zeros_like", "exchange_temb_dims", "rearrange"),  # Stability's generative-models
 }
 
 
@@ -60,7 +62,7 @@ def _refuses(method: str) -> Callable[[nn.Module], str | None]:
     def reason(block: Any) -> str | None:
         if not _has_known_chains(block):
             return "its in_layers or out_layers are others than those of guided-diffusion's block"
-        flags = {name: bool(getattr(block, name, False)) for name in ("updown", "use_scale_shift_norm")}
+        flags = {name: bool(getattr(block, name, False)) for name in FLAGS}
         cls: Any = type(block)
         off = switches_off(block, getattr(cls, method), USES)
         if _agrees(cls, getattr(cls, method), **flags, off=off):
@@ -93,13 +95,17 @@ def residual_block(block: Any, x: Tensor, emb: Tensor) -> Tensor:
     if getattr(block, "updown", False):
         h, x = block.h_upd(h), block.x_upd(x)
     h = in_conv(h)
+    out_norm, out_act, *out_rest = block.out_layers
+    if getattr(block, "skip_t_emb", False):
+        return block.skip_connection(x) + _run(out_rest, norm_silu(out_norm, out_act, h))
     emb_out = block.emb_layers(emb).type(h.dtype)
     emb_out = emb_out.reshape(*emb_out.shape, *(1 for _ in h.shape[emb_out.dim() :]))
-    out_norm, out_act, *out_rest = block.out_layers
     if getattr(block, "use_scale_shift_norm", False):
         scale, shift = emb_out.chunk(2, dim=1)
         h = norm_silu(out_norm, out_act, h, scale=scale, shift=shift)
     else:
+        if getattr(block, "exchange_temb_dims", False):
+            emb_out = emb_out.transpose(1, 2)
         h = norm_silu(out_norm, out_act, h, pre_bias=emb_out)
     return block.skip_connection(x) + _run(out_rest, h)
 
@@ -112,7 +118,14 @@ def _run(layers: Iterable[nn.Module], h: Tensor) -> Tensor:
 
 @functools.cache
 def _agrees(
-    cls: Any, method: Callable[..., Any], *, updown: bool, use_scale_shift_norm: bool, off: tuple[str, ...]
+    cls: Any,
+    method: Callable[..., Any],
+    *,
+    updown: bool,
+    use_scale_shift_norm: bool,
+    skip_t_emb: bool,
+    exchange_temb_dims: bool,
+    off: tuple[str, ...],
 ) -> bool:
     """Return True where method and rule give the same numbers for a random block of the class, dropout included."""
     if list(inspect.signature(method).parameters)[1:] != ["x", "emb"]:
@@ -121,8 +134,10 @@ def _agrees(
         torch.default_generator.manual_seed(0)
         try:
             block = _miniature(cls, updown, use_scale_shift_norm)
-            vars(block).update(dict.fromkeys(off, False))
+            vars(block).update(dict.fromkeys(off, False), skip_t_emb=skip_t_emb, exchange_temb_dims=exchange_temb_dims)
             x, emb = torch.randn(2, 4, 4, 6, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+            if exchange_temb_dims:  # an embedding for each of four times
+                emb = torch.randn(2, 4, 3, dtype=torch.float64)
             torch.default_generator.manual_seed(1)
             expected = method(block, x.clone(), emb.clone())
             torch.default_generator.manual_seed(1)
