@@ -193,7 +193,7 @@ def table(case: Case, *, predicted: bool = True) -> list[Row]:
 
 
 def lines(rows: Iterable[Row]) -> Iterable[str]:
-    """Write rows for a reader."""
+    """Write rows as lines for a reader."""
     for row in rows:
         words = [f"{card} {of['us']} us ({of['share_of_copy']:.0%} of copy)" for card, of in row["predicted"].items()]
         yield f"{row['case']} {row['pass']}: predicted {', '.join(words)}"

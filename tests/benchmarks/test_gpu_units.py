@@ -162,7 +162,10 @@ def test_a_check_says_what_is_wrong(fault: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_limit_in_bytes_is_never_more_than_the_plan_moves() -> None:
-    """In 16 bits and channels_last they are equal: 32x256x64x64 is read twice forward."""
+    """In 16 bits and channels_last they are equal: 32x256x64x64 is read twice forward.
+
+    But for 8x1280x16x16, whose backward pass is split by choice; the limit stays that of reading once.
+    """
     for case in cases():
         plans = paths.planned_forward(case, H100), paths.planned_backward(case, H100)
         split = [isinstance(plan, plan_contiguous.Split | plan_channels_last.Split) for plan in plans]
@@ -170,7 +173,8 @@ def test_the_limit_in_bytes_is_never_more_than_the_plan_moves() -> None:
         moved = (3 if split[0] else 2) * size, (5 if split[1] else 3) * size
         limits = tuple(case.bytes_moved(which) for which in PASSES)
         assert all(limit <= own for limit, own in zip(limits, moved, strict=True)), case
-        assert limits == moved or case.layout == "contiguous" or case.itemsize > 2, case
+        by_choice = case.shape == (8, 1280, 16, 16) and split[1]
+        assert limits == moved or case.layout == "contiguous" or case.itemsize > 2 or by_choice, case
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -70,18 +70,19 @@ def resident_backward(
         gamma, beta = channel_affine(weight, bias, scale, shift, channel, every, compute)
         extra = load_or(pre_bias, channel, every, 0.0, compute)
         centre = (mean[:, None] - extra)[None, :, :]
-        s0_rows = tl.zeros([ROWS, GROUPS, VECTOR], compute)  # of all tiles, to be summed over rows once
-        s1_rows = tl.zeros([ROWS, GROUPS, VECTOR], compute)
-        s2_rows = tl.zeros([ROWS, GROUPS, VECTOR], compute)
         for t in tl.static_range(TILES):
             pair = raw[step * TILES + t]
             xhat = (widen(pair[0], compute, PTX) - centre) * rstd[None, :, None]
             xhat = tl.where(within(t * ROWS + local, spatial, MASKED and t == TILES - 1), xhat, 0.0)
             z = xhat * gamma[None, :, :] + beta[None, :, :]
             dz = activation_gradient(widen(pair[1], compute, PTX), z, SILU, PTX)
-            s0_rows += dz
-            s1_rows += dz * xhat
-            if WITH_XHAT:
+            if t == 0:  # of all tiles, to be summed over rows once
+                s0_rows = dz
+                s1_rows = dz * xhat
+                s2_rows = xhat
+            else:
+                s0_rows += dz
+                s1_rows += dz * xhat
                 s2_rows += xhat
             kept = kept + ((xhat, dz * gamma[None, :, :]),)
         s0 = tl.sum(s0_rows, 0)
