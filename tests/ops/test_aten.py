@@ -165,3 +165,30 @@ def test_repeated_values_in_channels_last_are_off_by_no_more_than_is_promised(
     bound = min(2e-3, side**2 * 2**-27 * (1 + 1.4 * mean**2)) + 1e-6
     assert relative_error(y, expected_y) < bound
     assert relative_error(gradients[0], expected[0]) < 4 * bound
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 2, 2, 17), (4, 6, 3, 3), (3, 16, 32, 33)], ids=str)
+@pytest.mark.parametrize(
+    "parameters", ["bias scale", "shift", "pre_bias", "weight bias shift", "weight bias pre_bias scale shift"]
+)
+def test_strides_of_small_arguments_make_no_difference(shape, parameters, channels_last):
+    """Of a sum in PyTorch the first operand decides on the layout, and kernels of norms read what they get as dense."""
+    n, channels, *_ = shape
+    x = torch.randn(shape, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    given = {}
+    for name in parameters.split():
+        if name in ("weight", "bias"):
+            given[name] = torch.randn(channels, 2, dtype=torch.float64)[:, 0]
+        else:
+            given[name] = torch.randn(channels, n, dtype=torch.float64).t()
+    leaves = [x, *given.values()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    dy, found = torch.randn(shape, dtype=torch.float64), []
+    for which in ("aten", "reference"):
+        with dispatch.implementation(which):
+            y = unetgn.group_norm_silu(x, 2, **given)
+            found.append((y, *torch.autograd.grad(y, leaves, dy)))
+    torch.testing.assert_close(*found)

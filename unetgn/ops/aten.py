@@ -304,10 +304,11 @@ def _plain_backward(
 def _affine(h: Tensor, arguments: Arguments) -> tuple[Tensor | None, Tensor | None]:
     """Return a = weight * (1 + scale) and b = bias * (1 + scale) + shift, so that z = xhat * a + b.
 
-    Without scale and shift they are weight and bias themselves, each (C,) or None; else both are (N, C).
+    Without scale and shift they are weight and bias themselves, each (C,) or None; else both are (N, C). They are dense:
+    PyTorch's kernels read them so, and of a sum that begins with b its strides would decide on the layout.
     """
     weight, bias, scale, shift = arguments.weight, arguments.bias, arguments.scale, arguments.shift
-    weight = None if weight is None else _as_dtype_of(h, weight).contiguous()  # PyTorch's kernels read them as dense
+    weight = None if weight is None else _as_dtype_of(h, weight).contiguous()
     bias = None if bias is None else _as_dtype_of(h, bias).contiguous()
     if scale is None and shift is None:
         return weight, bias
@@ -315,7 +316,8 @@ def _affine(h: Tensor, arguments: Arguments) -> tuple[Tensor | None, Tensor | No
     factor = h.new_ones(n, channels) if scale is None else 1 + scale.to(h.dtype)
     b = h.new_zeros(n, channels) if bias is None else factor * bias
     a = factor if weight is None else factor * weight
-    return a, b if shift is None else b + shift.to(h.dtype)
+    b = b if shift is None else b + shift.to(h.dtype)
+    return a.contiguous(), b.contiguous()
 
 
 def _is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
