@@ -203,5 +203,9 @@ def make_average(snapshots: Iterable[Snapshot], width: float, step: int) -> dict
     total: dict[str, Tensor] = {}
     for (snapshot, own), share in zip(kept, shares, strict=True):
         for name, tensor in snapshot.tensors(own).items():
+            if name in total and total[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{snapshot.file} is of another network: the shape of {name} is {[*tensor.shape]}"
+                )
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + float(share) * tensor.double()
     return {name: tensor.float() for name, tensor in total.items()}
