@@ -86,7 +86,7 @@ def picture_of(run: Path, pipeline: Path) -> Iterator[str]:
 
 
 def by_length(picture: Path) -> tuple[int, str]:
-    """Order names of steps: of seven digits after those of six."""
+    """Return what sorts names of steps: those of seven digits come after those of six."""
     return len(picture.name), picture.name
 
 
