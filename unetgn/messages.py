@@ -1,6 +1,7 @@
 """Writes what is anybody's for a message."""
 
 SHOWN = 100  # characters of a value that are shown
+LONGEST_PATH = 4096  # and of a path, which systems have no longer
 
 
 def plain(text: str, *, most: int = 2 * SHOWN) -> str:

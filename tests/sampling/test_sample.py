@@ -123,7 +123,7 @@ def test_a_request_that_no_image_was_made_of_is_forgotten_and_a_damaged_one_is_n
         patch.setattr(script, "write_png", fail)
         assert draw(run, tmp_path, "--seeds", "0-1", "--scheduler", "ddim") == 1
     assert draw(run, tmp_path, "--seeds", "0-1") == 0
-    for contents in ("{", "[]", '{"subjects": {"0": {}}}', "{}"):
+    for contents in ("{", "[]", '{"subjects": {"0": {}}}', "{}", '{"subjects": {"0": ["label", "prompt"]}}'):
         (tmp_path / "request.json").write_text(contents)
         assert draw(run, tmp_path, "--seeds", "0-1") == 2
         error = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,10 +128,37 @@ def broken(path: Path, kind: str) -> Path:
             member.size = 3
             tar.addfile(member, io.BytesIO(b"cat"))
         return path / "set.tar"
+    if kind == "a class of 25 digits":
+        with tarfile.open(path / "set.tar", "w") as tar:
+            member = tarfile.TarInfo("0.cls")
+            member.size = 25
+            tar.addfile(member, io.BytesIO(b"9" * 25))
+        return path / "set.tar"
+    if kind in ("a file elsewhere", "a file by its whole path", "a listed class of 25 digits"):
+        listed(path / "set", images)
+        name = {"a file elsewhere": "../private.png,9,0", "a file by its whole path": f"{path}/private.png,9,0"}
+        with (path / "set" / "samples.csv").open("a") as table:
+            table.write(f"{name.get(kind, f'000/000000.png,9,{25 * chr(57)}')}\n")
+        return path / "set"
+    if kind == "links that lead back":
+        bare(path / "set", images)
+        for name in "ab":
+            (path / "set" / "class0" / name).symlink_to("..")
+        return path / "set"
+    if kind == "terabytes":
+        with zipfile.ZipFile(file, "w") as packed, packed.open("arr_0.npy", "w") as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (10**9, 64, 64, 3)}
+            np.lib.format.write_array_header_1_0(member, header)
     return file
 
 
 KINDS = {
+    "a class of 25 digits": "no tar shard of images: b'9+' is no number of a class",
+    "a listed class of 25 digits": "is not as sampling/sample.py writes it",
+    "a file elsewhere": r"'\.\./private\.png' is no file below the folder",
+    "a file by its whole path": "private.png' is no file below the folder",
+    "links that lead back": "is a link to a folder that it is in itself: remove it",
+    "terabytes": "cannot be read: Unable to allocate",
     "nothing": "holds no samples.csv",
     "an empty folder": "holds no samples.csv: make samples with sampling/sample.py",
     "a text": "is a file: give a folder",
@@ -170,3 +198,18 @@ def test_an_image_that_cannot_be_read_is_named(form: str, tmp_path: Path) -> Non
     pictures, _ = open_samples(tmp_path / name)
     with pytest.raises(EvaluationError, match=words):
         [pictures.bytes_of(n) for n in range(1, COUNT)]
+
+
+def test_a_sparse_file_of_a_shard_is_no_image(tmp_path: Path) -> None:
+    """Its header may promise terabytes of holes, for which memory would be taken."""
+    images = np.zeros((COUNT, 8, 8, 1), np.uint8)
+    shard(tmp_path / "set.tar", images)
+    data = bytearray((tmp_path / "set.tar").read_bytes())
+    data[156:157], data[257:265] = b"S", b"ustar  \0"
+    data[386:410] = b"%011o\0%011o\0" % (0, len(png(images[0])))
+    data[483:495] = b"\x80" + (2**42).to_bytes(11, "big")  # its size, unpacked
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    (tmp_path / "set.tar").write_bytes(data)
+    pictures, labels = open_samples(tmp_path / "set.tar")
+    assert len(list(pictures)) == len(labels) == COUNT - 1

@@ -15,7 +15,7 @@ from unetgn import UNet
 from unetgn.sampling.evaluate import open_real
 from unetgn.sampling.features import compute_features
 from unetgn.sampling.metrics import measure
-from unetgn.training.checkpoint import best, find_checkpoint
+from unetgn.training.checkpoint import best, delete_old, find_checkpoint, mark_best
 from unetgn.training.config_files import load_config
 from unetgn.training.data.images import Digits
 from unetgn.training.data.samples import IndexedSamples
@@ -23,6 +23,7 @@ from unetgn.training.errors import ConfigError
 from unetgn.training.evaluation import EvaluateConfig, Evaluator
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.preview import Conditions, PreviewConfig, draw_images
+from unetgn.training.run_directory import RunDirectory
 
 KEYS = ("evaluate.every=1", "evaluate.count=4", "train.validate_every=0", "preview.every=0")
 
@@ -156,3 +157,47 @@ def test_too_few_images_to_compare_with_are_refused() -> None:
     held_out = IndexedSamples(Digits(), np.arange(3), 0)
     with pytest.raises(ConfigError, match=r"evaluate\.every is 1, but data\.held_out leaves 3 images"):
         Evaluator(EvaluateConfig(every=1), PreviewConfig(), held_out, Conditions((1, 8, 8)), data="digits", device=CPU)
+
+
+def checkpoints(folder: Path) -> Path:
+    """Make folders with the names of three checkpoints."""
+    for step in (1, 2, 3):
+        (folder / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    return folder / "checkpoints"
+
+
+def test_a_folder_that_is_called_best_stays(tmp_path: Path) -> None:
+    """Such as a copy of a run has, where links were followed, or a user has made."""
+    folder = checkpoints(tmp_path)
+    (folder / "best").mkdir()
+    (folder / "best" / "precious").write_text("mine")
+    mark_best(folder, folder / "step-000002")
+    assert best(folder) == folder / "step-000002"
+    assert (folder / "best.in-the-way" / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("link", ["step-000001", "./step-000001", "../checkpoints/step-000001", "ABSOLUTE"])
+def test_the_best_checkpoint_stays_whatever_way_the_link_takes(
+    link: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = checkpoints(Path())
+    (folder / "best").symlink_to(tmp_path / folder / "step-000001" if link == "ABSOLUTE" else link)
+    delete_old(folder, 1)
+    assert names(Path()) == ["step-000001", "step-000003"]
+
+
+@pytest.mark.parametrize("link", ["best", "nowhere", "/nowhere"])
+def test_a_link_that_leads_nowhere_is_replaced(link: str, tmp_path: Path) -> None:
+    folder = checkpoints(tmp_path)
+    (folder / "best").symlink_to(link)
+    delete_old(folder, 1)
+    mark_best(folder, folder / "step-000003")
+    assert best(folder) == folder / "step-000003"
+    assert names(tmp_path) == ["step-000003"]
+
+
+def test_a_figure_that_is_none_is_not_judged_by(tmp_path: Path) -> None:
+    """As a bad disk leaves it; the others count as before."""
+    (tmp_path / "evaluation.csv").write_text("step,fid,kid,precision,recall\n1,2,1e,1,1\n2,3,0.5,1,1\n3,nan,0.1,1,1\n")
+    assert [RunDirectory(tmp_path).judged(metric) for metric in ("fid", "kid")] == [[1, 2], [3, 2]]

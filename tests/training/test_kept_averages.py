@@ -83,16 +83,24 @@ def test_a_resumed_run_keeps_what_the_unbroken_one_does(runs: Runs, monkeypatch:
     assert_same_tensors(snapshots(whole), snapshots(broken))
 
 
-def test_going_on_from_an_older_checkpoint_leaves_one_history(runs: Runs) -> None:
+def test_going_on_from_an_older_checkpoint_leaves_one_history(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs.run("run", *KEEP, "checkpoint.every=2")
     before = snapshots(run)
     for step in (4, 6):
         shutil.rmtree(run / "checkpoints" / f"step-{step:06d}")
     said = dry_run_words(runs.loop.config, RunDirectory(run), verify(run / "checkpoints" / "step-000002"))
-    assert all(f"step-00000{step}.safetensors (after step 2)" in said for step in (4, 6))
+    assert all(f"step-00000{step}.safetensors (after step 2; " in said for step in (4, 6))
     (run / "averages" / "step-000002.safetensors").unlink()  # as of a run that was killed between the two writes
     (run / "averages" / "step-000099.safetensors").write_text("of a longer run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "next_step", lambda _: 1 / 0)
+        patch.setattr(Loop, "rescue", lambda self, words, save: words)
+        with pytest.raises(Failed):
+            runs.run("run", *KEEP, "checkpoint.every=2", resume="auto")
+    left = [run / "averages" / f"step-0000{step}.safetensors.left" for step in ("04", "06", "99")]
+    assert all(file.is_file() for file in left)  # until the run has saved
     runs.run("run", *KEEP, "checkpoint.every=2", resume="auto")
+    assert not any(file.exists() for file in left)
     assert_same_tensors(before, snapshots(run))
 
 

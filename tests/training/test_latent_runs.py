@@ -31,7 +31,8 @@ from unetgn.training.config_files import load_config
 from unetgn.training.data.latents import Latents
 from unetgn.training.data.samples import IndexedSamples
 from unetgn.training.network import load_initial_weights, load_network
-from unetgn.training.objective import Objective
+from unetgn.training.objective import Objective, ObjectiveConfig, make_scheduler
+from unetgn.training.pipeline import save_pipeline
 from unetgn.training.prepare import prepare_samples
 from unetgn.training.train import main
 
@@ -397,3 +398,18 @@ def test_the_page_refuses_parts_that_its_network_has_no_use_for_at_its_start(
     (tmp_path / "config.yaml").write_text("{}")
     assert serve(["--checkpoint", str(tmp_path), option, str(tmp_path)]) == 2
     assert f"{option} was given, but this network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("of", ["a pipeline", "a cache"])
+def test_a_saved_pipeline_does_not_say_where_its_parts_lay(
+    of: str, stable_diffusion: Path, captions: Path, tmp_path: Path
+) -> None:
+    """It is sent to others, and paths name people and what they work on."""
+    place = stable_diffusion if of == "a pipeline" else captions
+    unet, scheduler = UNet.from_diffusers(stable_diffusion), make_scheduler(ObjectiveConfig(clip_sample=False))
+    save_pipeline(unet, scheduler, tmp_path / "pipeline", cache=place)
+    files = [file for file in (tmp_path / "pipeline").rglob("*") if file.suffix in (".json", ".md", ".txt")]
+    assert {"vae", "text_encoder", "tokenizer"} <= {file.parent.name for file in files}
+    said = {str(file): file.read_text() for file in files}
+    assert not [name for name, text in said.items() if any(str(part) in text for part in (place, tmp_path))]
+    assert UNetPipeline.from_pretrained(tmp_path / "pipeline").vae is not None

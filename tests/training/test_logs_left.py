@@ -43,6 +43,14 @@ def test_rows_after_a_resume_stay_beside_the_log_until_the_run_has_saved(
     assert_equal_bits(folder, finished, 6)
 
 
+def test_rows_of_levels_come_again_with_the_row_that_a_kill_kept_from_validation(tmp_path: Path) -> None:
+    names = {name: ",".join(run_directory.COLUMNS[name]) for name in ("levels.csv", "validation.csv")}
+    (tmp_path / "validation.csv").write_text(f"{names['validation.csv']}\n3,0.5\n")
+    (tmp_path / "levels.csv").write_text(f"{names['levels.csv']}\n3,0.5{',0.5' * 10}\n6,0.25{',0.25' * 10}\n")
+    RunDirectory(tmp_path).resume_logs(6)
+    assert [row["step"] for row in rows(tmp_path, "levels.csv")] == ["3"]
+
+
 END = "5,0.1,0.5,0.1,0.1,9.0,0.1"
 
 

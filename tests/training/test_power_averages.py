@@ -1,5 +1,7 @@
 """Averages of any width, made afterwards, against their definition over the whole trajectory in float64."""
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from unetgn.training.power_averages import (
     gamma_of,
     list_snapshots,
     make_average,
+    save_snapshot,
 )
 from unetgn.training.train import main as train
 
@@ -126,7 +129,7 @@ def test_averages_go_on_exactly_from_a_snapshot(folder: Path, tmp_path: Path) ->
     assert all(torch.equal(tensor, load_file(whole)[name]) for name, tensor in load_file(file).items())
 
 
-@pytest.mark.parametrize("kind", ["cut off", "no metadata", "text", "missing"])
+@pytest.mark.parametrize("kind", ["cut off", "no metadata", "text", "missing", "a pipe", "a huge width"])
 def test_a_damaged_snapshot_is_named(kind: str, folder: Path, tmp_path: Path) -> None:
     file, good = tmp_path / "step-000300.safetensors", folder / "step-000300.safetensors"
     if kind == "cut off":
@@ -135,10 +138,25 @@ def test_a_damaged_snapshot_is_named(kind: str, folder: Path, tmp_path: Path) ->
         save_file(load_file(good), file)
     elif kind == "text":
         file.write_text("no tensors")
+    elif kind == "a pipe":
+        os.mkfifo(file)
+    elif kind == "a huge width":
+        facts = {"step": 300, "widths": [10**400]}
+        save_file(load_file(good), file, metadata={"power_averages": json.dumps(facts)})
     with pytest.raises(CheckpointError, match=r"step-000300\.safetensors is no snapshot"):
         Snapshot.read(file)
     with pytest.raises(CheckpointError, match=r"is no snapshot|holds no snapshots"):
         list_snapshots(tmp_path)
+
+
+def test_snapshots_of_two_networks_make_no_average(folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "step-000300.safetensors")
+    for step, change in ((300, 1), (301, 2)):
+        save_snapshot(
+            tmp_path, step, {name: tensor.repeat(change, *[1] * (tensor.ndim - 1)) for name, tensor in tensors.items()}
+        )
+    with pytest.raises(CheckpointError, match=r"step-000301\.safetensors is of another network: the shape of "):
+        make_average(list_snapshots(tmp_path), 0.1, 301)
 
 
 def test_averages_of_another_network_or_width_are_not_gone_on_from(folder: Path) -> None:

@@ -23,7 +23,8 @@ from PIL import Image
 from tests.training.hub import TOKEN, Hub, serving
 from unetgn.programs.command import main
 from unetgn.training import push
-from unetgn.training.card import finish_card
+from unetgn.training.card import data_of, finish_card
+from unetgn.training.data.config import DataConfig
 
 SMALL = [
     *("model.channels=[32]", "model.depth=1", "model.attention_levels=[]", "train.trackers=[]", "data.num_workers=0"),
@@ -265,3 +266,39 @@ def test_a_friend_with_diffusers_alone_draws_by_the_name_on_the_hub(sent: Sent, 
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "image.png").size == (8, 8)
+
+
+def test_a_run_that_goes_on_has_figures_of_other_weights_than_the_pipeline(hub: Hub, run: Path) -> None:
+    """It is killed at step 3 of 4: what is sent is of step 2, and the card says so."""
+    assert main(["push", str(run), "digits"]) == 0
+    before = hub.repositories["me/digits"]["README.md"]
+    (run / "checkpoints" / "step-000003").mkdir()
+    (run / "evaluation.csv").write_text("step,fid,kid,precision,recall\n3,1.375,0.5,0.25,0.125\n")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("steps: 2\n", "steps: 4\n", 1))
+    (run / "status.json").write_text('{"state": "running", "step": 3}')
+    assert main(["push", str(run), "digits"]) == 0
+    assert hub.repositories["me/digits"]["README.md"] == before
+
+
+def test_what_a_killed_process_left_half_written_is_not_sent(hub: Hub, run: Path) -> None:
+    for place in (run / "pipeline", run / "pipeline" / "unet"):
+        (place / ".tmp-7-README.md").write_text("half")
+    assert main(["push", str(run), "digits"]) == 0
+    assert not [name for name in hub.repositories["me/digits"] if ".tmp-" in name]
+
+
+@pytest.mark.parametrize("path", ["clients/acme", "../clients/acme/", "/clients/acme", "clients/2026/acme"])
+def test_the_card_does_not_say_where_the_data_lay(path: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is written: a relative path is one of another folder there."""
+    monkeypatch.chdir(run)
+    for name in ("folder", "datasets"):
+        assert data_of(run, DataConfig(name=name, path=path)).startswith(f"acme ({name}), ")
+
+
+def test_the_newest_picture_is_that_of_the_largest_step(run: Path) -> None:
+    newest = run / "samples" / "step-1000000.png"
+    newest.write_bytes(b"newest")
+    (run / "samples" / "step-999999.png").write_bytes(b"older")
+    finish_card(run / "pipeline", run=run)
+    assert (run / "pipeline" / "samples.png").read_bytes() == b"newest"

@@ -102,7 +102,8 @@ def read_request(file: Path) -> dict[str, Any]:
         raise SamplingError(f"{file.parent} holds numbered images that were not made here: give another --out")
     try:
         request = read_object(file, limit=REQUEST_LIMIT)
-        if {"label", "prompt"} <= set.intersection(*(set(subject) for subject in request["subjects"].values())):
+        subjects = list(request["subjects"].values())
+        if subjects and all(isinstance(one, dict) and {"label", "prompt"} <= one.keys() for one in subjects):
             return request
         reason = "a subject lacks its label or prompt"
     except (ValueError, KeyError, TypeError, AttributeError) as error:

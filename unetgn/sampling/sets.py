@@ -6,6 +6,7 @@ import csv
 import os
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import IO
 import numpy as np
 import torch
 
-from unetgn.messages import plain
+from unetgn.messages import plain, short
 from unetgn.sampling.folder import read_pixels
+from unetgn.training.data.folders import walk
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, normalize, open_picture
 from unetgn.training.data.tars import Member
 from unetgn.training.errors import reason
@@ -89,7 +91,7 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
     try:
         with listing.open(newline="") as lines:
             table = csv.DictReader(short_lines(lines))
-            rows = [(row["file"], int(row["class_label"] or -1)) for row in table]
+            rows = [(file_below(row["file"]), number_of(row["class_label"] or "-1")) for row in table]
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         why = f"{type(error).__name__}: {reason(error)}"[:LONGEST_REASON]
         raise EvaluationError(f"{listing} is not as sampling/sample.py writes it ({why})") from error
@@ -105,6 +107,21 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
     return Pictures(read, range(len(rows))), np.array([label for _, label in rows])
 
 
+def file_below(name: str) -> str:
+    """Return the name of a file in the folder or below. Raises ValueError for any other, which is not opened."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{short(name)} is no file below the folder")
+    return name
+
+
+def number_of(text: str | bytes) -> int:
+    """Read the number of a class. Raises ValueError for what is none."""
+    number = int(text)
+    if not -1 <= number < 2**63:
+        raise ValueError(f"{short(text)} is no number of a class")
+    return number
+
+
 def short_lines(file: IO[str]) -> Iterator[str]:
     """List the lines of a table. Raises ValueError for one that is too long to be of one."""
     for line in lines_within(file, LONGEST_LINE):
@@ -115,8 +132,10 @@ def short_lines(file: IO[str]) -> Iterator[str]:
 
 def open_folder(folder: Path) -> tuple[Pictures, np.ndarray]:
     """Open every image in a folder and below it, by name."""
-    walk = os.walk(folder, followlinks=True)
-    files = sorted(Path(where, name) for where, _, names in walk for name in names if not name.startswith("."))
+    try:
+        files = sorted(Path(entry.path) for entry in walk(folder, Counter())) if folder.is_dir() else []
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
     files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise EvaluationError(
@@ -132,7 +151,7 @@ def open_archive(file: Path) -> tuple[Pictures, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             images = archive["arr_0"]
             labels = archive["labels"] if "labels" in archive.files else without_labels(len(images))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise EvaluationError(f"{file} cannot be read: {error}; it should hold arr_0 (N, H, W, C) uint8") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise EvaluationError(
@@ -152,10 +171,10 @@ def open_tars(files: Sequence[Path]) -> tuple[Pictures, np.ndarray]:
             with tarfile.open(file, "r:", tarinfo=Member) as shard:
                 for member in shard:
                     stem, ending = os.path.splitext(member.name)
-                    if ending.lower() in IMAGE_SUFFIXES and member.isfile():
+                    if ending.lower() in IMAGE_SUFFIXES and member.isfile() and not member.issparse():
                         members.append((file, member.offset_data, member.size, f"{file}:{stem}"))
                     elif ending == ".cls" and (contents := shard.extractfile(member)) is not None:
-                        classes[f"{file}:{stem}"] = int(contents.read(32))
+                        classes[f"{file}:{stem}"] = number_of(contents.read(32))
         except (tarfile.TarError, OSError, ValueError) as error:
             raise EvaluationError(f"{file} is no tar shard of images: {error}") from error
 

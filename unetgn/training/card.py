@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 
 from unetgn.json_files import read_object
-from unetgn.messages import short
+from unetgn.messages import plain, short
 from unetgn.pipelines.card import NAME, OURS
 from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints, step_of
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config
 from unetgn.training.data.config import EMBEDDED, DataConfig
 from unetgn.training.data.report import DATA, read_class_names
+from unetgn.training.data.shards import is_on_hub
 from unetgn.training.errors import one_line
 from unetgn.training.files import write_text, writing
 from unetgn.training.run_directory import RunDirectory
@@ -78,10 +79,15 @@ def listed(figures: dict[str, dict[str, float]]) -> Iterator[str]:
 
 def picture_of(run: Path, pipeline: Path) -> Iterator[str]:
     """Copy the newest samples of the run beside the card, and show them, where there are any."""
-    if pictures := sorted((run / "samples").glob("step-*.png")):
+    if pictures := list((run / "samples").glob("step-*.png")):
         with writing(pipeline / PICTURE) as unfinished:
-            shutil.copyfile(pictures[-1], unfinished)
+            shutil.copyfile(max(pictures, key=by_length), unfinished)
         yield f"![Samples that were drawn during training]({PICTURE})"
+
+
+def by_length(picture: Path) -> tuple[int, str]:
+    """Return what sorts names of steps: those of seven digits come after those of six."""
+    return len(picture.name), picture.name
 
 
 def cell(row: dict[str, float], column: str) -> str:
@@ -106,8 +112,8 @@ def trained(config: RunConfig) -> str:
 
 def data_of(run: Path, data: DataConfig) -> str:
     """Name the data that a run was trained on, without saying where they lay on its machine."""
-    local = data.path is not None and (Path(data.path).is_absolute() or Path(data.path).exists())
-    name = EMBEDDED[data.name][2] if data.path is None else Path(data.path).name if local else data.path
+    on_hub = data.path is not None and data.name == "stream" and is_on_hub(data.path)
+    name = EMBEDDED[data.name][2] if data.path is None else data.path if on_hub else Path(data.path).name
     images = read_object(run / DATA).get("images") if (run / DATA).is_file() else None
     counted = f"{images:,} images of " if isinstance(images, int) else ""
     return f"{name} ({data.name}), {counted}{data.size[1]}×{data.size[0]} pixels"
@@ -117,7 +123,7 @@ def classes_of(run: Path) -> Iterator[str]:
     """List the classes of a run by their numbers, where they have names that are not these."""
     names = read_class_names(run) or []
     if names != [str(number) for number in range(len(names))]:
-        named = ", ".join(f"{number} {name}" for number, name in enumerate(names[:LISTED]))
+        named = ", ".join(f"{number} {plain(name)}" for number, name in enumerate(names[:LISTED]))
         yield f"Classes: {named}" + (f" and {len(names) - LISTED} more." if len(names) > LISTED else ".")
 
 
@@ -128,7 +134,8 @@ def evaluations(run: Path) -> Iterator[tuple[str, dict[str, float]]]:
     for file in sorted((run / "evaluation").glob("step-*/*/evaluation.json")):
         figures = read_object(file)
         if figures.get("step") == step and not file.parent.name.startswith("raw"):
-            numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+            numbers = {name: value for name, value in figures.items()
+                       if isinstance(value, int | float) and is_figure(str(value))}  # fmt: skip
             yield file.parent.name, {name: value for name, value in numbers.items() if name != "step"}
     for row in RunDirectory(run).rows("evaluation.csv"):
         if row["step"] == str(step):

@@ -274,7 +274,7 @@ def aside(folder: Path) -> list[Path]:
 
 def old(checkpoints: list[Path], keep: int) -> list[Path]:
     """List those that `delete_old` deletes, of checkpoints by step: the best one stays."""
-    return [path for path in checkpoints[:-keep] if path != best(path.parent)]
+    return [path for path in checkpoints[:-keep] if os.path.realpath(path) != os.path.realpath(path.parent / BEST)]
 
 
 def best(folder: Path) -> Path | None:

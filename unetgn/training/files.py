@@ -29,8 +29,8 @@ def writing(path: Path) -> Iterator[Path]:
     """Lend a temporary path to write a file or a folder to; it becomes `path`, which it replaces, after the block.
 
     The folder of `path` is made where it is not there. Where the block raises, or the disk is full, `path` is as it was
-    before and nothing is left behind. A file in the place of a folder, and a folder in that of a file, is put aside. A
-    killed process leaves the temporary file: `delete_unfinished` removes it.
+    before and nothing is left behind. What is of another kind, such as a folder in the place of a file or of a link, is
+    put aside. A killed process leaves the temporary file: `delete_unfinished` removes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
@@ -40,10 +40,10 @@ def writing(path: Path) -> Iterator[Path]:
         flush_all(unfinished)
         if path.is_symlink():
             delete(path)
-        elif path.exists() and path.is_dir() != unfinished.is_dir():  # it is nothing that was written here
+        elif path.exists() and (unfinished.is_symlink() or path.is_dir() != unfinished.is_dir()):  # not written here
             path.rename(named := free_name(path, IN_THE_WAY))
             logger.warning("%s was %s, in the way of what is written: it is now %s", path,
-                           "a file" if unfinished.is_dir() else "a folder", named.name)  # fmt: skip
+                           "a folder" if named.is_dir() else "a file", named.name)  # fmt: skip
         elif path.is_dir():
             delete(path)  # no folder can be renamed to one that holds something
         unfinished.replace(path)

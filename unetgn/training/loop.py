@@ -309,9 +309,9 @@ class Loop(Rescue):
                 noting=self.signals.noting,
             )
             row, parts = {"step": self.state.step, "loss": loss}, dict(zip(LEVELS, by_level, strict=True))
-            self.write_row("validation.csv", row, {"validation_loss": loss})
             found = {f"validation_loss/{name}": part for name, part in parts.items() if not math.isnan(part)}
             self.write_row("levels.csv", row | parts, found)
+            self.write_row("validation.csv", row, {"validation_loss": loss})  # last: it says that both are there
         self.window.since += time.perf_counter() - began
 
     def preview(self) -> None:

@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unetgn.json_files import parse_object
+from unetgn.training.checkpoint import LEFT
+from unetgn.training.data.folders import check_ordinary
 from unetgn.training.errors import CheckpointError, reason
-from unetgn.training.files import delete, writing
+from unetgn.training.files import delete, free_name, writing
 from unetgn.training.sharding import local
 
 WIDTHS = (0.05, 0.10)  # those that the paper keeps
@@ -115,9 +117,15 @@ def snapshots_after(folder: Path, step: int) -> list[Path]:
     return sorted(path for path, number in numbered.items() if number.isdecimal() and int(number) > step)
 
 
-def delete_snapshots_after(folder: Path, step: int) -> None:
-    """Delete the snapshots after a step."""
+def put_snapshots_aside(folder: Path, step: int) -> None:
+    """Give the snapshots after a step other names, until the run has saved anew and `delete_snapshots_aside`."""
     for path in snapshots_after(folder, step):
+        path.rename(free_name(path, LEFT))
+
+
+def delete_snapshots_aside(folder: Path) -> None:
+    """Delete the snapshots that were put aside."""
+    for path in folder.glob(f"{PREFIX}*.safetensors.{LEFT}*"):
         delete(path)
 
 
@@ -133,13 +141,14 @@ class Snapshot:
     def read(cls, file: Path) -> Snapshot:
         """Read what a file holds. Raises CheckpointError where it is no snapshot, or damaged."""
         try:
+            check_ordinary(file)
             with safe_open(file, "pt") as opened:
                 facts = parse_object((opened.metadata() or {})[KEY].encode(), KEY)
                 names = set(opened.keys())
             step, widths = int(facts["step"]), [float(width) for width in facts["widths"]]
             if step < 1 or not widths or not all(any(n.startswith(f"{width}/") for n in names) for width in widths):
                 raise ValueError(f"it says step {step} and widths {widths}")
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, OverflowError, KeyError, TypeError) as error:
             raise CheckpointError(f"{file} is no snapshot of averages: {reason(error)}") from error
         return cls(file, step, widths)
 
@@ -194,5 +203,9 @@ def make_average(snapshots: Iterable[Snapshot], width: float, step: int) -> dict
     total: dict[str, Tensor] = {}
     for (snapshot, own), share in zip(kept, shares, strict=True):
         for name, tensor in snapshot.tensors(own).items():
+            if name in total and total[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{snapshot.file} is of another network: the shape of {name} is {[*tensor.shape]}"
+                )
             total[name] = total.get(name, torch.zeros((), dtype=torch.float64)) + float(share) * tensor.double()
     return {name: tensor.float() for name, tensor in total.items()}

@@ -17,11 +17,13 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from unetgn.json_files import read_object
 from unetgn.programs.last_words import last_words
 from unetgn.training.card import check_licence, finish_card
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import one_line, plain, reason
-from unetgn.training.files import user_path
+from unetgn.training.files import TEMPORARY, user_path
+from unetgn.training.run_directory import STATUS
 
 logger = logging.getLogger("unetgn.training")
 PIPELINE, INDEX = "pipeline", "model_index.json"
@@ -67,7 +69,7 @@ def push(folder: Path, repo: str, *, private: bool = False, licence: str | None 
     check_target(repo)
     pipeline, run = find_pipeline(folder)
     try:
-        finish_card(pipeline, run=run, licence=licence)
+        finish_card(pipeline, run=run if run is not None and is_done(run) else None, licence=licence)
     except (OSError, ValueError) as error:
         raise PushError(f"the card of {pipeline} cannot be written: {plain(one_line(error))}") from error
     api = HfApi()
@@ -75,12 +77,25 @@ def push(folder: Path, repo: str, *, private: bool = False, licence: str | None 
         address = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.repo_info(address.repo_id).private:
             raise PushError(f"{address} is there already and is public: make it private there, or leave out --private")
-        api.upload_folder(repo_id=address.repo_id, folder_path=pipeline, commit_message="A pipeline of unetgn")
+        api.upload_folder(
+            repo_id=address.repo_id,
+            folder_path=pipeline,
+            commit_message="A pipeline of unetgn",
+            ignore_patterns=[f"{TEMPORARY}*", f"*/{TEMPORARY}*"],  # what a killed process left half-written
+        )
     except PushError:
         raise
     except Exception as error:  # those of the network, of HTTP and of the libraries that send have no parent in common
         raise PushError(f"{repo} at {api.endpoint}: {why(error)}") from error
     return str(address)
+
+
+def is_done(run: Path) -> bool:
+    """Return True where a run ended with its pipeline; one that goes on has figures of weights that are not in it."""
+    try:
+        return read_object(run / STATUS).get("state") == "completed"
+    except (OSError, ValueError):
+        return not (run / STATUS).exists()
 
 
 def why(error: BaseException) -> str:

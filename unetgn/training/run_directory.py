@@ -20,6 +20,7 @@ from typing import IO, Any
 from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, LEFT, list_checkpoints
 from unetgn.training.errors import RunDirectoryError
 from unetgn.training.files import delete, delete_unfinished, lines_within, write_json, write_text, writing
+from unetgn.training.power_averages import AVERAGES, delete_snapshots_aside
 
 LEVELS = tuple(f"level_{number}" for number in range(1, 11))  # ranges of noise levels, equally probable in training
 
@@ -147,9 +148,12 @@ class RunDirectory:
 
         Until `delete_left` a log that has others is still there beside it, as LOG.left.
         """
+        validated = {row["step"] for row in self.rows("validation.csv")}
         for name, columns in COLUMNS.items():
             rows = self.rows(name)
             kept = [row for row in rows if int(row["step"]) <= step]
+            if name == "levels.csv":  # what was killed after its row, and before that of validation.csv, comes again
+                kept = [row for row in kept if row["step"] in validated]
             if len(kept) < len(rows):
                 with contextlib.suppress(FileExistsError):  # what was left at another time, by a run that did not save
                     link_or_copy(self.path / name, self.path / f"{name}.{LEFT}")
@@ -159,9 +163,10 @@ class RunDirectory:
                 writer.writerows(kept)
 
     def delete_left(self) -> None:
-        """Delete what `resume_logs` left of logs, once the run has saved anew."""
+        """Delete what a resume left of logs and of snapshots of averages, once the run has saved anew."""
         for name in COLUMNS:
             delete(self.path / f"{name}.{LEFT}")
+        delete_snapshots_aside(self.path / AVERAGES)
 
     def rows_after(self, name: str, step: int) -> int:
         """Count the logged rows after `step`, which `resume_logs` leaves out."""
@@ -208,7 +213,7 @@ class RunDirectory:
 
     def judged(self, metric: str) -> list[int]:
         """List the steps that were judged, the one with the least of a metric first, of equals the earliest."""
-        figures = [(float(row[metric]), int(row["step"])) for row in self.rows("evaluation.csv")]
+        figures = [(figure_of(row, metric), int(row["step"])) for row in self.rows("evaluation.csv")]
         return [step for figure, step in sorted(figures) if math.isfinite(figure)]
 
 
@@ -219,6 +224,14 @@ def is_whole(row: dict[str, str]) -> bool:
     except (TypeError, ValueError):
         return False
     return None not in row.values()
+
+
+def figure_of(row: dict[str, str], name: str) -> float:
+    """Return a figure of a logged row; what is none, as a bad disk leaves it, is infinite."""
+    try:
+        return float(row[name])
+    except (KeyError, ValueError):
+        return math.inf
 
 
 def append(file: Path, text: bytes) -> None:

@@ -44,7 +44,7 @@ from unetgn.training.loop import Loop
 from unetgn.training.network import load_initial_weights, make_network, outline
 from unetgn.training.objective import Objective
 from unetgn.training.pipeline import save_pipeline
-from unetgn.training.power_averages import AVERAGES, delete_snapshots_after, snapshots_after
+from unetgn.training.power_averages import AVERAGES, put_snapshots_aside, snapshots_after
 from unetgn.training.prepare import prepare_samples, preview_conditions, report
 from unetgn.training.preview import Conditions, import_pyplot
 from unetgn.training.processes import ask_main, describe, make_accelerator
@@ -206,7 +206,7 @@ def write_beginning(loop: Loop, taken: Report | None) -> None:
         taken.write(run.path)
     write_text(run.path / CONFIG, to_yaml(loop.config))
     run.resume_logs(step)
-    delete_snapshots_after(run.path / AVERAGES, step)
+    put_snapshots_aside(run.path / AVERAGES, step)
     loop.mark_best()
 
 
@@ -240,7 +240,8 @@ def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | N
     doomed = [f"{path} (after step {step}; put aside until the next checkpoint is written)" for path in after]
     doomed += [f"{path} (put aside before)" for path in aside(output.checkpoints)]
     doomed += [f"{path} (checkpoint.keep is {config.checkpoint.keep})" for path in before]
-    doomed += [f"{path} (after step {step})" for path in snapshots_after(output.path / AVERAGES, step)]
+    doomed += [f"{path} (after step {step}; {path.name}.{LEFT} until then)"
+               for path in snapshots_after(output.path / AVERAGES, step)]  # fmt: skip
     doomed += [f"{count} rows of {output.path / name} (after step {step}; {name}.{LEFT} has them until then)"
                for name, count in rows.items()]  # fmt: skip
     return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)

@@ -159,3 +159,37 @@ def test_what_is_no_archive_is_said(contents: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(contents)
     with pytest.raises(ValueError, match=r"cannot be read as a zip archive|holds no images"):
         ImageFolder(str(tmp_path / "a.zip"), Framing(8, 3))
+
+
+@pytest.mark.parametrize("system", [0, 3])
+def test_names_as_some_programs_of_windows_write_them_are_paths(system: int, folder: Path, tmp_path: Path) -> None:
+    """PowerShell's Compress-Archive among them; elsewhere such a character is one of a name."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            info = zipfile.ZipInfo(f"top\\{file.relative_to(folder)}".replace("/", "\\"))
+            info.create_system = system
+            archive.writestr(info, file.read_bytes())
+        for name in ("..\\out.png", "\\out.png", "top\\.hidden.png"):
+            info = zipfile.ZipInfo(name)
+            info.create_system = system
+            archive.writestr(info, b"none")
+    packed = ImageFolder(str(tmp_path / "a.zip"), Framing(8, 3))
+    if system == 3:
+        assert packed.class_names is None
+        return
+    assert packed.files == [Path("top") / file for file in ImageFolder(str(folder), Framing(8, 3)).files]
+    assert len(packed.usable()) == 10
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_that_a_terminal_obeys_are_written_in_a_message(
+    packed: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "a\nERROR: \x1b[31mpwned.png"
+    (folder / "sea" / name).write_bytes(b"none")
+    path = shutil.make_archive(str(folder.parent / "packed"), "zip", folder) if packed else str(folder)
+    images = ImageFolder(path, Framing(8, 3))
+    with pytest.raises(ValueError, match=r"1 of 11 images cannot be read") as caught:
+        images.usable()
+    assert r"a\nERROR: \x1b[31mpwned.png" in caplog.messages[0]
+    assert all(text.isprintable() for text in (caplog.messages[0], str(caught.value)))

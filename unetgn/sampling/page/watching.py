@@ -87,7 +87,7 @@ class Watcher:
 
     def _newest(self, kind: str) -> Path | None:
         """Copy the newest picture of a kind to where the page may show it from."""
-        pictures = sorted((self.run / kind).glob("step-*.png"))
+        pictures = sorted((self.run / kind).glob("step-*.png"), key=lambda path: (len(path.name), path.name))
         if not pictures or not pictures[-1].is_file():
             return None
         copy = self.out / f"{kind}-{pictures[-1].name}"

@@ -80,6 +80,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     check_weights(model.state_dict(), found)
     if model.config.latents_mean is not None or model.config.latents_std is not None:
         raise ValueError(f"the autoencoder in {found} normalizes each channel (latents_mean), which is not supported")
+    model.register_to_config(_name_or_path="")  # saved pipelines would say where it lay on this machine
     return Autoencoder(model)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from unetgn.messages import plain
+
 NAMED = 3  # of the things of one kind, so many are named in a message
 SPECIAL = "no file behind the name (pipes, sockets, devices)"  # in the place of an ending, where files are counted
 LISTED = 20  # endings that are told apart
@@ -71,7 +73,7 @@ def few(names: Sequence[str]) -> str:
 
 def list_endings(counts: Mapping[str, int]) -> str:
     """List files by ending: '3 with .svg, 1 with .txt'."""
-    return ", ".join(f"{count:,} with {ending}" for ending, count in sorted(counts.items()))
+    return ", ".join(f"{count:,} with {plain(ending)}" for ending, count in sorted(counts.items()))
 
 
 def fold(counts: Mapping[str, int]) -> dict[str, int]:

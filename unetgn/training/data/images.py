@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from unetgn.messages import plain
 from unetgn.training.data.folders import fold, list_endings
 from unetgn.training.data.looking import Tally, look_at_all
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, Facts
@@ -307,4 +308,4 @@ def check_count(num_classes: int, names: Sequence[str]) -> None:
 
 def shorten(names: Sequence[str], shown: int = 10) -> str:
     """List names, the first and the last of many."""
-    return ", ".join(names if len(names) <= shown else [*names[: shown - 1], "…", names[-1]])
+    return ", ".join(map(plain, names if len(names) <= shown else [*names[: shown - 1], "…", names[-1]]))

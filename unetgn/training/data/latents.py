@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -92,13 +92,14 @@ def check_types(manifest: Manifest) -> None:
         "images": is_count(manifest.images),
         "shard_size": is_count(manifest.shard_size),
         "shape": len(manifest.shape) == 3 and all(map(is_count, manifest.shape)),
-        "scaling_factor": isinstance(manifest.scaling_factor, (int, float)),
-        "shift_factor": isinstance(manifest.shift_factor, (int, float)),
+        "scaling_factor": is_of_float32(manifest.scaling_factor) and manifest.scaling_factor != 0,
+        "shift_factor": is_of_float32(manifest.shift_factor),
         "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
         "flipped": isinstance(manifest.flipped, bool),
         "text_shape": text_shape is None or (len(text_shape) == 2 and all(map(is_count, text_shape))),
         "source": isinstance(manifest.source, dict),
-        "sha256": isinstance(manifest.sha256, dict) and all(isinstance(sum, str) for sum in manifest.sha256.values()),
+        "sha256": isinstance(manifest.sha256, dict)
+        and all(is_below(name) and isinstance(sum, str) for name, sum in manifest.sha256.items()),
     }
     wrong = [f"{name} is {short(getattr(manifest, name))}" for name, is_right in right.items() if not is_right]
     if wrong:
@@ -108,6 +109,17 @@ def check_types(manifest: Manifest) -> None:
 def is_count(value: object) -> bool:
     """Return True for a number of things, at least one."""
     return isinstance(value, int) and value >= 1
+
+
+def is_of_float32(value: object) -> bool:
+    """Return True for a number that float32 has, within rounding."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**127
+
+
+def is_below(name: str) -> bool:
+    """Return True for the name of a file in the folder or below: any other may be of a file that never ends."""
+    path = PurePosixPath(name)
+    return name.isprintable() and bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def is_shard(name: str) -> bool:

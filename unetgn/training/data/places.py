@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from unetgn.messages import LONGEST_PATH, plain
 from unetgn.training.data.folders import open_file, walk
 from unetgn.training.data.zips import ZipFolder
 
@@ -52,7 +53,7 @@ class PlainFolder(Place):
         return end_of(self.root / file)
 
     def name(self, file: Path) -> str:
-        return str(self.root / file)
+        return plain(str(self.root / file), most=LONGEST_PATH)
 
 
 def end_of(file: Path) -> bytes:

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from unetgn.messages import LONGEST_PATH, plain
 from unetgn.training.data.folders import check_ordinary
 from unetgn.training.data.rows import LARGEST
 
+WINDOWS = 0  # where an archive was written (section 4.4.2)
 ENCRYPTED = 0x1  # bit of a member's flags (APPNOTE.TXT of PKWARE, section 4.4.4)
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what cameras, telephones and systems write
 
@@ -31,7 +33,7 @@ class ZipFolder:
             infos = self._archive().infolist()
         except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
             raise ValueError(f"data.path {str(path)!r} cannot be read as a zip archive: {error}") from error
-        self._infos = {Path(info.filename): info for info in infos if is_file_below(info)}
+        self._infos = {Path(path_of(info)): info for info in infos if is_file_below(info)}
 
     def files(self, left_out: Counter[str]) -> Iterator[tuple[Path, int]]:
         """List the files with their sizes in bytes; nothing else is there to be counted."""
@@ -59,7 +61,7 @@ class ZipFolder:
 
     def name(self, file: Path) -> str:
         """Return what messages call a file."""
-        return f"{file} in {self.path}"
+        return plain(f"{file} in {self.path}", most=2 * LONGEST_PATH)
 
     def _archive(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():  # whoever is forked has its own place in the file
@@ -70,8 +72,18 @@ class ZipFolder:
         return self.__dict__ | {"_opened": None}
 
 
+def path_of(info: zipfile.ZipInfo) -> str:
+    """Return the path of a file; some programs of Windows, PowerShell 5 among them, write \\ in the place of /."""
+    return info.filename.replace("\\", "/") if info.create_system == WINDOWS else info.filename
+
+
 def is_file_below(info: zipfile.ZipInfo) -> bool:
     """Return True for a file that lies in the archive, and is not hidden."""
-    parts = PurePosixPath(info.filename).parts
-    below = bool(parts) and not info.filename.startswith("/") and ".." not in parts
-    return below and not info.is_dir() and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    path = PurePosixPath(path_of(info))
+    parts = path.parts
+    below = bool(parts) and not path.is_absolute() and ".." not in parts
+    return (
+        below
+        and not path_of(info).endswith("/")
+        and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    )
