@@ -10,6 +10,7 @@ from diffusers import DDPMScheduler
 
 from unetgn import UNet, interop
 from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.networks import facts_of
 from unetgn.pipelines.schedulers import NO_SIGNAL, loses_the_image, without_pure_noise
 from unetgn.training.data.autoencoder import load_autoencoder
 from unetgn.training.data.text import TextEncoder, context_dims
@@ -34,7 +35,11 @@ def make_pipeline(unet: UNet, scheduler: Any, cache: Path | None) -> UNetPipelin
     has_null = condition.null_class and condition.null_class_trained
     network, null_class = unet, unet.config.num_classes if has_null else None
     try:
-        network = interop.to_diffusers(unet)
+        theirs = interop.to_diffusers(unet)
+        facts = facts_of(theirs, null_class)
+        if facts.sample_size is not None:
+            facts.check_size(*facts.sample_size)
+        network = theirs
     except ValueError as error:
         null_class = None
         logger.warning("the pipeline needs unetgn where it is loaded, since %s", error)
