@@ -17,11 +17,13 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from unetgn.json_files import read_object
 from unetgn.programs.last_words import last_words
 from unetgn.training.card import check_licence, finish_card
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import one_line, plain, reason
 from unetgn.training.files import user_path
+from unetgn.training.run_directory import STATUS
 
 logger = logging.getLogger("unetgn.training")
 PIPELINE, INDEX = "pipeline", "model_index.json"
@@ -59,6 +61,14 @@ def find_pipeline(folder: Path) -> tuple[Path, Path | None]:
     return pipeline, run if pipeline.resolve().name == PIPELINE and (run / CONFIG).is_file() else None
 
 
+def is_finished(run: Path) -> bool:
+    """Return False where a run goes on, or stopped, after the part that its pipeline is of."""
+    try:
+        return read_object(run / STATUS)["state"] == "completed"
+    except (OSError, ValueError, KeyError):
+        return True  # nobody says otherwise
+
+
 def push(folder: Path, repo: str, *, private: bool = False, licence: str | None = None) -> str:
     """Send the pipeline in a folder to a repository, which is made where it is not there; return its address.
 
@@ -66,6 +76,9 @@ def push(folder: Path, repo: str, *, private: bool = False, licence: str | None 
     """
     check_target(repo)
     pipeline, run = find_pipeline(folder)
+    if run is not None and not is_finished(run):
+        logger.warning("%s is not at its end: %s, and its card, are those of the part that was finished", run, pipeline)
+        run = None  # what it says now, keys and figures, is not of these weights
     try:
         finish_card(pipeline, run=run, licence=licence)
     except (OSError, ValueError) as error:

@@ -54,8 +54,7 @@ def open_shards(
 
     Raises ValueError where it means nothing, or where a data set on the hub cannot be had, or not as it was asked for.
     """
-    # Where the first part of a/b is a folder here, b is a mistake and no data set on the hub.
-    if re.fullmatch(r"[\w-]+/[\w.-]+", path) and not Path(path).parent.exists():
+    if is_on_hub(path):
         return open_on_hub(path, image_column, label_column, subset, split)
     if subset is not None or split != "train":
         raise ValueError(
@@ -73,6 +72,14 @@ def open_shards(
         return kind(path, files, image_column, label_column)
     except (*BROKEN, CutShort, pyarrow.ArrowException) as error:
         raise ValueError(f"data.path {path!r} cannot be read: {reason(error)}") from error
+
+
+def is_on_hub(path: str) -> bool:
+    """Return True where data.path names a data set on the hub: as a/b, where nothing here is called a.
+
+    Where the first part is a folder here, b is a mistake and no data set.
+    """
+    return re.fullmatch(r"[\w-]+/[\w.-]+", path) is not None and not Path(path).parent.exists()
 
 
 def open_on_hub(path: str, image_column: str, label_column: str, subset: str | None, split: str) -> Shards:
