@@ -85,6 +85,13 @@ def test_the_best_checkpoint_stays_and_has_a_name(runs: Runs, unbroken: Path, fi
     assert_equal_bits(run, unbroken, 6)
 
 
+def test_what_was_the_best_before_does_not_stay(runs: Runs, figures: Any) -> None:
+    figures.holder.append(runs)
+    figures([0, 6, 5, 4, 3, 2, 1])
+    run = runs.run("a", *KEYS, "checkpoint.every=5", "checkpoint.keep=1")
+    assert names(run) == ["step-000006"]
+
+
 def test_the_metric_says_which_is_best(runs: Runs, figures: Any) -> None:
     figures.holder.append(runs)
     figures([0, 1, 2, 3, 2, 1, 1])
