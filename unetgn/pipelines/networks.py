@@ -30,7 +30,7 @@ class NetworkFacts:
     captions_only: bool = False
     """Says that it met no empty text in training."""
     multiple: int = 1
-    """What divides height and width of all that it can make."""
+    """Divides height and width of all that it can make."""
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError where the network cannot make what is so many of its pixels high and wide."""
