@@ -62,7 +62,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/sweep"), help="folder of the runs (default: %(default)s)"
+        "--out",
+        type=lambda path: Path(path).expanduser(),
+        default=Path("runs/sweep"),
+        help="folder of the runs (default: %(default)s)",
     )
     parser.add_argument("--metric", choices=LOGS, default="loss", help="figure that they are listed by (default: loss)")
     parser.add_argument("keys", nargs="+", metavar="key=value,value,…")

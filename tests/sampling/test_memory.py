@@ -123,7 +123,7 @@ WORK: dict[str, Callable[[int, Path], object]] = {
     },
     "reading all": lambda count, out: look_at_all(Numbered(count)),
     "reading broken ones": lambda count, out: read_broken(count, out, OSError),
-    "reading small ones": lambda count, out: read_broken(count, out, lambda words: TooSmall(words, SIDE)),
+    "reading small ones": lambda count, out: read_broken(count, out, lambda words: TooSmall(words, (SIDE, SIDE))),
     "moments": lambda count, out: moments(pictures(count)),
     "nearest of many": lambda count, out: nearest(pictures(9), pictures(count)),
     "nearest of few": lambda count, out: nearest(pictures(count), pictures(9)),

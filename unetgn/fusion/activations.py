@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetgn.fusion.classes import forward_of
-from unetgn.fusion.recognition import is_bare, is_silu_forward, is_silu_function, uses_only
+from unetgn.fusion.recognition import has_own_call, is_bare, is_silu_forward, is_silu_function, uses_only
 
 
 def _always(act: nn.Module) -> bool:
@@ -22,7 +22,7 @@ def _always(act: nn.Module) -> bool:
 
 # From a forward that computes SiLU to the condition on the modules for which it does.
 _silu_forwards: dict[Callable[..., Any], Callable[[Any], bool]] = {nn.SiLU.forward: _always}
-_silu_functions: set[Callable[..., Any]] = set()
+_silu_functions: set[Callable[..., Any]] = {F.silu}
 # The forwards of libraries, by path: the names that they use, and the condition.
 _known_silus: dict[str, tuple[frozenset[str], Callable[[Any], bool]]] = {}
 
@@ -30,14 +30,28 @@ _known_silus: dict[str, tuple[frozenset[str], Callable[[Any], bool]]] = {}
 def is_silu_module(module: nn.Module) -> bool:
     """Return True where the forward of the module's class computes SiLU, whatever hooks the module carries."""
     condition = _silu_forwards.get(forward_of(module))
-    return condition is not None and condition(module)
+    return condition is not None and condition(module) and not has_own_call(module)
 
 
 def is_bare_silu(act: Callable[[Tensor], Tensor]) -> bool:
     """Return True where calling `act` computes SiLU and does nothing else."""
     if isinstance(act, nn.Module):
         return is_silu_module(act) and is_bare(act)
-    return act is F.silu or (isinstance(act, FunctionType) and act in _silu_functions)
+    return isinstance(act, FunctionType) and act in _silu_functions
+
+
+def early(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `act` where it is SiLU, which may be taken earlier than the forward does; else what changes nothing."""
+    return act if is_bare_silu(act) else _unchanged
+
+
+def late(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Compute act(x) where `early` has put it off."""
+    return x if is_bare_silu(act) else act(x)
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def register_known_silu(forward: str, *, uses: Iterable[str], where: Callable[[Any], bool] = _always) -> None:
@@ -47,10 +61,15 @@ def register_known_silu(forward: str, *, uses: Iterable[str], where: Callable[[A
 
 def register_silu_functions(module: nn.Module) -> frozenset[str]:
     """Return the attributes of a module that hold a function which computes SiLU, and register the functions."""
-    held = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType)}
-    found = {name: value for name, value in held.items() if is_silu_function(value)}
-    _silu_functions.update(found.values())
-    return frozenset(found)
+    return frozenset(name for name, value in vars(module).items() if register_silu_function(value))
+
+
+def register_silu_function(function: Any) -> bool:
+    """Return True for a function that computes SiLU, and register it."""
+    found = isinstance(function, FunctionType) and is_silu_function(function)
+    if found:
+        _silu_functions.add(function)
+    return found
 
 
 def register_activation(cls: type[nn.Module]) -> None:

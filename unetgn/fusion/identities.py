@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unetgn.fusion.classes import forward_of
-from unetgn.fusion.recognition import is_bare, trial, uses_only
+from unetgn.fusion.recognition import has_own_call, is_bare, trial, used_names, uses_only
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 PROBABILITIES = ("p", "drop_prob", "drop_rate", "drop_path_rate", "drop_path_prob")
@@ -22,10 +22,12 @@ USED = frozenset(PROBABILITIES) | {
     "training", "inplace", "scale_by_keep", "mode", "block_size", "eps", "drop_path", "stochastic_depth",
     "drop_block2d", "drop_block3d", "dropout", "dropout1d", "dropout2d", "dropout3d", "torch", "nn", "functional", "F",
 }  # fmt: skip
-# From a forward to the attribute that has to be 0 for it to hand on what it is given; None: it always does.
-_forwards: dict[Callable[..., Any], str | None] = {
-    nn.Identity.forward: None,
-    **dict.fromkeys((dropout.forward for dropout in DROPOUTS), "p"),
+Settings = tuple[tuple[str, Any], ...]
+# From a forward to the ways in which it hands on what it is given: an attribute is 0 (None: there is none), and others
+# are what they were on the module that was tried.
+_forwards: dict[Callable[..., Any], set[tuple[str | None, Settings]]] = {
+    nn.Identity.forward: {(None, ())},
+    **{dropout.forward: {("p", ())} for dropout in DROPOUTS},
 }
 
 
@@ -34,24 +36,31 @@ def hands_on(module: Any) -> bool:
     forward = forward_of(module)
     if forward is nn.Sequential.forward:
         return all(hands_on(layer) and is_bare(layer) for layer in module)
-    if forward not in _forwards:
+    if has_own_call(module):
         return False
-    probability = _forwards[forward]
-    return probability is None or bool(getattr(module, probability) == 0)
+    for probability, settings in _forwards.get(forward, ()):
+        is_as_tried = all(getattr(module, name, None) == value for name, value in settings)
+        if is_as_tried and (probability is None or getattr(module, probability) == 0):
+            return True
+    return False
 
 
 def register_identity(module: nn.Module) -> None:
     """Register the class of a module if it hands on its input, always or where it drops with probability 0.
 
-    Its forward is believed after a trial, if it uses a few known names and no others.
+    Its forward is believed after a trial, if it uses a few known names and no others, and for modules whose attributes
+    of these names are those of the module that was tried.
     """
     forward = forward_of(module)
     holds_more = module._parameters or module._buffers or module._modules
-    if forward in _forwards or holds_more or not uses_only(forward, USED):
+    if hands_on(module) or holds_more or not uses_only(forward, USED):
         return
     found = [name for name in PROBABILITIES if isinstance(vars(module).get(name), (int, float))]
-    if len(found) <= 1 and _returns_its_input(module, found):
-        _forwards[forward] = found[0] if found else None
+    others = sorted(used_names(forward) & USED & vars(module).keys() - {"training", *found})
+    settings = tuple((name, vars(module)[name]) for name in others)
+    is_plain = all(isinstance(value, (int, float, str, type(None))) for _, value in settings)
+    if len(found) <= 1 and is_plain and _returns_its_input(module, found):
+        _forwards.setdefault(forward, set()).add((found[0] if found else None, settings))
 
 
 def _returns_its_input(module: nn.Module, probabilities: list[str]) -> bool:

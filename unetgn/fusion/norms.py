@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetgn.fusion.classes import ClassPredicate, forward_of, matcher, owner_of, path_of
-from unetgn.fusion.recognition import is_calling_group_norm, is_casting_group_norm, unknown_names, used_names
+from unetgn.fusion.recognition import (
+    has_own_call,
+    is_calling_group_norm,
+    is_casting_group_norm,
+    unknown_names,
+    used_names,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -96,7 +102,7 @@ def takes_scale(norm: nn.Module) -> bool:
 
 def is_fusable(norm: nn.Module) -> bool:
     """Return True where SiLU can be taken into this class of norm."""
-    return is_plain_group_norm(norm) or fused_forward(norm) is not None
+    return not has_own_call(norm) and (is_plain_group_norm(norm) or fused_forward(norm) is not None)
 
 
 def fused_forward(norm: nn.Module) -> Callable[..., Tensor] | None:
@@ -108,6 +114,8 @@ def why_not_fused(norm: nn.Module) -> str | None:
     """Return why SiLU cannot be taken into this norm; None where it can."""
     if is_fusable(norm):
         return None
+    if has_own_call(norm):
+        return f"{type(norm).__name__} has a __call__ of its own"
     owner = owner_of(type(norm), "forward")
     if is_other_norm(norm):
         return (

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unetgn.fusion.recognition import codes, is_silu_function
+from unetgn.fusion.activations import register_silu_function
+from unetgn.fusion.recognition import codes
 
 GROUP_NORMS = (F.group_norm, torch.group_norm)
 OWN = "group_norm()"  # stands among the norms of a forward for the function that it calls, or that of nn.GroupNorm
@@ -94,7 +95,7 @@ class Names:
             return None if node.keywords else node.func
         function = self._silu_function(node.func)
         is_plain = not node.keywords or (function is F.silu and _is_only_inplace(node.keywords))
-        return ast.Name(SILU, ast.Load()) if function is not None and is_plain else None
+        return node.func if function is not None and is_plain else None
 
     def activation_step(self, statement: ast.stmt) -> tuple[str, ast.expr] | None:
         """Return `a` and `act` where the statement is `a = act(a)`, `a = a * torch.sigmoid(a)` or that with `*=`."""
@@ -148,7 +149,7 @@ class Names:
     def _silu_function(self, node: ast.expr) -> FunctionType | None:
         """Return the function with SiLU's values that `F.silu` or `nonlinearity` stands for, if it does."""
         function = self._value(node)
-        return function if isinstance(function, FunctionType) and is_silu_function(function) else None
+        return function if register_silu_function(function) else None
 
     def modulation(self, node: Any) -> tuple[Any, dict[str, ast.expr]] | None:
         """Return `y` and scale `s`, shift `t`, where the node is `y * (1 + s) + t` or `torch.addcmul(t, y, 1 + s)`.
@@ -172,7 +173,10 @@ class Names:
         path = ast.unparse(node).split(".") if isinstance(node, (ast.Name, ast.Attribute)) else [""]
         if path[0] not in self.outer:
             return None
-        return functools.reduce(lambda owner, name: getattr(owner, name, None), path[1:], self.outer[path[0]])
+        try:
+            return functools.reduce(lambda owner, name: getattr(owner, name, None), path[1:], self.outer[path[0]])
+        except Exception:  # a package that loads its parts when they are asked for may raise anything
+            return None
 
 
 def addend(statement: ast.stmt, target: str | None) -> ast.expr | None:
@@ -188,19 +192,32 @@ def _modulation(shift: ast.expr, product: list[ast.expr]) -> tuple[Any, dict[str
         if isinstance(factor, ast.BinOp) and isinstance(factor.op, ast.Add):
             for one, scale in ((factor.left, factor.right), (factor.right, factor.left)):
                 if isinstance(one, ast.Constant) and one.value == 1:
-                    return plain, {"scale": scale, "shift": shift}
+                    extras = {"scale": scale, "shift": shift}
+                    return plain, dict(sorted(extras.items(), key=lambda extra: place_of(extra[1])))
     return None
+
+
+def place_of(node: Any) -> tuple[int, int]:
+    """Return line and column of a node: in which order parts of a statement are evaluated."""
+    return node.lineno, node.col_offset
 
 
 def is_aside(extras: dict[str, ast.expr], target: str | None, norm: Any) -> bool:
     """Return True where scale and shift may be made before the norm: they have nothing to do with it.
 
-    They may not mention what it makes, nor call anything with what it is given, which might be changed in place.
+    They may not mention what it makes, nor call anything with what it is given, which might be changed in place; nor
+    may there be calls on both sides, such as of dropout, that would change places.
     """
     given = names_in(norm) - {"self"}
     values = extras.values()
-    calls = any(isinstance(part, ast.Call) for value in values for part in ast.walk(value))
+    calls = any(map(_calls, values))
+    if any(map(_calls, norm.args)) and any(_calls(value) and place_of(value) < place_of(norm) for value in values):
+        return False
     return not any(target in names_in(value) or (calls and names_in(value) & given) for value in values)
+
+
+def _calls(node: ast.AST) -> bool:
+    return any(isinstance(part, ast.Call) for part in ast.walk(node))
 
 
 def is_step_aside(statement: ast.stmt, target: str | None, norm: Any) -> bool:

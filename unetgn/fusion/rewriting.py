@@ -20,6 +20,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from unetgn.fusion.activations import early, late
 from unetgn.fusion.division import divide
 from unetgn.fusion.norm_silu import norm_silu
 from unetgn.fusion.patterns import (
@@ -39,6 +40,7 @@ from unetgn.fusion.source import compile_forward, parse_forward
 
 NORM_SILU, PRE_BIAS, DIVIDE = "unetgn_norm_silu", "unetgn_pre_bias", "unetgn_divide"
 SCALE, SHIFT = "unetgn_scale", "unetgn_shift"
+EARLY, LATE = "unetgn_early", "unetgn_late"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def rewrite_forward(
     """
     definition, original = parse_forward(forward)
     Rewriter(Names.of(original, norms, activations)).rewrite(definition)
-    return compile_forward(definition, original, {NORM_SILU: norm_silu, SILU: F.silu, DIVIDE: divide})
+    added = {NORM_SILU: norm_silu, SILU: F.silu, DIVIDE: divide, EARLY: early, LATE: late}
+    return compile_forward(definition, original, added)
 
 
 @functools.cache
@@ -156,7 +159,7 @@ class Rewriter(ast.NodeTransformer):
         After::
 
             h = self.conv(norm_silu(self.norm, self.act, x))
-            y = x + norm_silu(self.norm, silu, h)
+            y = x + norm_silu(self.norm, F.silu, h)
 
         A scale-shift between the two goes in. Before::
 
@@ -164,7 +167,7 @@ class Rewriter(ast.NodeTransformer):
 
         After::
 
-            h = norm_silu(self.norm, silu, x, scale=scale, shift=emb)
+            h = norm_silu(self.norm, F.silu, x, shift=emb, scale=scale)
         """
         self.generic_visit(node)
         activation = self.names.activation(node)
@@ -225,7 +228,8 @@ class Rewriter(ast.NodeTransformer):
             scale, emb = emb.chunk(2, dim=1)
             h = norm_silu(self.norm, self.act, x, scale=scale, shift=emb)
 
-        Steps between the two that only lay out the tensor come after. Before::
+        Steps between the two that only lay out the tensor come after. An activation that is not SiLU any more, or has
+        a hook, comes where it was. Before::
 
             h = self.norm(x)
             h = h.unflatten(0, (2, -1)).permute(0, 2, 1, 3, 4)
@@ -233,8 +237,9 @@ class Rewriter(ast.NodeTransformer):
 
         After::
 
-            h = norm_silu(self.norm, self.act, x)
+            h = norm_silu(self.norm, early(self.act), x)
             h = h.unflatten(0, (2, -1)).permute(0, 2, 1, 3, 4)
+            h = late(self.act, h)
         """
         step = self.names.activation_step(statement)
         if step is None:
@@ -248,14 +253,21 @@ class Rewriter(ast.NodeTransformer):
         if found is None or name_of(found[0]) != target:
             if self.names.norm(normed) is None and self.names.cast_norm(normed) is None:
                 return False
-            done[at] = _assign(target, self._fuse(normed, activation), statement)
+            is_next = at == len(done) - 1 and self.names.norm(normed) is not None  # without a cast
+            done[at] = _assign(target, self._fuse(normed, activation if is_next else _early(activation)), statement)
+            if not is_next:
+                done.append(_assign(target, _late(activation, target, statement), statement))
             return True
         first = self._norm_aside(done, at - 1, target)
         normed = assignment(done[first])[1] if first is not None else None
         if first is None or not is_aside(found[1], target, normed):
             return False
-        done[at] = _assign(target, self._fuse(normed, activation, **found[1]), statement)
+        is_next = at == len(done) - 1
+        made = self._fuse(normed, activation if is_next else _early(activation), **found[1])
+        done[at] = _assign(target, made, statement)
         del done[first]
+        if not is_next:
+            done.append(_assign(target, _late(activation, target, statement), statement))
         return True
 
     def _norm_aside(self, done: list[ast.stmt], at: int, target: str | None) -> int | None:
@@ -279,14 +291,14 @@ class Rewriter(ast.NodeTransformer):
 
         After::
 
-            y = norm_silu(self.norm, self.act, x)
+            y = norm_silu(self.norm, early(self.act), x)
             skip = self.proj(x)
-            return skip + y
+            return skip + late(self.act, y)
         """
         is_plain = isinstance(statement, (ast.Assign, ast.Return, ast.Expr, ast.AugAssign))
         if not is_plain or any(isinstance(node, (ast.Lambda, ast.comprehension)) for node in ast.walk(statement)):
             return
-        is_return = isinstance(statement, ast.Return) and not self._tries
+        is_return = isinstance(statement, ast.Return)
         found = ((node, self.names.silu_of(node)) for node in ast.walk(statement))
         for node, silu in found:
             target = name_of(silu[1]) if silu is not None else None
@@ -301,10 +313,11 @@ class Rewriter(ast.NodeTransformer):
             inside = _count(node, target)
             is_all = self._mentioned[target] == inside + 1 and not mentions(normed, target)
             is_last = is_return or assignment(statement)[0] == target
+            is_last = is_last and not self._tries  # a handler may read what the norm has made
             is_last = is_last and _count(statement.value, target) == inside  # type: ignore[attr-defined]
             if is_all or is_last:
-                done[first] = _assign(target, self._fuse(normed, silu[0]), done[first])
-                _Swap(node, ast.Name(target, ast.Load())).visit(statement)
+                done[first] = _assign(target, self._fuse(normed, _early(silu[0])), done[first])
+                _Swap(node, _late(silu[0], target, node)).visit(statement)
                 return
 
     def _push_norm(self, done: list[ast.stmt], statement: ast.stmt) -> ast.stmt:
@@ -371,8 +384,8 @@ class Rewriter(ast.NodeTransformer):
         is_before = all(is_step_aside(step, target, normed) for step in steps) and is_aside(found[1], target, normed)
         if not is_before or names_in(branch.test) & (names_in(normed) - {"self"} | {target}):
             return False
-        values = zip((SCALE, SHIFT), (found[1]["scale"], found[1]["shift"]), strict=True)
-        branch.body = [*steps, *(_assign(name, value, branch.body[-1]) for name, value in values)]
+        names = {"scale": SCALE, "shift": SHIFT}
+        branch.body = [*steps, *(_assign(names[name], value, branch.body[-1]) for name, value in found[1].items())]
         none: list[ast.expr] = [ast.Name(SCALE, ast.Store()), ast.Name(SHIFT, ast.Store())]
         start = ast.copy_location(ast.Assign(none, ast.Constant(None)), branch)
         extras = {"scale": ast.Name(SCALE, ast.Load()), "shift": ast.Name(SHIFT, ast.Load())}
@@ -518,6 +531,15 @@ class _Swap(ast.NodeTransformer):
 
 def _count(node: ast.AST, name: str | None) -> int:
     return sum(name_of(part) == name for part in ast.walk(node))
+
+
+def _early(activation: ast.expr) -> ast.expr:
+    return ast.Call(ast.Name(EARLY, ast.Load()), [activation], [])
+
+
+def _late(activation: ast.expr, target: str, where: ast.AST) -> ast.expr:
+    arguments = [copy.deepcopy(activation), ast.Name(target, ast.Load())]
+    return ast.copy_location(ast.Call(ast.Name(LATE, ast.Load()), arguments, []), where)
 
 
 def _assign(target: str, value: ast.expr, where: ast.stmt) -> ast.stmt:

@@ -10,7 +10,6 @@ import __future__
 import ast
 import functools
 import inspect
-import textwrap
 from collections.abc import Callable, Mapping
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -32,8 +31,8 @@ def parse_forward(forward: Callable[..., Any]) -> tuple[ast.FunctionDef, Functio
     if not isinstance(original, FunctionType):
         raise CannotRewriteError(f"{forward!r} is not written in Python")
     try:
-        lines, first_line = inspect.getsourcelines(original)
-        definition = ast.parse(textwrap.dedent("".join(lines))).body[0]
+        text, first_line = _source(original)
+        definition = _first_statement("".join(inspect.getblock(text[first_line - 1 :])))
     except (OSError, TypeError, SyntaxError) as error:
         raise CannotRewriteError(f"the source of {original.__qualname__} cannot be read ({error})") from error
     if not isinstance(definition, ast.FunctionDef) or any(map(_is_bound, ast.walk(definition))):
@@ -83,8 +82,7 @@ def why_source_is_in_doubt(forward: Callable[..., Any]) -> str | None:
     """
     try:
         _, original = parse_forward(forward)
-        lines, _ = inspect.findsource(original)
-        known = original.__code__ in _codes("".join(lines))
+        known = original.__code__ in _codes("".join(_source(original)[0]))
     except CannotRewriteError as error:
         return str(error)
     except (OSError, SyntaxError) as error:
@@ -92,10 +90,30 @@ def why_source_is_in_doubt(forward: Callable[..., Any]) -> str | None:
     return None if known else "what is in its source file is not what runs"
 
 
+@functools.cache
+def _source(function: FunctionType) -> tuple[list[str], int]:
+    """Return the lines of a function's file and the number of its first line. Read once: what was looked at is used."""
+    lines, index = inspect.findsource(function)
+    return lines, index + 1
+
+
 @functools.lru_cache(maxsize=8)
 def _codes(text: str) -> frozenset[CodeType]:
     """Return the code of every function in the text of a file."""
     return frozenset(codes(compile(text, "file", "exec", dont_inherit=True)))
+
+
+def _first_statement(source: str) -> ast.stmt:
+    """Parse the first statement of a source, which may be indented.
+
+    Taking the indentation away would change strings of several lines, and fail for a comment that stands further left.
+    """
+    if not source[:1].isspace():
+        return ast.parse(source).body[0]
+    around = ast.parse(f"if True:\n{source}").body[0]
+    assert isinstance(around, ast.If)
+    ast.increment_lineno(around, -1)
+    return around.body[0]
 
 
 def _parameters(definition: ast.FunctionDef) -> frozenset[str]:

@@ -44,7 +44,8 @@ class Fuse:
     Results lie in memory as the original's do, so seeded noise that is drawn like them is the same. On a GPU this holds
     for contiguous tensors alone: PyTorch's group norm makes channels_last contiguous there, and the operator keeps it.
 
-    Returns a Report: what is fused, and which group norms are left and why. Raises TypeError for what is no module.
+    Returns a Report: what is fused, and which group norms are left and why. Raises TypeError for what is no module, and
+    leaves the model as it was where anything is raised.
     """
 
     rule = staticmethod(rules.rule)
@@ -52,6 +53,15 @@ class Fuse:
 
     def __call__(self, model: nn.Module) -> Report:
         _check_is_module(model, "fuse")
+        before = [(module, stand_in_of(module)) for module in model.modules()]
+        try:
+            return self._walk(model)
+        except BaseException:
+            for module, stand_in in before:
+                _put_back(module, stand_in)
+            raise
+
+    def _walk(self, model: nn.Module) -> Report:
         _register_classes(model)
         fused: list[FusedPlace] = []
         left: list[LeftPlace] = []
@@ -98,9 +108,11 @@ class _Done:
 
 def _register_classes(model: nn.Module) -> None:
     """Register the classes of the model that compute SiLU, nothing, or a norm that can take in SiLU; the walk asks."""
-    for cls, module in {type(module): module for module in model.modules()}.items():
+    modules = list(model.modules())
+    for cls in {type(module): None for module in modules}:
         register_activation(cls)
         register_norm(cls)
+    for module in modules:
         register_identity(module)
 
 
@@ -199,6 +211,16 @@ def _install(module: nn.Module, stand_in: StandIn) -> str | None:
     except CannotWrapError as error:
         return str(error)
     return f"its {stand_in.method} is wrapped on the instance by another library: fuse first, wrap then"
+
+
+def _put_back(module: nn.Module, stand_in: StandIn | None) -> None:
+    """Give the module the stand-in that it had, or none."""
+    standing = stand_in_of(module)
+    if standing != stand_in:
+        if standing is not None:
+            remove(module)
+        if stand_in is not None:
+            install(module, stand_in)
 
 
 def _lay_out(attention: nn.Module, name: str) -> str:

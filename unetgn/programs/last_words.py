@@ -24,7 +24,7 @@ STOPPED = {
     "cache_latents.py": "stopped; the same line goes on after the last whole shard",
 }
 # The extra of pyproject.toml that brings a package, by the name that it is imported by; "" is the package alone.
-BASE = ("torch", "diffusers", "accelerate", "einops", "safetensors", "numpy")
+BASE = ("torch", "diffusers", "huggingface_hub", "accelerate", "einops", "safetensors", "numpy")
 TRAIN = ("jsonargparse", "yaml", "docstring_parser", "tensorboard", "matplotlib", "PIL", "tqdm", "sklearn", "scipy")
 DATA = ("datasets", "pyarrow", "fsspec")
 DEV = ("transformers", "peft", "monai", "triton")

@@ -136,10 +136,11 @@ def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] |
         raise SamplingError("--prompts was given, but this network reads no text: leave it out")
     if prompts is None and trained.reads_text:
         raise SamplingError("this network reads text: give --prompts TEXT …")
+    if prompts is not None:
+        trained.check_prompts(prompts, "--prompts")
     text_encoder = read_text_encoder(trained, asked)
     if prompts is None or text_encoder is None:
         return text_encoder
-    trained.check_prompts(prompts, "--prompts")
     if cut := text_encoder.too_long(prompts):
         logger.warning("%d of %d prompts are cut off after %d tokens", cut, len(prompts), text_encoder.tokens)
     return text_encoder
