@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[1] / "training" / "train.py"
+MADE_BY = {"loss": "train.validate_every", "fid": "evaluate.every", "kid": "evaluate.every"}
 LOGS = {"loss": "validation.csv", "fid": "evaluation.csv", "kid": "evaluation.csv"}
 
 
@@ -47,9 +48,13 @@ def main(config: str, keys: list[str], out: Path, metric: str = "loss") -> list[
     for name, chosen in combinations(keys):
         run = out / name.replace(os.sep, "_")
         line = [sys.executable, str(TRAIN), "--config", config, "--output", str(run), "--resume", "auto", *chosen]
-        if subprocess.run(line).returncode:
+        ended = subprocess.run(line).returncode
+        figure = least(run, metric)
+        if ended:
             print(f"{name}: it did not come to its end; what it says is above", file=sys.stderr)
-        found.append((least(run, metric), name))
+        elif figure == float("inf"):  # nor would the others
+            raise SystemExit(f"{name} has no {metric} to be listed by: set {MADE_BY[metric]} (and data.held_out)")
+        found.append((figure, name))
     return sorted(found)
 
 

@@ -72,5 +72,7 @@ def test_bash_completes_names_of_configurations_keys_and_leaves_files_to_itself(
         "unetgn train --output ": set(),  # none of ours: bash completes files, by `-o default`
         "unetgn sample --checkpoint ru": set(),
         "unetgn convert --config ": set(),  # a file of somebody else's
+        "unetgn train data.path = m": set(),  # so bash divides data.path=m: a value, and no key such as model.depth
+        "unetgn train data.path =": set(),
     }
     assert dict(zip(expected, complete(script, list(expected)), strict=True)) == expected

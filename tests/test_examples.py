@@ -72,3 +72,5 @@ def test_a_sweep_lists_its_runs_by_their_held_out_loss(tmp_path, monkeypatch):
     logged = {name: (tmp_path / name / "metrics.csv").read_bytes() for _, name in found}
     assert main("digits8_ddpm", keys, tmp_path) == found
     assert logged == {name: (tmp_path / name / "metrics.csv").read_bytes() for _, name in found}
+    with pytest.raises(SystemExit, match=r"has no fid to be listed by: set evaluate\.every"):
+        main("digits8_ddpm", keys, tmp_path, "fid")

@@ -527,3 +527,28 @@ def test_images_that_are_not_finite_are_an_error_and_no_black_pictures() -> None
         pipeline.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="the network's images are not finite"):
         pipeline(range(2), class_labels=[1, 2], num_inference_steps=2)
+
+
+def small_network(size: tuple[int, int]) -> UNet:
+    return UNet(in_channels=3, out_channels=3, channels=[8, 8, 8], depth=1, attention_levels=[],
+                norm={"num_groups": 4}, sample_size=size)  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "plain"), [((12, 20), True), ((10, 20), False), ((12, 18), False)])
+def test_what_a_finished_run_leaves_draws_at_the_size_that_it_was_trained_on(
+    size: tuple[int, int], plain: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where diffusers' class cannot, because a level has an odd side, it is saved as ours, and that is said."""
+    pipeline = make_pipeline(small_network(size), make_scheduler(ObjectiveConfig()), None)
+    assert isinstance(pipeline.unet, UNet2DModel) == plain
+    assert ("multiples of 4, and not" in caplog.text) != plain
+    pipeline.set_progress_bar_config(disable=True)
+    (picture,) = pipeline(seeds=[0], num_inference_steps=2).images
+    assert (picture.height, picture.width) == size
+
+
+def test_a_size_that_a_network_of_diffusers_cannot_make_is_refused() -> None:
+    pipeline = make_pipeline(small_network((12, 20)), make_scheduler(ObjectiveConfig()), None)
+    with pytest.raises(ValueError, match="multiples of 4, and not 12×18"):
+        pipeline.plan([0], Settings(width=18))
+    assert pipeline.plan([0], Settings(height=16, width=8)).shape == (3, 16, 8)

@@ -9,15 +9,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unetgn.sampling import classifier
 from unetgn.sampling.extractors import INCEPTION, ExtractorError, default_name, open_extractor, shipped
-from unetgn.sampling.train_classifier import accuracy, main, read
+from unetgn.sampling.train_classifier import accuracy, main, read, train_classifier
 from unetgn.training.config_files import load_config
 from unetgn.training.config_yaml import find_config
-from unetgn.training.data.config import EMBEDDED, open_images, split
+from unetgn.training.data.config import EMBEDDED, open_images, split, split_images
 from unetgn.training.data.images import fingerprint
 
 IMAGES = torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -46,6 +47,20 @@ def test_a_classifier_that_comes_along_is_as_good_as_it_says(name: str) -> None:
     assert accuracy(network, pixels, labels) == pytest.approx(trained.accuracy, abs=1.5 / len(held_out))
     assert trained.accuracy > 0.97
     assert open_extractor(name)(pixels).shape == (len(held_out), 7 * trained.width)
+
+
+def test_a_classifier_is_trained_on_no_image_that_is_held_out_where_one_is_broken(tmp_path: Path) -> None:
+    for number in range(120):
+        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        picture = Image.new("L", (8, 8), 2 * number)
+        picture.save(tmp_path / "images" / "ab"[number % 2] / f"{number:03d}.png")
+    (tmp_path / "images" / "a" / "000.png").write_bytes(b"no picture")
+    keys = ["data.name=folder", f"data.path={tmp_path / 'images'}", "data.held_out=0.3"]
+    config = load_config(find_config("digits8_ddpm"), keys)
+    images = open_images(config.data, 1)
+    _, trained = train_classifier(config, epochs=1, seed=0)
+    numbers, held_out = split_images(images, images.usable(), config.data.held_out)
+    assert (trained.images, trained.held_out) == (fingerprint(images, numbers), len(held_out))
 
 
 @pytest.mark.usefixtures("one_thread")  # which sets back how many there were

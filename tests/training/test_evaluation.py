@@ -1,6 +1,7 @@
 """A run is judged while it trains, by what judges it afterwards; its best checkpoint stays and is found by name."""
 
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from unetgn import UNet
 from unetgn.sampling.evaluate import open_real
 from unetgn.sampling.features import compute_features
 from unetgn.sampling.metrics import measure
+from unetgn.training import train
 from unetgn.training.checkpoint import best, delete_old, find_checkpoint, mark_best
 from unetgn.training.config_files import load_config
 from unetgn.training.data.images import Digits
 from unetgn.training.data.samples import IndexedSamples
-from unetgn.training.errors import ConfigError
+from unetgn.training.errors import CheckpointError, ConfigError
 from unetgn.training.evaluation import EvaluateConfig, Evaluator
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
-from unetgn.training.preview import Conditions, PreviewConfig, draw_images
+from unetgn.training.preview import BATCH, Conditions, PreviewConfig, draw_images
 from unetgn.training.run_directory import RunDirectory
 
 KEYS = ("evaluate.every=1", "evaluate.count=4", "train.validate_every=0", "preview.every=0")
@@ -78,9 +80,16 @@ def test_the_best_checkpoint_stays_and_has_a_name(runs: Runs, unbroken: Path, fi
         ("1", 5), ("2", 4), ("3", 1), ("4", 3), ("5", 2), ("6", 9)]  # fmt: skip
     assert names(run) == ["step-000003", "step-000006"]
     assert best(run / "checkpoints") == run / "checkpoints" / "step-000003"
-    assert find_checkpoint(run / "checkpoints" / "best").step == 3
+    assert find_checkpoint(run / "checkpoints" / "best").path == run / "checkpoints" / "step-000003"
     assert_equal_bits(run, unbroken, 3)
     assert_equal_bits(run, unbroken, 6)
+
+
+def test_what_was_the_best_before_does_not_stay(runs: Runs, figures: Any) -> None:
+    figures.holder.append(runs)
+    figures([0, 6, 5, 4, 3, 2, 1])
+    run = runs.run("a", *KEYS, "checkpoint.every=5", "checkpoint.keep=1")
+    assert names(run) == ["step-000006"]
 
 
 def test_the_metric_says_which_is_best(runs: Runs, figures: Any) -> None:
@@ -131,6 +140,51 @@ def test_a_judgement_that_fails_costs_the_run_nothing(
     assert_equal_bits(run, unbroken, 6)
     assert rows(run, "evaluation.csv") == []
     assert "the evaluation failed 6 times: ZeroDivisionError: division by zero" in caplog.messages
+
+
+def test_a_run_that_was_not_judged_may_begin_to_be(runs: Runs, figures: Any) -> None:
+    """By any number of images, and any extractor; but one run's figures have to compare."""
+    figures.holder.append(runs)
+    figures([0, 5, 4, 1, 3, 2, 9])
+    run = runs.run("a", "train.trackers=[]")
+
+    def go_on(*keys: str) -> None:
+        config = load_config(runs.folder / "tiny.yaml", ["train.steps=8", *keys])
+        line = Namespace(dry_run=True, resume="auto")
+        assert train.take_output(config, RunDirectory(run), runs.loop.samples, 1, line).step == 6
+
+    go_on("evaluate.every=2", "evaluate.count=4", "evaluate.extractor=mine:net")
+    runs.run("a", *KEYS, "evaluate.count=7", "train.steps=6", resume="auto")
+    alike = ("evaluate.every=2", "evaluate.count=7", "preview.count=3", "preview.every=9", "preview.steps=1")
+    go_on(*alike, "evaluate.metric=kid")
+    go_on("evaluate.every=0", "preview.steps=5")
+    for key, was in (("evaluate.count=4", 7), ("evaluate.extractor=mine:net", None), ("preview.steps=5", 1)):
+        name, _, value = key.partition("=")
+        with pytest.raises(
+            CheckpointError, match=f"evaluation.csv has figures .*: {name} was {was} and is {value}. Set"
+        ):
+            go_on(*alike, key)
+
+
+def test_images_are_read_a_batch_at_a_time() -> None:
+    """Else all that are held out would lie in memory at once, as numbers of 32 bits."""
+    held_out, config = IndexedSamples(Digits(), np.arange(8), 0), EvaluateConfig(every=1)
+    evaluator = Evaluator(config, PreviewConfig(), held_out, Conditions((1, 8, 8)), data="digits", device=CPU)
+    read, seen, extractor = 0, [], evaluator.extractor
+
+    def images() -> Iterator[np.ndarray]:
+        nonlocal read
+        for number in range(BATCH + 6):
+            read += 1
+            yield np.full((1, 8, 8), number / BATCH - 1, np.float32)
+
+    def look(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append((read, len(pixels)))
+        return extractor(pixels)
+
+    evaluator.extractor = look
+    assert len(evaluator.features(images())) == BATCH + 6
+    assert seen == [(BATCH, BATCH), (BATCH + 6, 6)]
 
 
 @pytest.mark.parametrize(

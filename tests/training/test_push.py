@@ -157,6 +157,67 @@ def test_a_card_that_somebody_wrote_is_sent_as_it_is(hub: Hub, run: Path, capsys
     assert "write the line `license: mit` into it yourself" in capsys.readouterr().err
 
 
+def test_what_somebody_wrote_into_a_card_stays_when_it_is_written_again(hub: Hub, run: Path) -> None:
+    card = run / "pipeline" / "README.md"
+    card.write_text(card.read_text().replace("license:", "language: en\nlicense:", 1) + "\n## Mine\n\nThank you.\n")
+    assert main(["push", str(run), "me/digits"]) == 0
+    fields, body = card_of(hub.repositories["me/digits"]["README.md"].decode())
+    assert fields["language"] == "en"
+    assert body.endswith("\n## Mine\n\nThank you.\n")
+    assert "| ddim-50-steps | 1000 | 3.25 (1.5) |" in body
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_that_goes_on_keeps_what_somebody_wrote_into_its_card(own: bool, run: Path) -> None:
+    card = run / "pipeline" / "README.md"
+    text = card.read_text()
+    assert card_of(text)[0]["license"] == "cc-by-4.0"
+    card.write_text("# Mine\n" if own else f"{text}## Mine\n")
+    keys = [key for key in SMALL if not key.startswith("train.steps")]
+    line = ["train", "--config", "digits8_ddpm", "--output", str(run), *keys, "train.steps=3", "--resume", "auto"]
+    with redirect_stdout(io.StringIO()):
+        assert main(line) == 0
+    if own:
+        assert card.read_text() == "# Mine\n"
+        return
+    fields, body = card_of(card.read_text())
+    assert fields["license"] == "cc-by-4.0"
+    assert "3 steps of 2 images" in body
+    assert body.endswith("## Mine\n")
+
+
+def test_a_pipeline_of_a_run_that_went_on_and_stopped_is_sent_with_the_card_that_it_has(
+    hub: Hub, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The keys and figures that the run has now are of other weights."""
+    card = run / "pipeline" / "README.md"
+    before = card.read_text()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("  steps: 2\n  processes", "  steps: 9\n  processes"))
+    assert (run / "config.yaml").read_text() != config
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"state": "preempted", "step": 2}))
+    assert main(["push", str(run), "me/digits"]) == 0
+    assert card_of(hub.repositories["me/digits"]["README.md"].decode()) == card_of(before)
+    assert f"{run} is not at its end" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"name": "folder", "path": "home/me/secret/photos"}, "photos"),
+        ({"name": "folder", "path": "../secret/photos.zip"}, "photos.zip"),
+        ({"name": "folder", "path": "."}, "a folder"),
+        ({"name": "stream", "path": "secret/shards/train-*.tar"}, "train-*.tar"),
+        ({"name": "stream", "path": "ylecun/mnist"}, "ylecun/mnist"),
+        ({"name": "datasets", "path": "secret/mnist"}, "mnist"),
+    ],
+)
+def test_a_card_does_not_say_where_data_lay(keys: dict[str, str], named: str, tmp_path: Path) -> None:
+    """A run may be sent from another folder than it was started in, where a relative path leads nowhere."""
+    assert data_of(tmp_path, DataConfig(image_size=64, **keys)).startswith(f"{named} ({keys['name']})")
+
+
 def said(capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line that is ours: huggingface_hub draws bars, and warns before it tries again."""
     (line,) = re.findall(r"(?:unetgn push|train\.py): .*", capsys.readouterr().err)

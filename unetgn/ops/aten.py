@@ -304,8 +304,8 @@ def _plain_backward(
 def _affine(h: Tensor, arguments: Arguments) -> tuple[Tensor | None, Tensor | None]:
     """Return a = weight * (1 + scale) and b = bias * (1 + scale) + shift, so that z = xhat * a + b.
 
-    Without scale and shift they are weight and bias themselves, each (C,) or None; else both are (N, C). They are dense:
-    PyTorch's kernels read them so, and of a sum that begins with b its strides would decide on the layout.
+    Without scale and shift they are weight and bias themselves, each (C,) or None; else both are (N, C). Dense, as
+    PyTorch's kernels read them; and of a sum that begins with b its strides would decide on the layout.
     """
     weight, bias, scale, shift = arguments.weight, arguments.bias, arguments.scale, arguments.shift
     weight = None if weight is None else _as_dtype_of(h, weight).contiguous()

@@ -29,6 +29,16 @@ class NetworkFacts:
     reads_text: bool
     captions_only: bool = False
     """Says that it met no empty text in training."""
+    multiple: int = 1
+    """Divides height and width of all that it can make."""
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError where the network cannot make what is so many of its pixels high and wide."""
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"diffusers' UNet2DModel with these levels takes heights and widths that are multiples of "
+                f"{self.multiple}, and not {height}×{width}, as unetgn.UNet would"
+            )
 
     def check_labels(self, labels: list[Any] | None) -> list[int] | None:
         """Return the labels as integers. Raises ValueError where they are none of the network's, or missing."""
@@ -95,7 +105,7 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
             "that predicts the noise, the velocity or the image, and nothing beside it, such as a variance "
             "(learned_range)"
         )
-    size = config.get("sample_size")
+    size, multiple = config.get("sample_size"), 1
     if isinstance(size, int):
         size = size, size
     if ours:
@@ -119,6 +129,8 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
         num_classes = rows if rows is None or null_class is None else rows - 1
         unlabelled = null_class is not None
         reads_text = any("CrossAttn" in block for block in blocks)
+        if "cross_attention_dim" not in config:  # UNet2DModel, which doubles on the way up whatever it halved before
+            multiple = 2 ** max(0, len(config.get("down_block_types", ())) - 1)
     return NetworkFacts(
         ours=ours,
         channels=config["in_channels"],
@@ -128,6 +140,7 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
         unlabelled=num_classes is None or unlabelled,
         reads_text=reads_text,
         captions_only=ours and reads_text and not config["condition"].get("null_class_trained", True),
+        multiple=multiple,
     )
 
 

@@ -76,6 +76,7 @@ def make_plan(pipeline: Any, seeds: list[int], settings: Settings) -> Plan:
     channels = facts.channels if pipeline.vae is None else pipeline.vae.config.in_channels
     pixels, mask = read_start(settings, size, channels, count)
     shape = (facts.channels, size[0] // factor, size[1] // factor)
+    facts.check_size(*shape[1:])
     if settings.latents is not None and tuple(settings.latents.shape) != (count, *shape):
         raise ValueError(f"latents are {tuple(settings.latents.shape)}; one for each seed is {(count, *shape)}")
     return Plan(

@@ -18,7 +18,7 @@ _unetgn() {{
     local cur="${{COMP_WORDS[COMP_CWORD]}}" prev="${{COMP_WORDS[COMP_CWORD-1]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
         words="{words}"
-    else
+    elif [ "$prev" != "=" ] && [ "$cur" != "=" ]; then  # what follows KEY= is a value, which bash may have as a file
         case "${{COMP_WORDS[1]}} $prev" in
 {values}
         *)

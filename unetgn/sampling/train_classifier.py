@@ -25,7 +25,7 @@ from unetgn.sampling.sets import EvaluationError
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config
 from unetgn.training.config_yaml import find_config
-from unetgn.training.data.config import open_images, split
+from unetgn.training.data.config import open_images, split_images
 from unetgn.training.data.images import Images, fingerprint
 from unetgn.training.errors import ConfigError
 from unetgn.training.files import user_path
@@ -103,8 +103,7 @@ def train_classifier(config: RunConfig, *, epochs: int, seed: int) -> tuple[Clas
         raise EvaluationError(
             f"the images are {width}×{size} pixels, but this classifier sees squares: set data.image_size to one number"
         )
-    usable = images.usable()
-    numbers, held_out = (usable[part] for part in split(len(usable), config.data.held_out))
+    numbers, held_out = split_images(images, images.usable(), config.data.held_out)
     inside, outside = read(images, numbers), read(images, held_out)
     classifier = fit(*inside, epochs=epochs, seed=seed)
     name = config.data.name if config.data.path is None else f"{config.data.name} {config.data.path}"

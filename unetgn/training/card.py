@@ -25,7 +25,7 @@ from unetgn.training.files import write_text, writing
 from unetgn.training.run_directory import RunDirectory
 
 PICTURE = "samples.png"  # beside the card
-BEGINNING = "\n## Training\n"  # of what is added, to the end of the card
+BEGINNING, END = "\n## Training\n", "\n<!-- what follows is yours, and stays -->\n"  # of what is added
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 LISTED = 100  # classes whose names the card lists
 
@@ -62,8 +62,25 @@ def finish_card(pipeline: Path, *, run: Path | None = None, licence: str | None 
         if figures:
             fields["model-index"] = index_of(figures, name=run.resolve().name, data=data)
         paragraphs = [trained(config), f"Data: {data}.", *classes_of(run), *picture_of(run, pipeline), *listed(figures)]
-        body = body.partition(BEGINNING)[0] + BEGINNING + "".join(f"\n{paragraph}\n" for paragraph in paragraphs)
+        added = "".join(f"\n{paragraph}\n" for paragraph in paragraphs)
+        body = f"{body.partition(BEGINNING)[0]}{BEGINNING}{added}{END}{body.partition(END)[2]}"
     write_text(file, f"{OURS}{yaml.safe_dump(fields, sort_keys=False)}---\n{body}")
+
+
+def carry_over(before: Path, card: Path) -> None:
+    """Have a new card keep what somebody wrote into the one before it: all of their own, or fields and what ends ours.
+
+    Raises OSError.
+    """
+    if not before.is_file():
+        return
+    old = before.read_text(encoding="utf-8", errors="replace")
+    if not old.startswith(OURS):
+        shutil.copyfile(before, card)
+        return
+    head, _, body = old.removeprefix(OURS).partition("---\n")
+    new = card.read_text(encoding="utf-8").removeprefix(OURS).partition("---\n")[2]
+    write_text(card, f"{OURS}{head}---\n{new}" + (f"{END}{yours}" if (yours := body.partition(END)[2]) else ""))
 
 
 def listed(figures: dict[str, dict[str, float]]) -> Iterator[str]:
@@ -112,8 +129,12 @@ def trained(config: RunConfig) -> str:
 
 def data_of(run: Path, data: DataConfig) -> str:
     """Name the data that a run was trained on, without saying where they lay on its machine."""
-    on_hub = data.path is not None and data.name == "stream" and is_on_hub(data.path)
-    name = EMBEDDED[data.name][2] if data.path is None else data.path if on_hub else Path(data.path).name
+    if data.path is None:
+        name = EMBEDDED[data.name][2]
+    elif data.name == "stream" and is_on_hub(data.path):
+        name = data.path
+    else:
+        name = last if (last := Path(data.path).name) not in ("", "..") else "a folder"
     images = read_object(run / DATA).get("images") if (run / DATA).is_file() else None
     counted = f"{images:,} images of " if isinstance(images, int) else ""
     return f"{name} ({data.name}), {counted}{data.size[1]}×{data.size[0]} pixels"

@@ -369,14 +369,16 @@ def find_checkpoint(path: Path, check: Check | None = None) -> Checkpoint:
     Raises CheckpointError where there is none, or none that is sound.
     """
     wanted = "give a run's folder or one of its checkpoints/step-… folders"
+    if path.name == BEST and (found := best(path.parent)) is not None:
+        path = found  # by its own name: another step's may be the best tomorrow
     if not path.is_dir():
         raise CheckpointError(f"{path} is {'a file' if path.exists() else 'not there'}; {wanted}")
     if (path / MANIFEST).is_file() or path.name.startswith(PREFIX):
         return verify(path, check)
-    found = newest_valid(path, check) or newest_valid(path / CHECKPOINTS, check)
-    if found is None:
+    newest = newest_valid(path, check) or newest_valid(path / CHECKPOINTS, check)
+    if newest is None:
         raise CheckpointError(f"{path} holds no checkpoint; {wanted}")
-    return found
+    return newest
 
 
 def is_run_or_checkpoint(path: Path) -> bool:

@@ -5,8 +5,9 @@ It is what sampling/evaluate.py does afterwards, with fewer images. What makes f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -73,11 +74,16 @@ class Evaluator:
                 f"{config.extractor or 'null'}, data.name {data}): {error}"
             ) from error
 
-    def features(self, images: Any) -> np.ndarray:
-        """Compute the features (N, D) of images (C, H, W) in [-1, 1], as files of 8 bits have them."""
-        pixels = torch.stack([torch.as_tensor(image).float() for image in images])
-        pixels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return np.concatenate([self.extractor(part).numpy() for part in pixels.split(BATCH)])
+    def features(self, images: Iterable[np.ndarray | Tensor]) -> np.ndarray:
+        """Compute the features (N, D) of images (C, H, W) in [-1, 1], as files of 8 bits have them.
+
+        They are read a batch at a time: no memory grows with their number.
+        """
+        left, parts = iter(images), []
+        while batch := [torch.as_tensor(image).float() for image in islice(left, BATCH)]:
+            pixels = ((torch.stack(batch) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            parts.append(self.extractor(pixels).numpy())
+        return np.concatenate(parts)
 
     def judge(self, unet: UNet, scheduler: Any, *, on_step: Callable[[], None]) -> dict[str, float]:
         """Draw images and compute fid, kid, precision and recall; `on_step` is called between sampling steps."""

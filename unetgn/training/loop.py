@@ -348,6 +348,9 @@ class Loop(Rescue):
             if self.saved_step < step:
                 self.save()
             self.mark_best()
+            if self.accelerator.is_main_process:  # the one that was the best before
+                with self.signals.noting(), self.mishaps.beside("deleting older checkpoints"):
+                    delete_old(self.run.checkpoints, self.config.checkpoint.keep)
         self.window.since += time.perf_counter() - began
 
     def mark_best(self) -> None:

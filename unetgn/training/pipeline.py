@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from diffusers import DDPMScheduler
 
 from unetgn import UNet, interop
 from unetgn.pipelines import UNetPipeline
+from unetgn.pipelines.card import NAME
+from unetgn.pipelines.networks import facts_of
 from unetgn.pipelines.schedulers import NO_SIGNAL, loses_the_image, without_pure_noise
+from unetgn.training.card import carry_over
 from unetgn.training.data.autoencoder import load_autoencoder
 from unetgn.training.data.text import TextEncoder, context_dims
 from unetgn.training.files import writing
@@ -26,6 +30,8 @@ def save_pipeline(unet: UNet, scheduler: Any, folder: Path, *, cache: Path | Non
     """
     with writing(folder) as unfinished:
         make_pipeline(unet, scheduler, cache).save_pretrained(unfinished)
+        with contextlib.suppress(OSError):  # no card is worth the pipeline
+            carry_over(folder / NAME, unfinished / NAME)
 
 
 def make_pipeline(unet: UNet, scheduler: Any, cache: Path | None) -> UNetPipeline:
@@ -34,7 +40,11 @@ def make_pipeline(unet: UNet, scheduler: Any, cache: Path | None) -> UNetPipelin
     has_null = condition.null_class and condition.null_class_trained
     network, null_class = unet, unet.config.num_classes if has_null else None
     try:
-        network = interop.to_diffusers(unet)
+        theirs = interop.to_diffusers(unet)
+        facts = facts_of(theirs, null_class)
+        if facts.sample_size is not None:
+            facts.check_size(*facts.sample_size)
+        network = theirs
     except ValueError as error:
         null_class = None
         logger.warning("the pipeline needs unetgn where it is loaded, since %s", error)

@@ -61,6 +61,14 @@ def find_pipeline(folder: Path) -> tuple[Path, Path | None]:
     return pipeline, run if pipeline.resolve().name == PIPELINE and (run / CONFIG).is_file() else None
 
 
+def is_finished(run: Path) -> bool:
+    """Return False where a run goes on, or stopped, after the part that its pipeline is of."""
+    try:
+        return read_object(run / STATUS)["state"] == "completed"
+    except (OSError, ValueError, KeyError):
+        return True  # nobody says otherwise
+
+
 def push(folder: Path, repo: str, *, private: bool = False, licence: str | None = None) -> str:
     """Send the pipeline in a folder to a repository, which is made where it is not there; return its address.
 
@@ -68,8 +76,11 @@ def push(folder: Path, repo: str, *, private: bool = False, licence: str | None 
     """
     check_target(repo)
     pipeline, run = find_pipeline(folder)
+    if run is not None and not is_finished(run):
+        logger.warning("%s is not at its end: %s, and its card, are those of the part that was finished", run, pipeline)
+        run = None  # what it says now, keys and figures, is not of these weights
     try:
-        finish_card(pipeline, run=run if run is not None and is_done(run) else None, licence=licence)
+        finish_card(pipeline, run=run, licence=licence)
     except (OSError, ValueError) as error:
         raise PushError(f"the card of {pipeline} cannot be written: {plain(one_line(error))}") from error
     api = HfApi()
@@ -88,14 +99,6 @@ def push(folder: Path, repo: str, *, private: bool = False, licence: str | None 
     except Exception as error:  # those of the network, of HTTP and of the libraries that send have no parent in common
         raise PushError(f"{repo} at {api.endpoint}: {why(error)}") from error
     return str(address)
-
-
-def is_done(run: Path) -> bool:
-    """Return True where a run ended with its pipeline; one that goes on has figures of weights that are not in it."""
-    try:
-        return read_object(run / STATUS).get("state") == "completed"
-    except (OSError, ValueError):
-        return not (run / STATUS).exists()
 
 
 def why(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unetgn.training.checkpoint import Check, Checkpoint, find_checkpoint, newest_valid, places
+from unetgn.training.checkpoint import CONFIG, Check, Checkpoint, find_checkpoint, newest_valid, places
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config, walk
 from unetgn.training.data.folders import few
@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 # Keys that may change from one part of a run to the next: they decide what is written and how fast, not the weights.
 FREE = ("train.steps", "train.log_every", "train.validate_every", "train.trackers", "train.processes", "train.profile",
         "data.path", "data.num_workers", "data.to_grey", "data.max_pixels", "data.cut_shards", "data.without",
-        "data.held_out_most", "checkpoint", "preview", "evaluate.every", "evaluate.metric")  # fmt: skip
+        "data.held_out_most", "checkpoint", "preview", "evaluate")  # fmt: skip
+
+# Keys that decide the figures in evaluation.csv, by group: those to come have to compare with those that are there.
+OF_FIGURES = {"evaluate": ("count", "extractor"), "preview": ("steps", "scheduler", "guidance_scale")}
 
 ABSENT = "left out"
 
@@ -102,6 +105,19 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
             "close to the unbroken run, but not equal to the bit" if same_step else
             "a step takes another number of images, unless train.batch_size or .gradient_accumulation makes up for it"
         ))  # fmt: skip
+
+
+def check_judged_alike(config: RunConfig, output: RunDirectory) -> None:
+    """Raise CheckpointError where a run was judged, and would be from now on in another way: its best would be none."""
+    if not (config.evaluate.every and output.rows("evaluation.csv") and (output.path / CONFIG).is_file()):
+        return
+    before, now = flat(load_config(output.path / CONFIG)), flat(config)
+    keys = [f"{group}.{name}" for group, names in OF_FIGURES.items() for name in names]
+    if changed := [f"{key} was {before[key]} and is {now[key]}" for key in keys if before[key] != now[key]]:
+        raise CheckpointError(
+            f"{output.path / 'evaluation.csv'} has figures that do not compare with those to come: "
+            f"{'; '.join(changed)}. Set it back, set evaluate.every to 0, or move that file away"
+        )
 
 
 def rotten_since(

@@ -48,7 +48,7 @@ from unetgn.training.power_averages import AVERAGES, put_snapshots_aside, snapsh
 from unetgn.training.prepare import prepare_samples, preview_conditions, report
 from unetgn.training.preview import Conditions, import_pyplot
 from unetgn.training.processes import ask_main, describe, make_accelerator
-from unetgn.training.resume import check_same_run, find_start, flat
+from unetgn.training.resume import check_judged_alike, check_same_run, find_start, flat
 from unetgn.training.run_directory import COLUMNS, RunDirectory
 from unetgn.training.signals import StopSignals
 from unetgn.training.soundness import check_sound
@@ -226,6 +226,7 @@ def take_output(
     )
     if found is not None:
         check_same_run(config, samples, found, processes)
+        check_judged_alike(config, output)
     elif isinstance(samples, IndexedSamples) and (absent := samples.images.absent):
         raise ConfigError(f"data.without names {', '.join(absent)}, which is not in data.path: remove it")
     return found
