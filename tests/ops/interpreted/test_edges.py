@@ -23,6 +23,7 @@ from tests.ops.triton_cases import (
 from unetgn.ops import implementation
 from unetgn.ops.arguments import DIFFERENTIABLE
 from unetgn.ops.triton import forward
+from unetgn.ops.triton import plan_channels_last as channels_last
 from unetgn.ops.triton.device import INTERPRETER
 
 ALL = ("weight", "bias", "pre_bias", "scale", "shift")
@@ -46,7 +47,7 @@ def test_a_mean_of_a_thousand_deviations_costs_float32_less_than_2e_4(channels_l
 @every_path
 @pytest.mark.parametrize("place", [0, -1])
 def test_one_element_far_off_costs_the_others_no_accuracy(channels_last: bool, path: str, place: int) -> None:
-    """The first element is the one about which strips of channels_last sum; all others lie far from it then."""
+    """Strips of channels_last sum about a mean that the first element has a part in."""
     case = Case((1, 4, 16, 16), 2, torch.float32, channels_last, seed=25)
     tensors = case.tensors()
     assert tensors["x"] is not None
@@ -57,6 +58,22 @@ def test_one_element_far_off_costs_the_others_no_accuracy(channels_last: bool, p
     assert ((rstd.double() - exact) / exact).abs().max() < 1e-5
     assert ((mean.double() - grouped.mean(2)) * exact).abs().max() < 1e-6
     assert relative_error(y, definition(case, tensors)[0]) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 64, 64), (1, 64, 32, 32)])
+@pytest.mark.parametrize("off", [50.0, 1e5])
+def test_one_element_far_off_costs_a_long_strip_no_accuracy(shape: tuple[int, ...], off: float) -> None:
+    """As plans have strips, of hundreds of rows and more."""
+    case = Case(shape, 2, torch.float32, True, seed=26)
+    tensors = case.tensors()
+    assert tensors["x"] is not None
+    tensors["x"][:, :, 0, 0] += off
+    plan = channels_last.split(case.problem, INTERPRETER)
+    _, mean, rstd = run_forward(replace(plan, rows=512, apply_rows=512), case, tensors)
+    grouped = tensors["x"].double().reshape(1, 2, -1)
+    exact = (grouped.var(2, correction=0) + case.eps).rsqrt()
+    assert ((rstd.double() - exact) / exact).abs().max() < 1e-5
+    assert ((mean.double() - grouped.mean(2)) * exact).abs().max() < 1e-5
 
 
 @every_path

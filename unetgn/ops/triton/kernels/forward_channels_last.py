@@ -201,8 +201,8 @@ def split_statistics(
 ):  # fmt: skip
     """Write (mean, M2) of each channel of a strip of ROWS rows to `partials` (N, chunks, 2, C), without pre_bias.
 
-    A loop down the strip, TILES tiles at a time. Sums are about the channel's first element, which is one of the
-    strip's: so M2 is at least 1 / ROWS of the squares that are subtracted, however far off that element is.
+    A loop down the strip, TILES tiles at a time. Sums are about the channel's mean over the first tile: so M2 is at
+    least TILE_ROWS² / ROWS of the squares that are subtracted, however far off one element is.
     """
     compute: tl.constexpr = partials.dtype.element_ty
     sample, strip, base, channel, offsets, count = locate_strip(
@@ -211,7 +211,11 @@ def split_statistics(
     channels = row_vectors * VECTOR
     own = within(channel, channels, MASKED)
     x += base
-    pivot = tl.load(x + channel, mask=own, other=0.0).to(compute)
+    origin = tl.load(x + channel, mask=own, other=0.0).to(compute)
+    inside = in_tile(0, own, count, TILE_ROWS, MASKED)
+    tile = widen(tl.load(x + offsets, mask=inside, other=0.0), compute, PTX)
+    rows = number(tl.minimum(count, TILE_ROWS), compute)
+    pivot = origin + divide(tl.sum(tl.where(inside, tile - origin[None, :], 0.0), 0), rows)
     total = tl.zeros([TILE_ROWS, COLUMNS], compute)
     squares = tl.zeros([TILE_ROWS, COLUMNS], compute)
     for turn in range(ROWS // (TILES * TILE_ROWS)):
