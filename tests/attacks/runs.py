@@ -130,8 +130,8 @@ def judged(done: Ended, what: str) -> Verdict:
 
 
 ALONE = ("closed by peer", "reset by peer", "Broken pipe")  # how gloo says that the other process has gone
-WITHOUT_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "allocate memory", "out of memory",
-                  "can't start new thread", "Resource temporarily unavailable", "cannot allocate", "failed to map",
+WITHOUT_ANY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "allocate memory", "out of memory",
+                  "can't start new thread", "Too many open files", "Resource temporarily unavailable", "cannot allocate", "failed to map",
                   "failed to mmap", "ENOMEM", "could not create a primitive")  # fmt: skip
 ABORTED = (-signal.SIGABRT, 127)  # the second where libc has no memory for a thread
 
@@ -291,7 +291,7 @@ def limited(processes: int, draw: Draw, folder: Path) -> Verdict:
     """Limit the size of files, their number, or the memory."""
     name, least, most = draw.choice((("FSIZE", 0, 10**6), ("NOFILE", 3, 60), ("AS", 0, 2**26)))
     limit = draw.randrange(least, most)
-    return under(processes, folder, {"limits": {name: limit}}, f"{name} of {limit}", memory=name == "AS")
+    return under(processes, folder, {"limits": {name: limit}}, f"{name} of {limit}", scarce=name != "FSIZE")
 
 
 def surrounded(processes: int, draw: Draw, folder: Path) -> Verdict:
@@ -309,7 +309,7 @@ def surrounded(processes: int, draw: Draw, folder: Path) -> Verdict:
 
 
 def under(
-    processes: int, folder: Path, attack: dict[str, Any], what: str, *, all_there: bool = True, memory: bool = False
+    processes: int, folder: Path, attack: dict[str, Any], what: str, *, all_there: bool = True, scarce: bool = False
 ) -> Verdict:
     """Train in such surroundings, then where all is well."""
     done = train(folder, processes, attack)
@@ -319,10 +319,10 @@ def under(
         # The error is a library's that had none left, in words of its own, of which these are known.
         # C and C++ abort where they cannot even say so; any other signal is a crash.
         crashed = any(code not in (None, 0, 1, 2, *ABORTED) for code in done.codes)
-        said = any(code in ABORTED for code in done.codes) or any(sign in done.stderr for sign in WITHOUT_MEMORY)
-        if not memory or crashed or not said:
+        said = any(code in ABORTED for code in done.codes) or any(sign in done.stderr for sign in WITHOUT_ANY)
+        if not scarce or crashed or not said:
             raise Wrong(f"{what}: {error}") from None
-        verdict = Verdict("refused", f"{what}: no memory")
+        verdict = Verdict("refused", f"{what}: no memory, or no file")
     if verdict.outcome != "hung":
         check(folder, processes, what, all_there=all_there)
     return verdict
