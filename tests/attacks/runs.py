@@ -131,8 +131,8 @@ def judged(done: Ended, what: str) -> Verdict:
 
 ALONE = ("closed by peer", "reset by peer", "Broken pipe")  # how gloo says that the other process has gone
 WITHOUT_ANY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "allocate memory", "out of memory",
-                  "can't start new thread", "Too many open files", "Resource temporarily unavailable", "cannot allocate", "failed to map",
-                  "failed to mmap", "ENOMEM", "could not create a primitive")  # fmt: skip
+               "can't start new thread", "Too many open files", "Resource temporarily unavailable", "cannot allocate",
+               "failed to map", "failed to mmap", "ENOMEM", "could not create a primitive")  # fmt: skip
 ABORTED = (-signal.SIGABRT, 127)  # the second where libc has no memory for a thread
 
 
