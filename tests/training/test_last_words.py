@@ -75,6 +75,21 @@ def test_what_ends_a_script_anywhere_is_one_line(
     assert said.startswith(f"{script.rpartition('.')[2]}.py: ")
 
 
+@pytest.mark.parametrize("script", ["unetgn.training.train", "unetgn.sampling.sample"])
+def test_a_rank_whose_others_have_gone_before_the_first_step_says_so_in_a_line(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def left_alone(_: object) -> None:
+        raise RuntimeError("[pair.cc:553] Connection closed by peer\nThis is caused by a remote worker crashing")
+
+    monkeypatch.setattr("unetgn.training.processes.broadcast_object_list", left_alone)
+    monkeypatch.chdir(tmp_path)
+    line = "--config digits8_ddpm --dry-run" if "train" in script else "--checkpoint x --seeds 0 --out y"
+    assert importlib.import_module(script).main(line.split()) in (1, 2)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "another process of this start has ended: RuntimeError: [pair.cc:553] Connection closed by peer" in said
+
+
 SCRIPTS = [file for folder in ("training", "sampling") for file in sorted((ROOT / folder).glob("*.py"))]
 
 

@@ -25,7 +25,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from unetgn import UNet
 from unetgn.training.config import RunConfig, conditional_only
 from unetgn.training.data.samples import Samples
-from unetgn.training.errors import ConfigError
+from unetgn.training.errors import ConfigError, reason
 from unetgn.training.optimizers import ELEMENTWISE, describe_optimizer, load_class
 
 LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
@@ -66,7 +66,10 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
 
 
 def ask_main(accelerator: Accelerator, question: Callable[[], T]) -> T:
-    """Return the main process's answer on every process. Where the question raises, it raises on every process."""
+    """Return the main process's answer on every process. Where the question raises, it raises on every process.
+
+    Raises ConnectionError where another process has gone before it came here.
+    """
     found: T | None = None
     refusal: Exception | None = None
     if accelerator.is_main_process:
@@ -74,7 +77,10 @@ def ask_main(accelerator: Accelerator, question: Callable[[], T]) -> T:
             found = question()
         except Exception as error:
             refusal = error
-    found, refusal = broadcast_object_list([found, refusal])
+    try:
+        found, refusal = broadcast_object_list([found, refusal])
+    except RuntimeError as error:  # gloo's and NCCL's
+        raise ConnectionError(f"another process of this start has ended: {reason(error)}") from error
     if refusal is not None:
         raise refusal
     return cast(T, found)
