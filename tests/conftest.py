@@ -1,12 +1,15 @@
 """What tests of several parts share."""
 
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.structure.quick import DURATIONS, ROOT, UNKNOWN
+
+OF_THE_HUB = ("HF_", "GRADIO_", "no_proxy", "NO_PROXY")
 
 
 @pytest.fixture
@@ -16,6 +19,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def its_own_hub() -> Iterator[None]:
+    """What a test tells libraries about the hub and proxies, as the page does, holds for that test alone."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(OF_THE_HUB)}
+    yield
+    for name in [name for name in os.environ if name.startswith(OF_THE_HUB)]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
