@@ -1,13 +1,17 @@
 """The objective against its definition in float64, and against diffusers where it has one."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
-from unetgn.training.objective import Objective, ObjectiveConfig, level_weights, make_scheduler
+from unetgn.pipelines.schedulers import training_of
+from unetgn.training.edm import EDMConfig
+from unetgn.training.errors import CheckpointError
+from unetgn.training.objective import Objective, ObjectiveConfig, described_scheduler, level_weights, make_scheduler
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -153,3 +157,37 @@ def test_every_level_is_drawn_and_none_beyond() -> None:
 def test_contradictory_objectives_are_refused(keys: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ObjectiveConfig(**keys)
+
+
+OTHERWISE = [None, "epsilon", 7, -1, 0.5, [], {"step": 1}, [0.1, 0.2], True, "nothing", 10**9]
+
+
+@pytest.mark.parametrize("objective", [ObjectiveConfig(), ObjectiveConfig(schedule="squared_cosine"),
+                                       ObjectiveConfig(edm=EDMConfig())], ids=["ddpm", "cosine", "edm"])  # fmt: skip
+def test_a_scheduler_of_a_checkpoint_that_is_not_its_objectives_is_damage(objective: ObjectiveConfig) -> None:
+    """Built as it says, it would raise anything, or draw with another schedule without a word."""
+    right = dict(make_scheduler(objective).config)
+    right["_class_name"] = type(make_scheduler(objective)).__name__
+
+    def described(keys: dict[str, Any]) -> Any:
+        return described_scheduler(SimpleNamespace(path="step-000001", scheduler_config=lambda: keys), objective)
+
+    assert dict(described(right).config) == dict(make_scheduler(objective).config)
+    for key in ("_class_name", *training_of(make_scheduler(objective))):
+        for value in OTHERWISE:
+            if value == right[key]:
+                continue
+            with pytest.raises(
+                CheckpointError, match=rf"scheduler_config\.json says that {key} is .*config\.yaml"
+            ) as said:
+                described({**right, key: value})
+            assert str(said.value).isprintable()
+        if right[key] is not None:
+            with pytest.raises(CheckpointError, match=f"says that {key} is None"):
+                described({name: value for name, value in right.items() if name != key})
+
+
+@pytest.mark.parametrize("levels", [0, -1, 10**6 + 1, 10**12])
+def test_a_number_of_noise_levels_has_bounds(levels: int) -> None:
+    with pytest.raises(ValueError, match=rf"num_train_timesteps is {levels}; 1 to 1000000 are possible"):
+        ObjectiveConfig(num_train_timesteps=levels)
