@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
+from unetgn.training import looks as looks_module
 from unetgn.training import loop as loop_module
 from unetgn.training import run_directory
 from unetgn.training.bars import Bar
@@ -68,11 +69,11 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "bar.set_postfix_str": (Bar, "set_postfix_str", SAVED),
     "self.run.log": (run_directory, "append", ASIDE),
     "tracker.log": (Tracker, "log", ASIDE),
-    "held_out_loss": (loop_module, "held_out_loss", SAVED),
-    "draw_preview": (loop_module, "draw_preview", ASIDE),
-    "draw_loss": (loop_module, "draw_loss", ASIDE),
-    "draw_levels": (loop_module, "draw_levels", ASIDE),
-    "show_picture": (loop_module, "show_picture", ASIDE),
+    "held_out_loss": (looks_module, "held_out_loss", SAVED),
+    "draw_preview": (looks_module, "draw_preview", ASIDE),
+    "draw_loss": (looks_module, "draw_loss", ASIDE),
+    "draw_levels": (looks_module, "draw_levels", ASIDE),
+    "show_picture": (looks_module, "show_picture", ASIDE),
     "self.run.rows": (RunDirectory, "rows", ASIDE),
     "self.run.losses": (RunDirectory, "losses", ASIDE),
     "self.window.all_sums": (Window, "all_sums", SAVED),

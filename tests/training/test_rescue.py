@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from tests.training.failures import ASIDE, KINDS, PLACES, Tracker, fail
 from tests.training.loops import Runs
 from tests.training.runs import assert_equal_bits, rows, status
+from unetgn.training import looks as looks_module
 from unetgn.training import loop as loop_module
 from unetgn.training import rescue, train
 from unetgn.training.checkpoint import Checkpoint, verify
@@ -26,7 +27,7 @@ FAILS_AFTER = 3  # steps; where the place is not come to then, its case names ot
 
 def calls_out_of_the_loop() -> set[str]:
     """List what the loop and its rescue call of other modules: functions they import, methods of what they hold."""
-    tree = ast.parse("".join(Path(module.__file__).read_text() for module in (loop_module, rescue)))
+    tree = ast.parse("".join(Path(module.__file__).read_text() for module in (loop_module, looks_module, rescue)))
     imported = {
         name.name
         for node in ast.walk(tree)
@@ -213,7 +214,7 @@ def test_a_disk_that_is_full_when_the_step_is_to_be_saved_leaves_the_checkpoint_
 def test_a_cause_that_comes_again_is_warned_of_once_and_counted(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loop_module, "draw_preview", lambda *arguments, **_: 1 / (arguments[5] - arguments[5]))
+    monkeypatch.setattr(looks_module, "draw_preview", lambda *arguments, **_: 1 / (arguments[5] - arguments[5]))
     runs.run("a", "preview.every=1", "train.validate_every=0")
     assert [text for text in caplog.messages if "preview" in text] == [
         "the preview failed: ZeroDivisionError: division by zero; the run goes on without, and says so once",

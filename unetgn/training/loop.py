@@ -14,42 +14,36 @@ in how all ranks come to know that something failed:
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
-from pathlib import Path
 from typing import NoReturn
 
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import Tensor
 
 from unetgn.training.bars import Bar
-from unetgn.training.checkpoint import Checkpoint, TensorFile, checkpoint_path, delete_old, mark_best, not_finite
+from unetgn.training.checkpoint import Checkpoint, TensorFile, checkpoint_path, delete_old, not_finite
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import to_yaml
 from unetgn.training.data.samples import IndexedSamples, Restarting, Samples, StepBatches
 from unetgn.training.data.standing import RankState
 from unetgn.training.errors import Diverged, Failed, Preempted
 from unetgn.training.evaluation import Evaluator
+from unetgn.training.looks import Looks
 from unetgn.training.mishaps import Mishaps
 from unetgn.training.power_averages import AVERAGES, save_snapshot, snapshot_file
-from unetgn.training.preview import Conditions, draw_levels, draw_loss, draw_preview, preview_file
+from unetgn.training.preview import Conditions, preview_file
 from unetgn.training.profile import Profile
 from unetgn.training.rescue import Rescue
 from unetgn.training.resume import is_of
-from unetgn.training.run_directory import LEVELS, RunDirectory
+from unetgn.training.run_directory import RunDirectory
 from unetgn.training.signals import Faults, Interrupted, StopSignals
 from unetgn.training.step import Numbers, TrainState, learning_rate
 from unetgn.training.throughput import Window, flops_per_image
-from unetgn.training.trackers import show_picture
-from unetgn.training.validate import held_out_loss
-
-LEVELS_PICTURE = "levels.png"
 
 
-class Loop(Rescue):
+class Loop(Rescue, Looks):
     """Does everything that happens between the first and the last step of a run."""
 
     def __init__(
@@ -276,116 +270,10 @@ class Loop(Rescue):
         said = f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s"
         self.show(lambda bar: bar.set_postfix_str(said))
 
-    def write_row(self, name: str, row: dict[str, float], tracked: dict[str, float]) -> None:
-        """Write a row of a log, and tell the trackers; on the main process.
-
-        A row that cannot be written now waits, at the longest until a checkpoint: none is written without it.
-        """
-        if not self.accelerator.is_main_process:
-            return
-        with self.signals.noting(), self.mishaps.beside(name):
-            self.run.log(name, row)
-        for tracker in self.accelerator.trackers:
-            with self.signals.noting(), self.mishaps.beside(f"the tracker {tracker.name}"):
-                tracker.log(tracked, step=self.state.step)
-
     def count(self) -> None:
         """Add the steps since the last row to the next one."""
         self.window.add(self.unlogged)
         self.unlogged = []
-
-    def validate(self) -> None:
-        """Write the held-out loss to validation.csv and the trackers."""
-        assert self.held_out is not None  # the configuration sees to it
-        began = time.perf_counter()
-        with contextlib.suppress(Interrupted):
-            workers = self.config.data.num_workers
-            loss, by_level = held_out_loss(
-                self.state,
-                self.held_out,
-                levels=len(LEVELS),
-                num_workers=workers,
-                go_on=self.go_on_together,
-                noting=self.signals.noting,
-            )
-            row, parts = {"step": self.state.step, "loss": loss}, dict(zip(LEVELS, by_level, strict=True))
-            found = {f"validation_loss/{name}": part for name, part in parts.items() if not math.isnan(part)}
-            self.write_row("levels.csv", row | parts, found)
-            self.write_row("validation.csv", row, {"validation_loss": loss})  # last: it says that both are there
-        self.window.since += time.perf_counter() - began
-
-    def preview(self) -> None:
-        """Draw images with the averaged weights, and the loss curve, on the main process; the others wait for it."""
-        began = time.perf_counter()
-        scheduler, step = self.state.objective.scheduler, self.state.step
-        with contextlib.suppress(Interrupted), self.state.averaged() as unet:
-            if not self.accelerator.is_main_process:
-                return self.signals.wait_for_main()
-            config, folder = self.config.preview, self.run.path
-            with self.signals.noting(), self.mishaps.beside("the preview"):
-                drawn = draw_preview(unet, scheduler, self.conditions, config, folder, step, on_step=self.go_on_alone)
-                self.show_pictures(drawn)
-            self.draw_loss()
-            with self.signals.noting(), self.mishaps.beside(LEVELS_PICTURE):
-                self.show_pictures({"levels": folder / LEVELS_PICTURE} if self.run.rows("levels.csv") else {})
-            self.signals.tell_from_main(working=False)
-        self.window.since += time.perf_counter() - began  # drawing is not training: leave it out of images/s
-
-    def evaluate(self) -> None:
-        """Measure images of the averaged weights on the main process; where they are the best so far, save all."""
-        began = time.perf_counter()
-        scheduler, step, is_best = self.state.objective.scheduler, self.state.step, False
-        with contextlib.suppress(Interrupted), self.state.averaged() as unet:
-            if self.evaluator is None:  # of the main process alone
-                self.signals.wait_for_main()
-            else:
-                with self.signals.noting(), self.mishaps.beside("the evaluation"):
-                    figures = self.evaluator.judge(unet, scheduler, on_step=self.go_on_alone)
-                    self.write_row("evaluation.csv", {"step": step, **figures}, figures)
-                    is_best = self.run.judged(self.config.evaluate.metric)[:1] == [step]
-                self.signals.tell_from_main(working=False)
-        if self.signals.told_by_main(is_best):
-            if self.saved_step < step:
-                self.save()
-            self.mark_best()
-            if self.accelerator.is_main_process:  # the one that was the best before
-                with self.signals.noting(), self.mishaps.beside("deleting older checkpoints"):
-                    delete_old(self.run.checkpoints, self.config.checkpoint.keep)
-        self.window.since += time.perf_counter() - began
-
-    def mark_best(self) -> None:
-        """Have checkpoints/best lead to the best checkpoint that is there, on the main process."""
-        if self.accelerator.is_main_process:
-            with self.signals.noting(), self.mishaps.beside("checkpoints/best"):
-                judged = self.run.judged(self.config.evaluate.metric)
-                paths = (checkpoint_path(self.run.checkpoints, step) for step in judged)
-                mark_best(self.run.checkpoints, next((path for path in paths if path.is_dir()), None))
-
-    def show_pictures(self, pictures: Mapping[str, Image.Image | Path]) -> None:
-        """Show pictures to the trackers, by name; a picture that one cannot take is none of the run's business."""
-        for tracker in self.accelerator.trackers:
-            for name, picture in pictures.items():
-                with self.mishaps.beside(f"a picture for the tracker {tracker.name}"):
-                    show_picture(tracker, name, picture, self.state.step)
-
-    def draw_loss(self) -> None:
-        """Draw loss.png and levels.png, of what has been logged so far."""
-        with self.signals.noting(), self.mishaps.beside("loss.png"):
-            draw_loss(self.run.losses("metrics.csv"), self.run.losses("validation.csv"), self.run.path / "loss.png")
-        with self.signals.noting(), self.mishaps.beside(LEVELS_PICTURE):
-            if found := self.run.rows("levels.csv"):
-                losses = [float(found[-1][name]) for name in LEVELS]
-                draw_levels(int(found[-1]["step"]), losses, self.run.path / LEVELS_PICTURE)
-
-    def go_on_together(self) -> None:
-        """Ask in the middle of work that all ranks do. Raises Interrupted where one of them was told to stop."""
-        if self.signals.stop_asked():
-            raise Interrupted
-
-    def go_on_alone(self) -> None:
-        """Ask in the middle of work that the others wait for. Raises Interrupted where one of them was told to stop."""
-        if self.signals.tell_from_main(working=True):
-            raise Interrupted
 
     def save(self) -> None:
         """Write a checkpoint, then delete the oldest ones; only the main process writes."""

@@ -11,7 +11,7 @@ from torch.utils.data import get_worker_info
 from tests.training.forked import succeed
 from tests.training.launched import TWO
 from tests.training.runs import assert_equal_bits
-from unetgn.training import loop
+from unetgn.training import looks
 from unetgn.training.data.images import ImageFolder
 from unetgn.training.train import main
 
@@ -63,7 +63,7 @@ def test_held_out_images_are_decoded_in_workers_too(
     line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """While the held-out loss is computed, an image that the training process decodes is broken."""
-    held_out_loss, decode = loop.held_out_loss, ImageFolder.image
+    held_out_loss, decode = looks.held_out_loss, ImageFolder.image
 
     def decode_elsewhere(images: ImageFolder, index: int, random: np.random.Generator | None = None) -> np.ndarray:
         assert get_worker_info() is not None, "decoded in the training process"
@@ -74,7 +74,7 @@ def test_held_out_images_are_decoded_in_workers_too(
             patch.setattr(ImageFolder, "image", decode_elsewhere)
             return held_out_loss(*arguments, **more)
 
-    monkeypatch.setattr(loop, "held_out_loss", watch)
+    monkeypatch.setattr(looks, "held_out_loss", watch)
     assert main([*line, "--output", str(tmp_path / "workers"), "train.steps=3"]) == 0
     assert main([*line, "--output", str(tmp_path / "none"), "train.steps=3", "data.num_workers=0"]) == 1
     assert "cannot be read any more: AssertionError: decoded in the training process" in capsys.readouterr().err
