@@ -213,6 +213,7 @@ def test_what_cannot_be_drawn_is_said_and_the_next_is_drawn(page: Page, fields: 
     fill(page, **{"Seeds": "0-3", "Steps": "2", "Guidance": "1"} | fields)
     draw(page)
     expect(page.get_by_text(message).first).to_be_visible(timeout=PATIENCE)
+    progress(page).to_have_value("stopped", timeout=PATIENCE)
     page.get_by_test_id("toast-close").first.click()
     first = next(OTHERS)
     drawn(page, Seeds=f"{first}-{first + 3}", Steps="2", Guidance="1", Class="in turn, by seed")

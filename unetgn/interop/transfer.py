@@ -40,14 +40,16 @@ class Names:
 def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bool) -> UNet:
     """Fill `unet` (on the meta device) with the tensors of a foreign state dict, and set evaluation mode.
 
-    All floating-point tensors get the widest dtype among them. With `copy` nothing is shared with the state dict.
-    Raises ValueError, listing the keys, where keys are missing, left over, of another shape, or constants differ.
+    All tensors get the widest dtype among them. With `copy` nothing is shared with the state dict.
+    Raises ValueError, listing the keys, where keys are missing, left over, of another shape or no floating-point
+    numbers, or constants differ.
     """
     for is_so, what, advice in weight_faults(state_dict):
         if is_so:
             raise ValueError(f"the checkpoint {what}: {advice}")
     expected = unet.state_dict()
     _check_keys(names, expected, state_dict)
+    _check_numbers(state_dict)
     dtype = _widest_dtype(state_dict)
     loaded, misshapen = {}, []
     for ours, like in expected.items():
@@ -64,7 +66,7 @@ def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bo
                 misshapen.append(f"{source.key} {given}, which as {ours} should give {tuple(like.shape)}")
                 continue
             tensor = tensor.clone(memory_format=torch.contiguous_format) if copy or source.transform else tensor
-        loaded[ours] = tensor if not tensor.is_floating_point() else tensor.to(dtype)
+        loaded[ours] = tensor.to(dtype)
     if misshapen:
         raise ValueError(f"{len(misshapen)} keys have another shape than the configuration says: {_some(misshapen)}")
     unet.load_state_dict(loaded, assign=True)
@@ -116,6 +118,16 @@ def _check_keys(names: Names, expected: Mapping[str, Tensor], state_dict: Mappin
             raise ValueError(f"{key} {said}")
         if not (given.is_meta or torch.allclose(given.cpu().float(), value, atol=1e-3)):
             raise ValueError(f"{key} is {given.tolist()}, but the configuration's filter taps make it {value.tolist()}")
+
+
+def _check_numbers(state_dict: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where tensors hold whole or complex numbers: no family of networks has any."""
+    others = [f"{key} ({tensor.dtype})" for key, tensor in state_dict.items() if not tensor.is_floating_point()]
+    if others:
+        raise ValueError(
+            f"the checkpoint has {len(others)} weights of a dtype that weights do not have: {_some(others)}; convert "
+            "them as they were before they were quantized or damaged"
+        )
 
 
 def _widest_dtype(state_dict: Mapping[str, Tensor]) -> torch.dtype:

@@ -84,7 +84,9 @@ def lay_out_drawing(choices: Choices, artist: Artist) -> None:
     drawn = draw.click(
         drawing, fields, [words, strip, grid, file], show_progress="minimal", show_progress_on=words, **PRIVATE
     )
-    stop.click(lambda: "stopped", None, words, cancels=drawn, queue=False, **PRIVATE)
+    stop.click(None, cancels=drawn, **PRIVATE)
+    # Written where the drawing has ended, by Stop or by a refusal: what it said last would come after what Stop says.
+    drawn.failure(lambda: "stopped", None, words, queue=False, **PRIVATE)
 
 
 def lay_out_watching(page: gr.Blocks, watcher: Watcher) -> None:
