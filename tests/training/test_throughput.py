@@ -1,15 +1,20 @@
 """What the log says of speed."""
 
+import csv
 import logging
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from tests.training.launched import TINY
 from unetgn import UNetConfig
+from unetgn.training.config_files import load_config
 from unetgn.training.step import Numbers
 from unetgn.training.throughput import Window, flops_per_image, peak_flops
+from unetgn.training.train import main
 
 
 def test_the_operations_of_a_convolution_are_counted_both_ways() -> None:
@@ -35,14 +40,14 @@ def numbers(loss: float) -> Numbers:
 
 
 def test_a_row_has_the_means_of_its_steps_and_their_rate() -> None:
-    window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
+    window = Window(Accelerator(cpu=True), images_per_step=10, flops=lambda: 1 // 0)  # nobody asks
     window.add([numbers(loss) for loss in (1.0, 2.0, 6.0)])
     window.since = time.perf_counter() - 2.0
     row = window.close()
     assert (row["loss"], row["gradient_norm"]) == (3.0, 6.0)
     assert row["images_per_second"] == pytest.approx(15, rel=0.05)
     assert "share_of_peak" not in row
-    window.peak = 5000.0
+    window.peak, window.flops = 5000.0, 100
     window.add([numbers(7.0)])
     window.since = time.perf_counter() - 1.0
     row = window.close()
@@ -58,7 +63,7 @@ def close(window: Window, steps: int, waited: float) -> None:
 
 
 def test_a_loader_that_is_waited_for_is_named_with_numbers(caplog: pytest.LogCaptureFixture) -> None:
-    window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
+    window = Window(Accelerator(cpu=True), images_per_step=10, flops=lambda: 1 // 0)  # nobody asks
     with caplog.at_level(logging.WARNING):
         close(window, steps=500, waited=0.9)  # the loader's start falls into the first row
         close(window, steps=49, waited=0.5)
@@ -68,7 +73,7 @@ def test_a_loader_that_is_waited_for_is_named_with_numbers(caplog: pytest.LogCap
 
 
 def test_a_loader_is_named_again_where_it_lasts_but_not_in_every_row(caplog: pytest.LogCaptureFixture) -> None:
-    window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
+    window = Window(Accelerator(cpu=True), images_per_step=10, flops=lambda: 1 // 0)  # nobody asks
     said = []
     with caplog.at_level(logging.WARNING):
         for _ in range(14):
@@ -79,8 +84,19 @@ def test_a_loader_is_named_again_where_it_lasts_but_not_in_every_row(caplog: pyt
 
 
 def test_a_loader_that_keeps_up_is_not_named(caplog: pytest.LogCaptureFixture) -> None:
-    window = Window(Accelerator(cpu=True), images_per_step=10, flops=100)
+    window = Window(Accelerator(cpu=True), images_per_step=10, flops=lambda: 1 // 0)  # nobody asks
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             close(window, steps=100, waited=0.1)
     assert caplog.text == ""
+
+
+def test_a_run_on_a_device_whose_peak_is_known_logs_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unetgn.training.throughput.peak_flops", lambda name, precision: 1e12)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    keys = ["train.steps=2", "preview.every=0", "train.validate_every=0"]
+    assert main(["--config", str(tmp_path / "tiny.yaml"), "--output", str(tmp_path / "run"), *keys]) == 0
+    config = load_config(tmp_path / "run" / "config.yaml", []).model
+    for row in csv.DictReader((tmp_path / "run" / "metrics.csv").open()):
+        expected = float(row["images_per_second"]) * flops_per_image(config, 8, None) / 1e12
+        assert float(row["share_of_peak"]) == pytest.approx(expected)

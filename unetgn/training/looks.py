@@ -42,6 +42,8 @@ class Looks(ABC):
     window: Window
     mishaps: Mishaps
     saved_step: int
+    drawn_at: dict[str, int]
+    """Step at which each plot was drawn last."""
 
     @abstractmethod
     def save(self) -> None:
@@ -135,13 +137,19 @@ class Looks(ABC):
                     show_picture(tracker, name, picture, self.state.step)
 
     def draw_loss(self) -> None:
-        """Draw loss.png and levels.png, of what has been logged so far."""
-        with self.signals.noting(), self.mishaps.beside("loss.png"):
-            draw_loss(self.run.losses("metrics.csv"), self.run.losses("validation.csv"), self.run.path / "loss.png")
-        with self.signals.noting(), self.mishaps.beside(LEVELS_PICTURE):
-            if found := self.run.rows("levels.csv"):
-                losses = [float(found[-1][name]) for name in LEVELS]
-                draw_levels(int(found[-1]["step"]), losses, self.run.path / LEVELS_PICTURE)
+        """Draw loss.png and levels.png, of what has been logged so far, where that was not done at this step."""
+        for name, draw in (("loss.png", self._draw_curve), (LEVELS_PICTURE, self._draw_levels)):
+            if self.drawn_at.get(name) != self.state.step:
+                with self.signals.noting(), self.mishaps.beside(name):
+                    draw(self.run.path / name)
+                    self.drawn_at[name] = self.state.step
+
+    def _draw_curve(self, path: Path) -> None:
+        draw_loss(self.run.losses("metrics.csv"), self.run.losses("validation.csv"), path)
+
+    def _draw_levels(self, path: Path) -> None:
+        if found := self.run.rows("levels.csv"):
+            draw_levels(int(found[-1]["step"]), [float(found[-1][name]) for name in LEVELS], path)
 
     def go_on_together(self) -> None:
         """Ask in the middle of work that all ranks do. Raises Interrupted where one of them was told to stop."""

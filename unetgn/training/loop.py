@@ -62,15 +62,18 @@ class Loop(Rescue, Looks):
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
-        empty = conditions.empty_text
-        flops = flops_per_image(config.model, config.data.size, None if empty is None else tuple(empty.shape))
-        self.window = Window(self.accelerator, self.images_per_step, flops)
-        self.saved_step = state.step
+        self.window = Window(self.accelerator, self.images_per_step, self.flops_per_image)
+        self.saved_step, self.drawn_at = state.step, {}
         self.start: Checkpoint | None = None  # what the run goes on from
         self.mishaps = Mishaps()
         self.profile = Profile(self.accelerator, config.train.profile, run.path / "profile")
         self.unread: list[Numbers] = []  # of steps that may still be running on the device
         self.unlogged: list[Numbers] = []  # of the steps since the last row of the log
+
+    def flops_per_image(self) -> int:
+        """Count what a step of training takes for one image."""
+        text = self.conditions.empty_text
+        return flops_per_image(self.config.model, self.config.data.size, None if text is None else tuple(text.shape))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put the run back as the checkpoint, which is known to be sound, has it."""

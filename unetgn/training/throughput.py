@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +66,12 @@ class LoaderTimes:
 class Window:
     """Computes the means over the steps since the last row of the log, on the device."""
 
-    def __init__(self, accelerator: Accelerator, images_per_step: int, flops: int) -> None:
+    def __init__(self, accelerator: Accelerator, images_per_step: int, flops: Callable[[], int]) -> None:
         device = accelerator.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self.peak = peak_flops(name, accelerator.mixed_precision)
-        self.accelerator, self.images_per_step, self.flops = accelerator, images_per_step, flops
+        self.accelerator, self.images_per_step = accelerator, images_per_step
+        self.flops = 0 if self.peak is None else flops()  # an image's; counting them takes a fifth of a second
         self.sums, self.steps = torch.zeros(2, device=device), 0
         self.since, self.waited = time.perf_counter(), 0.0
         self.loader: LoaderTimes | None = None  # the loader's start falls into the first row, which tells nothing
