@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 from diffusers import (
+    AutoModel,
+    AutoPipelineForImage2Image,
     ControlNetModel,
     StableDiffusionAdapterPipeline,
     StableDiffusionImg2ImgPipeline,
@@ -160,11 +162,11 @@ def test_weights_for_a_block_that_is_not_there_are_refused(weights, message):
 
 
 @pytest.mark.parametrize("options", [STABLE, TWO, {**STABLE, "down_block_types": ("DownBlock2D",) * 2}])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3])  # the third, of T2I-Adapter-XL, is the middle's
 def test_residuals_of_a_t2i_adapter_enter_where_diffusers_adds_them(options, count):
     theirs, ours = pair(options)
     first = 8 if options["down_block_types"][0] == "CrossAttnDownBlock2D" else 4  # before or after it halves
-    residuals = [noise(2, 32, first, first, seed=2), noise(2, 64, 4, 4, seed=3)][:count]
+    residuals = [noise(2, 32, first, first, seed=2), noise(2, 64, 4, 4, seed=3), noise(2, 64, 4, 4, seed=4)][:count]
     expected = run(theirs, down_intrablock_additional_residuals=[value.clone() for value in residuals])
     close(run(ours, down_intrablock_additional_residuals=residuals), expected)
 
@@ -173,8 +175,16 @@ def test_a_residual_that_does_not_fit_is_named():
     _, ours = pair()
     with pytest.raises(ValueError, match=r"down_intrablock_additional_residuals must be \(2, 32, 8, 8\), got"):
         run(ours, down_intrablock_additional_residuals=[noise(2, 32, 4, 4)])
-    with pytest.raises(ValueError, match="one for each of 2 levels, got 3"):
-        run(ours, down_intrablock_additional_residuals=[noise(2, 32, 8, 8)] * 3)
+    with pytest.raises(ValueError, match="one for each of 2 levels and the middle, got 4"):
+        run(ours, down_intrablock_additional_residuals=[noise(2, 32, 8, 8)] * 4)
+    residuals = [noise(2, 32, 8, 8), noise(2, 64, 4, 4), noise(2, 64, 2, 2)]
+    with pytest.raises(ValueError, match=r"the last of down_intrablock_additional_residuals must be \(2, 64, 4, 4\)"):
+        run(ours, down_intrablock_additional_residuals=residuals)
+    _, ours = pair({**STABLE, "mid_block_type": None})
+    with pytest.raises(ValueError, match="one for each of 2 levels, and this has no middle, got 3"):
+        run(ours, down_intrablock_additional_residuals=residuals)
+    with pytest.raises(ValueError, match="T2I-Adapter are down_intrablock_additional_residuals"):
+        run(ours, down_block_additional_residuals=residuals)
 
 
 def test_a_t2i_adapter_guides_our_unet_in_diffusers_pipeline(vae):
@@ -196,6 +206,20 @@ def test_a_pipeline_hands_our_unet_on_to_another(vae):
     # it hands on networks of its own class alone, and its warning says to give another's so
     other = StableDiffusionImg2ImgPipeline.from_pipe(pipeline, unet=pipeline.unet, requires_safety_checker=False)
     assert other.unet is pipeline.unet
+    assert AutoPipelineForImage2Image.from_pipe(pipeline).unet is pipeline.unet
+
+
+def test_auto_model_finds_our_class_in_our_folders(vae, tmp_path):
+    _, ours = pair()
+    ours.float().save_pretrained(tmp_path / "model")
+    stable_diffusion(ours, vae).save_pretrained(tmp_path / "pipeline")
+    found = AutoModel.from_pretrained(str(tmp_path / "model"))
+    assert type(found) is type(AutoModel.from_pretrained(str(tmp_path / "pipeline"), subfolder="unet")) is UNet
+    assert all(torch.equal(value, found.state_dict()[key]) for key, value in ours.state_dict().items())
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert AutoModel.from_config(config).unet_config == ours.unet_config
+    with pytest.raises(ValueError, match=r"of this package already: unetgn.UNet.from_pretrained\(folder\)"):
+        UNet.from_diffusers(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", [name for name in THROUGH_DIFFUSERS if name != "attn_processors"])

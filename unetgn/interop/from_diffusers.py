@@ -92,6 +92,8 @@ def _converted(family: str, class_name: str, config: dict[str, Any], tensors: di
 
 
 def _family(class_name: str) -> str:
+    if class_name == UNet.__name__:
+        raise ValueError("this is a network of this package already: unetgn.UNet.from_pretrained(folder) loads it")
     if class_name not in CLASS_FAMILIES:
         whose = f" ({OTHER_CLASSES[class_name]})" if class_name in OTHER_CLASSES else ""
         raise ValueError(f"{class_name!r} is not supported{whose}; {' and '.join(CLASS_FAMILIES)} of diffusers are")

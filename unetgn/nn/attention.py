@@ -83,6 +83,15 @@ def check_context(context: Tensor | None, batch: int, context_dim: int) -> None:
         raise ValueError(f"encoder_hidden_states must be (N, length, {context_dim}) with N = {batch}, got {given}")
 
 
+def check_bias(bias: Tensor | None, key: Tensor) -> None:
+    """Raise ValueError where what is added to scores is not one number for each sample and key, (N, M)."""
+    if bias is not None and bias.shape != key.shape[:2]:
+        raise ValueError(
+            f"a mask of attention must be {tuple(key.shape[:2])}, one number for each sample and key, got "
+            f"{tuple(bias.shape)}"
+        )
+
+
 class _Attention(nn.Module):
     """Projects tokens and attends; subclasses say what the tokens are."""
 
@@ -111,13 +120,17 @@ class _Attention(nn.Module):
         self.norm_q = nn.RMSNorm(inner // self.heads, eps=1e-6) if qk_norm else None
         self.norm_k = nn.RMSNorm(inner // self.heads, eps=1e-6) if qk_norm else None
 
-    def attend(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+    def attend(self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Map (N, L, channels) and an optional context (N, M, context_dim) to (N, L, channels)."""
         source = tokens if context is None else context
-        return self.mix(self.to_q(tokens), self.to_k(source), self.to_v(source))
+        return self.mix(self.to_q(tokens), self.to_k(source), self.to_v(source), bias)
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Mix values (N, M, channels) by projected queries (N, L, channels) and keys; returns (N, L, channels)."""
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Mix values (N, M, channels) by projected queries (N, L, channels) and keys; returns (N, L, channels).
+
+        `bias` (N, M) is added to the scores of each key. Raises ValueError where it has another shape.
+        """
+        check_bias(bias, key)
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
         )  # (N, heads, length, width)
@@ -126,7 +139,8 @@ class _Attention(nn.Module):
         dtype = value.dtype
         if self.upcast and dtype in (torch.float16, torch.bfloat16):
             query, key, value = query.float(), key.float(), value.float()
-        mixed = F.scaled_dot_product_attention(query, key, value).to(dtype)
+        added = None if bias is None else bias[:, None, None].to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, added).to(dtype)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
     def extra_repr(self) -> str:
@@ -140,15 +154,16 @@ class MultiHeadAttention(_Attention):
     """Computes softmax(q k^T / sqrt(d)) v over tokens, with heads of width d = channels / heads.
 
     Shapes: tokens (N, L, channels), context (N, M, context_dim) -> (N, L, channels). Without a context the tokens
-    attend to themselves. `qk_norm` divides queries and keys by their root mean square in each head, with a learned
-    gain (Dehghani et al. 2023, arXiv 2302.05442, in its RMS form); `upcast` computes in float32 what arrives in 16
-    bits. Parameters are named as in diffusers' Attention: to_q, to_k, to_v, to_out.0.
+    attend to themselves. `bias` (N, M) is added to the scores of each key: a mask. `qk_norm` divides queries and keys
+    by their root mean square in each head, with a learned gain (Dehghani et al. 2023, arXiv 2302.05442, in its RMS
+    form); `upcast` computes in float32 what arrives in 16 bits. Parameters are named as in diffusers' Attention: to_q,
+    to_k, to_v, to_out.0.
     Raises ValueError where the heads do not divide the channels.
     Vaswani et al. 2017 (arXiv 1706.03762), equation 1; several heads: section 3.2.2.
     """
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.attend(tokens, context)
+    def forward(self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        return self.attend(tokens, context, bias)
 
 
 def pixels_to_tokens(x: Tensor) -> Tensor:
@@ -250,7 +265,8 @@ class AddedKVAttention(_Attention):
     The context has projections of its own for its keys and values; `context_norm` normalizes it first, over its width
     ("layer_norm") or in 32 groups of its width and all tokens ("group_norm"). With `cross_only` the context alone is
     attended to. Heads, `norm`, `qk_norm`, `upcast` and `zero_init` are those of `SelfAttention`.
-    Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape.
+    Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape. `bias` (N, M) is added to the scores of
+    the context: a mask.
     Raises ValueError where heads or groups do not divide the channels, or the context has another shape.
     Nichol et al. 2021 (arXiv 2112.10741), section 4.1; parameters are named as in diffusers' Attention.
     """
@@ -287,15 +303,17 @@ class AddedKVAttention(_Attention):
         if zero_init:
             zero_parameters(self.to_out)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
         check_context(context, x.shape[0], self.context_dim)
+        check_bias(bias, context)
         tokens = pixels_to_tokens(x if self.group_norm is None else self.group_norm(x))
         context = self._normalized(context)
         key, value = self.add_k_proj(context), self.add_v_proj(context)
         if not self.cross_only:
             key = torch.cat([key, self.to_k(tokens)], dim=1)
             value = torch.cat([value, self.to_v(tokens)], dim=1)
-        return x + tokens_to_pixels(self.mix(self.to_q(tokens), key, value), x)
+            bias = None if bias is None else F.pad(bias, (0, tokens.shape[1]))  # pixels are read always
+        return x + tokens_to_pixels(self.mix(self.to_q(tokens), key, value, bias), x)
 
     def _normalized(self, context: Tensor) -> Tensor:
         if self.norm_cross is None:

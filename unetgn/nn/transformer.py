@@ -77,6 +77,7 @@ class TransformerBlock(nn.Module):
     """Applies self-attention, cross-attention and feed-forward, each after a layer normalization, with a shortcut.
 
     Shapes: tokens (N, L, channels), context (N, M, context_dim) -> (N, L, channels).
+    `bias` and `context_bias`, (N, keys), are added to the scores of the first attention's keys and of the context's.
     With `cross_only` the first attention reads the context as well. Parameters are named as in diffusers'
     BasicTransformerBlock. Raises ValueError where the heads do not divide the channels, or `cross_only` has no context.
     Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
@@ -107,9 +108,11 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, tokens: Tensor, context: Tensor | None) -> Tensor:
-        tokens = tokens + self.attn1(self.norm1(tokens), context if self.cross_only else None)
-        tokens = tokens + self.attn2(self.norm2(tokens), context)
+    def forward(
+        self, tokens: Tensor, context: Tensor | None, bias: Tensor | None = None, context_bias: Tensor | None = None
+    ) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens), context if self.cross_only else None, bias)
+        tokens = tokens + self.attn2(self.norm2(tokens), context, bias if context is None else context_bias)
         return tokens + self.ff(self.norm3(tokens))
 
     def extra_repr(self) -> str:
@@ -127,7 +130,8 @@ def check_cross_only(cross_only: bool, context_dim: int | None, depth: int = 1) 
 class SpatialTransformer(nn.Module):
     """Computes x + proj_out(blocks(proj_in(norm(x)), context)): `depth` transformer blocks over the pixels of x.
 
-    Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape; one to three spatial axes.
+    Shapes: x (N, channels, *spatial), context (N, M, context_dim) -> x's shape; one to three spatial axes. `bias`
+    (N, pixels) and `context_bias` (N, M) are masks: what is added to scores, as in `TransformerBlock`.
     Give `num_heads` or `head_dim`; neither is one head. The blocks are `inner_channels` wide, None is `channels`.
     Projections are 1x1 convolutions over `spatial_dims` axes, 2
     unless given, or linear layers (`linear_projection`), for any number of axes. context_dim None takes no context.
@@ -181,7 +185,13 @@ class SpatialTransformer(nn.Module):
         if zero_init:
             zero_parameters(self.proj_out)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        bias: Tensor | None = None,
+        context_bias: Tensor | None = None,
+    ) -> Tensor:
         if self.context_dim is not None:
             check_context(context, x.shape[0], self.context_dim)
         elif context is not None:
@@ -192,7 +202,7 @@ class SpatialTransformer(nn.Module):
         else:
             tokens = pixels_to_tokens(self.proj_in(hidden))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, bias, context_bias)
         if self.linear_projection:
             return x + tokens_to_pixels(self.proj_out(tokens), x)
         return x + self.proj_out(tokens_to_pixels(tokens, x))

@@ -17,6 +17,7 @@ THROUGH_DIFFUSERS = {  # attributes of diffusers' U-Net, and why there are none 
     "save_attn_procs": "attention is computed in one way (save_lora_adapter saves LoRA)",
     "fuse_qkv_projections": "projections are not joined",
     "unfuse_qkv_projections": "projections are not joined",
+    "set_attention_slice": "attention keeps no scores that slices would save",
     "enable_freeu": "FreeU changes the decoder",
     "disable_freeu": "FreeU changes the decoder",
     "_load_ip_adapter_weights": "IP-Adapter changes attention",

@@ -326,7 +326,10 @@ def add_residuals(skips: Sequence[Tensor], residuals: Sequence[Tensor]) -> list[
     """Add ControlNet's residuals to the skip connections. Raises ValueError where their number or a shape differs."""
     name = "down_block_additional_residuals"
     if len(residuals) != len(skips):
-        raise ValueError(f"{name} must be one for each of {len(skips)} skip connections, got {len(residuals)}")
+        raise ValueError(
+            f"{name} must be one for each of {len(skips)} skip connections, got {len(residuals)} (those of a "
+            "T2I-Adapter are down_intrablock_additional_residuals)"
+        )
     pairs = zip(skips, residuals, strict=True)
     return [add_residual(skip, residual, f"{name}[{index}]") for index, (skip, residual) in enumerate(pairs)]
 

@@ -14,6 +14,7 @@ from unetgn.nn.resblock import ResBlock
 from unetgn.nn.transformer import SpatialTransformer
 from unetgn.unet.config import UNetConfig
 from unetgn.unet.inputs import add_residual
+from unetgn.unet.masks import NO_MASKS, Masks
 from unetgn.unet.plan import AttentionPlan, BlockPlan, LevelPlan
 
 
@@ -33,18 +34,22 @@ class Level(nn.Module):
             {str(j): _attention(config, b.out_channels, b.attention) for j, b in enumerate(plan.blocks) if b.attention}
         )
 
-    def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, masks: Masks) -> Tensor:
         """Apply residual block `index` and its attention."""
         if self.checkpoint is not None and torch.is_grad_enabled():
-            return self.checkpoint(functools.partial(self._block, index), x, emb, context)
-        return self._block(index, x, emb, context)
+            return self.checkpoint(functools.partial(self._block, index, masks), x, emb, context)
+        return self._block(index, masks, x, emb, context)
 
-    def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def _block(self, index: int, masks: Masks, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         x = self.resnets[index](x, emb)
-        if str(index) in self.attentions:
-            attention = self.attentions[str(index)]
-            x = attention(x) if isinstance(attention, SelfAttention) else attention(x, context)
-        return x
+        if str(index) not in self.attentions:
+            return x
+        attention = self.attentions[str(index)]
+        if isinstance(attention, SelfAttention):
+            return attention(x)
+        if isinstance(attention, AddedKVAttention):
+            return attention(x, context, masks.context if masks.own is None else masks.own)
+        return attention(x, context, *masks)
 
 
 class EncoderLevel(Level):
@@ -63,7 +68,13 @@ class EncoderLevel(Level):
             )
 
     def forward(
-        self, x: Tensor, image: Tensor, emb: Tensor, context: Tensor | None, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        image: Tensor,
+        emb: Tensor,
+        context: Tensor | None,
+        masks: Masks = NO_MASKS,
+        residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return x, the running image, and the skip connections (N, C, *spatial) that start here.
 
@@ -72,7 +83,7 @@ class EncoderLevel(Level):
         """
         skips = []
         for index in range(len(self.resnets)):
-            x = self.block(index, x, emb, context)
+            x = self.block(index, x, emb, context, masks)
             if residual is not None and self.transforms and index == len(self.resnets) - 1:
                 x = add_residual(x, residual, "down_intrablock_additional_residuals")
             skips.append(x)
@@ -90,9 +101,9 @@ class EncoderLevel(Level):
 class MidLevel(Level):
     """Applies the blocks between encoder and decoder."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, masks: Masks = NO_MASKS) -> Tensor:
         for index in range(len(self.resnets)):
-            x = self.block(index, x, emb, context)
+            x = self.block(index, x, emb, context, masks)
         return x
 
 
@@ -106,13 +117,19 @@ class DecoderLevel(Level):
             self.upsamplers.append(_upsampler(config, plan))
 
     def forward(
-        self, x: Tensor, skips: tuple[Tensor, ...], size: Sequence[int], emb: Tensor, context: Tensor | None
+        self,
+        x: Tensor,
+        skips: tuple[Tensor, ...],
+        size: Sequence[int],
+        emb: Tensor,
+        context: Tensor | None,
+        masks: Masks = NO_MASKS,
     ) -> Tensor:
         """Return x, enlarged to `size` where the level doubles; of its own `skips` the last one is taken first."""
         for index in range(len(self.resnets)):
             if index < len(skips):
                 x = cat([x, skips[-1 - index]], dim=1)
-            x = self.block(index, x, emb, context)
+            x = self.block(index, x, emb, context, masks)
         for upsample in self.upsamplers:
             x = upsample(x, emb, size=size) if isinstance(upsample, ResBlock) else upsample(x, size=size)
         return x

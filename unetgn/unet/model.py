@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import diffusers
 import torch
 from diffusers import ConfigMixin
 from diffusers.utils import BaseOutput
@@ -25,6 +26,7 @@ from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, Mi
 from unetgn.unet.inputs import Conditioning, add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet.loading import Loading
+from unetgn.unet.masks import read_masks
 from unetgn.unet.peer_config import PeerConfig
 from unetgn.unet.plan import plan_unet
 from unetgn.unet.saved import read_config
@@ -132,6 +134,8 @@ class UNet(Loading, ConfigMixin, Conditioning):
         augment_labels: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         timestep_cond: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
@@ -144,8 +148,11 @@ class UNet(Loading, ConfigMixin, Conditioning):
         (N, M, context_dim); class_labels (N,) integers or (N, classes) rows; augment_labels (N, augment_dim);
         added_cond_kwargs {"text_embeds": (N, D), "time_ids": (N, K)} or {"vector": (N, vector_dim)}, or what
         condition.added_embedding and condition.context_projection name; timestep_cond (N, time_cond_proj_dim);
+        masks, 1 or True for what is read and 0 for what is not: encoder_attention_mask (N, length of the context that
+        attention reads, after its projection), attention_mask (N, pixels of the level) in transformers, the context's
+        instead where pixels and context are attended to together (Karlo), `unetgn.unet.masks`;
         ControlNet's residuals, one for each skip connection and one for the middle; T2I-Adapter's
-        (down_intrablock_additional_residuals), one for each encoder level from the first on.
+        (down_intrablock_additional_residuals), one for each encoder level from the first on, and one for the middle.
         cross_attention_kwargs={"scale": s} multiplies adapters (LoRA) by s.
         Returns an object with `.sample` (N, out_channels, *spatial), or a tuple of it where return_dict is False.
         Raises ValueError where an input is missing, misshapen, or not one of this network's; TypeError where it is
@@ -162,6 +169,8 @@ class UNet(Loading, ConfigMixin, Conditioning):
                     augment_labels=augment_labels,
                     added_cond_kwargs=added_cond_kwargs,
                     timestep_cond=timestep_cond,
+                    attention_mask=attention_mask,
+                    encoder_attention_mask=encoder_attention_mask,
                     down_block_additional_residuals=down_block_additional_residuals,
                     mid_block_additional_residual=mid_block_additional_residual,
                     down_intrablock_additional_residuals=down_intrablock_additional_residuals,
@@ -174,21 +183,23 @@ class UNet(Loading, ConfigMixin, Conditioning):
             sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond, encoder_hidden_states
         )
         context = self.project_context(encoder_hidden_states, added_cond_kwargs, sample)
+        masks = read_masks(self.unet_config, attention_mask, encoder_attention_mask, context, sample)
         sample = self.join_hint(sample, added_cond_kwargs)
 
         # Encoder.
         x, image = self.conv_in(sample), sample
         skips = [x]
-        for level, residual in zip(
-            self.down_blocks, self._residuals(down_intrablock_additional_residuals), strict=True
-        ):
-            x, image, results = level(x, image, emb, context, residual)
+        inner = self._residuals(down_intrablock_additional_residuals)
+        for level, residual in zip(self.down_blocks, inner, strict=False):
+            x, image, results = level(x, image, emb, context, masks, residual)
             skips += results
         if down_block_additional_residuals is not None:
             skips = add_residuals(skips, down_block_additional_residuals)
 
         # Middle.
-        x = self.mid_block(x, emb, context)
+        x = self.mid_block(x, emb, context, masks)
+        if inner[-1] is not None:
+            x = add_residual(x, inner[-1], "the last of down_intrablock_additional_residuals")
         if mid_block_additional_residual is not None:
             x = add_residual(x, mid_block_additional_residual, "mid_block_additional_residual")
 
@@ -197,7 +208,7 @@ class UNet(Loading, ConfigMixin, Conditioning):
             first = len(skips) - taken
             skips, own = skips[:first], tuple(skips[first:])
             size = tuple((skips[-1] if skips else x).shape[2:])
-            x = level(x, own, size, emb, context)
+            x = level(x, own, size, emb, context, masks)
         x = recomputed(self._output, x) if self.checkpointing == "activations" else self._output(x)
 
         return UNetOutput(sample=x) if return_dict else (x,)
@@ -211,13 +222,13 @@ class UNet(Loading, ConfigMixin, Conditioning):
         return self.conv_out(self.conv_norm_out(x))
 
     def _residuals(self, given: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
-        """Return T2I-Adapter's residual of each encoder level, None where there is none."""
+        """Return T2I-Adapter's residual of each encoder level and of the middle, None where there is none."""
         levels, given = len(self.down_blocks), given or ()
-        if len(given) > levels:
-            raise ValueError(
-                f"down_intrablock_additional_residuals must be one for each of {levels} levels, got {len(given)}"
-            )
-        return [*given, *[None] * (levels - len(given))]
+        most = levels + (len(self.mid_block.resnets) > 0)
+        if len(given) > most:
+            places = f"each of {levels} levels{' and the middle' if most > levels else ', and this has no middle'}"
+            raise ValueError(f"down_intrablock_additional_residuals must be one for {places}, got {len(given)}")
+        return [*given, *[None] * (levels + 1 - len(given))]
 
     def _check_inputs(self, sample: Tensor, context: Tensor | None) -> None:
         check_tensors(sample=sample, encoder_hidden_states=context)
@@ -301,6 +312,10 @@ class UNet(Loading, ConfigMixin, Conditioning):
         arguments, unused, hidden = super().extract_init_dict(config.known, **kwargs)
         unused |= {key: value for key, value in config.others.items() if key != "dtype"}  # `from_config` would take it
         return arguments, unused, hidden | config.kept_beside(arguments)
+
+
+if not hasattr(diffusers, "UNet"):  # where AutoModel looks for the class of a folder; it has no register
+    diffusers.UNet = UNet
 
 
 def empty_unet(config: UNetConfig) -> UNet:
