@@ -96,6 +96,19 @@ def inputs(model: nn.Module, *, origin: bool) -> dict[str, Any]:
     if config.time_cond_proj_dim is not None:
         given["timestep_cond"] = noise(2, config.time_cond_proj_dim)
     given["added_cond_kwargs"] = _added(config, noise, size, origin=origin) or None
+    if config.attention_type != "default":
+        given["cross_attention_kwargs"] = {"gligen": _boxes(config.attention_type, width, noise)}
+    return given
+
+
+def _boxes(kind: str, width: int, noise: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """Draw what GLIGEN reads: three boxes, the last of which is none."""
+    mask = torch.tensor([[1.0, 1.0, 0.0]] * 2, dtype=torch.float64)
+    given = {"boxes": noise(2, 3, 4).sigmoid(), "masks": mask}
+    if kind == "gated":
+        return {**given, "positive_embeddings": noise(2, 3, width)}
+    for name in ("phrases", "image"):
+        given |= {f"{name}_masks": mask, f"{name}_embeddings": noise(2, 3, width)}
     return given
 
 

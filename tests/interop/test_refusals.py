@@ -113,7 +113,7 @@ PLAIN = {"use_spatial_transformer": False, "context_dim": None, "legacy": True} 
         ("unet2d_condition_sd15", {"addition_embed_type": "words"}, "addition_embed_type='words'"),
         ("unet2d_condition_sd15", {"time_embedding_act_fn": "tanh"}, "time_embedding_act_fn='tanh'"),
         ("unet2d_condition_sd15", {"timestep_post_act": "tanh"}, "timestep_post_act='tanh'"),
-        ("unet2d_condition_sd15", {"attention_type": "gated"}, "attention_type='gated' is not supported .GLIGEN"),
+        ("unet2d_condition_sd15", {"attention_type": "gated-3d"}, "attention_type='gated-3d' is not supported"),
         ("unet2d_condition_sd15", {"down_block_types": ["KDownBlock2D"] * 3}, "KDownBlock2D.*the x2 upscaler"),
         ("unet2d_condition_sd15", {"up_block_types": ["CrossAttnUpBlock3D"] * 3}, "3D.*a block of a video network"),
         ("unet2d_ddpm_cifar10", {"down_block_types": ["AttnSkipDownBlock2D"] * 3}, "AttnSkipDown.*a block of NCSN"),

@@ -44,7 +44,7 @@ VALUES = {
     "context_norm": "layer_norm", "post_activation": "relu", "depth": 2,
     "device": "meta", "dropout": 0.5, "dtype": torch.float64, "eps": 0.5, "emb_channels": 8,
     "frequencies": "power", "frequency_shift": 1.0, "head_dim": 8, "inner_channels": 16, "kernel_size": 1,
-    "linear_projection": True,
+    "grounded": True, "linear_projection": True,
     "missing": "zeros", "norm": NormConfig(num_groups=4), "null_class": False,
     "null_class_trained": False, "num_groups": 4, "num_heads": 4,
     "order": "sin_cos", "out_channels": 64, "padding": "end", "qk_norm": True, "resample": "down",

@@ -30,7 +30,7 @@ VALUES = {
     "attention.num_heads": 2, "attention.head_dim": 16, "attention.norm": {"num_groups": 4}, "attention.qk_norm": True,
     "attention.upcast": True, "attention.zero_init": False,
     "transformer.context_dim": 5, "transformer.depth": 2, "transformer.linear_projection": True,
-    "transformer.cross_only": (1,),
+    "transformer.cross_only": (1,), "transformer.grounding": "text",
     "resample.kind": "plain", "resample.padding": "end", "resample.taps": (1.0, 3.0, 3.0, 1.0),
     "resample.strides": (1, 2),
     "encoder.stem_channels": 64, "encoder.stem_kernel": 1, "encoder.attention_blocks": ((0,), ()),

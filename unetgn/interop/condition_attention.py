@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from unetgn.interop.condition_options import ConditionOptions, Depth
+from unetgn.interop.condition_options import GROUNDINGS, ConditionOptions, Depth
 from unetgn.interop.diffusers_unet2d import check_fit
-from unetgn.interop.transfer import check_heads
+from unetgn.interop.transfer import check_heads, refuse
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.transformer import TransformerConfig
@@ -128,18 +128,29 @@ def translate_attention(options: ConditionOptions, places: Places, heads: Heads,
     )
 
 
-def translate_transformer(options: ConditionOptions, depths: Depths, places: Places) -> TransformerConfig | None:
+def translate_transformer(
+    options: ConditionOptions, depths: Depths, places: Places, name: str
+) -> TransformerConfig | None:
     """Translate the transformers, where there are any."""
     if "transformer" not in places.kinds:
+        refuse(name, options, "only transformers read boxes, and there are none", attention_type=("default",))
         return None
+    width = options.cross_attention_dim
+    if isinstance(width, tuple) and options.attention_type != "default":
+        if len(set(width)) > 1:
+            raise ValueError(
+                f"{name}: cross_attention_dim={list(width)} must be one width where GLIGEN's layers read it"
+            )
+        width = width[0]
     only = options.only_cross_attention
     levels = sorted(places.levels("transformer"))
     return TransformerConfig(
-        context_dim=options.cross_attention_dim,
+        context_dim=width,
         depth=depths.encoder,
         linear_projection=bool(options.use_linear_projection),
         cross_only=tuple(level for level in levels if (only if isinstance(only, bool) else only[level])),
         norm=NormConfig(num_groups=options.norm_num_groups, eps=1e-6) if len(places.kinds) > 1 else None,
+        grounding=GROUNDINGS[options.attention_type],  # type: ignore[arg-type]
     )
 
 

@@ -9,6 +9,7 @@ SIMPLE_MIDDLE = "UNetMidBlock2DSimpleCrossAttn"
 OF_RESNETS = ("Resnet", "Simple")  # blocks that read resnet_skip_time_act and resnet_out_scale_factor
 ADDED = ("text", "text_image", "image", "image_hint")
 PROJECTIONS = {"text_proj": "text", "text_image_proj": "text_image", "image_proj": "image"}
+GROUNDINGS = {"default": None, "gated": "text", "gated-text-image": "text_image"}  # of transformers
 CLASS_EMBED_TYPES = (None, "timestep", "identity", "projection", "simple_projection")
 PROJECTED = ("text_time", "projection", "simple_projection")  # by projection_class_embeddings_input_dim
 Depth = int | tuple[int, ...]
@@ -81,7 +82,7 @@ def refuse_options(options: ConditionOptions, name: str) -> None:
     refuse(name, options, "another added embedding", addition_embed_type=(None, "text_time", *ADDED))
     refuse(name, options, "another projection of the context", encoder_hid_dim_type=(None, *PROJECTIONS))
     refuse(name, options, "two contexts in one layer", dual_cross_attention=(False, None))
-    refuse(name, options, "GLIGEN's layers, which read boxes", attention_type=("default",))
+    refuse(name, options, "another layer that reads boxes", attention_type=tuple(GROUNDINGS))
     refuse(name, options, "another attention", cross_attention_norm=(None, "layer_norm", "group_norm"))
     blocks = (*options.down_block_types, *options.up_block_types)
     if options.cross_attention_norm == "layer_norm" and "SimpleCrossAttn" in " ".join((*blocks, str(middle))):

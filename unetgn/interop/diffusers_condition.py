@@ -8,7 +8,7 @@ class_embed_type. A model without any attention layer never reads its context; o
 In the blocks named Simple (Kandinsky, Karlo, DeepFloyd IF) `attention_head_dim` is what its name says, a level is left
 through a residual block, and `upcast_attention` and `use_linear_projection` are not read.
 The blocks named Attn are UNet2DModel's, with `attention_head_dim` as in those named Simple. Kinds may stand together.
-Not supported, each with an error that says so: GLIGEN, the x2 upscaler's blocks.
+Not supported, each with an error that says so: the x2 upscaler's blocks.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
     layers = layers_of(options)
     down_resample = resampling(down, "conv")
     heads = count_heads(options, places, class_name)
-    transformer = translate_transformer(options, depths, places)
+    transformer = translate_transformer(options, depths, places, class_name)
     return UNetConfig(
         sample_size=options.sample_size,
         in_channels=options.in_channels,

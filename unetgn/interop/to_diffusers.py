@@ -17,6 +17,7 @@ from torch import nn
 
 from unetgn.interop import diffusers_condition, diffusers_unet2d
 from unetgn.interop.as_built import check_as_built, check_whole
+from unetgn.interop.condition_options import GROUNDINGS
 from unetgn.interop.diffusers_config import others_of
 from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.transformer import TransformerConfig
@@ -191,6 +192,7 @@ def _condition_options(config: UNetConfig) -> dict[str, Any]:
         "attention_head_dim": _head_numbers(config),
         "use_linear_projection": transformer.linear_projection,
         "upcast_attention": config.attention.upcast,
+        "attention_type": next(name for name, kind in GROUNDINGS.items() if kind == transformer.grounding),
         "class_embeddings_concat": condition.class_entry == "concat",
         "addition_embed_type": added if condition.vector_dim is None else "text_time",
         "addition_embed_type_num_heads": condition.added_heads or 64,

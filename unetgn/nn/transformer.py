@@ -1,13 +1,15 @@
 """Computes latent diffusion's spatial transformer: self-attention, cross-attention, a gated feed-forward layer."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetgn.nn.attention import MultiHeadAttention, check_context, count_heads, pixels_to_tokens, tokens_to_pixels
 from unetgn.nn.conv import convolution, zero_parameters
-from unetgn.nn.fields import check_at_least, freeze_lists
+from unetgn.nn.fields import check_at_least, check_choice, freeze_lists
+from unetgn.nn.grounding import gated_attention
 from unetgn.nn.groups import NormConfig, build_norm
 
 
@@ -30,11 +32,21 @@ class TransformerConfig:
     """Names the levels whose first attention reads the context too (the x4 upscaler)."""
     norm: NormConfig | None = None
     """Normalizes the input; None is attention.norm."""
+    grounding: Literal["text", "text_image"] | None = None
+    """Puts GLIGEN's layers between the attentions: they read boxes with texts, or with texts and images, which
+    cross_attention_kwargs={"gligen": …} gives; without it they change nothing.
+    """
 
     def __post_init__(self) -> None:
         freeze_lists(self)
         check_at_least(1, {"transformer.context_dim": self.context_dim})
         check_at_least(0, {"transformer.depth": self.depth})
+        check_choice("transformer.grounding", self.grounding, ("text", "text_image", None))
+        if self.grounding is not None and not isinstance(self.context_dim, int):
+            raise ValueError(
+                f"transformer.grounding={self.grounding!r} needs transformer.context_dim to be one number, the width "
+                f"of what it reads; it is {self.context_dim}"
+            )
 
 
 class GEGLU(nn.Module):
@@ -78,8 +90,10 @@ class TransformerBlock(nn.Module):
 
     Shapes: tokens (N, L, channels), context (N, M, context_dim) -> (N, L, channels).
     `bias` and `context_bias`, (N, keys), are added to the scores of the first attention's keys and of the context's.
-    With `cross_only` the first attention reads the context as well. Parameters are named as in diffusers'
-    BasicTransformerBlock. Raises ValueError where the heads do not divide the channels, or `cross_only` has no context.
+    With `cross_only` the first attention reads the context as well. With `grounded` a gated layer follows that, which
+    reads `objects` (N, K, context_dim) where they are given (`unetgn.nn.grounding`). Parameters are named as in
+    diffusers' BasicTransformerBlock. Raises ValueError where the heads do not divide the channels, or `cross_only` or
+    `grounded` has no context.
     Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
     """
 
@@ -90,11 +104,14 @@ class TransformerBlock(nn.Module):
         num_heads: int,
         context_dim: int | None,
         cross_only: bool = False,
+        grounded: bool = False,
         qk_norm: bool = False,
         upcast: bool = False,
     ) -> None:
         super().__init__()
         check_cross_only(cross_only, context_dim)
+        if grounded and context_dim is None:
+            raise ValueError("transformer.grounding needs transformer.context_dim, the width of what it reads")
         self.cross_only = cross_only
         first_context = context_dim if cross_only else None
         self.norm1 = nn.LayerNorm(channels)
@@ -107,11 +124,21 @@ class TransformerBlock(nn.Module):
         )
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
+        self.fuser = None
+        if grounded and context_dim is not None:
+            self.fuser = gated_attention(channels, context_dim, num_heads=num_heads)
 
     def forward(
-        self, tokens: Tensor, context: Tensor | None, bias: Tensor | None = None, context_bias: Tensor | None = None
+        self,
+        tokens: Tensor,
+        context: Tensor | None,
+        bias: Tensor | None = None,
+        context_bias: Tensor | None = None,
+        objects: Tensor | None = None,
     ) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens), context if self.cross_only else None, bias)
+        if self.fuser is not None and objects is not None:
+            tokens = self.fuser(tokens, objects)
         tokens = tokens + self.attn2(self.norm2(tokens), context, bias if context is None else context_bias)
         return tokens + self.ff(self.norm3(tokens))
 
@@ -135,7 +162,7 @@ class SpatialTransformer(nn.Module):
     Give `num_heads` or `head_dim`; neither is one head. The blocks are `inner_channels` wide, None is `channels`.
     Projections are 1x1 convolutions over `spatial_dims` axes, 2
     unless given, or linear layers (`linear_projection`), for any number of axes. context_dim None takes no context.
-    With `zero_init` the block starts as the identity.
+    With `zero_init` the block starts as the identity. `grounded` is for the blocks, and `objects` with it.
     Raises ValueError where heads or groups do not divide the channels, a context is missing, of another shape, or not
     expected, or spatial_dims is given beside linear layers; TypeError where norm is no NormConfig.
     Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
@@ -153,6 +180,7 @@ class SpatialTransformer(nn.Module):
         spatial_dims: int | None = None,
         linear_projection: bool = False,
         cross_only: bool = False,
+        grounded: bool = False,
         norm: NormConfig | None = NormConfig(eps=1e-6),  # noqa: B008 - frozen
         qk_norm: bool = False,
         upcast: bool = False,
@@ -161,6 +189,8 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         check_at_least(0, {"transformer.depth": depth})
         check_cross_only(cross_only, context_dim, depth)
+        if grounded and depth == 0:
+            raise ValueError("grounded=True needs a transformer block, but depth is 0")
         if linear_projection and spatial_dims is not None:
             raise ValueError(f"spatial_dims={spatial_dims} is for convolutions, but linear_projection is True")
         inner = channels if inner_channels is None else inner_channels
@@ -176,6 +206,7 @@ class SpatialTransformer(nn.Module):
                 num_heads=heads,
                 context_dim=context_dim,
                 cross_only=cross_only,
+                grounded=grounded,
                 qk_norm=qk_norm,
                 upcast=upcast,
             )
@@ -191,6 +222,7 @@ class SpatialTransformer(nn.Module):
         context: Tensor | None = None,
         bias: Tensor | None = None,
         context_bias: Tensor | None = None,
+        objects: Tensor | None = None,
     ) -> Tensor:
         if self.context_dim is not None:
             check_context(context, x.shape[0], self.context_dim)
@@ -202,7 +234,7 @@ class SpatialTransformer(nn.Module):
         else:
             tokens = pixels_to_tokens(self.proj_in(hidden))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context, bias, context_bias)
+            tokens = block(tokens, context, bias, context_bias, objects)
         if self.linear_projection:
             return x + tokens_to_pixels(self.proj_out(tokens), x)
         return x + self.proj_out(tokens_to_pixels(tokens, x))

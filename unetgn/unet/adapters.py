@@ -36,7 +36,7 @@ def scaled(unet: nn.Module, attention_kwargs: Mapping[str, Any]) -> Iterator[Non
 
     Raises ValueError for other keys, which diffusers hands on to attention processors.
     """
-    others = sorted(set(attention_kwargs) - {"scale"})
+    others = sorted(set(attention_kwargs) - {"scale", "gligen"})
     if others:
         raise ValueError(
             f"cross_attention_kwargs={others} are for attention processors, and UNet has none: give 'scale' alone, or "

@@ -48,6 +48,7 @@ def facts(config: UNetDescription) -> dict[str, Any]:
         "attention.qk_norm": config.attention.qk_norm,
         "attention.upcast": config.attention.upcast,
         "transformer.linear_projection": bool(config.transformer and config.transformer.linear_projection),
+        "transformer.grounding": config.transformer and config.transformer.grounding,
         "channels": [[b.out_channels for b in level.blocks] for level in plan.encoder],
         "mid.depth": len(plan.mid.blocks),
         "decoder.channels": [[b.out_channels for b in level.blocks] for level in plan.decoder],

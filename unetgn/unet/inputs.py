@@ -29,6 +29,7 @@ from unetgn.nn.embedding import (
     TimestepEmbedding,
     feature_dtype,
 )
+from unetgn.nn.grounding import box_embedding
 from unetgn.nn.norm import Activation, activate
 from unetgn.unet.config import ConditionConfig, UNetConfig
 
@@ -65,7 +66,9 @@ class Conditioning:
         self.add_embedding = _added_layer(condition, width)
         if config.addition_time_embed_dim is not None:
             self.add_time_proj = _sinusoid(config.addition_time_embed_dim, time)
-        self.encoder_hid_proj = None
+        self.encoder_hid_proj = self.position_net = None
+        if config.transformer is not None and config.transformer.grounding is not None:
+            self.position_net = box_embedding(cast(int, config.transformer.context_dim), config.transformer.grounding)
         if condition.context_dim is not None:
             kind = CONTEXT_LAYERS[condition.context_projection]
             self.encoder_hid_proj = kind(condition.context_dim, cast(int, config.context_dims))

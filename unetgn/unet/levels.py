@@ -12,9 +12,9 @@ from unetgn.nn.attention import AddedKVAttention, SelfAttention
 from unetgn.nn.resample import Downsample, InputBranch, Resample, Upsample
 from unetgn.nn.resblock import ResBlock
 from unetgn.nn.transformer import SpatialTransformer
+from unetgn.unet.beside import NOTHING, Beside
 from unetgn.unet.config import UNetConfig
 from unetgn.unet.inputs import add_residual
-from unetgn.unet.masks import NO_MASKS, Masks
 from unetgn.unet.plan import AttentionPlan, BlockPlan, LevelPlan
 
 
@@ -34,22 +34,23 @@ class Level(nn.Module):
             {str(j): _attention(config, b.out_channels, b.attention) for j, b in enumerate(plan.blocks) if b.attention}
         )
 
-    def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, masks: Masks) -> Tensor:
+    def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, beside: Beside) -> Tensor:
         """Apply residual block `index` and its attention."""
         if self.checkpoint is not None and torch.is_grad_enabled():
-            return self.checkpoint(functools.partial(self._block, index, masks), x, emb, context)
-        return self._block(index, masks, x, emb, context)
+            return self.checkpoint(functools.partial(self._block, index), x, emb, context, *beside)
+        return self._block(index, x, emb, context, *beside)
 
-    def _block(self, index: int, masks: Masks, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
+    def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, *values: Tensor | None) -> Tensor:
         x = self.resnets[index](x, emb)
         if str(index) not in self.attentions:
             return x
         attention = self.attentions[str(index)]
         if isinstance(attention, SelfAttention):
             return attention(x)
+        beside = Beside(*values)
         if isinstance(attention, AddedKVAttention):
-            return attention(x, context, masks.context if masks.own is None else masks.own)
-        return attention(x, context, *masks)
+            return attention(x, context, beside.context_mask if beside.mask is None else beside.mask)
+        return attention(x, context, *beside)
 
 
 class EncoderLevel(Level):
@@ -73,7 +74,7 @@ class EncoderLevel(Level):
         image: Tensor,
         emb: Tensor,
         context: Tensor | None,
-        masks: Masks = NO_MASKS,
+        beside: Beside = NOTHING,
         residual: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Return x, the running image, and the skip connections (N, C, *spatial) that start here.
@@ -83,7 +84,7 @@ class EncoderLevel(Level):
         """
         skips = []
         for index in range(len(self.resnets)):
-            x = self.block(index, x, emb, context, masks)
+            x = self.block(index, x, emb, context, beside)
             if residual is not None and self.transforms and index == len(self.resnets) - 1:
                 x = add_residual(x, residual, "down_intrablock_additional_residuals")
             skips.append(x)
@@ -101,9 +102,9 @@ class EncoderLevel(Level):
 class MidLevel(Level):
     """Applies the blocks between encoder and decoder."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, masks: Masks = NO_MASKS) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, beside: Beside = NOTHING) -> Tensor:
         for index in range(len(self.resnets)):
-            x = self.block(index, x, emb, context, masks)
+            x = self.block(index, x, emb, context, beside)
         return x
 
 
@@ -123,13 +124,13 @@ class DecoderLevel(Level):
         size: Sequence[int],
         emb: Tensor,
         context: Tensor | None,
-        masks: Masks = NO_MASKS,
+        beside: Beside = NOTHING,
     ) -> Tensor:
         """Return x, enlarged to `size` where the level doubles; of its own `skips` the last one is taken first."""
         for index in range(len(self.resnets)):
             if index < len(skips):
                 x = cat([x, skips[-1 - index]], dim=1)
-            x = self.block(index, x, emb, context, masks)
+            x = self.block(index, x, emb, context, beside)
         for upsample in self.upsamplers:
             x = upsample(x, emb, size=size) if isinstance(upsample, ResBlock) else upsample(x, size=size)
         return x
@@ -188,7 +189,8 @@ def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) ->
             residual_scale=plan.residual_scale,
             zero_init=shared.zero_init,
         )
-    linear = config.transformer is not None and config.transformer.linear_projection
+    assert config.transformer is not None
+    linear = config.transformer.linear_projection
     return SpatialTransformer(
         channels,
         num_heads=plan.num_heads,
@@ -198,6 +200,7 @@ def _attention(config: UNetConfig, channels: int, plan: AttentionPlan | None) ->
         spatial_dims=None if linear else config.spatial_dims,
         linear_projection=linear,
         cross_only=plan.cross_only,
+        grounded=config.transformer.grounding is not None and plan.depth > 0,
         norm=plan.norm,
         qk_norm=shared.qk_norm,
         upcast=shared.upcast,

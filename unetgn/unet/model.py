@@ -22,11 +22,11 @@ from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet.adapters import THROUGH_DIFFUSERS, scaled, why_not
+from unetgn.unet.beside import embed_boxes, read_masks
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.inputs import Conditioning, add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
 from unetgn.unet.loading import Loading
-from unetgn.unet.masks import read_masks
 from unetgn.unet.peer_config import PeerConfig
 from unetgn.unet.plan import plan_unet
 from unetgn.unet.saved import read_config
@@ -150,15 +150,16 @@ class UNet(Loading, ConfigMixin, Conditioning):
         condition.added_embedding and condition.context_projection name; timestep_cond (N, time_cond_proj_dim);
         masks, 1 or True for what is read and 0 for what is not: encoder_attention_mask (N, length of the context that
         attention reads, after its projection), attention_mask (N, pixels of the level) in transformers, the context's
-        instead where pixels and context are attended to together (Karlo), `unetgn.unet.masks`;
+        instead where pixels and context are attended to together (Karlo), `unetgn.unet.beside`;
         ControlNet's residuals, one for each skip connection and one for the middle; T2I-Adapter's
         (down_intrablock_additional_residuals), one for each encoder level from the first on, and one for the middle.
-        cross_attention_kwargs={"scale": s} multiplies adapters (LoRA) by s.
+        cross_attention_kwargs={"scale": s} multiplies adapters (LoRA) by s; {"gligen": …} gives boxes where
+        transformer.grounding reads them.
         Returns an object with `.sample` (N, out_channels, *spatial), or a tuple of it where return_dict is False.
         Raises ValueError where an input is missing, misshapen, or not one of this network's; TypeError where it is
         no tensor.
         """
-        if cross_attention_kwargs:
+        if cross_attention_kwargs and set(cross_attention_kwargs) != {"gligen"}:
             with scaled(self, cross_attention_kwargs):
                 return UNet.forward(
                     self,
@@ -171,6 +172,7 @@ class UNet(Loading, ConfigMixin, Conditioning):
                     timestep_cond=timestep_cond,
                     attention_mask=attention_mask,
                     encoder_attention_mask=encoder_attention_mask,
+                    cross_attention_kwargs={"gligen": cross_attention_kwargs.get("gligen")},
                     down_block_additional_residuals=down_block_additional_residuals,
                     mid_block_additional_residual=mid_block_additional_residual,
                     down_intrablock_additional_residuals=down_intrablock_additional_residuals,
@@ -183,7 +185,8 @@ class UNet(Loading, ConfigMixin, Conditioning):
             sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond, encoder_hidden_states
         )
         context = self.project_context(encoder_hidden_states, added_cond_kwargs, sample)
-        masks = read_masks(self.unet_config, attention_mask, encoder_attention_mask, context, sample)
+        beside = read_masks(self.unet_config, attention_mask, encoder_attention_mask, context, sample)
+        beside = beside._replace(objects=embed_boxes(self.position_net, cross_attention_kwargs, sample.shape[0]))
         sample = self.join_hint(sample, added_cond_kwargs)
 
         # Encoder.
@@ -191,13 +194,13 @@ class UNet(Loading, ConfigMixin, Conditioning):
         skips = [x]
         inner = self._residuals(down_intrablock_additional_residuals)
         for level, residual in zip(self.down_blocks, inner, strict=False):
-            x, image, results = level(x, image, emb, context, masks, residual)
+            x, image, results = level(x, image, emb, context, beside, residual)
             skips += results
         if down_block_additional_residuals is not None:
             skips = add_residuals(skips, down_block_additional_residuals)
 
         # Middle.
-        x = self.mid_block(x, emb, context, masks)
+        x = self.mid_block(x, emb, context, beside)
         if inner[-1] is not None:
             x = add_residual(x, inner[-1], "the last of down_intrablock_additional_residuals")
         if mid_block_additional_residual is not None:
@@ -208,7 +211,7 @@ class UNet(Loading, ConfigMixin, Conditioning):
             first = len(skips) - taken
             skips, own = skips[:first], tuple(skips[first:])
             size = tuple((skips[-1] if skips else x).shape[2:])
-            x = level(x, own, size, emb, context, masks)
+            x = level(x, own, size, emb, context, beside)
         x = recomputed(self._output, x) if self.checkpointing == "activations" else self._output(x)
 
         return UNetOutput(sample=x) if return_dict else (x,)
