@@ -29,7 +29,11 @@ FOREIGN = {  # what a file may hold beside the families here, by a part of a nam
     "temp_convs.": "a video network",
 }
 ASKS = {
-    "heads": ("num_heads or num_head_channels", "num_heads=8 (Stable Diffusion 1) or num_head_channels=64 (2, XL)"),
+    "heads": (
+        "num_heads or num_head_channels",
+        "num_heads=8 (Stable Diffusion 1), num_head_channels=64 (2, XL, guided-diffusion's) or num_heads=4 "
+        "(improved-diffusion's, guided-diffusion's ImageNet-128)",
+    ),
     "rows": (
         "use_new_attention_order",
         "True (guided-diffusion's ImageNet-64) or False (its others, improved-diffusion, latent diffusion)",
