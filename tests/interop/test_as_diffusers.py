@@ -216,8 +216,6 @@ def test_auto_model_finds_our_class_in_our_folders(vae, tmp_path):
     found = AutoModel.from_pretrained(str(tmp_path / "model"))
     assert type(found) is type(AutoModel.from_pretrained(str(tmp_path / "pipeline"), subfolder="unet")) is UNet
     assert all(torch.equal(value, found.state_dict()[key]) for key, value in ours.state_dict().items())
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert AutoModel.from_config(config).unet_config == ours.unet_config
     with pytest.raises(ValueError, match=r"of this package already: unetgn.UNet.from_pretrained\(folder\)"):
         UNet.from_diffusers(tmp_path / "model")
 

@@ -74,6 +74,7 @@ def test_boxes_that_do_not_fit_are_refused():
         ours(**given)
 
 
+@pytest.mark.filterwarnings("ignore:.*on the meta device")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
