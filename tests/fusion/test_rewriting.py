@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import unetgn
-import unetgn.fusion.rewriting
 from tests.fusion.forwards import (
     FOUND,
     NOTHING,
@@ -26,8 +25,11 @@ from tests.fusion.forwards import (
     inputs,
 )
 from unetgn.fusion.norms import norm_rule
-from unetgn.fusion.patterns import Names
-from unetgn.fusion.rewriting import Rewriter
+from unetgn.fusion.rewriting import additions, branches, expressions, steps
+from unetgn.fusion.rewriting.forward import rewrite
+from unetgn.fusion.rewriting.names import Names
+
+REWRITINGS = (additions, branches, expressions, steps)
 
 EXAMPLE = re.compile(r"Before::\n\n(?P<before>.*?)\n\nAfter::\n\n(?P<after>.*?)(?=\n\n\S|\Z)", re.DOTALL)
 
@@ -46,7 +48,8 @@ def reasons(module: nn.Module) -> dict[str, str]:
 
 def examples() -> list[tuple[str, str, str]]:
     """Return every example in the docstrings of the rewritings: the name, the source before, the source after."""
-    methods = [(name, inspect.getdoc(method)) for name, method in vars(Rewriter).items() if inspect.isfunction(method)]
+    named = [*vars(expressions.Expressions).items(), *(pair for module in REWRITINGS for pair in vars(module).items())]
+    methods = [(name, inspect.getdoc(method)) for name, method in named if inspect.isfunction(method)]
     return [
         (name, textwrap.dedent(example["before"]), textwrap.dedent(example["after"]))
         for name, doc in methods
@@ -65,7 +68,7 @@ def as_definition(source: str) -> ast.FunctionDef:
 def test_the_examples_in_the_docstrings_are_what_is_rewritten(name, before, after):
     definition = as_definition(before)
     names = Names(frozenset({"norm"}), frozenset({"act"}), {"F": F, "torch": torch}, frozenset())
-    Rewriter(names).rewrite(definition)
+    rewrite(names, definition)
     rewritten = ast.unparse(ast.fix_missing_locations(definition))
     for added, shown in (("unetgn_scale", "scale_"), ("unetgn_shift", "shift_"), ("unetgn_", "")):
         rewritten = rewritten.replace(added, shown)
@@ -75,17 +78,17 @@ def test_the_examples_in_the_docstrings_are_what_is_rewritten(name, before, afte
 def test_every_rewriting_has_an_example():
     named = [name for name, _, _ in examples()]
     assert {name: named.count(name) for name in named} == {
-        "_pass_by_position": 1,
+        "pass_by_position": 1,
         "visit_Call": 2,
-        "_fuse_read_once": 1,
-        "_take_in_condition": 1,
+        "fuse_read_once": 1,
+        "take_in_condition": 1,
         "visit_BinOp": 1,
-        "_push_norm": 1,
-        "_fuse_with_norm_before": 4,
-        "_sink_activations": 1,
-        "_take_in_additions": 2,
+        "push_norm": 1,
+        "fuse_with_norm_before": 4,
+        "sink_activations": 1,
+        "take_in_additions": 2,
     }
-    assert len(named) == inspect.getsource(unetgn.fusion.rewriting).count("Before::")
+    assert len(named) == sum(inspect.getsource(module).count("Before::") for module in REWRITINGS)
 
 
 @pytest.mark.parametrize("block", FOUND)

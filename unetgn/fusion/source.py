@@ -1,7 +1,7 @@
 """Parses the source of a class's own forward, and compiles what has been made of it.
 
 Other people's forwards are not copied into this repository: each release of a library may change them. Instead the
-source of the installed forward is parsed, rewritten (`rewriting.py`) and compiled.
+source of the installed forward is parsed, rewritten (`rewriting/`) and compiled.
 """
 
 from __future__ import annotations

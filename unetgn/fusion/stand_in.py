@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from unetgn.fusion.rewriting import rewrite_forward
+from unetgn.fusion.rewriting.forward import rewrite_forward
 from unetgn.fusion.wrappers import rewrap
 
 RECORD = "_unetgn_stand_in"

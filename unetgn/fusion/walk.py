@@ -11,10 +11,10 @@ from unetgn.fusion import rules
 from unetgn.fusion.activations import is_silu_module, register_activation, register_silu_functions
 from unetgn.fusion.identities import register_identity
 from unetgn.fusion.norms import calls_group_norm, child_norms, children, is_other_norm, register_norm, why_not_fused
-from unetgn.fusion.patterns import OWN
 from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
-from unetgn.fusion.rewriting import find_pairs
+from unetgn.fusion.rewriting.forward import find_pairs
+from unetgn.fusion.rewriting.names import OWN
 from unetgn.fusion.source import CannotRewriteError, why_source_is_in_doubt
 from unetgn.fusion.stand_in import StandIn, install, remove, stand_in_of
 from unetgn.fusion.wrappers import CannotWrapError

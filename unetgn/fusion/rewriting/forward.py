@@ -1,0 +1,108 @@
+"""Takes a forward through all rewritings: finds its pairs of a norm and SiLU, and compiles what fuses them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+
+from unetgn.fusion.activations import early, late
+from unetgn.fusion.division import divide
+from unetgn.fusion.norm_silu import norm_silu
+from unetgn.fusion.rewriting.additions import take_in_additions
+from unetgn.fusion.rewriting.branches import push_norm, sink_activations, take_in_condition
+from unetgn.fusion.rewriting.calls import DIVIDE, EARLY, LATE, NORM_SILU, Forward
+from unetgn.fusion.rewriting.expressions import Expressions, pass_by_position
+from unetgn.fusion.rewriting.names import SILU, Names
+from unetgn.fusion.rewriting.patterns import name_of, self_attribute
+from unetgn.fusion.rewriting.steps import fuse_read_once, fuse_with_norm_before, note_sum
+from unetgn.fusion.source import compile_forward, parse_forward
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Lists the norms of a forward that meet SiLU: those that can be fused, and what there is to say of some norms.
+
+    norms: in source order. only: those of them that have other calls, too. instead: norms that cannot be fused,
+    although a SiLU is near. Both as (norm, sentence).
+    """
+
+    norms: tuple[str, ...]
+    only: tuple[tuple[str, str], ...]
+    instead: tuple[tuple[str, str], ...]
+
+
+@functools.cache
+def rewrite_forward(
+    forward: Callable[..., Any], norms: frozenset[str], activations: frozenset[str]
+) -> Callable[..., Any]:
+    """Return the rewritten `forward` of a class: a function of the module and what the forward takes, undecorated.
+
+    `norms` and `activations` are the attributes of `self` that may be fused; functions that serve as activations
+    (`F.silu`, a module's `nonlinearity`) are found through the forward's globals. Raises CannotRewriteError.
+    """
+    definition, original = parse_forward(forward)
+    rewrite(Names.of(original, norms, activations), definition)
+    added = {NORM_SILU: norm_silu, SILU: F.silu, DIVIDE: divide, EARLY: early, LATE: late}
+    return compile_forward(definition, original, added)
+
+
+@functools.cache
+def find_pairs(forward: Callable[..., Any], norms: frozenset[str], activations: frozenset[str]) -> Pairs:
+    """Find those of `norms` that `rewrite_forward` would fuse; nothing of the forward is run.
+
+    Raises CannotRewriteError.
+    """
+    definition, original = parse_forward(forward)
+    rewritten = rewrite(Names.of(original, norms, activations), definition)
+    fused, left = rewritten.fused, list(_calls(definition, norms))
+    only = tuple(
+        (norm, f"only where SiLU comes right after it: {fused.count(norm)} of its {fused.count(norm) + calls} calls")
+        for norm in dict.fromkeys(fused)
+        if (calls := left.count(norm))
+    )
+    instead = tuple((norm, sentence) for norm, sentence in rewritten.instead.items() if norm not in fused)
+    return Pairs(tuple(dict.fromkeys(fused)), only, instead)
+
+
+def rewrite(names: Names, definition: ast.FunctionDef) -> Forward:
+    """Rewrite a function's body, in place, from the outermost statements inwards; return what was done."""
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Call) and names.is_called_by_keyword(node):
+            pass_by_position(node)
+    forward = Forward.of(names, definition)
+    definition.body = _block(forward, definition.body)
+    return forward
+
+
+def _block(forward: Forward, statements: list[ast.stmt]) -> list[ast.stmt]:
+    """Return the statements with every pair fused, in nested blocks too."""
+    done: list[ast.stmt] = []
+    for statement in sink_activations(forward, statements):
+        statement = Expressions(forward).visit(_visit_blocks(forward, push_norm(forward, done, statement)))
+        if not (take_in_condition(forward, done, statement) or fuse_with_norm_before(forward, done, statement)):
+            fuse_read_once(forward, done, statement)
+            note_sum(forward, done, statement)
+            done.append(statement)
+    return take_in_additions(forward, done)
+
+
+def _visit_blocks(forward: Forward, statement: ast.stmt) -> ast.stmt:
+    for field in ("body", "orelse", "finalbody"):
+        nested = getattr(statement, field, None)
+        if nested:
+            setattr(statement, field, _block(forward, nested))
+    for handler in getattr(statement, "handlers", ()):
+        handler.body = _block(forward, handler.body)
+    return statement
+
+
+def _calls(definition: ast.FunctionDef, norms: frozenset[str]) -> Iterator[str]:
+    """Yield the norm of every call of a norm, or that is handed one, besides the calls that fuse it."""
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Call) and name_of(node.func) != NORM_SILU:
+            yield from (name for part in (node.func, *node.args) if (name := self_attribute(part)) in norms)
