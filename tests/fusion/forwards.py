@@ -95,7 +95,7 @@ class AdditionBefore(Base):
 
 class AdditionUnderACondition(Base):
     def forward(self, x, emb):
-        h = x
+        h = self.conv(x)
         if emb is not None:
             shift = self.act(self.proj(emb))[:, :4, None, None]
             h = h + shift

@@ -3,8 +3,6 @@
 The classes are made from source text, one file each, so that every member is a class of its own.
 """
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 import unetgn
 from tests.fusion.forwards import inputs
+from tests.fusion.sources import maker
 
 CALL = "F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)"
 CAST = "F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).type(x.dtype)"
@@ -108,18 +107,8 @@ class Norm(nn.Module):
 @pytest.fixture
 def with_forward(tmp_path):
     """Return the function that makes a class with a forward from a file of its own."""
-    number = itertools.count()
-
-    def make(base: type[nn.Module], body: str, arguments: str = "x") -> type[nn.Module]:
-        path = tmp_path / f"file{next(number)}.py"
-        lines = "\n".join(f"        {line}" for line in body.splitlines())
-        path.write_text(f"class Theirs(Base):\n    def forward(self, {arguments}):\n{lines}\n")
-        names = {"Base": base, "F": F, "torch": torch, "__name__": "theirs", "nonlinearity": nonlinearity}
-        names |= {"written_with_exp": written_with_exp, "twice": twice, "clipped": clipped}
-        exec(compile(path.read_text(), str(path), "exec", dont_inherit=True), names)
-        return names["Theirs"]
-
-    return make
+    functions = (nonlinearity, written_with_exp, twice, clipped)
+    return maker(tmp_path, **{function.__name__: function for function in functions})
 
 
 @pytest.mark.parametrize("returned", NORMS)

@@ -25,7 +25,14 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from unetgn import ops
 from unetgn.fusion.activations import is_bare_silu
-from unetgn.fusion.norms import fused_forward, is_group_norm_function, is_plain_group_norm, own_arguments, takes_scale
+from unetgn.fusion.norms import (
+    dtypes_taken,
+    fused_forward,
+    is_group_norm_function,
+    is_plain_group_norm,
+    own_arguments,
+    takes_scale,
+)
 from unetgn.fusion.recognition import is_bare
 from unetgn.ops.layout import CHANNELS_LAST, memory_format_of
 
@@ -48,7 +55,7 @@ def norm_silu(
     Where norm or act is anything else (of another class, with a hook or a forward of its own), both are called as
     written.
     """
-    extras = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
+    extras: dict[str, Any] = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
     if is_group_norm_function(norm):
         if torch.jit.is_tracing() or not is_bare_silu(act):
             return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
@@ -57,6 +64,13 @@ def norm_silu(
     if torch.jit.is_tracing() or not (is_bare(norm) and is_bare_silu(act)):
         return _as_written(norm, act, x, *norm_args, **extras, **norm_kwargs)
     if is_plain_group_norm(norm) and not norm_args and not norm_kwargs:
+        taken = dtypes_taken(norm)
+        if taken is not None:
+            if isinstance(pre_bias, Tensor) and pre_bias.dtype != x.dtype:
+                x, extras["pre_bias"] = x + pre_bias, None  # the sum may have another dtype than x
+            if not {(x.dtype, p.dtype) for p in (norm.weight, norm.bias) if p is not None} <= taken:
+                return _as_written(norm, act, x, **extras)
+            extras["casts"] = True
         return fused_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, **extras)
     fused = fused_forward(norm)
     if fused is not None and takes_scale(norm):
@@ -76,21 +90,26 @@ def fused_group_norm(
     pre_bias: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    casts: bool = False,
 ) -> Tensor:
     """Compute SiLU(group_norm(x + pre_bias) * (1 + scale) + shift), laid out as F.group_norm's result is on the CPU.
 
     Noise that is drawn like the result, and code that flattens it, depend on the layout. What varies over space, or
-    would change x's dtype, is applied outside of the fused operator.
+    would change x's dtype, is applied outside of the fused operator. Dtypes of weight and bias that F.group_norm may
+    not take with x are handed to it; casts: the norm is known to take them.
     """
     tensors = (x, weight, bias, pre_bias, scale, shift)
     if not torch.compiler.is_compiling() and has_torch_function(tensors):
-        extras = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
+        extras: dict[str, Any] = {"pre_bias": pre_bias, "scale": scale, "shift": shift, "casts": casts}
         return handle_torch_function(fused_group_norm, tensors, x, num_groups, weight, bias, eps, **extras)
     if x.numel() == num_groups:
         F.group_norm(x, num_groups)  # raises: PyTorch has no norm of a single value a group, the operator has
     channel_bias = _per_channel(pre_bias, x)
     if pre_bias is not None and channel_bias is None:
         x = x + pre_bias
+    if not (casts or _has_dtypes(x, weight, bias)):
+        x = x if pre_bias is None or channel_bias is None else x + pre_bias
+        return F.silu(_modulate(F.group_norm(x, num_groups, weight, bias, eps), scale, shift))
     layout = _layout_by_strides(x)
     x = x if layout == memory_format_of(x) else x.contiguous(memory_format=layout)
     channel_scale, channel_shift = _per_channel(scale, x), _per_channel(shift, x)
@@ -101,6 +120,17 @@ def fused_group_norm(
         )
     y = ops.group_norm_silu(x, num_groups, weight, bias, eps, activation=None, pre_bias=channel_bias)
     return F.silu(_modulate(y, scale, shift))
+
+
+def _has_dtypes(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Return True where F.group_norm takes weight and bias with x: on the CPU float32 beside 16 bits, too.
+
+    Autocast makes dtypes equal.
+    """
+    dtypes, device = {parameter.dtype for parameter in (weight, bias) if parameter is not None}, x.device.type
+    if dtypes <= {x.dtype} or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return True
+    return dtypes == {torch.float32} and x.dtype in (torch.bfloat16, torch.float16) and device == "cpu"
 
 
 def _as_written(

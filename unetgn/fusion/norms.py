@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from unetgn.fusion.classes import ClassPredicate, forward_of, matcher, owner_of, path_of
 from unetgn.fusion.recognition import (
+    CASTS,
+    dtypes_of_group_norm,
     has_own_call,
     is_calling_group_norm,
     is_casting_group_norm,
@@ -45,6 +47,8 @@ class NormRule:
 
 
 _group_norm_forwards: set[Callable[..., Any]] = {nn.GroupNorm.forward}
+# Of those that cast: the dtypes of input and parameters that they take.
+_casting: dict[Callable[..., Any], frozenset[tuple[torch.dtype, torch.dtype]]] = {}
 # From the forward of another norm to the function that computes it and SiLU.
 _fused_forwards: dict[Callable[..., Any], Callable[..., Tensor]] = {}
 _FUNCTIONS = (F.group_norm, torch.group_norm)
@@ -67,6 +71,11 @@ def is_other_norm(module: nn.Module) -> bool:
 def is_plain_group_norm(norm: nn.Module) -> bool:
     """Return True where the forward of the norm's class computes nn.GroupNorm and nothing else."""
     return forward_of(norm) in _group_norm_forwards
+
+
+def dtypes_taken(norm: nn.Module) -> frozenset[tuple[torch.dtype, torch.dtype]] | None:
+    """Return the dtypes of input and parameters that a norm takes whose class casts one of them; None for others."""
+    return _casting.get(forward_of(norm))
 
 
 def is_group_norm_function(function: Any) -> bool:
@@ -151,11 +160,14 @@ def register_norm(cls: type[nn.Module]) -> None:
         return
     if is_calling_group_norm(cls):
         _group_norm_forwards.add(forward)
+        if used_names(forward) & CASTS:
+            _casting[forward] = dtypes_of_group_norm(cls)
     if forward in _group_norm_forwards or not _is_norm_class(cls):
         return
     rule = _rule_for(cls)
     if is_casting_group_norm(cls):
         _group_norm_forwards.add(cls.forward)
+        _casting[cls.forward] = dtypes_of_group_norm(cls)
     elif rule is not None and path_of(owner_of(cls, "forward")) not in _reasons and rule.why_not(cls) is None:
         _fused_forwards[cls.forward] = rule.function
 

@@ -8,10 +8,12 @@ original's values. Nothing here reads or writes a registry.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dis
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType
@@ -24,6 +26,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _disable_current_modes
 
 CASTING = frozenset({"super", "forward", "float", "float32", "torch", "th", "type", "type_as", "to", "dtype"})
+CASTS = frozenset({"float", "type", "type_as", "to"})
 PARTS = frozenset({"num_groups", "weight", "bias", "eps"})
 ABSENT = (("weight",), ("bias",), ("weight", "bias"))  # of the parts, those that a norm may go without
 CALLED = CASTING - {"super", "forward"} | PARTS | {"group_norm", "nn", "functional", "F"}
@@ -152,6 +155,17 @@ def _gives_group_norm(cls: type) -> bool:
             return False
         rare = [(copy.deepcopy(plain).double(), x.double()), *((_without(plain, names), x) for names in ABSENT)]
         return full and halves and all(_is_same_or_raises(cls, norm, values) for norm, values in rare)
+
+
+def dtypes_of_group_norm(cls: type) -> frozenset[tuple[torch.dtype, torch.dtype]]:
+    """Return the dtypes of input and parameters with which a class that computes group norm does not raise."""
+    with trial():
+        taken = set()
+        for given, own in itertools.product((torch.float32, torch.float64, torch.bfloat16, torch.float16), repeat=2):
+            with contextlib.suppress(Exception):  # it was not written for these
+                if _as_module_of(cls, nn.GroupNorm(2, 4, dtype=own))(torch.ones(1, 4, 2, dtype=given)).dtype == given:
+                    taken.add((given, own))
+        return frozenset(taken)
 
 
 def _without(norm: nn.GroupNorm, names: tuple[str, ...]) -> nn.GroupNorm:

@@ -28,4 +28,4 @@ def group_norm(norm: Any, x: Tensor, *, scale: Tensor | None = None, shift: Tens
         y = y if scale is None else y * (1 + scale)
         return F.silu(y if shift is None else y + shift)
     forward.__globals__["_validate_amp"](norm.amp_mode)  # it raises under autocast
-    return fused_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift)
+    return fused_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift, casts=True)

@@ -43,6 +43,8 @@ def push_norm(forward: Forward, done: list[ast.stmt], statement: ast.stmt) -> as
     used = names_in(normed) - {"self"} | {target}
     if step is None or step[0] != target or names_in(statement.test) & used or target in forward.names.shared:
         return statement
+    if forward.aliases.may_change([statement.test], used):
+        return statement
     norm = done.pop()
     statement.body.insert(0, norm)
     statement.orelse.insert(0, copy.deepcopy(norm))
@@ -65,8 +67,8 @@ def take_in_condition(forward: Forward, done: list[ast.stmt], statement: ast.stm
         scale_ = shift_ = None
         if emb is not None:
             scale, emb = emb
-            scale_ = scale
-            shift_ = emb
+            scale_ = operand(scale)
+            shift_ = operand(emb)
         h = norm_silu(self.norm, self.act, x, scale=scale_, shift=shift_)
     """
     step, branch = forward.names.activation_step(statement), done[-1] if done else None
@@ -80,11 +82,13 @@ def take_in_condition(forward: Forward, done: list[ast.stmt], statement: ast.stm
         return False
     normed = assignment(done[first])[1]
     steps = branch.body[:-1]
-    is_before = all(is_step_aside(step, target, normed) for step in steps) and is_aside(found[1], target, normed)
-    if not is_before or names_in(branch.test) & (names_in(normed) - {"self"} | {target}):
+    is_before = all(is_step_aside(step, target, normed) for step in steps)
+    is_before = is_before and is_aside(found.extras, target, normed, forward.aliases)
+    used = names_in(normed) - {"self"} | {target}
+    if not is_before or names_in(branch.test) & used or forward.aliases.may_change([branch.test], used):
         return False
     names = {"scale": SCALE, "shift": SHIFT}
-    branch.body = [*steps, *(assign(names[name], value, branch.body[-1]) for name, value in found[1].items())]
+    branch.body = [*steps, *(assign(names[name], value, branch.body[-1]) for name, value in found.handed_on().items())]
     none: list[ast.expr] = [ast.Name(SCALE, ast.Store()), ast.Name(SHIFT, ast.Store())]
     start = ast.copy_location(ast.Assign(none, ast.Constant(None)), branch)
     extras = {"scale": ast.Name(SCALE, ast.Load()), "shift": ast.Name(SHIFT, ast.Load())}

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from unetgn.fusion.rewriting.aliases import Aliases
 from unetgn.fusion.rewriting.names import Names
 from unetgn.fusion.rewriting.patterns import name_of
 
@@ -20,11 +21,13 @@ EARLY, LATE = "unetgn_early", "unetgn_late"
 class Forward:
     """Holds what the rewritings of one forward know of it, and what they have done.
 
-    names: what its names stand for. mentioned: how often each name occurs. tries: whether it has a `try`. fused: the
-    norm of every call that is made one with SiLU. instead: of norms that are not, what SiLU is taken of.
+    names: what its names stand for. aliases: which of them may hold the same. mentioned: how often each name occurs.
+    tries: whether it has a `try`. fused: the norm of every call that is made one with SiLU. instead: of norms that are
+    not, what SiLU is taken of.
     """
 
     names: Names
+    aliases: Aliases
     mentioned: Counter[str]
     tries: bool
     fused: list[str] = field(default_factory=list)
@@ -35,7 +38,7 @@ class Forward:
         """Look at a forward that is to be rewritten."""
         nodes = list(ast.walk(definition))
         mentioned = Counter(node.id for node in nodes if isinstance(node, ast.Name))
-        return cls(names, mentioned, any(isinstance(node, ast.Try) for node in nodes))
+        return cls(names, Aliases.of(definition), mentioned, any(isinstance(node, ast.Try) for node in nodes))
 
     def fuse(self, normed: Any, activation: ast.expr, **extras: ast.expr) -> ast.Call:
         """Return the one call of a norm and its activation, and note the norm. A cast of its result comes after."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from unetgn.fusion.rewriting.calls import DIVIDE, Forward
-from unetgn.fusion.rewriting.patterns import is_aside, self_attribute
+from unetgn.fusion.rewriting.patterns import Modulation, is_aside, self_attribute
 
 
 class Expressions(ast.NodeTransformer):
@@ -33,16 +33,17 @@ class Expressions(ast.NodeTransformer):
 
         After::
 
-            h = norm_silu(self.norm, F.silu, x, shift=emb, scale=scale)
+            h = norm_silu(self.norm, F.silu, x, shift=tensor(emb), scale=tensor(scale))
         """
         self.generic_visit(node)
         activation = self.forward.names.activation(node)
         if activation is None:
             return node
-        normed, extras = self.forward.names.modulation(node.args[0]) or (node.args[0], {})
-        if self.forward.names.norm(normed) is None or not is_aside(extras, None, normed):
+        found = self.forward.names.modulation(node.args[0]) or Modulation(node.args[0], {})
+        normed, extras = found.normed, found.extras
+        if self.forward.names.norm(normed) is None or not is_aside(extras, None, normed, self.forward.aliases):
             return node
-        return self.forward.fuse(normed, activation, **extras)
+        return self.forward.fuse(normed, activation, **found.handed_on())
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         """Leave out the division of a sum by a factor of the module that turns out to be 1.

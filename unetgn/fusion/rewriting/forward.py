@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from unetgn.fusion.activations import early, late
 from unetgn.fusion.division import divide
 from unetgn.fusion.norm_silu import norm_silu
+from unetgn.fusion.operands import operand, tensor
 from unetgn.fusion.rewriting.additions import take_in_additions
 from unetgn.fusion.rewriting.branches import push_norm, sink_activations, take_in_condition
 from unetgn.fusion.rewriting.calls import DIVIDE, EARLY, LATE, NORM_SILU, Forward
 from unetgn.fusion.rewriting.expressions import Expressions, pass_by_position
 from unetgn.fusion.rewriting.names import SILU, Names
-from unetgn.fusion.rewriting.patterns import name_of, self_attribute
+from unetgn.fusion.rewriting.patterns import OPERAND, TENSOR, name_of, self_attribute
 from unetgn.fusion.rewriting.steps import fuse_read_once, fuse_with_norm_before, note_sum
 from unetgn.fusion.source import compile_forward, parse_forward
 
@@ -48,6 +49,7 @@ def rewrite_forward(
     definition, original = parse_forward(forward)
     rewrite(Names.of(original, norms, activations), definition)
     added = {NORM_SILU: norm_silu, SILU: F.silu, DIVIDE: divide, EARLY: early, LATE: late}
+    added |= {OPERAND: operand, TENSOR: tensor}
     return compile_forward(definition, original, added)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from unetgn.fusion.activations import register_silu_function
 from unetgn.fusion.recognition import codes
-from unetgn.fusion.rewriting.patterns import assignment, modulation, name_of, self_attribute
+from unetgn.fusion.rewriting.patterns import Modulation, assignment, modulation, name_of, self_attribute
 
 GROUP_NORMS = (F.group_norm, torch.group_norm)
 OWN = "group_norm()"  # stands among the norms of a forward for the function that it calls, or that of nn.GroupNorm
@@ -83,8 +83,9 @@ class Names:
         if self_attribute(node.func) in self.activations:
             return None if node.keywords else node.func
         function = self._silu_function(node.func)
-        is_plain = not node.keywords or (function is F.silu and _is_only_inplace(node.keywords))
-        return node.func if function is not None and is_plain else None
+        if function is None or not node.keywords:
+            return node.func if function is not None else None
+        return _with_inplace(node) if function is F.silu and _is_only_inplace(node.keywords) else None
 
     def activation_step(self, statement: ast.stmt) -> tuple[str, ast.expr] | None:
         """Return `a` and `act` where the statement is `a = act(a)`, `a = a * torch.sigmoid(a)` or that with `*=`."""
@@ -140,14 +141,14 @@ class Names:
         function = self._value(node)
         return function if register_silu_function(function) else None
 
-    def modulation(self, node: Any) -> tuple[Any, dict[str, ast.expr]] | None:
+    def modulation(self, node: Any) -> Modulation | None:
         """Return `y` and scale `s`, shift `t`, where the node is `y * (1 + s) + t` or `torch.addcmul(t, y, 1 + s)`.
 
         Sums and products may be the other way round.
         """
         if isinstance(node, ast.Call) and len(node.args) == 3 and not node.keywords:
             is_known = self._value(node.func) is torch.addcmul
-            return modulation(node.args[0], node.args[1:] if is_known else [])
+            return modulation(node.args[0], node.args[1:] if is_known else [], is_call=True)
         if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
             return None
         for product, shift in ((node.left, node.right), (node.right, node.left)):
@@ -172,6 +173,15 @@ def _is_only_inplace(keywords: list[ast.keyword]) -> bool:
     """Return True where there is only `inplace=True` or `inplace=self.inplace`, which nothing is lost with."""
     is_value = all(isinstance(keyword.value, (ast.Constant, ast.Name, ast.Attribute)) for keyword in keywords)
     return is_value and [keyword.arg for keyword in keywords] == ["inplace"]
+
+
+def _with_inplace(call: ast.Call) -> ast.expr:
+    """Return the function of a call, `(F.silu, self.inplace)[0]` where its keyword has to be looked up and may fail."""
+    value = call.keywords[0].value
+    if isinstance(value, ast.Constant):
+        return call.func
+    both = ast.Tuple([call.func, value], ast.Load())
+    return ast.copy_location(ast.Subscript(both, ast.Constant(0), ast.Load()), call)
 
 
 def _is_method(call: ast.Call, name: str) -> bool:

@@ -6,13 +6,16 @@ Nothing here changes the source.
 from __future__ import annotations
 
 import ast
-from typing import Any
+from typing import Any, NamedTuple
+
+from unetgn.fusion.rewriting.aliases import Aliases
 
 LAYOUTS = frozenset(
     {"permute", "transpose", "movedim", "flatten", "unflatten", "view", "reshape", "contiguous", "squeeze", "unsqueeze"}
 )
 
 VIEWS = LAYOUTS | {"chunk", "split", "unbind", "expand", "tensor_split"}
+OPERAND, TENSOR = "unetgn_operand", "unetgn_tensor"
 _PLAIN = (
     *(ast.Name, ast.Attribute, ast.Subscript, ast.Slice, ast.Constant, ast.Call, ast.keyword, ast.Tuple, ast.UnaryOp),
     *(ast.expr_context, ast.unaryop),
@@ -27,15 +30,39 @@ def addend(statement: ast.stmt, target: str | None) -> ast.expr | None:
     return made.right if is_step and is_sum else None
 
 
-def modulation(shift: ast.expr, product: list[ast.expr]) -> tuple[Any, dict[str, ast.expr]] | None:
+class Modulation(NamedTuple):
+    """Holds `y`, and scale and shift, in the order in which they are evaluated; is_call: of torch.addcmul."""
+
+    normed: Any
+    extras: dict[str, ast.expr]
+    is_call: bool = False
+
+    def handed_on(self) -> dict[str, ast.expr]:
+        """Return scale and shift as they are handed to the operator: what the forward refuses is refused."""
+        check = tensor if self.is_call else operand
+        return {name: check(value) for name, value in self.extras.items()}
+
+
+def modulation(shift: ast.expr, product: list[ast.expr], *, is_call: bool = False) -> Modulation | None:
     """Return `y`, and scale `s` with the shift, where the product is of `y` and `1 + s`."""
     for plain, factor in (product, product[::-1]) if product else ():
         if isinstance(factor, ast.BinOp) and isinstance(factor.op, ast.Add):
             for one, scale in ((factor.left, factor.right), (factor.right, factor.left)):
                 if isinstance(one, ast.Constant) and one.value == 1:
                     extras = {"scale": scale, "shift": shift}
-                    return plain, dict(sorted(extras.items(), key=lambda extra: place_of(extra[1])))
+                    in_order = dict(sorted(extras.items(), key=lambda extra: place_of(extra[1])))
+                    return Modulation(plain, in_order, is_call)
     return None
+
+
+def operand(value: ast.expr) -> ast.expr:
+    """Build `operand(value)`, which raises for None, as the sum or product does that is left out."""
+    return ast.copy_location(ast.Call(ast.Name(OPERAND, ast.Load()), [value], []), value)
+
+
+def tensor(value: ast.expr) -> ast.expr:
+    """Build `tensor(value)`, which raises for all that is no tensor."""
+    return ast.copy_location(ast.Call(ast.Name(TENSOR, ast.Load()), [value], []), value)
 
 
 def place_of(node: Any) -> tuple[int, int]:
@@ -43,18 +70,17 @@ def place_of(node: Any) -> tuple[int, int]:
     return node.lineno, node.col_offset
 
 
-def is_aside(extras: dict[str, ast.expr], target: str | None, norm: Any) -> bool:
+def is_aside(extras: dict[str, ast.expr], target: str | None, norm: Any, aliases: Aliases) -> bool:
     """Return True where scale and shift may be made before the norm: they have nothing to do with it.
 
-    They may not mention what it makes, nor call anything with what it is given, which might be changed in place; nor
-    may there be calls on both sides, such as of dropout, that would change places.
+    They may not mention what it makes, nor call anything with what it is given, by this or another name, which might be
+    changed in place; nor may there be calls on both sides, such as of dropout, that would change places.
     """
-    given = names_in(norm) - {"self"}
     values = extras.values()
-    calls = any(map(_calls, values))
     if any(map(_calls, norm.args)) and any(_calls(value) and place_of(value) < place_of(norm) for value in values):
         return False
-    return not any(target in names_in(value) or (calls and names_in(value) & given) for value in values)
+    is_changed = aliases.may_change(values, names_in(norm) - {"self"})
+    return not is_changed and not any(target in names_in(value) for value in values)
 
 
 def _calls(node: ast.AST) -> bool:

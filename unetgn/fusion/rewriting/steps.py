@@ -46,7 +46,7 @@ def fuse_with_norm_before(forward: Forward, done: list[ast.stmt], statement: ast
     After::
 
         scale, emb = emb.chunk(2, dim=1)
-        h = norm_silu(self.norm, self.act, x, scale=scale, shift=emb)
+        h = norm_silu(self.norm, self.act, x, scale=operand(scale), shift=operand(emb))
 
     Steps between the two that only lay out the tensor come after. An activation that is not SiLU any more, or has
     a hook, comes where it was. Before::
@@ -80,10 +80,10 @@ def fuse_with_norm_before(forward: Forward, done: list[ast.stmt], statement: ast
         return True
     first = norm_aside(forward, done, at - 1, target)
     normed = assignment(done[first])[1] if first is not None else None
-    if first is None or not is_aside(found[1], target, normed):
+    if first is None or not is_aside(found.extras, target, normed, forward.aliases):
         return False
     is_next = at == len(done) - 1
-    made = forward.fuse(normed, activation if is_next else early_call(activation), **found[1])
+    made = forward.fuse(normed, activation if is_next else early_call(activation), **found.handed_on())
     done[at] = assign(target, made, statement)
     del done[first]
     if not is_next:
