@@ -3,6 +3,8 @@
 The classes are made from source text, one file each, so that every member is a class of its own.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -163,3 +165,51 @@ def test_a_file_that_was_edited_after_its_import_is_not_taken_for_what_runs(with
     report = unetgn.fuse(block)
     assert "not what runs" in report.left[0].reason
     assert torch.equal(block(x), expected)
+
+
+class Switched(nn.GroupNorm):
+    """Has an activation that an attribute leaves out."""
+
+    def __init__(self, swish: float) -> None:
+        super().__init__(2, 4)
+        self.swish = swish
+        nn.init.normal_(self.weight)
+
+
+GATE = "if self.swish == 1.0:\n  y = F.silu(y)\nelif self.swish:\n  y = y * F.sigmoid(y * float(self.swish))\nreturn y"
+SWITCHED = {  # forwards, and for which values of the attribute a SiLU after the norm is fused with it
+    f"y = super().forward(x.float()).to(x.dtype)\n{GATE}": (0.0,),
+    f"y = super().forward(x.float()).type(x.dtype)\n{GATE}": (0.0,),
+    "y = super().forward(x)\nreturn y * torch.sigmoid(y) if self.swish else y": (0.0,),
+    "return super().forward(x) * (1 + self.swish)": (0.0,),
+    "return super().forward(x) + (self.swish if x.dtype == torch.float64 else 0.0)": (),
+    "self.swish = self.swish + 1.0\nreturn super().forward(x) if self.swish < 9 else x": (),
+    "return super().forward(x + self.swish)": (0.0, 1.0, 1.7),  # a number that is added to all goes into the mean
+    "return super().forward(x) if self.swish or x.dtype == torch.float32 else x": (1.0, 1.7),
+}
+
+
+@pytest.mark.parametrize("body", SWITCHED)
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_norm_that_leaves_its_activation_out_is_fused_with_the_one_after_it(body, order, with_forward, calls):
+    torch.manual_seed(0)
+    cls = with_forward(Switched, body)
+    chains = [nn.Sequential(cls(swish), nn.SiLU()) for swish in (0.0, 1.0, 1.7)]
+    model = nn.ModuleList(chains[::order])
+    twin = copy.deepcopy(model)
+    x, _ = inputs(torch.float32)
+    report = unetgn.fuse(model)
+    for one, other in list(zip(model, twin, strict=True)) * 2:
+        torch.testing.assert_close(one(x), other(x), rtol=1e-5, atol=1e-5)
+    fused = {model.get_submodule(place.path).swish for place in report.fused if place.block == "Sequential"}
+    assert fused == set(SWITCHED[body])
+
+
+def test_an_attribute_that_is_changed_after_fusing_is_what_runs(with_forward, calls):
+    model = nn.Sequential(with_forward(Switched, f"y = super().forward(x)\n{GATE}")(0.0), nn.SiLU()).double()
+    x, _ = inputs()
+    unetgn.fuse(model)
+    model[0].swish = 1.7
+    expected = F.silu(type(model[0]).forward(model[0], x))
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+    assert not calls

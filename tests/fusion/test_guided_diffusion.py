@@ -131,3 +131,48 @@ def test_a_part_that_was_fused_first_is_one_place_of_the_whole(calls):
     calls.clear()
     torch.testing.assert_close(model(x, emb), expected)
     assert len(calls) == 7
+
+
+class WithOptions(ResBlock):
+    """Takes options, as Forge's block, of which one word puts something else in the place of the norm."""
+
+    def forward(self, x: Tensor, emb: Tensor, transformer_options: dict = {}) -> Tensor:  # noqa: B006
+        return self._forward(x, emb, transformer_options)
+
+    def _forward(self, x: Tensor, emb: Tensor, transformer_options: dict = {}) -> Tensor:  # noqa: B006
+        h = self.in_layers(x)
+        emb_out = self.emb_layers(emb).type(h.dtype)
+        while len(emb_out.shape) < len(h.shape):
+            emb_out = emb_out[..., None]
+        norm, rest = self.out_layers[0], self.out_layers[1:]
+        if "group_norm_wrapper" in transformer_options:
+            h = transformer_options["group_norm_wrapper"](norm, h, transformer_options)
+        else:
+            h = norm(h)
+        if self.use_scale_shift_norm:
+            scale, shift = torch.chunk(emb_out, 2, dim=1)
+            h *= 1 + scale
+            h += shift
+        else:
+            h = h + emb_out
+        return self.skip_connection(x) + rest(h)
+
+
+class OtherOptions(WithOptions):
+    def _forward(self, x: Tensor, emb: Tensor, transformer_options: dict = {}) -> Tensor:  # noqa: B006
+        y = super()._forward(x, emb, transformer_options)
+        return 2 * y if "twice" in transformer_options else y
+
+
+@pytest.mark.parametrize("kind", [WithOptions, OtherOptions])
+@pytest.mark.parametrize("options", [{}, {"sigmas": 1}, {"twice": 1}, {"group_norm_wrapper": lambda norm, h, _: h + 1}])
+def test_options_of_a_block_are_asked_for_what_it_asks_them_for(kind, options, calls):
+    model = block(kind, scale_shift=True)
+    x, emb = inputs()
+    expected = model(x, emb, options)
+    unetgn.fuse(model)
+    torch.testing.assert_close(model(x, emb, options), expected)
+    torch.testing.assert_close(model(x, emb, transformer_options=options), expected)
+    torch.testing.assert_close(model(x, emb), block(kind, scale_shift=True)(x, emb))
+    if kind is WithOptions:
+        assert len(calls) == (2 if "group_norm_wrapper" in options else 6)

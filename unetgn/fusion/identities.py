@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unetgn.fusion.classes import forward_of
-from unetgn.fusion.recognition import has_own_call, is_bare, trial, used_names, uses_only
+from unetgn.fusion.recognition import Settings, has_own_call, is_bare, trial, used_names, uses_only
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 PROBABILITIES = ("p", "drop_prob", "drop_rate", "drop_path_rate", "drop_path_prob")
@@ -22,7 +22,6 @@ USED = frozenset(PROBABILITIES) | {
     "training", "inplace", "scale_by_keep", "mode", "block_size", "eps", "drop_path", "stochastic_depth",
     "drop_block2d", "drop_block3d", "dropout", "dropout1d", "dropout2d", "dropout3d", "torch", "nn", "functional", "F",
 }  # fmt: skip
-Settings = tuple[tuple[str, Any], ...]
 # From a forward to the ways in which it hands on what it is given: an attribute is 0 (None: there is none), and others
 # are what they were on the module that was tried.
 _forwards: dict[Callable[..., Any], set[tuple[str | None, Settings]]] = {

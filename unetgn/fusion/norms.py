@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from unetgn.fusion.classes import ClassPredicate, forward_of, matcher, owner_of, path_of
 from unetgn.fusion.recognition import (
     CASTS,
+    Settings,
     dtypes_of_group_norm,
     has_own_call,
     is_calling_group_norm,
     is_casting_group_norm,
+    settings_of_group_norm,
     unknown_names,
     used_names,
 )
@@ -51,6 +53,8 @@ _group_norm_forwards: set[Callable[..., Any]] = {nn.GroupNorm.forward}
 _casting: dict[Callable[..., Any], frozenset[tuple[torch.dtype, torch.dtype]]] = {}
 # From the forward of another norm to the function that computes it and SiLU.
 _fused_forwards: dict[Callable[..., Any], Callable[..., Tensor]] = {}
+# Of forwards that compute group norm for some modules: what attributes these have.
+_settings: dict[Callable[..., Any], set[Settings]] = {}
 _FUNCTIONS = (F.group_norm, torch.group_norm)
 _scaling: set[Callable[..., Tensor]] = set()  # functions of rules that have the keywords scale and shift
 _rules: list[NormRule] = []
@@ -69,8 +73,11 @@ def is_other_norm(module: nn.Module) -> bool:
 
 
 def is_plain_group_norm(norm: nn.Module) -> bool:
-    """Return True where the forward of the norm's class computes nn.GroupNorm and nothing else."""
-    return forward_of(norm) in _group_norm_forwards
+    """Return True where the forward of the norm's class computes nn.GroupNorm and nothing else, for such a module."""
+    forward = forward_of(norm)
+    if forward in _group_norm_forwards:
+        return True
+    return any(all(getattr(norm, name, None) == value for name, value in s) for s in _settings.get(forward, ()))
 
 
 def dtypes_taken(norm: nn.Module) -> frozenset[tuple[torch.dtype, torch.dtype]] | None:
@@ -170,6 +177,20 @@ def register_norm(cls: type[nn.Module]) -> None:
         _casting[cls.forward] = dtypes_of_group_norm(cls)
     elif rule is not None and path_of(owner_of(cls, "forward")) not in _reasons and rule.why_not(cls) is None:
         _fused_forwards[cls.forward] = rule.function
+
+
+def register_norm_with_settings(norm: nn.Module) -> None:
+    """Register a module whose class takes an activation in or leaves it out, as an attribute says, and leaves it out.
+
+    The class is believed for modules whose attributes, of the names that its forward uses, are those of this one.
+    """
+    if not isinstance(norm, nn.GroupNorm) or has_own_call(norm) or is_fusable(norm):
+        return
+    settings = settings_of_group_norm(norm)
+    if settings is not None:
+        forward = forward_of(norm)
+        _settings.setdefault(forward, set()).add(settings)
+        _casting[forward] = _casting.get(forward, frozenset()) | dtypes_of_group_norm(type(norm), settings)
 
 
 def children(block: nn.Module) -> list[tuple[str, nn.Module]]:

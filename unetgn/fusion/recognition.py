@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _disable_current_modes
 
+Settings = tuple[tuple[str, Any], ...]  # attributes of a module, by which its class decides what it computes
 CASTING = frozenset({"super", "forward", "float", "float32", "torch", "th", "type", "type_as", "to", "dtype"})
 CASTS = frozenset({"float", "type", "type_as", "to"})
 PARTS = frozenset({"num_groups", "weight", "bias", "eps"})
 ABSENT = (("weight",), ("bias",), ("weight", "bias"))  # of the parts, those that a norm may go without
 CALLED = CASTING - {"super", "forward"} | PARTS | {"group_norm", "nn", "functional", "F"}
+_STORES = frozenset({"STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "DELETE_ATTR", "DELETE_SUBSCR", "STORE_SLICE"})
 SIGMOID = frozenset({"torch", "th", "nn", "functional", "F", "sigmoid", "silu", "mul", "exp", "special", "expit"})
 
 
@@ -100,13 +102,17 @@ def unknown_names(method: Callable[..., Any], known: frozenset[str], used: froze
 def uses_only(function: Any, names: frozenset[str]) -> bool:
     """Return True for a function in Python, without a wrapper around it, whose code uses these names alone.
 
-    Nor may it keep anything from call to call, in a variable that it closes over or in the default of an argument.
+    Nor may it keep anything from call to call: in an attribute, in a variable that it closes over, or in the default of
+    an argument.
     """
     if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):
         return False
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     keeps = not set(function.__code__.co_freevars) <= {"__class__"}
     keeps = keeps or any(not isinstance(value, (int, float, str, type(None))) for value in defaults)
+    keeps = keeps or any(
+        step.opname in _STORES for code in codes(function.__code__) for step in dis.get_instructions(code)
+    )
     return not keeps and used_names(function) <= names
 
 
@@ -142,28 +148,44 @@ def _gives_silu(function: Callable[[Tensor], Tensor]) -> bool:
             return False
 
 
-def _gives_group_norm(cls: type) -> bool:
+def _gives_group_norm(cls: type, settings: Settings = ()) -> bool:
     with trial():
         plain = nn.GroupNorm(2, 4, eps=0.3, dtype=torch.float32)
         plain.weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
         plain.bias.copy_(torch.tensor([0.0, 1.0, 0.0, -1.0]))
         x = torch.linspace(-3, 5, 48, dtype=torch.float32).square().view(2, 4, 6)
         try:
-            full = _is_same(cls, plain, x) and _is_same(cls, plain, x.view(2, 4, 2, 3))
-            halves = _is_same(cls, plain, x.bfloat16())
+            full = _is_same(cls, plain, x, settings) and _is_same(cls, plain, x.view(2, 4, 2, 3), settings)
+            halves = _is_same(cls, plain, x.bfloat16(), settings)
         except Exception:  # somebody else's forward may raise anything: it is no group norm then
             return False
         rare = [(copy.deepcopy(plain).double(), x.double()), *((_without(plain, names), x) for names in ABSENT)]
-        return full and halves and all(_is_same_or_raises(cls, norm, values) for norm, values in rare)
+        return full and halves and all(_is_same_or_raises(cls, norm, values, settings) for norm, values in rare)
 
 
-def dtypes_of_group_norm(cls: type) -> frozenset[tuple[torch.dtype, torch.dtype]]:
+def settings_of_group_norm(norm: nn.GroupNorm) -> Settings | None:
+    """Return the attributes with which a norm's class casts and does nothing else; None where it does something else.
+
+    They are numbers, words and None, which its forward uses beside the names of casts and of SiLU.
+    """
+    cls = type(norm)
+    own = {name: value for name, value in vars(norm).items() if name in used_names(cls.forward) - PARTS}
+    settings = tuple(sorted(own.items()))
+    is_plain = all(isinstance(value, (int, float, str, type(None))) for value in own.values())
+    known = CASTING | SIGMOID | own.keys()
+    return settings if is_plain and uses_only(cls.forward, known) and _gives_group_norm(cls, settings) else None
+
+
+def dtypes_of_group_norm(cls: type, settings: Settings = ()) -> frozenset[tuple[torch.dtype, torch.dtype]]:
     """Return the dtypes of input and parameters with which a class that computes group norm does not raise."""
     with trial():
         taken = set()
         for given, own in itertools.product((torch.float32, torch.float64, torch.bfloat16, torch.float16), repeat=2):
             with contextlib.suppress(Exception):  # it was not written for these
-                if _as_module_of(cls, nn.GroupNorm(2, 4, dtype=own))(torch.ones(1, 4, 2, dtype=given)).dtype == given:
+                if (
+                    _as_module_of(cls, nn.GroupNorm(2, 4, dtype=own), settings)(torch.ones(1, 4, 2, dtype=given)).dtype
+                    == given
+                ):
                     taken.add((given, own))
         return frozenset(taken)
 
@@ -175,25 +197,26 @@ def _without(norm: nn.GroupNorm, names: tuple[str, ...]) -> nn.GroupNorm:
     return norm
 
 
-def _is_same_or_raises(cls: type, plain: nn.GroupNorm, x: Tensor) -> bool:
+def _is_same_or_raises(cls: type, plain: nn.GroupNorm, x: Tensor, settings: Settings) -> bool:
     try:
-        return _is_same(cls, plain, x)
+        return _is_same(cls, plain, x, settings)
     except Exception:  # it was not written for that: nothing is computed otherwise than before
         return True
 
 
-def _is_same(cls: type, plain: nn.GroupNorm, x: Tensor) -> bool:
+def _is_same(cls: type, plain: nn.GroupNorm, x: Tensor, settings: Settings) -> bool:
     """Return True where a module of a class with the parts of a norm gives its values and dtype, to x's accuracy."""
-    expected, result = plain(x), _as_module_of(cls, plain)(x)
+    expected, result = plain(x), _as_module_of(cls, plain, settings)(x)
     tolerance = 1e-5 if x.dtype != torch.bfloat16 else 5e-2
     return result.dtype == x.dtype and torch.allclose(result, expected, rtol=tolerance, atol=tolerance)
 
 
-def _as_module_of(cls: Any, norm: nn.GroupNorm) -> Any:
+def _as_module_of(cls: Any, norm: nn.GroupNorm, settings: Settings) -> Any:
     """Make a module of a class with the parts of a norm, without running its constructor."""
     if issubclass(cls, nn.GroupNorm):
         module: Any = copy.deepcopy(norm)
         module.__class__ = cls
+        vars(module).update(settings)
         return module
     module = nn.Identity()
     module.__class__ = cls

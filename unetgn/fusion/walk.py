@@ -10,7 +10,15 @@ from torch import nn
 from unetgn.fusion import rules
 from unetgn.fusion.activations import is_silu_module, register_activation, register_silu_functions
 from unetgn.fusion.identities import register_identity
-from unetgn.fusion.norms import calls_group_norm, child_norms, children, is_other_norm, register_norm, why_not_fused
+from unetgn.fusion.norms import (
+    calls_group_norm,
+    child_norms,
+    children,
+    is_other_norm,
+    register_norm,
+    register_norm_with_settings,
+    why_not_fused,
+)
 from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
 from unetgn.fusion.rewriting.forward import find_pairs
@@ -114,6 +122,7 @@ def _register_classes(model: nn.Module) -> None:
         register_norm(cls)
     for module in modules:
         register_identity(module)
+        register_norm_with_settings(module)
 
 
 def _fuse_module(module: nn.Module, settled: set[str]) -> _Done:

@@ -25,6 +25,7 @@ from unetgn.fusion.switches import switches_off
 
 PARTS = frozenset({"in_layers", "emb_layers", "out_layers", "skip_connection"})
 FLAGS = ("updown", "use_scale_shift_norm", "skip_t_emb", "exchange_temb_dims")
+OPTIONS, WRAPPER = ("transformer_options",), "group_norm_wrapper"  # of Forge, whose block is ComfyUI's
 USES = PARTS | {
     *("updown", "h_upd", "x_upd", "use_scale_shift_norm"),
     *("type", "dtype", "len", "shape", "torch", "th", "chunk"),
@@ -73,18 +74,19 @@ def _refuses(method: str) -> Callable[[nn.Module], str | None]:
 
 
 @rule(_has_parts("forward"), norms=_norms, uses=USES, refuses=_refuses("forward"))
-def in_forward(block: Any, x: Tensor, emb: Tensor) -> Tensor:
+def in_forward(block: Any, x: Tensor, emb: Tensor, **options: Any) -> Tensor:
     """Run a block without checkpointing of its own."""
-    if not (is_bare(block.in_layers) and is_bare(block.out_layers)):
-        return type(block).forward(block, x, emb)
+    if not (is_bare(block.in_layers) and is_bare(block.out_layers)) or _is_wrapping(options):
+        return type(block).forward(block, x, emb, **options)
     return residual_block(block, x, emb)
 
 
 @rule(_has_parts("_forward"), method="_forward", norms=_norms, uses=USES, refuses=_refuses("_forward"))
-def in_checkpoint(block: Any, x: Tensor, emb: Tensor) -> Tensor:
-    """Run what the forward of a block with checkpointing calls."""
-    if not (is_bare(block.in_layers) and is_bare(block.out_layers)):
-        return type(block)._forward(block, x, emb)
+def in_checkpoint(block: Any, x: Tensor, emb: Tensor, *given: Any, **options: Any) -> Tensor:
+    """Run what the forward of a block with checkpointing calls; Forge's hands its options on by position."""
+    options |= dict(zip(OPTIONS, given, strict=False))
+    if not (is_bare(block.in_layers) and is_bare(block.out_layers)) or _is_wrapping(options):
+        return type(block)._forward(block, x, emb, **options)
     return residual_block(block, x, emb)
 
 
@@ -110,6 +112,21 @@ def residual_block(block: Any, x: Tensor, emb: Tensor) -> Tensor:
     return block.skip_connection(x) + _run(out_rest, h)
 
 
+def _is_wrapping(options: dict[str, Any]) -> bool:
+    """Return True where Forge is told to call something else in the place of the norms."""
+    return any(WRAPPER in (value or ()) for value in options.values())
+
+
+def _is_called_alike(method: Callable[..., Any]) -> bool:
+    """Return True for a method of x and emb, and for Forge's, which asks its options for one word alone."""
+    parameters = list(inspect.signature(method).parameters)[1:]
+    if parameters == ["x", "emb"]:
+        return True
+    code = inspect.unwrap(method).__code__
+    words = {word for word in code.co_consts if isinstance(word, str)} - {inspect.unwrap(method).__doc__}
+    return parameters == ["x", "emb", *OPTIONS] and words <= {WRAPPER, "b t c ... -> b c t ..."}
+
+
 def _run(layers: Iterable[nn.Module], h: Tensor) -> Tensor:
     for layer in layers:
         h = layer(h)
@@ -128,7 +145,7 @@ def _agrees(
     off: tuple[str, ...],
 ) -> bool:
     """Return True where method and rule give the same numbers for a random block of the class, dropout included."""
-    if list(inspect.signature(method).parameters)[1:] != ["x", "emb"]:
+    if not _is_called_alike(method):
         return False
     with trial(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
