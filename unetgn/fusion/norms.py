@@ -203,6 +203,16 @@ def child_norms(block: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in children(block) if is_norm(child)}
 
 
+def held_norms(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the norms within containers that have no forward, as nn.ModuleDict and nn.ModuleList, by their paths."""
+    found: dict[str, nn.Module] = {}
+    for name, child in children(block):
+        if forward_of(child) is nn.Module.forward:
+            within = child_norms(child) | held_norms(child)
+            found |= {f"{name}.{path}": norm for path, norm in within.items()}
+    return found
+
+
 def _is_norm_class(cls: type[nn.Module]) -> bool:
     if cls.__module__.partition(".")[0] == "unetgn":
         return False

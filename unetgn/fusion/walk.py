@@ -9,11 +9,13 @@ from torch import nn
 
 from unetgn.fusion import rules
 from unetgn.fusion.activations import is_silu_module, register_activation, register_silu_functions
+from unetgn.fusion.classes import forward_of
 from unetgn.fusion.identities import register_identity
 from unetgn.fusion.norms import (
     calls_group_norm,
     child_norms,
     children,
+    held_norms,
     is_other_norm,
     register_norm,
     register_norm_with_settings,
@@ -78,7 +80,8 @@ class Fuse:
             if _is_within(path, settled):
                 continue
             name = type(module).__name__
-            done = _fuse_module(module, {norm for norm in child_norms(module) if _join(path, norm) in settled})
+            known = (*child_norms(module), *held_norms(module))
+            done = _fuse_module(module, {norm for norm in known if _join(path, norm) in settled})
             fused += [FusedPlace(_join(path, norm), name, norm, only) for norm, only in done.fused.items()]
             if OWN in done.fused:
                 continue
@@ -137,6 +140,9 @@ def _fuse_module(module: nn.Module, settled: set[str]) -> _Done:
     own = _own_pairs(module)
     if own is not None:
         return _settle(module, own, {})
+    if forward_of(module) not in (None, nn.Module.forward):
+        held = {name: norm for name, norm in held_norms(module).items() if not _own_pairs(norm)}
+        norms |= {name: norm for name, norm in held.items() if name not in settled}
     return _fuse_by_rewriting(module, norms)
 
 

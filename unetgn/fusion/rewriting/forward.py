@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -18,8 +18,9 @@ from unetgn.fusion.rewriting.additions import take_in_additions
 from unetgn.fusion.rewriting.branches import push_norm, sink_activations, take_in_condition
 from unetgn.fusion.rewriting.calls import DIVIDE, EARLY, LATE, NORM_SILU, Forward
 from unetgn.fusion.rewriting.expressions import Expressions, pass_by_position
-from unetgn.fusion.rewriting.names import SILU, Names
-from unetgn.fusion.rewriting.patterns import OPERAND, TENSOR, name_of, self_attribute
+from unetgn.fusion.rewriting.names import OWN, SILU, Names
+from unetgn.fusion.rewriting.paths import bindings, matches
+from unetgn.fusion.rewriting.patterns import OPERAND, TENSOR, name_of
 from unetgn.fusion.rewriting.steps import fuse_read_once, fuse_with_norm_before, note_sum
 from unetgn.fusion.source import compile_forward, parse_forward
 
@@ -61,14 +62,21 @@ def find_pairs(forward: Callable[..., Any], norms: frozenset[str], activations: 
     """
     definition, original = parse_forward(forward)
     rewritten = rewrite(Names.of(original, norms, activations), definition)
-    fused, left = rewritten.fused, list(_calls(definition, norms))
-    only = tuple(
-        (norm, f"only where SiLU comes right after it: {fused.count(norm)} of its {fused.count(norm) + calls} calls")
-        for norm in dict.fromkeys(fused)
-        if (calls := left.count(norm))
-    )
-    instead = tuple((norm, sentence) for norm, sentence in rewritten.instead.items() if norm not in fused)
-    return Pairs(tuple(dict.fromkeys(fused)), only, instead)
+    fused = [norm for path in rewritten.fused for norm in _named(path, norms)]
+    left = _calls(rewritten.names, definition)
+    only = ((norm, _limit(norm, rewritten.fused, left)) for norm in dict.fromkeys(fused))
+    found = ((norm, sentence) for path, sentence in rewritten.instead.items() for norm in _named(path, norms))
+    instead = tuple((norm, sentence) for norm, sentence in found if norm not in fused)
+    return Pairs(tuple(dict.fromkeys(fused)), tuple((norm, limit) for norm, limit in only if limit), instead)
+
+
+def _limit(norm: str, fused: list[str], left: list[str]) -> str:
+    """Say where a norm is not fused, of paths of calls that are fused and that are left; nothing where it always is."""
+    if norm not in fused and norm != OWN:
+        return "only where SiLU comes right after it: the forward takes it from a container by a name or number"
+    calls = left.count(norm)
+    of_all = f"{fused.count(norm)} of its {fused.count(norm) + calls} calls"
+    return f"only where SiLU comes right after it: {of_all}" if calls else ""
 
 
 def rewrite(names: Names, definition: ast.FunctionDef) -> Forward:
@@ -76,7 +84,7 @@ def rewrite(names: Names, definition: ast.FunctionDef) -> Forward:
     for node in ast.walk(definition):
         if isinstance(node, ast.Call) and names.is_called_by_keyword(node):
             pass_by_position(node)
-    forward = Forward.of(names, definition)
+    forward = Forward.of(replace(names, bound=bindings(definition)), definition)
     definition.body = _block(forward, definition.body)
     return forward
 
@@ -103,8 +111,13 @@ def _visit_blocks(forward: Forward, statement: ast.stmt) -> ast.stmt:
     return statement
 
 
-def _calls(definition: ast.FunctionDef, norms: frozenset[str]) -> Iterator[str]:
-    """Yield the norm of every call of a norm, or that is handed one, besides the calls that fuse it."""
-    for node in ast.walk(definition):
-        if isinstance(node, ast.Call) and name_of(node.func) != NORM_SILU:
-            yield from (name for part in (node.func, *node.args) if (name := self_attribute(part)) in norms)
+def _calls(names: Names, definition: ast.FunctionDef) -> list[str]:
+    """Return the path of everything that is called, or handed to a call, besides the calls that fuse a norm."""
+    calls = (node for node in ast.walk(definition) if isinstance(node, ast.Call) and name_of(node.func) != NORM_SILU)
+    paths = (names.path(part) for call in calls for part in (call.func, *call.args))
+    return [path for path in paths if path is not None]
+
+
+def _named(path: str, norms: frozenset[str]) -> list[str]:
+    """Return the norms that a path may stand for."""
+    return sorted(norm for norm in norms if matches(path, norm))

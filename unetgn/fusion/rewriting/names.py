@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CellType, FunctionType
 from typing import Any
 
@@ -15,7 +15,13 @@ from torch import nn
 
 from unetgn.fusion.activations import register_silu_function
 from unetgn.fusion.recognition import codes
-from unetgn.fusion.rewriting.patterns import Modulation, assignment, modulation, name_of, self_attribute
+from unetgn.fusion.rewriting.paths import matches, module_path
+from unetgn.fusion.rewriting.patterns import (
+    Modulation,
+    assignment,
+    modulation,
+    name_of,
+)
 
 GROUP_NORMS = (F.group_norm, torch.group_norm)
 OWN = "group_norm()"  # stands among the norms of a forward for the function that it calls, or that of nn.GroupNorm
@@ -29,12 +35,14 @@ class Names:
 
     norms and activations are attributes of self: the norms that may be fused, and the modules that compute SiLU.
     outer are the values of the names that are not local. shared are the local names that inner functions see, too.
+    bound are those local names that stand for one attribute of self, or for one of the modules that it holds.
     """
 
     norms: frozenset[str]
     activations: frozenset[str]
     outer: Mapping[str, Any]
     shared: frozenset[str]
+    bound: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, function: FunctionType, norms: frozenset[str], activations: frozenset[str]) -> Names:
@@ -47,13 +55,20 @@ class Names:
         return cls(norms, activations, outer, frozenset(shared))
 
     def norm(self, node: Any) -> str | None:
-        """Return `norm` where the node is `self.norm(x, …)` with one of the norms that may be fused."""
+        """Return `norm` where the node is `self.norm(x, …)` with one of the norms that may be fused.
+
+        `norms.a` for `self.norms["a"](x)`, and `norms.*` where it may be any that `self.norms` holds.
+        """
         if not isinstance(node, ast.Call) or not node.args or AMBIGUOUS & {keyword.arg for keyword in node.keywords}:
             return None
-        attribute = self_attribute(node.func)
-        if attribute in self.norms:
-            return attribute
+        path = self.path(node.func)
+        if path is not None and any(matches(path, norm) for norm in self.norms):
+            return path
         return OWN if OWN in self.norms and self._is_own(node) else None
+
+    def path(self, node: ast.AST) -> str | None:
+        """Return the path of what a node stands for within self, or None where it is nothing of self."""
+        return module_path(node, self.bound)
 
     def cast_norm(self, node: Any) -> Any:
         """Return the call of the norm in `super().forward(x.float()).to(x.dtype)`, whose result is cast; else None."""
@@ -80,7 +95,7 @@ class Names:
         """
         if not isinstance(node, ast.Call) or len(node.args) != 1:
             return None
-        if self_attribute(node.func) in self.activations:
+        if self.path(node.func) in self.activations:
             return None if node.keywords else node.func
         function = self._silu_function(node.func)
         if function is None or not node.keywords:
@@ -109,7 +124,7 @@ class Names:
 
     def is_called_by_keyword(self, call: ast.Call) -> bool:
         """Return True for `norm(input=x)`, `act(input=x)` and `F.silu(input=x, inplace=…)`."""
-        is_known = self_attribute(call.func) in self.norms | self.activations or self._silu_function(call.func)
+        is_known = self.path(call.func) in self.norms | self.activations or self._silu_function(call.func)
         names = {keyword.arg for keyword in call.keywords}
         return bool(is_known) and not call.args and {"input"} <= names <= {"input", "inplace"}
 
