@@ -38,6 +38,7 @@ from benchmarks.fuse_recipes_unets import CONTROLNET_RECIPES, UNET_RECIPES
 from benchmarks.fuse_watching import OperatorWatcher, PlaceWatcher
 
 UNREPORTED = "not in the report"
+TOLERANCES = {"float64": 1e-10, "float32": 1e-4}  # of the largest difference, relative to the largest output
 RECIPES = [*UNET_RECIPES, *CONTROLNET_RECIPES, *AUTOENCODER_RECIPES]
 RESULTS = Path(__file__).parent / "results" / "fuse_coverage.json"
 
@@ -80,7 +81,8 @@ def has_group_norm(cls: type[nn.Module]) -> bool:
 def measure(recipe: Recipe, cls: type[nn.Module]) -> Row:
     """Build, watch, fuse, watch again."""
     torch.manual_seed(0)
-    model, inputs = build(recipe, cls).double(), _as_double(recipe.inputs())
+    dtype = getattr(torch, recipe.dtype)
+    model, inputs = build(recipe, cls).to(dtype), _cast(recipe.inputs(), dtype)
     with PlaceWatcher(model) as places:
         expected = _run(recipe, model, inputs)
     report = unetgn.fuse(model)
@@ -96,7 +98,7 @@ def _row(recipe: Recipe, places: list[str], reached: list[str], report: unetgn.f
     without_silu = [p.path for p in report.fused if not p.only and not any(_within(path, p.path) for path in places)]
     wrong = [f"reported as fused, without a SiLU in the run: {path}" for path in without_silu]
     wrong += [f"reported as fused, runs as written: {place}" for place in left if _is_claimed(place, report)]
-    wrong += [f"outputs differ by {error:.1e}"] if not error < 1e-10 else []
+    wrong += [f"outputs differ by {error:.1e}"] if not error < TOLERANCES[recipe.dtype] else []
     wrong += [UNREPORTED] if UNREPORTED in reasons else []
     text = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
     return Row(recipe.name, recipe.variant, len(places), len(places) - len(left), text, "; ".join(wrong))
@@ -196,12 +198,12 @@ def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _as_double(value: Any) -> Any:
+def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
+        return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {name: _as_double(item) for name, item in value.items()}
-    return [_as_double(item) for item in value] if isinstance(value, list) else value
+        return {name: _cast(item, dtype) for name, item in value.items()}
+    return [_cast(item, dtype) for item in value] if isinstance(value, list) else value
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -16,13 +16,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Recipe:
-    """Says how to make a model, `cls(**config)`, and how to run it: `run(model, inputs())`, by default by keyword."""
+    """Says how to make a model, `cls(**config)`, and how to run it: `run(model, inputs())`, by default by keyword.
+
+    dtype is that of weights and inputs: float32 where the model casts to it by itself. training: run as in training.
+    """
 
     path: str
     inputs: Callable[[], dict[str, Any]]
     config: dict[str, Any] = field(default_factory=dict)
     variant: str = ""
     run: Callable[[Any, dict[str, Any]], Any] = lambda model, inputs: model(**inputs)
+    dtype: str = "float64"
+    training: bool = False
 
     @property
     def name(self) -> str:
@@ -67,6 +72,11 @@ def randn(*shape: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(*shape)
 
 
+def positional(model: Any, inputs: dict[str, Any]) -> Any:
+    """Run a model with the inputs by position."""
+    return model(*inputs.values())
+
+
 def encoder_and_decoder(model: Any, inputs: dict[str, Any]) -> Tensor:
     """Run the two halves of an autoencoder that as a whole works on large tiles only."""
     return model.decoder(model.encoder(inputs["sample"])[:, : model.config.latent_channels])
@@ -79,7 +89,7 @@ def encoder_alone(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 def build(recipe: Recipe, cls: type[nn.Module]) -> nn.Module:
     """Build the small instance, with random weights everywhere (what starts at zero would hide differences)."""
-    model = cls(**recipe.config).eval()
+    model = cls(**recipe.config).train(recipe.training)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.count_nonzero() == 0:

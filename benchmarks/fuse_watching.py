@@ -39,6 +39,7 @@ class PlaceWatcher(TorchDispatchMode):
         self.places: dict[str, None] = {}
         self._running: list[str] = []
         self._made_by: dict[int, tuple[Tensor, str]] = {}
+        self._gates: dict[int, tuple[Tensor, Tensor]] = {}  # from the sigmoid of such a result to itself and the result
         self._hooks = []
         for path, module in model.named_modules():
             self._hooks.append(module.register_forward_pre_hook(lambda _m, _a, path=path: self._running.append(path)))
@@ -49,6 +50,8 @@ class PlaceWatcher(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func in (ATEN.mul.Tensor, ATEN.mul_.Tensor):
+            self._look_for_gate(*args)
         if func is ATEN.native_group_norm.default:
             self._made_by[id(result[0])] = (result[0], self._running[-1])
         elif func in CARRIES or func.is_view:
@@ -59,7 +62,15 @@ class PlaceWatcher(TorchDispatchMode):
                     self._made_by[id(made)] = (made, sources[0])
         elif func in (ATEN.silu.default, ATEN.silu_.default) and id(args[0]) in self._made_by:
             self.places[self._made_by[id(args[0])][1]] = None
+        elif func is ATEN.sigmoid.default and id(args[0]) in self._made_by:
+            self._gates[id(result)] = (result, args[0])
         return result
+
+    def _look_for_gate(self, one: Any, other: Any) -> None:
+        """Note a place where SiLU is written out, as a product with the sigmoid."""
+        for plain, gate in ((one, other), (other, one)):
+            if id(gate) in self._gates and self._gates[id(gate)][1] is plain:
+                self.places[self._made_by[id(plain)][1]] = None
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
