@@ -129,8 +129,9 @@ def launches(build: Build) -> list[Row]:
     """Compile the launches of a forward and a backward pass and count them."""
     found: list[Row] = []
 
-    def compiled(launches: Iterable[Any], operands: tuple[Any, ...], _: Any) -> None:
-        for launch in launches:
+    def compiled(recipe: Any, *given: Any) -> None:
+        operands = recipe.operands(*given)
+        for launch in recipe.launches:
             values = launch.values(operands)
             kernel = launch.kernel.warmup(*values, grid=(launch.programs,), **launch.options)
             arguments = dict(zip(launch.kernel.arg_names, values, strict=True))

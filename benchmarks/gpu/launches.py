@@ -15,11 +15,11 @@ from benchmarks.gpu.machine import Place
 from benchmarks.gpu.worker import Data, Unit
 from benchmarks.group_norm_silu.cases import PASSES, Case, Shape
 from benchmarks.group_norm_silu.timing import rotations
-from unetgn.ops.triton import launch
+from unetgn.ops.triton import recipe as recipes
 from unetgn.ops.triton.device import Device, device_of
 from unetgn.ops.triton.forward import Plan
+from unetgn.ops.triton.launch import Launch
 
-ALONE = ("alone",)  # the kind of a launch by itself, whose compiled kernel is kept apart
 SHAPES: tuple[Shape, ...] = (
     (32, 256, 64, 64),
     (8, 320, 64, 64),
@@ -102,9 +102,8 @@ def launch_times(case: Case, which: str, plan: Plan, machine: Place) -> Data:
     faults = [f"{name} is not as usual" for name in usual if not _alike(kept[0][name], usual[name])]
     found: Data = {"plan": repr(plan), "us": machine.device_us(calls), "launches": [], "faults": faults}
     for index, (first, *_) in enumerate(alone[0]):
-        each = (one[index] for one in alone)
-        runs = [partial(launch.run, [run], operands, x, {}, ALONE) for run, operands, x in each]
-        found["launches"].append({"launch": _describe(first), "us": machine.device_us(runs)})
+        runs = [partial(recipes.run, *one[index]) for one in alone]
+        found["launches"].append({"launch": _describe(first.launches[0]), "us": machine.device_us(runs)})
     return found | {"bytes": case.bytes_moved(which), "copy_bandwidth": machine.bandwidth}
 
 
@@ -117,12 +116,13 @@ def _call(case: Case, which: str, plan: Plan, device: Device, inputs: paths.Inpu
     return lambda: paths.run_backward(plan, case, device, given, inputs["dy"], mean, rstd)
 
 
-def _run_and_note(seen: list[Any], launches: Any, operands: tuple[Any, ...], x: Tensor) -> None:
-    seen += [(one, operands, x) for one in launches]
-    launch.run(launches, operands, x, {}, None)
+def _run_and_note(seen: list[Any], recipe: recipes.Recipe, *given: Any) -> None:
+    """Run the recipe, and note each of its launches as a recipe of its own, which keeps its compiled kernel apart."""
+    seen += [(replace(recipe, launches=(one,), ready={}), *given) for one in recipe.launches]
+    recipes.run(recipe, *given)
 
 
-def _describe(one: launch.Launch) -> str:
+def _describe(one: Launch) -> str:
     function = getattr(one.kernel, "fn", one.kernel)
     return f"{getattr(function, '__name__', function)} on {one.programs} programs"
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,9 @@ from unetgn.ops.triton import plan_channels_last as channels_last
 from unetgn.ops.triton import plan_contiguous as contiguous
 from unetgn.ops.triton.device import Device
 from unetgn.ops.triton.forward import Plan
+from unetgn.ops.triton.launch import Strides
 from unetgn.ops.triton.problem import Problem, power_of_two_divisor, problem_of
+from unetgn.ops.triton.recipe import Recipe
 
 EPS = 1e-5
 Inputs = dict[str, Tensor]
@@ -110,13 +111,13 @@ def results(plans: tuple[Plan, Plan], case: Case, device: Device, inputs: Inputs
     return {"y": y, **run_backward(plans[1], case, device, given, inputs["dy"], mean, rstd)}
 
 
-Run = Callable[[Iterable[Any], tuple[Any, ...], Tensor], None]
+Run = Callable[[Recipe, Sequence[Tensor | None], Tensor | None, Strides], None]
 
 
 @contextmanager
 def instead_of_running(run: Run) -> Iterator[None]:
-    """Give the launches of the block, with their operands and x, to `run`."""
-    usual, entry.run = entry.run, lambda launches, operands, x, *_: run(launches, operands, x)
+    """Give the recipes of the block, with what is given to `entry.run`, to `run`."""
+    usual, entry.run = entry.run, run  # type: ignore[assignment]
     try:
         yield
     finally:

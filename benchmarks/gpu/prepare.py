@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -85,8 +85,9 @@ def compile_part(arch: str, part: tuple[int, int], first: int | None) -> dict[st
 
     triton.knobs.compilation.listener = listen
 
-    def build(launches: Iterable[Any], operands: tuple[Any, ...], _: Any) -> None:
-        for launch in launches:
+    def build(recipe: Any, *given: Any) -> None:
+        operands = recipe.operands(*given)
+        for launch in recipe.launches:
             try:
                 kernel = launch.kernel.warmup(*launch.values(operands), grid=(launch.programs,), **launch.options)
                 build_launcher(kernel)

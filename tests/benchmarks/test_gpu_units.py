@@ -193,8 +193,8 @@ def test_each_path_is_planned_where_it_is_possible(layout: str, dtype: str) -> N
 def test_what_is_compiled_beforehand_has_the_kernels_of_all_cases_and_plans() -> None:
     seen = set()
 
-    def note(launches: Any, operands: tuple[Any, ...], x: torch.Tensor) -> None:
-        seen.update((launch.kernel.__module__, launch.kernel.__name__, x.dtype) for launch in launches)
+    def note(recipe: Any, tensors: Any, *_: Any) -> None:
+        seen.update((one.kernel.__module__, one.kernel.__name__, tensors[0].dtype) for one in recipe.launches)
 
     some = list(builds(H100))
     with paths.instead_of_running(note):

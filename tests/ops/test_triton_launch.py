@@ -1,6 +1,7 @@
 """Tests that warm launches go to compiled kernels directly, and only where that is what Triton would have launched.
 
 Kernels are made up here: what is passed to Triton, and what to the launchers of the kernels that it returned, is noted.
+The latter are given addresses for tensors.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -10,26 +11,33 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from unetgn.ops.triton import launch  # noqa: E402  # only where Triton is installed
+from unetgn.ops.triton import recipe  # noqa: E402  # only where Triton is installed
+from unetgn.ops.triton.launch import launch_of  # noqa: E402
 
 
 class Operands(NamedTuple):
     x: Any
     weight: Any
     scale: Any
+    sums: Any
+    folded: Any
+    absent: Any
+    pre_bias_stride: int
     scale_stride: int
+    shift_stride: int
 
 
 class Kernel:
     """Notes how it is launched; as Triton does, it returns the kernel that it compiled."""
 
     __name__ = "kernel"
-    arg_names: ClassVar = ["x", "weight", "scale", "scale_stride", "SIZE"]
+    arg_names: ClassVar = ["x", "weight", "scale", "sums", "folded", "absent", "scale_stride", "SIZE"]
 
     def __init__(self) -> None:
         self.pre_run_hooks: list[Any] = []
         self.through_triton: list[Any] = []
         self.direct: list[Any] = []
+        self.memory = torch.zeros(0)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def run(*values: Any, **options: int) -> Any:
@@ -43,9 +51,6 @@ class Kernel:
 
 
 class Driver:
-    def get_current_device(self) -> int:
-        return 3
-
     def get_current_stream(self, device: int) -> int:
         return 70 + device
 
@@ -53,21 +58,22 @@ class Driver:
 @pytest.fixture
 def kernel(monkeypatch) -> Kernel:
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    monkeypatch.setattr(launch, "_LAUNCHER_IS_KNOWN", True)
+    monkeypatch.setattr(recipe, "_LAUNCHER_IS_KNOWN", True)
     return Kernel()
 
 
 @pytest.fixture
 def call(kernel):
     """Launch once with these tensors, as `entry` does, keeping what is compiled from call to call."""
-    made = launch.launch_of(kernel, Operands, 5, 4, SIZE=128)
-    ready: launch.Cache = {}
+    made, scratch = launch_of(kernel, Operands, 5, 4, SIZE=128), recipe.Scratch(4)
+    parts = scratch.part((2, 3, 1)), scratch.part((2, 5)), None
+    of_call = recipe.Recipe((made, made), scratch.elements, parts)
 
     def called(x, weight=None, scale=None):
         stride = 0 if scale is None else scale.stride(0)
-        kind = launch.kind_of((x, weight, scale), stride)
-        launch.run((made, made), Operands(x, weight, scale, stride), x, ready, kind)
-        return ready
+        kernel.memory = torch.zeros(of_call.elements)
+        recipe.run(of_call, (x, weight, scale), kernel.memory, (0, stride, 0))
+        return of_call.ready
 
     return called
 
@@ -82,10 +88,16 @@ def test_a_warm_call_passes_the_arguments_that_triton_was_given(kernel, call):
     assert [len(kernel.through_triton), len(kernel.direct)] == [2, 0]
     call(**given)
     assert [len(kernel.through_triton), len(kernel.direct)] == [2, 2]
-    (programs,), values, options = kernel.through_triton[0]
+    (programs,), values, options = kernel.through_triton[1]
     assert options == {"num_warps": 4}
-    expected = (programs, 1, 1, 73, 1, ("packed",), None, None, None, *values)  # 73: the stream of the current device
-    assert all(a is b or a == b for a, b in zip(kernel.direct[0], expected, strict=True))
+    x, weight, scale, sums, folded, absent, *numbers = values
+    assert (sums.shape, folded.shape, absent, numbers) == ((2, 3, 1), (2, 5), None, [16, 128])
+    apart = folded.data_ptr() - sums.data_ptr()
+    assert apart == 128
+    stream, memory = 70 + given["x"].get_device(), kernel.memory.data_ptr()
+    addresses = [*(tensor.data_ptr() for tensor in (x, weight, scale)), memory, memory + apart]
+    expected = (programs, 1, 1, stream, 1, ("packed",), None, None, None, *addresses, absent, *numbers)
+    assert kernel.direct[0] == expected
     assert kernel.direct[1][4] == 2  # each launch its own function
 
 
@@ -145,7 +157,7 @@ def test_hooks_see_every_launch(kernel, call, monkeypatch, hook, chained):
 
 
 def test_another_version_of_triton_launches_itself(kernel, call, monkeypatch):
-    monkeypatch.setattr(launch, "_LAUNCHER_IS_KNOWN", False)
+    monkeypatch.setattr(recipe, "_LAUNCHER_IS_KNOWN", False)
     for _ in range(3):
         call(**tensors())
     assert [len(kernel.through_triton), len(kernel.direct)] == [6, 0]
@@ -153,15 +165,15 @@ def test_another_version_of_triton_launches_itself(kernel, call, monkeypatch):
 
 def test_memory_beyond_32_bits_is_left_to_triton_on_amd(monkeypatch):
     """Its compiler counts in 32 bits within smaller storages."""
-    monkeypatch.setattr(launch, "_IS_AMD", True)
-    small = torch.zeros(16)
+    monkeypatch.setattr(recipe, "_IS_AMD", True)
+    small, strides = torch.zeros(16), (0, 0, 0)
     large = torch.empty(2**31 + 64, dtype=torch.uint8)[:64].view(torch.float32)
-    assert launch.kind_of((small, None)) is not None
-    assert launch.kind_of((small, large)) is None
+    assert recipe.kind_of((small, None), strides)[0] is not None
+    assert recipe.kind_of((small, large), strides)[0] is None
 
 
 def test_few_kinds_are_kept_of_a_recipe(kernel, call, monkeypatch):
-    monkeypatch.setattr(launch, "KINDS", 3)
+    monkeypatch.setattr(recipe, "KINDS", 3)
     for width in range(16, 26):
         ready = call(torch.zeros(2, 32), scale=torch.zeros(2, width)[:, :16])
     assert 1 <= len(ready) <= 3

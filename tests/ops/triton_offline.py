@@ -89,8 +89,9 @@ def recorded() -> Iterator[list[Launch]]:
     """Note the launches of the block instead of running them."""
     found: list[Launch] = []
 
-    def note(launches: Any, operands: tuple[Any, ...], *_: Any) -> None:
-        for launch in launches:
+    def note(recipe: Any, *tensors_memory_strides: Any) -> None:
+        operands = recipe.operands(*tensors_memory_strides)
+        for launch in recipe.launches:
             named = dict(zip(launch.kernel.arg_names, launch.values(operands), strict=True))
             found.append(Launch(launch.kernel, launch.programs, arguments=named, **{"num_ctas": 1, **launch.options}))
 

@@ -51,17 +51,24 @@ def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * len(Arguments._fields)
     mean, rstd, *tensors = ctx.saved_tensors
-    arguments = Arguments._make(in_order((*tensors, *ctx.constants)))
-    needs = Needs._make(tensors_of(ctx.needs_input_grad))
-    return spread((*_gradients(dy, arguments, mean, rstd, needs), None))
+    arguments = tuple.__new__(Arguments, in_order((*tensors, *ctx.constants)))
+    needs = tuple.__new__(Needs, tensors_of(ctx.needs_input_grad))
+    if torch.is_grad_enabled() or _is_mapped(dy):
+        gradients = reference.differentiable_gradients(dy, arguments, needs, mapped=_is_mapped(dy))
+    elif dispatch.is_plain(arguments.x):
+        gradients = dispatch.backward(dy, arguments, mean, rstd, needs)
+    else:
+        gradients = _registered(dy, arguments, mean, rstd, needs)
+    return spread((*gradients, None))
 
 
-def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
-    mapped = dispatch.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(dy)  # is_grads_batched
-    if torch.is_grad_enabled() or mapped:
-        return reference.differentiable_gradients(dy, arguments, needs, mapped=mapped)
-    if dispatch.is_plain(arguments.x):
-        return dispatch.backward(dy, arguments, mean, rstd, needs)
+def _is_mapped(dy: Tensor) -> bool:
+    """Return True within a transform of `torch.func`, and for a batch of gradients (`is_grads_batched`)."""
+    return dispatch.is_transformed() or torch._C._functorch.is_legacy_batchedtensor(dy)
+
+
+def _registered(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
+    """Compute the gradients by the registered operator."""
     named = arguments._asdict()
     del named["eps"]
     outputs = torch.ops.unetgn.group_norm_silu_backward(dy=dy, mean=mean, rstd=rstd, needs=needs, **named)

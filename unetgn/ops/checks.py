@@ -16,7 +16,7 @@ def check_arguments(arguments: Arguments) -> None:
 
     The activation, which has its name no more here, is checked alone: `check_activation`.
     """
-    x = arguments.x
+    x, num_groups, weight, bias, eps, _, pre_bias, scale, shift, _ = arguments
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor (N, C, *spatial), got {type(x).__name__}")
     if x.dtype not in _DTYPES:
@@ -29,18 +29,23 @@ def check_arguments(arguments: Arguments) -> None:
             f"x must be (N, C, *spatial) with none to three spatial axes, got shape {tuple(shape)}; "
             f"flatten the spatial axes or add those that are missing"
         )
-    check_num_groups(arguments.num_groups, shape[1])
-    check_eps(arguments.eps)
-    if (weight := arguments.weight) is not None:
-        _check_parameter("weight", weight, x, "(C,)", shape[1:2])
-    if (bias := arguments.bias) is not None:
-        _check_parameter("bias", bias, x, "(C,)", shape[1:2])
-    if (pre_bias := arguments.pre_bias) is not None:
-        _check_parameter("pre_bias", pre_bias, x, "(N, C)", shape[:2])
-    if (scale := arguments.scale) is not None:
-        _check_parameter("scale", scale, x, "(N, C)", shape[:2])
-    if (shift := arguments.shift) is not None:
-        _check_parameter("shift", shift, x, "(N, C)", shape[:2])
+    n, channels = shape[0], shape[1]
+    # What is right is seen here, for a call costs time; what may be wrong is looked at more closely there.
+    ints = type(num_groups) is int and type(channels) is int
+    if not ints or num_groups < 1 or channels < 1 or channels % num_groups != 0:
+        check_num_groups(num_groups, channels)
+    if type(eps) is not float or not 0 <= eps <= sys.float_info.max:
+        check_eps(eps)
+    if weight is not None:
+        _check_parameter("weight", weight, x, "(C,)", (channels,))
+    if bias is not None:
+        _check_parameter("bias", bias, x, "(C,)", (channels,))
+    if pre_bias is not None:
+        _check_parameter("pre_bias", pre_bias, x, "(N, C)", (n, channels))
+    if scale is not None:
+        _check_parameter("scale", scale, x, "(N, C)", (n, channels))
+    if shift is not None:
+        _check_parameter("shift", shift, x, "(N, C)", (n, channels))
 
 
 def check_num_groups(num_groups: int, num_channels: int) -> None:
@@ -110,17 +115,16 @@ def _first(divisors: list[int], limit: int) -> int | None:
     return above[0] if above else None
 
 
-def _check_parameter(name: str, value: Tensor, x: Tensor, meaning: str, shape: torch.Size) -> None:
+def _check_parameter(name: str, value: Tensor, x: Tensor, meaning: str, shape: tuple[int, ...]) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor {meaning} or None, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense tensor {meaning} or None, got {_kind(value)}; convert it first")
     if value.shape != shape:
         raise ValueError(
-            f"{name} must have shape {meaning} = {tuple(shape)} for x of shape {tuple(x.shape)}, "
-            f"got {tuple(value.shape)}"
+            f"{name} must have shape {meaning} = {shape} for x of shape {tuple(x.shape)}, got {tuple(value.shape)}"
         )
-    if value.dtype not in _DTYPES:
+    if value.dtype is not x.dtype and value.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
     if not (value.is_cpu and x.is_cpu) and value.device != x.device:  # the first is fast
         raise ValueError(f"{name} is on {value.device} but x is on {x.device}; move one of them with .to(device)")

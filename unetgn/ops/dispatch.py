@@ -168,8 +168,8 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     x = arguments.x
     if x.numel() == 0:
         return allocate(x, arguments.num_groups)
-    if not x.is_contiguous():
-        arguments = _dense(arguments)
+    if not x.is_contiguous():  # asked first, for it is quick
+        arguments = _dense(arguments, memory_format_of(x))
     y, mean, rstd = resolve(arguments.implementation, x).forward(arguments)
     # A view that comes out of an autograd function cannot be changed in place, as y of nn.GroupNorm can.
     return y.data if y._is_view() else y, mean, rstd
@@ -184,14 +184,15 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
     if x.is_contiguous():
         dy = dy.contiguous()
     else:
-        arguments, dy = _dense(arguments), dy.contiguous(memory_format=memory_format_of(x))
+        layout = memory_format_of(x)
+        arguments, dy = _dense(arguments, layout), dy.contiguous(memory_format=layout)
     return resolve(arguments.implementation, x).backward(dy, arguments, mean, rstd, needs)
 
 
-def _dense(arguments: Arguments) -> Arguments:
-    """Return the arguments with x copied where it is dense in neither layout."""
+def _dense(arguments: Arguments, layout: torch.memory_format) -> Arguments:
+    """Return the arguments with x copied where it is not dense in its layout."""
     x = arguments.x
-    dense = x.contiguous(memory_format=memory_format_of(x))
+    dense = x.contiguous(memory_format=layout)
     return arguments if dense is x else arguments._replace(x=dense)
 
 

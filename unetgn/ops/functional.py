@@ -60,7 +60,8 @@ def group_norm_silu(
     Wu & He 2018 (arXiv 1803.08494), equations 1, 2 and 6; scale and shift after Dhariwal & Nichol 2021
     (arXiv 2105.05233), section 3.
     """
-    check_activation(activation)
+    if activation != "silu":
+        check_activation(activation)
     compiling = torch.compiler.is_compiling()
     if not compiling and has_torch_function_variadic(x, weight, bias, pre_bias, scale, shift):
         extras: dict[str, Any] = {"activation": activation, "pre_bias": pre_bias, "scale": scale, "shift": shift}
@@ -75,12 +76,12 @@ def group_norm_silu(
         x = arguments.x
     if dispatch.is_transformed():
         return reference.define(arguments)[0]
-    if not dispatch.is_plain(x):
+    if not dispatch.is_plain(x):  # asks for a compiler anew: it may have begun with this line
         if implementation == "reference":  # for a compiler, plain PyTorch
             return reference.forward(arguments)[0]
         sharding.register_for(x)
         return torch.ops.unetgn.group_norm_silu(*arguments)[0]
-    if torch.is_grad_enabled() and _requires_grad(arguments):
+    if torch.is_grad_enabled() and (x.requires_grad or _requires_grad(arguments)):
         return autograd.apply(*arguments)
     return dispatch.forward(arguments)[0]
 

@@ -5,7 +5,6 @@ pre_bias needs a gradient, one for S2 (`kernels.backward_contiguous` has the for
 `parameters` makes all gradients but dx.
 """
 
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,8 +18,9 @@ from unetgn.ops.triton.forward import Plan, has_assembly
 from unetgn.ops.triton.kernels import backward_channels_last as channels_last
 from unetgn.ops.triton.kernels import backward_contiguous as contiguous
 from unetgn.ops.triton.kernels.parameters import fold_slots, parameter_gradients
-from unetgn.ops.triton.launch import RECIPES, Cache, Launch, launch_of
+from unetgn.ops.triton.launch import Launch, launch_of
 from unetgn.ops.triton.problem import Problem, ceil_div, power_of_two_at_least, problem_of
+from unetgn.ops.triton.recipe import RECIPES, Recipe, Scratch
 
 FOLDED_ELEMENTS = 1024  # that a folding program holds at a time
 FOLDED_ELEMENTS_64 = 512  # of 64 bits each
@@ -29,43 +29,29 @@ PARAMETER_SAMPLES = 64  # that it adds at a time, at most
 
 
 class BackwardOperands(NamedTuple):
-    """Holds the tensors of one backward pass, under the names that the kernels give them."""
+    """Holds the tensors of one backward pass, under the names that the kernels give them, in the order of a recipe."""
 
     x: Tensor
     dy: Tensor
     mean_of_group: Tensor  # (N, G)
     rstd_of_group: Tensor
-    sums: Tensor | None  # (2 or 3, N, slots, C)
-    folded: Tensor | None  # (2 or 3, N, 1, C); `sums` themselves where they have one slot
-    m1_m2: Tensor  # (N * G, 2)
     weight: Tensor | None
     bias: Tensor | None
     pre_bias: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
-    pre_bias_stride: int  # from sample to sample
-    scale_stride: int
-    shift_stride: int
     dx: Tensor | None
     dweight: Tensor | None
     dbias: Tensor | None
     dpre_bias: Tensor | None
     dscale: Tensor | None
     dshift: Tensor | None
-
-
-@dataclass(frozen=True)
-class BackwardRecipe:
-    """Holds the launches of a backward pass, in order, and the shapes of the tensors between them.
-
-    Resident: dx and the sums, a fold where there are several slots, parameters. Split: the sums, a fold, dx,
-    parameters. Launches whose results nobody asks for are left out.
-    """
-
-    launches: tuple[Launch, ...]
-    sums: tuple[int, int, int, int] | None
-    folded: tuple[int, int, int, int] | None  # None where the sums have one slot
-    ready: Cache = field(default_factory=dict, compare=False)
+    sums: Tensor | None  # (2 or 3, N, slots, C)
+    folded: Tensor | None  # (2 or 3, N, 1, C); `sums` themselves where they have one slot
+    m1_m2: Tensor  # (N * G, 2)
+    pre_bias_stride: int  # from sample to sample
+    scale_stride: int
+    shift_stride: int
 
 
 @lru_cache(RECIPES)
@@ -77,7 +63,7 @@ def backward_recipe(
     num_groups: int,
     activation: bool,
     needs: Needs,
-) -> BackwardRecipe:
+) -> Recipe:
     """Return the recipe of the plan that the heuristic makes for x of that shape, dtype, layout and device."""
     problem, properties = problem_of(shape, num_groups, dtype), device_of(device)
     return recipe_of(plan_backward(problem, channels_last, properties), problem, properties, activation, needs)
@@ -89,8 +75,12 @@ def plan_backward(problem: Problem, channels_last: bool, device: Device) -> Plan
     return plans.plan_backward(problem, device)
 
 
-def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, needs: Needs) -> BackwardRecipe:
-    """Turn a plan into its recipe."""
+def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, needs: Needs) -> Recipe:
+    """Turn a plan into its recipe.
+
+    Resident: dx and the sums, a fold where there are several slots, parameters. Split: the sums, a fold, dx,
+    parameters. Launches whose results nobody asks for are left out.
+    """
     ptx = has_assembly(problem, device)
     with_xhat, parameters = needs.pre_bias, any(needs[1:])
     slots, planes = _slots(plan, problem), 3 if with_xhat else 2
@@ -113,11 +103,11 @@ def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, ne
         launches.append(_channels_last_apply(plan, problem, activation, ptx))
     if parameters:
         launches.append(_parameters(problem))
-    return BackwardRecipe(
-        tuple(launches),
-        (planes, problem.samples, slots, problem.channels) if summed else None,
-        (planes, problem.samples, 1, problem.channels) if folded else None,
-    )
+    scratch = Scratch(problem.itemsize)
+    sums = scratch.part((planes, problem.samples, slots, problem.channels)) if summed else None
+    once = scratch.part((planes, problem.samples, 1, problem.channels)) if folded else sums
+    m1_m2 = scratch.part((problem.programs, 2))
+    return Recipe(tuple(launches), scratch.elements, (sums, once, m1_m2))
 
 
 def _slots(plan: Plan, problem: Problem) -> int:

@@ -12,9 +12,10 @@ from torch import Tensor
 from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
 from unetgn.ops.layout import ACCUMULATION_DTYPE
 from unetgn.ops.triton import device
-from unetgn.ops.triton.backward import BackwardRecipe, backward_recipe
-from unetgn.ops.triton.forward import ForwardRecipe, forward_recipe
-from unetgn.ops.triton.launch import affine_operands, kind_of, run
+from unetgn.ops.triton.backward import backward_recipe
+from unetgn.ops.triton.forward import forward_recipe
+from unetgn.ops.triton.launch import affine_operands
+from unetgn.ops.triton.recipe import Recipe, run
 
 
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,16 +39,16 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return follow_forward(recipe, arguments)
 
 
-def follow_forward(recipe: ForwardRecipe, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+def follow_forward(recipe: Recipe, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, mean and rstd by that recipe."""
     x = arguments.x
     y = torch.empty_like(x)
-    mean = x.new_empty((x.shape[0], arguments.num_groups), dtype=ACCUMULATION_DTYPE[x.dtype])
+    # Sizes one by one, and one number for the memory: PyTorch takes half a microsecond to read a tuple of them.
+    mean = x.new_empty(x.size(0), arguments.num_groups, dtype=ACCUMULATION_DTYPE[x.dtype])
     rstd = torch.empty_like(mean)
-    partials = None if recipe.partials is None else mean.new_empty(recipe.partials)
-    affine = affine_operands(arguments)
-    operands = (x, y, mean, rstd, partials, *affine)  # ForwardOperands, but for the time to make one
-    run(recipe.launches, operands, x, recipe.ready, kind_of((x, *affine[:5]), *affine[5:]))
+    affine, strides = affine_operands(arguments)
+    memory = mean.new_empty(recipe.elements) if recipe.elements else None
+    run(recipe, (x, *affine, y, mean, rstd), memory, strides)  # in the order of ForwardOperands
     return y, mean, rstd
 
 
@@ -70,19 +71,19 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
 
 
 def follow_backward(
-    recipe: BackwardRecipe, dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs
+    recipe: Recipe, dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs
 ) -> Gradients:
     """Compute the gradients by that recipe."""
-    x, *parameters = tensors_of(arguments)
-    dx = torch.empty_like(x) if needs.x else None
-    others = [
-        None if tensor is None or not needed else torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        for tensor, needed in zip(parameters, needs[1:], strict=True)
+    x = arguments.x
+    gradients = [
+        None
+        if tensor is None or not needed
+        else torch.empty_like(tensor)  # x is dense, in its own layout
+        if tensor is x or tensor.is_contiguous()
+        else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor, needed in zip(tensors_of(arguments), needs, strict=True)
     ]
-    sums = None if recipe.sums is None else mean.new_empty(recipe.sums)
-    folded = sums if recipe.folded is None else mean.new_empty(recipe.folded)
-    m1_m2 = mean.new_empty((mean.numel(), 2))
-    affine = affine_operands(arguments)
-    operands = (x, dy, mean, rstd, sums, folded, m1_m2, *affine, dx, *others)  # BackwardOperands
-    run(recipe.launches, operands, x, recipe.ready, kind_of((x, dy, mean, rstd, *affine[:5]), *affine[5:]))
-    return Gradients(dx, *others)
+    affine, strides = affine_operands(arguments)
+    memory = mean.new_empty(recipe.elements)
+    run(recipe, (x, dy, mean, rstd, *affine, *gradients), memory, strides)  # in the order of BackwardOperands
+    return tuple.__new__(Gradients, gradients)

@@ -1,9 +1,9 @@
 """Turns the plan of a forward pass into its recipe: the launches that fill y, mean and rstd.
 
-A recipe is all that follows from sizes. It is made once for equal calls; `entry` adds the tensors.
+Resident and cluster: one launch. Split: statistics of chunks, on some paths a merge of them, then y. `entry` adds the
+tensors.
 """
 
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ from unetgn.ops.triton import plan_channels_last, plan_contiguous
 from unetgn.ops.triton.device import Device, device_of
 from unetgn.ops.triton.kernels import forward_channels_last as channels_last
 from unetgn.ops.triton.kernels import forward_contiguous as contiguous
-from unetgn.ops.triton.launch import RECIPES, Cache, Launch, launch_of
+from unetgn.ops.triton.launch import Launch, launch_of
 from unetgn.ops.triton.problem import INT32_POSITIONS, Problem, ceil_div, power_of_two_at_least, problem_of
+from unetgn.ops.triton.recipe import RECIPES, Recipe, Scratch, Shape
 
 Plan = plan_contiguous.Resident | plan_contiguous.Split | plan_channels_last.Resident | plan_channels_last.Split
 
@@ -24,33 +25,21 @@ MERGED_ELEMENTS = 1024  # that a merging program holds at a time
 
 
 class ForwardOperands(NamedTuple):
-    """Holds the tensors of one forward pass, under the names that the kernels give them."""
+    """Holds the tensors of one forward pass, under the names that the kernels give them, in the order of a recipe."""
 
     x: Tensor
-    y: Tensor
-    mean_of_group: Tensor  # (N, G)
-    rstd_of_group: Tensor
-    partials: Tensor | None  # mean and M2 of parts of each group
     weight: Tensor | None
     bias: Tensor | None
     pre_bias: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
+    y: Tensor
+    mean_of_group: Tensor  # (N, G)
+    rstd_of_group: Tensor
+    partials: Tensor | None  # mean and M2 of parts of each group
     pre_bias_stride: int  # from sample to sample
     scale_stride: int
     shift_stride: int
-
-
-@dataclass(frozen=True)
-class ForwardRecipe:
-    """Holds the launches of a forward pass, in order, and the shape of `partials`, None where there are none.
-
-    Resident and cluster: one launch. Split: statistics of chunks, on some paths a merge of them, then y.
-    """
-
-    launches: tuple[Launch, ...]
-    partials: tuple[int, ...] | None = None
-    ready: Cache = field(default_factory=dict, compare=False)
 
 
 @lru_cache(RECIPES)
@@ -63,7 +52,7 @@ def forward_recipe(
     eps: float,
     activation: bool,
     clusters: bool,
-) -> ForwardRecipe:
+) -> Recipe:
     """Return the recipe of the plan that the heuristic makes for x of that shape, dtype, layout and device."""
     problem, properties = problem_of(shape, num_groups, dtype), device_of(device)
     return recipe_of(plan_forward(problem, channels_last, properties, clusters), problem, properties, eps, activation)
@@ -75,7 +64,7 @@ def plan_forward(problem: Problem, channels_last: bool, device: Device, clusters
     return plans.plan_forward(problem, device, clusters)
 
 
-def recipe_of(plan: Plan, problem: Problem, device: Device, eps: float, activation: bool) -> ForwardRecipe:
+def recipe_of(plan: Plan, problem: Problem, device: Device, eps: float, activation: bool) -> Recipe:
     """Turn a plan into its recipe."""
     if isinstance(plan, plan_contiguous.Resident):
         return _contiguous_resident(plan, problem, device, eps, activation)
@@ -96,7 +85,7 @@ def has_assembly(problem: Problem, device: Device) -> bool:
 
 def _contiguous_resident(
     plan: plan_contiguous.Resident, problem: Problem, device: Device, eps: float, activation: bool
-) -> ForwardRecipe:
+) -> Recipe:
     launch = launch_of(
         contiguous.resident_forward,
         ForwardOperands,
@@ -118,12 +107,12 @@ def _contiguous_resident(
         PTX=has_assembly(problem, device),
         CLUSTER_SYNC=plan.blocks > 1 and not device.interpreted,
     )
-    return ForwardRecipe((launch,), (problem.programs, 2, plan.blocks) if plan.blocks > 1 else None)
+    return _recipe(problem, (launch,), (problem.programs, 2, plan.blocks) if plan.blocks > 1 else None)
 
 
 def _contiguous_split(
     plan: plan_contiguous.Split, problem: Problem, device: Device, eps: float, activation: bool
-) -> ForwardRecipe:
+) -> Recipe:
     length, width, wide = problem.length, plan.width, problem.spatial >= INT32_POSITIONS
     chunks, tiles = ceil_div(length, plan.tile), ceil_div(length, plan.apply_tile)
     slots = min(power_of_two_at_least(chunks), MERGED_ELEMENTS)
@@ -183,12 +172,12 @@ def _contiguous_split(
         WIDE=wide,
     )
     launches = (statistics, merge, apply) if merged_once else (statistics, apply)
-    return ForwardRecipe(launches, (problem.programs, chunks, 2))
+    return _recipe(problem, launches, (problem.programs, chunks, 2))
 
 
 def _channels_last_resident(
     plan: plan_channels_last.Resident, problem: Problem, device: Device, eps: float, activation: bool
-) -> ForwardRecipe:
+) -> Recipe:
     programs = problem.programs // plan.groups
     launch = launch_of(
         channels_last.resident_forward,
@@ -211,12 +200,12 @@ def _channels_last_resident(
         PTX=has_assembly(problem, device),
         CLUSTER_SYNC=plan.blocks > 1 and not device.interpreted,
     )
-    return ForwardRecipe((launch,), (programs, 2, plan.blocks, plan.groups) if plan.blocks > 1 else None)
+    return _recipe(problem, (launch,), (programs, 2, plan.blocks, plan.groups) if plan.blocks > 1 else None)
 
 
 def _channels_last_split(
     plan: plan_channels_last.Split, problem: Problem, device: Device, eps: float, activation: bool
-) -> ForwardRecipe:
+) -> Recipe:
     chunks, strips = ceil_div(problem.spatial, plan.rows), ceil_div(problem.spatial, plan.apply_rows)
     column_tiles = ceil_div(problem.channels, plan.columns)
     ragged = column_tiles * plan.columns != problem.channels
@@ -268,4 +257,10 @@ def _channels_last_split(
         VECTOR=plan.vector,
         MASKED=ragged or strips * plan.apply_rows != problem.spatial,
     )
-    return ForwardRecipe((statistics, merge, apply), (problem.samples, chunks, 2, problem.channels))
+    return _recipe(problem, (statistics, merge, apply), (problem.samples, chunks, 2, problem.channels))
+
+
+def _recipe(problem: Problem, launches: tuple[Launch, ...], partials: Shape | None) -> Recipe:
+    scratch = Scratch(problem.itemsize)
+    parts = (None if partials is None else scratch.part(partials),)
+    return Recipe(launches, scratch.elements, parts)
