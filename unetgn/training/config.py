@@ -220,6 +220,11 @@ def check_model(config: RunConfig) -> None:
             f"model.attention.context_dim), but data.name {data.name} has no text for it to read: leave it out, or "
             "cache latents with captions (training/cache_latents.py --text-encoder) and train on those"
         )
+    if data.buckets % 2 ** (len(model.channels) - 1):
+        raise ValueError(
+            f"data.buckets is {data.buckets}, but the network halves sizes {len(model.channels) - 1} times: set it to "
+            f"a multiple of {2 ** (len(model.channels) - 1)}, or to 0"
+        )
     if not model.condition.null_class_trained:
         raise ValueError(
             "model.condition.null_class_trained is false, but that is for training to find out, by "

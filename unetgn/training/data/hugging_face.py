@@ -282,7 +282,9 @@ class HuggingFaceImages(Images):
         return f"row {index}"
 
     def usable(self) -> np.ndarray:
-        numbers, self.tally = look_at_all(self, self.without, self.key, unfit=self.framing.unfit)
+        framing = self.framing
+        sort = framing.bucket if framing.sizes else None
+        numbers, self.tally = look_at_all(self, self.without, self.key, unfit=framing.unfit, sort=sort)
         return numbers
 
     def fingerprint(self) -> str:
