@@ -12,6 +12,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from tests.attacks.files import seal_checkpoint_at
 from tests.training.data.caches import cache
 from tests.training.runs import assert_equal_bits, assert_same_tensors, rows, weights
+from tests.training.test_kills import kill_again_and_again
 from unetgn import UNet
 from unetgn.sampling.sample import main as draw
 from unetgn.training import lora
@@ -129,6 +130,14 @@ def test_a_run_of_adapters_that_is_resumed_is_the_unbroken_run(run: Path, config
     assert_equal_bits(run, broken, 4)
     assert_same_tensors(weights(run, 4, "averages"), weights(broken, 4, "averages"))
     assert [row["loss"] for row in rows(run)] == [row["loss"] for row in rows(broken)]
+
+
+@pytest.mark.slow
+def test_a_run_of_adapters_that_is_killed_ends_with_the_same_bits(config: Path, tmp_path: Path) -> None:
+    keys = yaml.safe_load(config.read_text()) | {"preview": {"every": 0}, "checkpoint": {"every": 5, "keep": 1}}
+    keys["lora"] = {"rank": 3, "alpha": 6.0, "dropout": 0.2}
+    (tmp_path / "lora.yaml").write_text(yaml.safe_dump(keys))
+    kill_again_and_again(tmp_path / "lora.yaml", tmp_path, kills=2, steps=80, seed=0)
 
 
 def test_the_network_may_move_and_no_other_takes_its_place(
