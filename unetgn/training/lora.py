@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unetgn import UNet
+from unetgn.programs.last_words import what_brings
 from unetgn.unet.model import empty_unet
 
 ADAPTER = "default"  # PEFT's name of the one adapter
@@ -58,7 +59,8 @@ def check_installed() -> None:
     """Raise ValueError where PEFT is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise ValueError(
-            "lora is set, and its layers are those of the package peft: pip install 'unetgn[lora]', or leave lora out"
+            f"lora is set, and its layers are those of the package peft: pip install {what_brings('[train,lora]')}, or "
+            "leave lora out"
         )
 
 
