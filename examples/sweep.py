@@ -3,10 +3,11 @@
     python examples/sweep.py --config digits8_ddpm train.steps=300 \\
         train.learning_rate=1e-3,2e-3,5e-3 optimizer.name=adamw,muon
 
-A key with several values, divided by commas, is tried with each; all others hold for every run. The runs lie in --out,
+A key with several values, divided by commas, is tried with each; all others hold for every run. What the key takes as a
+whole is one value: lists (train.betas=0.9,0.99) and texts (train.learning_rate_rules=1:100,0.1); of these, give the key
+once for each, as in model.channels=16,32 model.channels=32,64. The runs lie in --out,
 by their values. Each that is done, or was interrupted, goes on where it stopped when the same line is given again. The
 figure is the least held-out loss (validation.csv), or with --metric fid or kid that of evaluate.every (evaluation.csv).
-Lists (train.betas) are no sweep: write them in brackets.
 """
 
 import argparse
@@ -18,6 +19,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    from unetgn.training.config_files import known_keys
+    from unetgn.training.values import as_meant, fits
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
+
 TRAIN = Path(__file__).resolve().parents[1] / "training" / "train.py"
 MADE_BY = {"loss": "train.validate_every", "fid": "evaluate.every", "kid": "evaluate.every"}
 LOGS = {"loss": "validation.csv", "fid": "evaluation.csv", "kid": "evaluation.csv"}
@@ -25,12 +32,22 @@ LOGS = {"loss": "validation.csv", "fid": "evaluation.csv", "kid": "evaluation.cs
 
 def combinations(keys: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Give every combination of the values of `key=value,value,…`, with a name of what differs."""
-    parts = [key.partition("=") for key in keys]
-    values = [[value] if value.startswith(("[", "{")) else value.split(",") for _, _, value in parts]
-    for chosen in itertools.product(*values):
-        pairs = [(name, value, len(all_of)) for (name, _, _), value, all_of in zip(parts, chosen, values, strict=True)]
+    values: dict[str, list[str]] = {}
+    for key in keys:
+        name, _, value = key.partition("=")
+        values.setdefault(name, []).extend(values_in(name, value))
+    for chosen in itertools.product(*values.values()):
+        pairs = [(name, value, len(values[name])) for name, value in zip(values, chosen, strict=True)]
         differing = [f"{name.rpartition('.')[2]}={value}" for name, value, number in pairs if number > 1]
         yield ",".join(differing) or "run", [f"{name}={value}" for name, value, _ in pairs]
+
+
+def values_in(name: str, value: str) -> list[str]:
+    """Divide values at their commas, unless the key takes them as a whole."""
+    key = known_keys().get(name)
+    if value.startswith(("[", "{")) or (key is not None and fits(key.kind, as_meant(key.kind, value))):
+        return [value]
+    return value.split(",")
 
 
 def least(run: Path, metric: str) -> float:

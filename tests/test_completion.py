@@ -1,4 +1,4 @@
-"""What `unetgn completion` prints is sourced by bash, which then completes."""
+"""What `unetgn completion` prints is sourced by bash or zsh, which then completes."""
 
 import shlex
 import shutil
@@ -76,3 +76,26 @@ def test_bash_completes_names_of_configurations_keys_and_leaves_files_to_itself(
         "unetgn train data.path =": set(),
     }
     assert dict(zip(expected, complete(script, list(expected)), strict=True)) == expected
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_zsh_completes_by_its_stand_in_for_bash(script: Path) -> None:
+    """A space ends a word, but not `key=`; what nothing is known of is left to zsh, which completes files."""
+    lines = {
+        "unetgn tr": ["train "],
+        "unetgn train --config digits8_e": ["digits8_edm "],
+        "unetgn train --config x train.ste": ["train.steps="],
+    }
+    program = [f"source {shlex.quote(str(script))}", "(( $+functions[complete] )) || exit 3"]
+    program.append("""try() {
+        local -a COMP_WORDS; local COMP_CWORD CURRENT=$#; local -a words
+        COMP_WORDS=("$@"); words=("$@"); COMP_CWORD=$(( CURRENT - 1 ))
+        compgen -o nospace -o default -F _unetgn -- "${@[-1]}"
+        print -r -- ---
+    }""")
+    program += [f"try {' '.join(map(shlex.quote, line.split(' ')))}" for line in lines]
+    done = subprocess.run(["zsh", "-f", "-c", "\n".join(program)], capture_output=True, text=True, check=True)
+    # compgen gives all that the function offers: zsh itself takes those that begin with the word
+    found = [part.strip("\n").split("\n") for part in done.stdout.split("---\n")[:-1]]
+    for (line, wanted), offered in zip(lines.items(), found, strict=True):
+        assert [each for each in offered if each.startswith(line.rpartition(" ")[2]) and each] == wanted, line

@@ -74,3 +74,21 @@ def test_a_sweep_lists_its_runs_by_their_held_out_loss(tmp_path, monkeypatch):
     assert logged == {name: (tmp_path / name / "metrics.csv").read_bytes() for _, name in found}
     with pytest.raises(SystemExit, match=r"has no fid to be listed by: set evaluate\.every"):
         main("digits8_ddpm", keys, tmp_path, "fid")
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (["train.learning_rate=1e-3,2e-3"], ["learning_rate=1e-3", "learning_rate=2e-3"]),
+        (["optimizer.name=adamw,muon", "train.betas=0.9,0.99"], ["name=adamw", "name=muon"]),
+        (["model.channels=8,16", "model.channels=16,32"], ["channels=8,16", "channels=16,32"]),
+        (["train.learning_rate_rules=1:5,0.1", "train.learning_rate_rules=1:9,0.1"],
+         ["learning_rate_rules=1:5,0.1", "learning_rate_rules=1:9,0.1"]),
+        (["train.batch_size=4,8", "train.batch_size=16"], ["batch_size=4", "batch_size=8", "batch_size=16"]),
+        (["train.betas=0.9,0.99", "model.channels=(8,16)"], ["run"]),
+    ],
+)  # fmt: skip
+def test_a_sweep_divides_values_at_commas_that_are_not_their_own(keys, names):
+    combinations = main_of("sweep.py").__globals__["combinations"]
+    assert [name for name, _ in combinations(keys)] == names
+    assert all("=" in key for _, chosen in combinations(keys) for key in chosen)

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from unetgn.training.run_directory import COLUMNS
+
 KINDS = ("model", "ema", "optimizer")
 
 
@@ -54,8 +56,10 @@ def logged(run: Path) -> list[str]:
 
 
 def logged_without_speed(run: Path) -> list[str]:
-    """Read the lines of metrics.csv without their last two columns, which are of the machine."""
-    return [row.rsplit(",", 2)[0] for row in logged(run)]
+    """Read the lines of metrics.csv without the columns that are of the machine."""
+    of_machine = ("images_per_second", "share_of_peak")
+    columns = [index for index, name in enumerate(COLUMNS["metrics.csv"]) if name not in of_machine]
+    return [",".join(row.split(",")[index] for index in columns) for row in logged(run)]
 
 
 def rows(run: Path, name: str = "metrics.csv") -> list[dict[str, str]]:

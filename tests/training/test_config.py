@@ -234,7 +234,19 @@ def test_print_config_writes_every_key(capsys: pytest.CaptureFixture[str]) -> No
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["train"]["steps"] == 12
     assert printed["train"]["learning_rate"] == 2e-3
-    groups = {"seed", "model", "data", "train", "optimizer", "objective", "ema", "checkpoint", "preview", "evaluate"}
+    groups = {
+        "seed",
+        "model",
+        "data",
+        "train",
+        "optimizer",
+        "lora",
+        "objective",
+        "ema",
+        "checkpoint",
+        "preview",
+        "evaluate",
+    }
     assert groups == set(printed)
 
 
@@ -326,8 +338,11 @@ def test_sd15_finetune_is_stable_diffusion_and_runs_on_a_cache(
         asked: list[Path] = []
         patch.setattr(network, "load_network", lambda path: asked.append(path) or theirs)
         assert main(dry) == 0
-    assert asked == [Path("data/stable-diffusion-v1-5")]
-    assert "859,520,964 parameters" in capsys.readouterr().out
+        assert "859,520,964 parameters" in capsys.readouterr().out
+        assert main([dry[0], "sd15_lora", *dry[2:]]) == 0
+        # Of rank 4, q, k, v and out of 32 attention layers; their inputs and outputs sum up to 199,296.
+        assert "859,520,964 parameters, which stay, and adapters of rank 4 of 797,184" in capsys.readouterr().out
+    assert asked == [Path("data/stable-diffusion-v1-5")] * 2
     assert main([*dry, f"train.initial_weights={stable_diffusion}"]) == 2  # another shape
     assert "is another network than model.* describes" in (error := capsys.readouterr().err)
     assert "encoder.stem_channels is 32 there and 320 here" in error

@@ -277,3 +277,9 @@ def test_wandb_goes_on_with_the_run_that_it_knows_until_the_run_begins_anew(tmp_
     for damage in (b"", b"\xff" * 16, b"../../../etc/abc", second.encode() * 1000):
         (tmp_path / "tracker_id").write_bytes(damage)
         assert len(started(7)) == 16
+
+
+def test_an_installed_package_is_not_told_to_install_a_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert last_words.what_brings("[train]") == '-e ".[train]"'  # this is a clone
+    monkeypatch.setattr(last_words, "__file__", str(tmp_path / "unetgn" / "programs" / "last_words.py"))
+    assert last_words.what_brings("[train]") == '"unetgn[train]"'

@@ -77,7 +77,9 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Sent:
     for step, kind, fid in ((2, "ddim-50-steps", 3.25), (1, "ddim-50-steps", 9.75), (2, "raw-ddim", 8.5)):
         folder = run / "evaluation" / f"step-{step:06d}" / kind
         folder.mkdir(parents=True)
-        figures = {"step": step, "samples": 1000, "fid": fid, "fid_of_real": 1.5, "extractor": "digits"}
+        figures = {"step": step, "samples": 1000, "fid": fid, "fid_of_real": 1.5,
+                   "extractor": {"name": "/home/me/mine.pt", "sha256": "0", "features": 64},
+                   "reference": {"source": "digits", "part": "held_out", "images": 90, "sha256": "0"}}  # fmt: skip
         (folder / "evaluation.json").write_text(json.dumps(figures))
     (run / "evaluation.csv").write_text("step,fid,kid,precision,recall\n1,7.125,1,1,1\n2,4.125,0.5,0.25,0.125\n")
     return sent
@@ -135,7 +137,11 @@ def test_the_card_has_the_licence_figures_and_pictures_and_is_written_again_as_i
     fields, body = card_of(sent["README.md"].decode())
     assert (fields["library_name"], fields["license"]) == ("diffusers", "cc-by-4.0")
     (result,) = fields["model-index"][0]["results"]
-    assert result["metrics"] == [{"type": "fid", "value": 3.25}]
+    way = "features of mine.pt, 1000 samples against 90 real images (held_out)"
+    assert result["metrics"] == [{"type": "fid", "name": f"fid ({way})", "value": 3.25}]
+    assert f"fid, kid, precision and recall by ddim-50-steps: {way}; evaluate" in body
+    assert "evaluate.*, while it trained: features of digits, 256 samples against real images (held_out)." in body
+    assert "/home/me" not in body
     assert "| ddim-50-steps | 1000 | 3.25 (1.5) |  |  |  |" in body
     assert "| evaluate.*, while it trained |  | 4.125 | 0.5 | 0.25 | 0.125 |" in body
     assert not re.search(r"9\.75|7\.125", body)  # of an earlier step

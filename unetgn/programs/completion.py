@@ -1,8 +1,8 @@
-"""Prints what completes the command `unetgn` in bash: eval "$(unetgn completion)"
+"""Prints what completes the command `unetgn` in bash and zsh: eval "$(unetgn completion)"
 
-Put that line into ~/.bashrc; or, which starts faster, the output into a file, once for each installed version:
-~/.local/share/bash-completion/completions/unetgn. It completes words, options, their values, names of configurations,
-keys of a run, and files.
+Put that line into ~/.bashrc or ~/.zshrc; or, which starts faster, the output into a file, once for each installed
+version: for bash ~/.local/share/bash-completion/completions/unetgn, for zsh any that ~/.zshrc sources. It completes
+words, options, their values, names of configurations, keys of a run, and files.
 """
 
 from __future__ import annotations
@@ -28,9 +28,23 @@ _unetgn() {{
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
-    case "${{COMPREPLY[0]-}}" in *=) compopt -o nospace 2>/dev/null ;; esac
+    if [ -n "${{ZSH_VERSION-}}" ]; then  # whose words end where they say so: with a space, but for KEY=
+        local word found; found=()
+        for word in "${{COMPREPLY[@]}}"; do
+            case "$word" in *=) found+=("$word") ;; *) found+=("$word ") ;; esac
+        done
+        COMPREPLY=("${{found[@]}}")
+    else
+        case "${{COMPREPLY[0]-}}" in *=) compopt -o nospace 2>/dev/null ;; esac
+    fi
 }}
-complete -o default -F _unetgn unetgn"""
+if [ -n "${{ZSH_VERSION-}}" ]; then
+    type compdef >/dev/null 2>&1 || {{ autoload -U +X compinit && compinit; }}
+    autoload -U +X bashcompinit && bashcompinit
+    complete -o nospace -o default -F _unetgn unetgn
+else
+    complete -o default -F _unetgn unetgn
+fi"""
 
 
 def make_script() -> str:

@@ -27,7 +27,7 @@ STOPPED = {
 BASE = ("torch", "diffusers", "huggingface_hub", "accelerate", "einops", "safetensors", "numpy")
 TRAIN = ("jsonargparse", "yaml", "docstring_parser", "tensorboard", "matplotlib", "PIL", "tqdm", "sklearn", "scipy")
 DATA = ("datasets", "pyarrow", "fsspec")
-DEV = ("transformers", "peft", "monai", "triton")
+DEV = ("transformers", "monai", "triton")
 EXTRAS = {
     **dict.fromkeys(BASE, ""),
     **dict.fromkeys(TRAIN, "[train]"),
@@ -35,6 +35,7 @@ EXTRAS = {
     **dict.fromkeys(DEV, "[train,dev]"),
     "torch_fidelity": "[train,fid]",
     "gradio": "[train,app]",
+    "peft": "[train,lora]",
 }
 
 
@@ -43,13 +44,19 @@ def last_words(script: str, error: KeyboardInterrupt | ModuleNotFoundError) -> i
     if isinstance(error, KeyboardInterrupt):
         words, code = f"{script}: {STOPPED.get(script, 'stopped')}", 130  # as shells say it: 128 + SIGINT
     elif (package := (error.name or "").partition(".")[0]) in EXTRAS:
-        words = f'{script}: error: the package {package} is not installed: pip install -e ".{EXTRAS[package]}"'
+        words = f"{script}: error: the package {package} is not installed: pip install {what_brings(EXTRAS[package])}"
         code = 2
     else:
         raise error
     if os.environ.get("LOCAL_RANK", "0") == "0":  # the others say the same
         say(words)
     return code
+
+
+def what_brings(extra: str) -> str:
+    """Write for pip what brings an extra such as "[train]": of the clone that this is, or of the package."""
+    clone = (Path(__file__).resolve().parents[2] / "pyproject.toml").is_file()
+    return f'-e ".{extra}"' if clone else f'"unetgn{extra}"'
 
 
 def keep_output() -> None:

@@ -50,7 +50,7 @@ def open_real(config: str) -> Real:
             f"{config} trains on latents: give as --config one whose keys data.* name the real images"
         )
     try:
-        images = open_images(run.data, run.model.in_channels)
+        images = open_images(run.data.of_one_size(), run.model.in_channels)
         usable = images.usable()
     except ValueError as error:
         raise EvaluationError(f"the real images of {config}: {error}") from error

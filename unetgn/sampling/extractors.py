@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetgn.programs.last_words import what_brings
 from unetgn.sampling.classifier import FOLDER, load
 from unetgn.sampling.sets import EvaluationError
 from unetgn.training.errors import reason
@@ -119,7 +120,8 @@ def open_inception(name: str, file: Path | None, device: torch.device) -> Extrac
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as error:  # RuntimeError: its torchvision is for another torch
         raise ExtractorError(
-            f'the extractor inception is in the package torch-fidelity: pip install -e ".[train,fid]" ({error})'
+            "the extractor inception is in the package torch-fidelity: pip install "
+            f"{what_brings('[train,fid]')} ({error})"
         ) from error
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     weights = file or folder / f"{INCEPTION}.safetensors"

@@ -97,7 +97,7 @@ def train_classifier(config: RunConfig, *, epochs: int, seed: int) -> tuple[Clas
         raise EvaluationError(
             "data.name is latents, but a classifier sees images: give a configuration that names them"
         )
-    images = open_images(config.data, config.model.in_channels)
+    images = open_images(config.data.of_one_size(), config.model.in_channels)
     channels, size, width = images.shape
     if width != size:
         raise EvaluationError(

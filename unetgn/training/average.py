@@ -51,6 +51,7 @@ def average(run: Path, width: float, *, step: int | None = None, out: Path | Non
         config=source.config_file.read_text(encoding="utf-8"),
         unet_config=(source.path / "config.json").read_text(encoding="utf-8"),
         scheduler_config=(source.path / "scheduler_config.json").read_text(encoding="utf-8"),
+        base=source.base(),
     )
     if (run / DATA).is_file():  # the names of its classes
         with writing(out / DATA) as unfinished:

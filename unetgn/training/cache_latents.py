@@ -41,6 +41,7 @@ KEYS = ("name", "path", "image_size", "image_column", "label_column")  # of data
 LATER = {
     "held_out": "give it when training",
     "random_flip": "give --flip here, and data.random_flip when training",
+    "buckets": "cached latents have one size",
     "random_crop": "an image is encoded once, cropped centrally",
 }
 

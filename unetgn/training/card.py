@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from math import isfinite
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
@@ -27,6 +27,7 @@ from unetgn.training.run_directory import RunDirectory
 PICTURE = "samples.png"  # beside the card
 BEGINNING, END = "\n## Training\n", "\n<!-- what follows is yours, and stays -->\n"  # of what is added
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+OF_FEATURES = ("fid", "kid", "precision", "recall")
 LISTED = 100  # classes whose names the card lists
 
 
@@ -56,12 +57,20 @@ def finish_card(pipeline: Path, *, run: Path | None = None, licence: str | None 
     if licence is not None:
         fields["license"] = check_licence(licence)
     if run is not None:
-        figures, config = dict(evaluations(run)), load_config(run / CONFIG)
+        config = load_config(run / CONFIG)
+        found = list(evaluations(run, config))
+        figures, ways = {name: row for name, row, _ in found}, {name: way for name, _, way in found}
         data = data_of(run, config.data)
         fields.pop("model-index", None)
         if figures:
-            fields["model-index"] = index_of(figures, name=run.resolve().name, data=data)
-        paragraphs = [trained(config), f"Data: {data}.", *classes_of(run), *picture_of(run, pipeline), *listed(figures)]
+            fields["model-index"] = index_of(figures, ways, name=run.resolve().name, data=data)
+        paragraphs = [
+            trained(config),
+            f"Data: {data}.",
+            *classes_of(run),
+            *picture_of(run, pipeline),
+            *listed(figures, ways),
+        ]
         added = "".join(f"\n{paragraph}\n" for paragraph in paragraphs)
         body = f"{body.partition(BEGINNING)[0]}{BEGINNING}{added}{END}{body.partition(END)[2]}"
     write_text(file, f"{OURS}{yaml.safe_dump(fields, sort_keys=False)}---\n{body}")
@@ -83,8 +92,8 @@ def carry_over(before: Path, card: Path) -> None:
     write_text(card, f"{OURS}{head}---\n{new}" + (f"{END}{yours}" if (yours := body.partition(END)[2]) else ""))
 
 
-def listed(figures: dict[str, dict[str, float]]) -> Iterator[str]:
-    """Write the figures as a table, where there are any."""
+def listed(figures: dict[str, dict[str, float]], ways: dict[str, str]) -> Iterator[str]:
+    """Write the figures as a table, and how they were found, where there are any."""
     if figures:
         columns = list(dict.fromkeys(name for row in figures.values() for name in row if not name.endswith("_of_real")))
         rows = [" | ".join([name, *(cell(row, column) for column in columns)]) for name, row in figures.items()]
@@ -92,6 +101,11 @@ def listed(figures: dict[str, dict[str, float]]) -> Iterator[str]:
         yield "Of samples that the averaged weights drew; in brackets what real images reach that were held out."
         yield "\n".join([f"| samples by | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
                          *(f"| {row} |" for row in rows)])  # fmt: skip
+        if said := "; ".join(f"{name}: {way}" for name, way in ways.items() if way):
+            yield (
+                f"fid, kid, precision and recall by {said}. Figures of other features, or of other numbers of images, "
+                "do not compare."
+            )
 
 
 def picture_of(run: Path, pipeline: Path) -> Iterator[str]:
@@ -148,8 +162,11 @@ def classes_of(run: Path) -> Iterator[str]:
         yield f"Classes: {named}" + (f" and {len(names) - LISTED} more." if len(names) > LISTED else ".")
 
 
-def evaluations(run: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Find the figures of the run's last step, by the settings of their samples; raw weights are not those here."""
+def evaluations(run: Path, config: RunConfig) -> Iterator[tuple[str, dict[str, float], str]]:
+    """Find the figures of the run's last step, by the settings of their samples, each with how they were found.
+
+    Raw weights are not those here.
+    """
     saved = list_checkpoints(run / CHECKPOINTS)
     step = step_of(saved[-1]) if saved else None
     for file in sorted((run / "evaluation").glob("step-*/*/evaluation.json")):
@@ -157,11 +174,30 @@ def evaluations(run: Path) -> Iterator[tuple[str, dict[str, float]]]:
         if figures.get("step") == step and not file.parent.name.startswith("raw"):
             numbers = {name: value for name, value in figures.items()
                        if isinstance(value, int | float) and is_figure(str(value))}  # fmt: skip
-            yield file.parent.name, {name: value for name, value in numbers.items() if name != "step"}
+            numbers.pop("step", None)
+            yield file.parent.name, numbers, way_of(figures)
     for row in RunDirectory(run).rows("evaluation.csv"):
         if row["step"] == str(step):
             figures = {name: float(row[name]) for name in row if name != "step" and is_figure(row[name])}
-            yield "evaluate.*, while it trained", figures
+            own = config.data.name if config.data.name in EMBEDDED else "inception"  # as it is where none is asked for
+            asked = config.evaluate.extractor or own
+            way = {"extractor": {"name": asked}, "samples": config.evaluate.count, "reference": {"part": "held_out"}}
+            yield "evaluate.*, while it trained", figures, way_of(way)
+
+
+def way_of(found: dict[str, Any]) -> str:
+    """Say what made the features of figures, and of how many images; "" where none were made."""
+    extractor, reference = found.get("extractor"), found.get("reference")
+    if not isinstance(extractor, dict) or not isinstance(reference, dict) or "name" not in extractor:
+        return ""
+    samples, images, part = found.get("samples"), reference.get("images"), str(reference.get("part", ""))
+    real = " ".join(word for word in (str(images or ""), "real images", f"({plain(part)})" if part else "") if word)
+    return f"features of {plain(PurePath(str(extractor['name'])).name)}, {samples} samples against {real}"
+
+
+def named(metric: str, way: str) -> dict[str, str]:
+    """Name a metric that features were made for with them; others need none."""
+    return {"name": f"{metric} ({way})"} if way and metric.split("_")[0] in OF_FEATURES else {}
 
 
 def is_figure(text: str) -> bool:
@@ -172,10 +208,15 @@ def is_figure(text: str) -> bool:
         return False
 
 
-def index_of(figures: dict[str, dict[str, float]], *, name: str, data: str) -> list[dict[str, Any]]:
+def index_of(
+    figures: dict[str, dict[str, float]], ways: dict[str, str], *, name: str, data: str
+) -> list[dict[str, Any]]:
     """Write the figures of most samples as the hub's field model-index has them."""
-    row = max(figures.values(), key=lambda row: row.get("samples", 0))
-    metrics = [{"type": metric, "value": value} for metric, value in row.items()
-               if metric != "samples" and not metric.endswith("_of_real")]  # fmt: skip
+    which = max(figures, key=lambda name: figures[name].get("samples", 0))
+    metrics = [
+        {"type": metric, **named(metric, ways[which]), "value": value}
+        for metric, value in figures[which].items()
+        if metric != "samples" and not metric.endswith("_of_real")
+    ]
     task, dataset = {"type": "unconditional-image-generation"}, {"name": data, "type": "images"}
     return [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}]

@@ -36,6 +36,7 @@ ASIDE = DAMAGED, LEFT, OTHER = "damaged", "left", "other-version"
 
 TensorFile = Literal["model", "ema", "optimizer", "averages"]
 TENSORS: tuple[TensorFile, ...] = ("model", "ema", "optimizer")  # of every checkpoint
+BASE = "base.json"  # of adapters: the sha256 of the weights that they are for
 CONFIGS = CONFIG, UNET_CONFIG, SCHEDULER_CONFIG = "config.yaml", "config.json", "scheduler_config.json"
 
 
@@ -61,8 +62,8 @@ class Checkpoint:
 
     These are `model`, `ema` (the averaged weights), `optimizer` and, with ema.power_widths, `averages` (WIDTH/NAME),
     each .safetensors with whole tensors, the configurations: of the run (config.yaml), of the network (config.json) and
-    of its noise (scheduler_config.json), and samples.json: which images there were, or where each reader of a stream
-    stood.
+    of its noise (scheduler_config.json); base.json where the tensors are those of adapters; and samples.json: which
+    images there were, or where each reader of a stream stood.
     """
 
     path: Path
@@ -95,7 +96,11 @@ class Checkpoint:
         keys = read_manifest(path)
         if is_number(path.name.removeprefix(PREFIX)) and step_of(path) != keys["step"]:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} says that it is of step {keys['step']}")
-        if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in get_args(TensorFile)} | {*CONFIGS, SAMPLES}:
+        if not keys["sha256"].keys() <= {f"{name}.safetensors" for name in get_args(TensorFile)} | {
+            *CONFIGS,
+            SAMPLES,
+            BASE,
+        }:
             raise CheckpointError(f"{path} is damaged: {MANIFEST} names files that no checkpoint has")
         return cls(path=path, **keys)
 
@@ -107,8 +112,11 @@ class Checkpoint:
         unet_config: str,
         scheduler_config: str,
         samples: list[RankState] | None = None,
+        base: str | None = None,
     ) -> Checkpoint:
         """Write the checkpoint to its path, and return it with the sha256 of its files.
+
+        `base` is the sha256 of the weights that its adapters are for; None where it has all weights.
 
         When the disk is full (OSError) or the process dies, no folder of that name appears and the older checkpoints
         are as they were.
@@ -118,6 +126,7 @@ class Checkpoint:
             UNET_CONFIG: unet_config,
             SCHEDULER_CONFIG: scheduler_config,
             **({} if samples is None else {SAMPLES: json.dumps({"ranks": samples}) + "\n"}),
+            **({} if base is None else {BASE: json.dumps({"sha256": base}) + "\n"}),
         }
         try:
             with writing(self.path) as unfinished:
@@ -173,6 +182,18 @@ class Checkpoint:
         if len(states) != self.world_size:
             raise CheckpointError(f"{self.path} is damaged: {SAMPLES} is of {len(states)} processes")
         return states
+
+    def base(self) -> str | None:
+        """Read the sha256 of the weights that its adapters are for; None where it has all weights.
+
+        Raises CheckpointError.
+        """
+        if BASE not in self.sha256:
+            return None
+        found = self._keys(BASE)
+        if found.keys() != {"sha256"} or not isinstance(found["sha256"], str) or len(found["sha256"]) != 64:
+            raise CheckpointError(f"{self.path} is damaged: {BASE} has no sha256 of weights")
+        return found["sha256"]
 
     def _keys(self, name: str) -> dict[str, Any]:
         try:

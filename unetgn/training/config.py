@@ -18,6 +18,7 @@ from unetgn.training.checkpoint import CheckpointConfig
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.text import context_dims
 from unetgn.training.evaluation import EvaluateConfig
+from unetgn.training.lora import LoRAConfig
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.optimizers import BETAS_READ_BY, OptimizerConfig
 from unetgn.training.power_averages import gamma_of
@@ -75,6 +76,10 @@ class TrainConfig:
     Perfetto or chrome://tracing; 0 is off."""
     validate_every: int = 0
     """Steps between two held-out losses (data.held_out has to be above 0); 0 is off."""
+    noise_scale: bool = False
+    """Log the gradient noise scale, in images: the batch size above which larger ones stop to pay (McCandlish et al.
+    2018, arXiv 1812.06162). It compares the gradient of a step with that of a part: train.gradient_accumulation has to
+    be 2 or more, or the processes several. Means over many steps are steadier: train.log_every."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers by their name in Accelerate: tensorboard, wandb, trackio, …; an empty list is off. They get the rows of
     the logs and, where they take them, the pictures of each preview."""
@@ -150,6 +155,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoRAConfig | None = None
     ema: EMAConfig = field(default_factory=EMAConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
@@ -167,6 +173,7 @@ def check_config(config: RunConfig) -> None:
     check_model(config)
     check_guidance(config)
     check_optimizer(config)
+    check_lora(config)
     check_evaluate(config)
     if config.train.validate_every > 0 and config.data.held_out == 0:
         raise ValueError(
@@ -213,6 +220,11 @@ def check_model(config: RunConfig) -> None:
             f"model.attention.context_dim), but data.name {data.name} has no text for it to read: leave it out, or "
             "cache latents with captions (training/cache_latents.py --text-encoder) and train on those"
         )
+    if data.buckets % 2 ** (len(model.channels) - 1):
+        raise ValueError(
+            f"data.buckets is {data.buckets}, but the network halves sizes {len(model.channels) - 1} times: set it to "
+            f"a multiple of {2 ** (len(model.channels) - 1)}, or to 0"
+        )
     if not model.condition.null_class_trained:
         raise ValueError(
             "model.condition.null_class_trained is false, but that is for training to find out, by "
@@ -244,6 +256,22 @@ def check_optimizer(config: RunConfig) -> None:
         raise ValueError(
             "optimizer.name is adamw_8bit and train.channels_last true, but bitsandbytes puts every weight back into "
             "the usual layout: set train.channels_last to false, or take another optimizer.name"
+        )
+
+
+def check_lora(config: RunConfig) -> None:
+    """Raise ValueError where adapters have no network to adapt, or no optimizer."""
+    if config.lora is None:
+        return
+    if config.train.initial_weights is None:
+        raise ValueError(
+            "lora is set and train.initial_weights is not, but adapters change a network that has been trained: name "
+            "it there, or leave lora out"
+        )
+    if config.optimizer.name == "muon":
+        raise ValueError(
+            "lora is set and optimizer.name is muon, but the two factors of an adapter are no weights of a layer, "
+            "which it makes orthogonal: take adamw"
         )
 
 

@@ -62,7 +62,8 @@ class Loop(Rescue, Looks):
         self.accelerator = state.accelerator
         self.ranks = self.accelerator.num_processes
         self.images_per_step = config.train.batch_size * config.train.gradient_accumulation * self.ranks
-        self.window = Window(self.accelerator, self.images_per_step, self.flops_per_image)
+        batches = (config.train.batch_size, self.images_per_step) if config.train.noise_scale else None
+        self.window = Window(self.accelerator, self.images_per_step, self.flops_per_image, batches)
         self.saved_step, self.drawn_at = state.step, {}
         self.start: Checkpoint | None = None  # what the run goes on from
         self.mishaps = Mishaps()
@@ -72,8 +73,9 @@ class Loop(Rescue, Looks):
 
     def flops_per_image(self) -> int:
         """Count what a step of training takes for one image."""
-        text = self.conditions.empty_text
-        return flops_per_image(self.config.model, self.config.data.size, None if text is None else tuple(text.shape))
+        text, config = self.conditions.empty_text, self.config
+        shape = None if text is None else tuple(text.shape)
+        return flops_per_image(config.model, config.data.size, shape, config.lora)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put the run back as the checkpoint, which is known to be sound, has it."""
@@ -324,6 +326,7 @@ class Loop(Rescue, Looks):
             unet_config=state.config_json,
             scheduler_config=state.objective.scheduler.to_json_string(),
             samples=samples,
+            base=state.base,
         )
         self.saved_step = state.step
         if "averages" in tensors and self.due(self.config.checkpoint.every):

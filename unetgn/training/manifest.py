@@ -16,7 +16,9 @@ from unetgn.messages import plain, short
 from unetgn.training.errors import CheckpointError, CheckpointFormatError, reason
 
 MANIFEST = "manifest.json"
-FORMAT = 4  # of what is written; 3 had no averages, 2 no checksum of the manifest, 1 no number and the keys of its time
+# Of what is written; 4 had no adapters and noise scales, 3 no averages, 2 no checksum of the manifest, 1 no number and
+# the keys of its time.
+FORMAT = 5
 CHECKSUM = "manifest_sha256"
 
 
@@ -110,12 +112,12 @@ def is_scaler(value: object) -> bool:
 
 
 def is_sums(value: object) -> bool:
-    """Return True for pairs of floats: an int may be of any size.
+    """Return True for pairs of floats, or with norms of parts fours of them: an int may be of any size.
 
     A gradient norm may be infinite where float16's loss scale is looked for.
     """
     return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(number, float) for number in pair)
+        isinstance(pair, list) and len(pair) in (2, 4) and all(isinstance(number, float) for number in pair)
         for pair in value
     )
 

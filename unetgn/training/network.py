@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unetgn import UNet
 from unetgn.json_files import read_object
@@ -20,8 +21,10 @@ from unetgn.training.checkpoint import (
     is_run_or_checkpoint,
 )
 from unetgn.training.config import RunConfig
+from unetgn.training.config_files import load_config
 from unetgn.training.data.text import context_dims
 from unetgn.training.errors import CheckpointError, ConfigError, reason
+from unetgn.training.lora import add_adapter, base_digest, merged, trained_state
 from unetgn.unet.facts import facts
 from unetgn.unet.model import empty_unet
 
@@ -40,6 +43,8 @@ def outline(config: RunConfig) -> UNet:
 def make_network(config: RunConfig, initial: UNet | None, start: Checkpoint | None = None) -> UNet:
     """Make the network of `config.model` in float32, of the weights of `initial`, or random ones of the run's seed.
 
+    With `lora` it has adapters, of the run's seed, and only they are to be trained.
+
     It says whether training meets its null class or the empty text, or met it before: in `initial`, or in what the run
     that goes on from `start` began with.
     """
@@ -54,9 +59,17 @@ def make_network(config: RunConfig, initial: UNet | None, start: Checkpoint | No
         torch.manual_seed(config.seed)
         return UNet.from_unet_config(model)
     network = empty_unet(model)
-    weights = initial.state_dict().items()
-    network.load_state_dict({key: tensor.to(torch.float32, copy=True) for key, tensor in weights}, assign=True)
+    load_in_float32(network, initial)
+    if config.lora is not None:
+        torch.manual_seed(config.seed)
+        add_adapter(network, config.lora)
     return network
+
+
+def load_in_float32(network: UNet, source: UNet) -> None:
+    """Copy the weights of `source` into a network that has none."""
+    weights = source.state_dict().items()
+    network.load_state_dict({key: tensor.to(torch.float32, copy=True) for key, tensor in weights}, assign=True)
 
 
 def load_initial_weights(config: RunConfig) -> UNet | None:
@@ -105,11 +118,44 @@ def load_network(path: Path) -> UNet:
 
 
 def load_checkpoint(checkpoint: Checkpoint, weights: TensorFile) -> UNet:
-    """Load the U-Net of a checkpoint with its weights "ema" or "model". Raises CheckpointError."""
+    """Load the U-Net of a checkpoint with its weights "ema" or "model"; adapters are merged into those they are for.
+
+    Raises CheckpointError.
+    """
     tensors, unet = checkpoint.tensors(weights), described_network(checkpoint)
+    if checkpoint.base() is not None:
+        return with_adapters(unet, tensors, checkpoint, weights)
     check_tensors(tensors, unet.state_dict(), checkpoint.path / f"{weights}.safetensors")
     unet.load_state_dict(tensors, assign=True)
     return unet
+
+
+def with_adapters(unet: UNet, tensors: dict[str, Tensor], checkpoint: Checkpoint, weights: TensorFile) -> UNet:
+    """Load the weights that a checkpoint's adapters are for into its U-Net, and merge the adapters into them.
+
+    Raises CheckpointError where the network that the run began with has gone, or is another one now.
+    """
+    try:
+        config = load_config(checkpoint.config_file)
+        if config.lora is None:
+            raise ConfigError("its config.yaml has no lora")
+        outline = empty_unet(unet.unet_config)
+        add_adapter(outline, config.lora)  # without memory: a stranger's may be of any rank
+        check_tensors(tensors, trained_state(outline), checkpoint.path / f"{weights}.safetensors")
+        initial = load_initial_weights(config)
+        assert initial is not None  # the configuration sees to it
+        load_in_float32(unet, initial)
+        if (found := base_digest(unet)) != checkpoint.base():
+            raise ConfigError(
+                f"train.initial_weights {config.train.initial_weights} is another network (sha256 {found})"
+            )
+        add_adapter(unet, config.lora)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{checkpoint.path} has adapters only, and not the network that they are for: {error}"
+        ) from error
+    unet.load_state_dict(tensors, strict=False)
+    return merged(unet)
 
 
 def described_network(checkpoint: Checkpoint) -> UNet:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from unetgn.training.checkpoint import TENSORS, Checkpoint, check_tensors
 from unetgn.training.errors import CheckpointError
+from unetgn.training.lora import trained_state
 from unetgn.training.optimizers import NEVER_NEGATIVE, OF_GROUPS, OptimizerConfig, kept_of_groups, state_of
 from unetgn.training.sharding import part_of
 
@@ -78,7 +79,7 @@ def read_state(
     network, or not finite.
     """
     weights, averaged, moments = map(checkpoint.tensors, TENSORS)
-    wanted = network.state_dict()
+    wanted = trained_state(network)
     check_tensors(weights, wanted, checkpoint.path / "model.safetensors")
     check_tensors(averaged, wanted, checkpoint.path / "ema.safetensors")
     check_optimizer_tensors(moments, optimizer, network, betas, checkpoint.path / "optimizer.safetensors")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from unetgn.training.lora import trained_parameters
+
 Name = Literal["adamw", "adam", "sgd", "adamw_8bit", "prodigy", "muon"]
 
 # Where each comes from: the package to install, its module, the class.
@@ -152,7 +154,7 @@ def make_optimizer(
         own["betas"] = betas
     if config.name in FUSED:
         own["fused"] = True
-    return make(network.parameters(), **of_all, **own)
+    return make(trained_parameters(network).values(), **of_all, **own)
 
 
 class MuonAndAdamW(Optimizer):
@@ -253,6 +255,6 @@ def state_of(
 
     return {
         f"{name}/{kind}": tensor
-        for name, parameter in network.named_parameters()
+        for name, parameter in trained_parameters(network).items()
         for kind, tensor in kept(name, parameter).items()
     }

@@ -1,9 +1,10 @@
-"""Writes a finished network as a folder that draws: with diffusers alone, or with `unetgn.pipelines.UNetPipeline`."""
+"""Writes what a run has made: a network as a folder that draws, with diffusers alone or with ours, and adapters."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from diffusers import DDPMScheduler
 
 from unetgn import UNet, interop
 from unetgn.pipelines import UNetPipeline
-from unetgn.pipelines.card import NAME
+from unetgn.pipelines.card import HEADER, NAME
 from unetgn.pipelines.networks import facts_of
 from unetgn.pipelines.schedulers import NO_SIGNAL, loses_the_image, without_pure_noise
 from unetgn.training.card import carry_over
 from unetgn.training.data.autoencoder import load_autoencoder
 from unetgn.training.data.text import TextEncoder, context_dims
 from unetgn.training.files import writing
+from unetgn.training.lora import ADAPTER, WEIGHTS, trained_state
 
 logger = logging.getLogger(__name__)
 
@@ -61,3 +63,50 @@ def make_pipeline(unet: UNet, scheduler: Any, cache: Path | None) -> UNetPipelin
             # StableDiffusionPipeline complains of another one, of "leading" timesteps; ours are "trailing".
             scheduler = DDPMScheduler.from_config(scheduler.config, steps_offset=1)
     return UNetPipeline(network, scheduler, vae=load_autoencoder(cache).model, null_class=null_class, **parts)
+
+
+def save_adapter(network: UNet, folder: Path, base: str | None) -> None:
+    """Write the adapter of a network for `load_lora_weights` of diffusers' pipelines, and our `load_lora_adapter`.
+
+    Whole or not at all, in the place of one that is there, with a README.md. `base` is where the network lies.
+    """
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin  # it imports transformers
+
+    layers = {name.replace(f".{ADAPTER}.", "."): t.detach().to("cpu", copy=True).contiguous()
+              for name, t in trained_state(network).items()}  # fmt: skip
+    # diffusers leaves the dropout of an adapter that it loads at work in pipelines too, though their networks are in
+    # evaluation mode: they would draw something else each time.
+    config = described(network.peft_config[ADAPTER].to_dict()) | {"lora_dropout": 0.0}
+    with writing(folder) as unfinished:
+        StableDiffusionLoraLoaderMixin.save_lora_weights(
+            unfinished, unet_lora_layers=layers, unet_lora_adapter_metadata=config
+        )
+        text = adapter_card(Path(base or "").name, rank=network.peft_config[ADAPTER].r)
+        (unfinished / NAME).write_text(text, encoding="utf-8")
+        with contextlib.suppress(OSError):  # no card is worth the adapter
+            carry_over(folder / NAME, unfinished / NAME)
+
+
+def adapter_card(base: str, *, rank: int) -> str:
+    """Write the README.md of an adapter for the network in a folder called `base`."""
+    return f"""{HEADER}# An adapter (LoRA) of a diffusion U-Net
+
+It changes the network in `{base}`, and does nothing without it: {WEIGHTS} has factors of rank {rank} for some of
+its layers.
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("BASE")
+pipeline.load_lora_weights("FOLDER")
+```
+
+BASE is the pipeline that the network in `{base}` is of, and FOLDER this folder's path, or their names on the hub;
+diffusers needs the packages transformers and peft for it. `unetgn.UNet.from_diffusers(…)` takes it by
+`load_lora_adapter("FOLDER", prefix="unet")`.
+"""
+
+
+def described(config: Mapping[str, object]) -> dict[str, object]:
+    """Return PEFT's configuration as JSON takes it, always alike: its sets are lists in order."""
+    return {key: sorted(value) if isinstance(value, (set, frozenset)) else value for key, value in config.items()}

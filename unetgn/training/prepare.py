@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from unetgn.training.config import RunConfig
 from unetgn.training.data.autoencoder import load_autoencoder
+from unetgn.training.data.buckets import UNUSED, Buckets, list_sizes
 from unetgn.training.data.config import open_images, split, split_images
 from unetgn.training.data.folders import few
 from unetgn.training.data.held_out import HeldOutRows
@@ -41,13 +42,30 @@ def prepare_samples(
         if config.data.name == "stream":
             stream = prepare_stream(config, accelerator, overfit)
             return stream, hold_out(config, stream)
-        images, usable, train, held_out = prepare_images(config, accelerator, overfit)
+        images, usable, train, held_out, sizes = prepare_images(config, accelerator, overfit)
     except (ValueError, DataError) as error:
         raise ConfigError(str(error)) from error
     flip_pixels = config.data.random_flip and config.data.name != "latents"  # which choose among those that were cached
     left_out = np.setdiff1d(np.arange(len(images)), usable)
-    samples = IndexedSamples(images, train, config.seed, random_flip=flip_pixels, left_out=left_out.tolist())
-    return samples, IndexedSamples(images, held_out, VALIDATION_SEED)
+    samples = IndexedSamples(
+        images,
+        train,
+        config.seed,
+        random_flip=flip_pixels,
+        left_out=left_out.tolist(),
+        buckets=make_buckets(config, len(images), usable, sizes) if config.data.buckets else None,
+    )
+    square = images
+    if config.data.buckets:  # of one size, whatever the run trains on: a loss, and figures, that compare
+        square = open_images(config.data.of_one_size(), config.model.in_channels)
+    return samples, IndexedSamples(square, held_out, VALIDATION_SEED)
+
+
+def make_buckets(config: RunConfig, count: int, usable: np.ndarray, sizes: list[int]) -> Buckets:
+    """Sort so many images by the numbers of their sizes, which those that are usable have."""
+    of_image = np.full(count, UNUSED)
+    of_image[usable] = sizes
+    return Buckets(list_sizes(config.data.size[0], config.data.buckets), of_image, config.train.batch_size)
 
 
 def prepare_stream(config: RunConfig, accelerator: Accelerator, overfit: int | None) -> ShardStream:
@@ -71,13 +89,19 @@ def hold_out(config: RunConfig, stream: ShardStream) -> IndexedSamples | None:
 
 def prepare_images(
     config: RunConfig, accelerator: Accelerator, overfit: int | None
-) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Images, np.ndarray, np.ndarray, np.ndarray, list[int]]:
     """Open the images, which the main process reads once: the usable ones, those to train on and those held out.
 
-    Those to train on may be unusable; others take their places.
+    Those to train on may be unusable; others take their places. The list is of the sizes of the usable ones, where
+    there are several.
     """
-    images = open_images(config.data, config.model.in_channels)
-    usable = ask_main(accelerator, lambda: read_all(images, config.model.num_classes))
+    images = open_images(config.data, config.model.in_channels, step=2 ** (len(config.model.channels) - 1))
+
+    def look() -> tuple[np.ndarray, list[int]]:
+        usable = read_all(images, config.model.num_classes)
+        return usable, [] if images.tally is None else images.tally.sorted
+
+    usable, sizes = ask_main(accelerator, look)
     text = images.text(int(usable[0]))
     check_texts(config.model, None if text is None else text.shape[1])
     if images.without:
@@ -92,7 +116,7 @@ def prepare_images(
     if config.train.validate_every > 0 and not len(held_out):
         raise ConfigError(f"data.held_out is {config.data.held_out}, which is none of {len(usable)} images: raise it")
     warn_of_unseen_classes(config.model.num_classes, images, train_on)
-    return images, usable, train, held_out
+    return images, usable, train, held_out, sizes
 
 
 def warn_of_unseen_classes(num_classes: int | None, images: Images, train: np.ndarray) -> None:
@@ -132,7 +156,10 @@ def report(config: RunConfig, samples: Samples, held_out: IndexedSamples | None)
     if isinstance(samples, IndexedSamples):
         none = np.array([], dtype=int)
         held = none if held_out is None else held_out.indices
-        return report_images(config.data, samples.images, samples.usable, held, config.model.num_classes)
+        found = report_images(config.data, samples.images, samples.usable, held, config.model.num_classes)
+        if samples.buckets is None:
+            return found
+        return replace(found, buckets=samples.buckets.describe(samples.usable))
     assert isinstance(samples, ShardStream)
     return make_report(
         config.data,

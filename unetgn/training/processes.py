@@ -26,6 +26,7 @@ from unetgn import UNet
 from unetgn.training.config import RunConfig, conditional_only
 from unetgn.training.data.samples import Samples
 from unetgn.training.errors import ConfigError, reason
+from unetgn.training.lora import check_installed, count_trained
 from unetgn.training.optimizers import ELEMENTWISE, describe_optimizer, load_class
 
 LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
@@ -38,6 +39,8 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
     check_trackers(config.train.trackers)
     try:
         load_class(config.optimizer.name)
+        if config.lora is not None:
+            check_installed()
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
@@ -62,6 +65,12 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
     except ValueError as error:
         raise ConfigError(f"train.mixed_precision is {config.train.mixed_precision}: {error}") from error
     check_processes(accelerator.num_processes, config.train.processes)
+    if config.train.noise_scale and accelerator.num_processes * config.train.gradient_accumulation == 1:
+        raise ConfigError(
+            "train.noise_scale compares the gradients of parts of a step, and here it has one part: set "
+            f"train.gradient_accumulation=2 train.batch_size={max(1, config.train.batch_size // 2)}, start several "
+            "processes, or leave it out"
+        )
     return accelerator
 
 
@@ -110,6 +119,8 @@ def fully_sharded(config: RunConfig) -> FullyShardedDataParallelPlugin | None:
         "fsdp_activation_checkpointing": plugin.activation_checkpointing,
         "fsdp_cpu_ram_efficient_loading": plugin.cpu_ram_efficient_loading,
         "train.compile": config.train.compile,
+        "lora": config.lora is not None,
+        "train.noise_scale": config.train.noise_scale,
         f"optimizer.name {config.optimizer.name}": config.optimizer.name not in ELEMENTWISE,
     }
     for name in (name for name, asked in refused.items() if asked):
@@ -156,7 +167,10 @@ def command_for(processes: int) -> str:
 
 
 def describe(config: RunConfig, accelerator: Accelerator, network: UNet, samples: Samples) -> str:
-    """Describe what is about to run, for the first lines of the log; the network may be one without memory."""
+    """Describe what is about to run, for the first lines of the log; the network may be one without memory.
+
+    Raises ConfigError where the network has no layer that is to get an adapter.
+    """
     train, parameters = config.train, network.num_parameters()
     optimizer = describe_optimizer(config.optimizer, network)
     batch = train.batch_size * train.gradient_accumulation * accelerator.num_processes
@@ -170,9 +184,16 @@ def describe(config: RunConfig, accelerator: Accelerator, network: UNet, samples
         if conditional_only(config)
         else ""
     )
+    trained = ""
+    if config.lora is not None:
+        try:
+            count = count_trained(network, config.lora)
+            trained = f", which stay, and adapters of rank {config.lora.rank} of {count:,}"
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     return (
         f"{accelerator.num_processes} process(es) on {accelerator.device}{several}, precision {train.mixed_precision}\n"
         f"{batch} images a step ({train.batch_size} × {train.gradient_accumulation} accumulated × "
         f"{accelerator.num_processes} processes), {train.steps} steps over {samples}{passes}\n"
-        f"{parameters:,} parameters, {optimizer}{only}"
+        f"{parameters:,} parameters{trained}, {optimizer}{only}"
     )

@@ -23,6 +23,8 @@ from unetgn.training.card import check_licence, finish_card
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import one_line, plain, reason
 from unetgn.training.files import TEMPORARY, user_path
+from unetgn.training.lora import FOLDER as ADAPTER
+from unetgn.training.lora import WEIGHTS
 from unetgn.training.run_directory import STATUS
 
 logger = logging.getLogger("unetgn.training")
@@ -54,11 +56,13 @@ def check_target(repo: str) -> None:
 
 def find_pipeline(folder: Path) -> tuple[Path, Path | None]:
     """Find the pipeline in a folder, and the run that it is of, if any. Raises PushError."""
-    pipeline = folder if (folder / INDEX).is_file() else folder / PIPELINE
-    if not (pipeline / INDEX).is_file():
+    itself = any((folder / name).is_file() for name in (INDEX, WEIGHTS))
+    pipeline = folder if itself else folder / PIPELINE
+    if not itself and not (pipeline / INDEX).is_file():
         raise PushError(f"{folder} holds no pipeline: neither {INDEX} nor {PIPELINE}/{INDEX} is there")
     run = pipeline.resolve().parent
-    return pipeline, run if pipeline.resolve().name == PIPELINE and (run / CONFIG).is_file() else None
+    of_run = pipeline.resolve().name in (PIPELINE, ADAPTER) and (run / CONFIG).is_file()
+    return pipeline, run if of_run else None
 
 
 def is_finished(run: Path) -> bool:

@@ -72,6 +72,10 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
     was = checkpoint.world_size
     same_step = images_a_step(before, was) == images_a_step(now, world_size)
     may_change = (*FREE, *SHARES) if was != world_size and same_step else FREE
+    if config.data.buckets:  # the order is made of whole batches
+        may_change = FREE
+    if config.lora is not None:
+        may_change = (*may_change, "train.initial_weights")  # wherever they are: that they are the same is looked at
     fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
     if fixed:
         differences = "; ".join(f"{key} was {before.get(key, ABSENT)} and is {now.get(key, ABSENT)}" for key in fixed)

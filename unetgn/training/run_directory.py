@@ -25,7 +25,16 @@ from unetgn.training.power_averages import AVERAGES, delete_snapshots_aside
 LEVELS = tuple(f"level_{number}" for number in range(1, 11))  # ranges of noise levels, equally probable in training
 
 COLUMNS = {
-    "metrics.csv": ("step", "epoch", "loss", "learning_rate", "gradient_norm", "images_per_second", "share_of_peak"),
+    "metrics.csv": (
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "images_per_second",
+        "share_of_peak",
+        "noise_scale",
+    ),
     "validation.csv": ("step", "loss"),
     "levels.csv": ("step", "loss", *LEVELS),
     "evaluation.csv": ("step", "fid", "kid", "precision", "recall"),

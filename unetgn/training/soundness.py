@@ -6,11 +6,12 @@ import re
 
 from unetgn import __version__
 from unetgn.messages import plain
-from unetgn.training.checkpoint import Checkpoint
+from unetgn.training.checkpoint import BASE, Checkpoint
 from unetgn.training.config_files import load_config
 from unetgn.training.data.samples import Samples
 from unetgn.training.data.standing import SAMPLES
 from unetgn.training.errors import CheckpointError, CheckpointFormatError, ConfigError
+from unetgn.training.lora import add_adapter, trained_parameters
 from unetgn.training.network import described_network
 from unetgn.training.objective import described_scheduler
 from unetgn.training.optimizer import read_state
@@ -46,13 +47,19 @@ def check_contents(checkpoint: Checkpoint) -> None:
         if isinstance(error, ConfigError) and isinstance(error.__cause__, OSError):  # no sign of damage
             raise error.__cause__ from None
         raise CheckpointError(f"{checkpoint.path} is damaged: {' '.join(str(error).split())}") from error
-    parameters = dict(network.named_parameters())
-    averages = PowerAverages(parameters, widths=config.ema.power_widths).state()
-    read_state(checkpoint, network, averages, optimizer=config.optimizer, betas=config.train.betas)
     shapes, others = ({name: tensor.shape for name, tensor in each.state_dict().items()}
                       for each in (network, described_network(checkpoint)))  # fmt: skip
     if shapes != others:
         raise CheckpointError(f"{checkpoint.path} is damaged: its config.yaml and config.json are of two networks")
+    if (config.lora is None) != (checkpoint.base() is None):
+        raise CheckpointError(f"{checkpoint.path} is damaged: its config.yaml and {BASE} do not both speak of adapters")
+    if config.lora is not None:
+        try:
+            add_adapter(network, config.lora)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path} is damaged: {error}") from error
+    averages = PowerAverages(trained_parameters(network), widths=config.ema.power_widths).state()
+    read_state(checkpoint, network, averages, optimizer=config.optimizer, betas=config.train.betas)
     described_scheduler(checkpoint, config.objective)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,7 +20,9 @@ from unetgn import UNet
 from unetgn.training.checkpoint import Checkpoint, TensorFile, not_finite
 from unetgn.training.config import EMAConfig, TrainConfig
 from unetgn.training.data.samples import Purpose, random_generator
-from unetgn.training.errors import Diverged
+from unetgn.training.errors import CheckpointError, Diverged
+from unetgn.training.lora import base_digest, is_adapted, trained_parameters, trained_state
+from unetgn.training.noise_scale import PartNorms
 from unetgn.training.objective import Objective
 from unetgn.training.optimizer import optimizer_from_tensors, optimizer_to_tensors, parameters_of, read_state
 from unetgn.training.optimizers import FUSED, OptimizerConfig, make_optimizer
@@ -46,6 +48,7 @@ class Numbers:
     gradient_norm: Tensor  # of all ranks together, before clipping
     scale: Tensor | None  # float16's loss scale; None without one
     average: Tensor | None = None  # the largest magnitude in this rank's averaged weights; None where nobody looked
+    parts: Tensor | None = None  # squared norms of this rank's part of the gradient and of the whole one, or 0, 0
 
     def loss_is_finite(self) -> bool:
         """Return True where this rank's loss is finite."""
@@ -87,6 +90,7 @@ class TrainState:
         # FSDP2 takes contiguous weights only; there only activations have the layout, and convolutions follow them.
         weights = torch.contiguous_format if self.sharded else self.layout
         self.unet = unet.to(device=accelerator.device, memory_format=weights)
+        self.base = base_digest(self.unet) if is_adapted(self.unet) else None  # of the weights that stay
         self.config_json = self.unet.to_json_string()  # asked for now: FSDP2 renames the network's class
         if self.sharded:
             self.unsharded = without_weights(self.unet)
@@ -103,9 +107,11 @@ class TrainState:
             betas=config.betas,
         )
         self.model, self.optimizer = accelerator.prepare(self.unet, made)
-        self.ema = EMAModel(self.unet.parameters(), decay=ema.decay)  # of this rank's parts, where it has only parts
+        accumulated, device = config.gradient_accumulation, accelerator.device
+        self.part_norms = PartNorms(self.model, accumulated, device) if config.noise_scale else None
+        self.ema = EMAModel(self.trained().values(), decay=ema.decay)  # of this rank's parts, where it has only parts
         self.ema.to(accelerator.device)
-        self.power = PowerAverages(dict(self.unet.named_parameters()), widths=ema.power_widths)
+        self.power = PowerAverages(self.trained(), widths=ema.power_widths)
         self._settled = not isinstance(self.model, DistributedDataParallel)
 
     def run_step(self, batches: Sequence[dict[str, Tensor]]) -> Numbers:
@@ -116,13 +122,18 @@ class TrainState:
         self._seed_dropout()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
+        if self.part_norms is not None:
+            self.part_norms.begin()
         total = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.objective.losses(self.model, self.to_device(batch)).mean()
                 self.accelerator.backward(loss / len(batches))
+            if number == 1 and self.part_norms is not None:
+                self.part_norms.after_first(self.trained().values())
             total += loss.detach() / len(batches)
+        unscale = None if self.accelerator.scaler is None else self.accelerator.scaler.scale(torch.ones_like(total))
         norm = self._clip()
         scaler = self.accelerator.scaler
         flagged = self.optimizer_config.name in FUSED
@@ -131,15 +142,23 @@ class TrainState:
         self.between_steps = False
         if scaler is not None or flagged or norm.isfinite():
             self.optimizer.step()
-        self.ema.step(self.unet.parameters())
+        self.ema.step(self.trained().values())
         if self.power.averages:
-            self.power.update(dict(self.unet.named_parameters()))
+            self.power.update(self.trained())
         self.step += 1
         self.between_steps = True
         self.optimizer.zero_grad()
         # The scale by way of scaling a one: `get_scale` would wait for the device.
         scale = None if scaler is None else scaler.scale(torch.ones_like(total))
-        return Numbers(self.step, total, norm, scale, self._largest_average())
+        return Numbers(self.step, total, norm, scale, self._largest_average(), self._parts(norm, unscale))
+
+    def _parts(self, norm: Tensor, scale: Tensor | None) -> Tensor | None:
+        """Return the squared norms of a part of the gradient and of the whole; 0, 0 of one that overflowed."""
+        if self.part_norms is None:
+            return None
+        part = self.part_norms.squared if scale is None else self.part_norms.squared / scale.square()
+        both = torch.stack([part.float(), norm.float().square()])
+        return torch.where(both.isfinite().all(), both, torch.zeros_like(both))
 
     def _largest_average(self) -> Tensor:
         """Compute the largest magnitude in this rank's averaged weights, on the device: NaN or inf tells of one."""
@@ -166,7 +185,7 @@ class TrainState:
 
     def _clip(self) -> Tensor:
         limit = self.config.max_gradient_norm or math.inf
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.unet.parameters(), limit)).detach()
+        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.trained().values(), limit)).detach()
         return whole(norm) if self.sharded else norm
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -175,18 +194,22 @@ class TrainState:
         moved = {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
         return {key: v.contiguous(memory_format=self.layout) if v.ndim == 4 else v for key, v in moved.items()}
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, by name: all of the network, or those of its adapters."""
+        return trained_parameters(self.unet)
+
     def names(self) -> list[str]:
-        """List the names of the network's parameters."""
-        return [name for name, _ in self.unet.named_parameters()]
+        """List the names of the parameters that are trained."""
+        return list(self.trained())
 
     def stepped(self) -> list[str]:
-        """List the names of the network's parameters, in the optimizer's order."""
-        names = {id(parameter): name for name, parameter in self.unet.named_parameters()}
+        """List the names of the parameters that are trained, in the optimizer's order."""
+        names = {id(parameter): name for name, parameter in self.trained().items()}
         return [names[id(parameter)] for parameter in parameters_of(self.optimizer)]
 
     def averaged_state(self) -> dict[str, Tensor]:
-        """Return the network's state dict with averaged parameters; of a sharded one, this rank's part."""
-        return {**self.unet.state_dict(), **dict(zip(self.names(), self.ema.shadow_params, strict=True))}
+        """Return what is trained of the network, averaged, as a state dict; of a sharded one, this rank's part."""
+        return {**trained_state(self.unet), **dict(zip(self.names(), self.ema.shadow_params, strict=True))}
 
     def tensors(self, *, main: bool = True) -> dict[TensorFile, dict[str, Tensor]]:
         """Collect what goes into a checkpoint, whole and on the CPU; nothing on all but the `main` process.
@@ -194,7 +217,7 @@ class TrainState:
         Of a sharded network every rank has to ask.
         """
         tensors: dict[TensorFile, dict[str, Tensor]] = {
-            "model": to_cpu(self.unet.state_dict(), keep=main),
+            "model": to_cpu(trained_state(self.unet), keep=main),
             "ema": to_cpu(self.averaged_state(), keep=main),
             "optimizer": to_cpu(optimizer_to_tensors(self.optimizer, self.stepped()), keep=main),
         }
@@ -215,13 +238,13 @@ class TrainState:
             yield copied
             return
         self._check_average(self.averaged_state())
-        self.ema.store(self.unet.parameters())
+        self.ema.store(self.trained().values())
         try:
-            self.ema.copy_to(self.unet.parameters())
+            self.ema.copy_to(self.trained().values())
             self.unet.eval()
             yield self.unet
         finally:
-            self.ema.restore(self.unet.parameters())
+            self.ema.restore(self.trained().values())
 
     def _check_average(self, state: dict[str, Tensor]) -> None:
         if name := not_finite(state):
@@ -241,13 +264,20 @@ class TrainState:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put the state back as the checkpoint has it.
 
-        Raises CheckpointError, before anything is changed, where a tensor is not one of this network or not finite.
+        Raises CheckpointError, before anything is changed, where a tensor is not one of this network or not finite,
+        or where its adapters are of another network.
         """
-        now, kept = self.unet.state_dict(), self.power.state()
+        if (there := checkpoint.base()) != self.base:
+            raise CheckpointError(
+                f"{checkpoint.path} has adapters of another network than is in train.initial_weights now: put back the "
+                f"one that the run began with (sha256 {there}, now {self.base})"
+            )
+        now, kept = trained_state(self.unet), self.power.state()
         weights, averaged, moments, averages = read_state(
             checkpoint, self.unet, kept, optimizer=self.optimizer_config, betas=self.config.betas
         )
-        self.unet.load_state_dict({name: part_of(tensor, now[name]) for name, tensor in weights.items()})
+        whole_network = self.base is None
+        self.unet.load_state_dict({n: part_of(tensor, now[n]) for n, tensor in weights.items()}, strict=whole_network)
         for name, shadow in zip(self.names(), self.ema.shadow_params, strict=True):
             shadow.copy_(part_of(averaged[name], shadow))
         optimizer_from_tensors(self.optimizer, self.stepped(), moments)

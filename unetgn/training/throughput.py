@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unetgn import UNet, UNetConfig
 from unetgn.training.checkpoint import Checkpoint
+from unetgn.training.lora import LoRAConfig, add_adapter
+from unetgn.training.noise_scale import noise_scale
 from unetgn.training.step import Numbers
 
 logger = logging.getLogger(__name__)
@@ -26,14 +28,21 @@ WAITING = 0.2  # share of the time above which the loader is said to be the bott
 JUDGED = 50  # steps after which that is asked; where it was so, it is asked again after ten times as many
 
 
-def flops_per_image(config: UNetConfig, size: int | tuple[int, ...], text_shape: tuple[int, ...] | None) -> int:
+def flops_per_image(
+    config: UNetConfig,
+    size: int | tuple[int, ...],
+    text_shape: tuple[int, ...] | None,
+    lora: LoRAConfig | None = None,
+) -> int:
     """Count the floating-point operations of a training step for one image: products and convolutions, both passes.
 
     `size` is that of the image, one number for all axes or one each. `text_shape` is (tokens, width) of what the
-    network reads, None where it reads nothing.
+    network reads, None where it reads nothing. With `lora` the network's own weights have no gradients.
     """
     with torch.device("meta"):
         unet = UNet.from_unet_config(config).train()
+        if lora is not None:
+            add_adapter(unet, lora)
         image = torch.empty(1, config.in_channels, *([size] * config.spatial_dims if isinstance(size, int) else size))
         labels = None if config.num_classes is None else torch.zeros(1, dtype=torch.long)
         text = None if text_shape is None else torch.empty(1, *text_shape)
@@ -64,15 +73,24 @@ class LoaderTimes:
 
 
 class Window:
-    """Computes the means over the steps since the last row of the log, on the device."""
+    """Computes the means over the steps since the last row of the log, on the device.
 
-    def __init__(self, accelerator: Accelerator, images_per_step: int, flops: Callable[[], int]) -> None:
+    `batches` are the images of the two gradients whose norms the steps say, for the noise scale; None without it.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        images_per_step: int,
+        flops: Callable[[], int],
+        batches: tuple[int, int] | None = None,
+    ) -> None:
         device = accelerator.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self.peak = peak_flops(name, accelerator.mixed_precision)
-        self.accelerator, self.images_per_step = accelerator, images_per_step
+        self.accelerator, self.images_per_step, self.batches = accelerator, images_per_step, batches
         self.flops = 0 if self.peak is None else flops()  # an image's; counting them takes a fifth of a second
-        self.sums, self.steps = torch.zeros(2, device=device), 0
+        self.sums, self.steps = torch.zeros(2 if batches is None else 4, device=device), 0
         self.since, self.waited = time.perf_counter(), 0.0
         self.loader: LoaderTimes | None = None  # the loader's start falls into the first row, which tells nothing
         self.judge_after = JUDGED
@@ -80,16 +98,23 @@ class Window:
     def add(self, steps: Iterable[Numbers]) -> None:
         """Count steps, in their order: from it the sums have their rounding."""
         for numbers in steps:
-            self.sums += torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
+            own = torch.stack([numbers.loss.float(), numbers.gradient_norm.float()])
+            self.sums += own if numbers.parts is None else torch.cat([own, numbers.parts])
             self.steps += 1
 
     def close(self) -> dict[str, float]:
-        """Return mean loss over steps and ranks, mean gradient norm and images per second, and begin anew."""
-        loss, norm = (self.accelerator.reduce(self.sums, reduction="mean") / self.steps).tolist()
+        """Return mean loss over steps and ranks, mean gradient norm and images per second, and begin anew.
+
+        With `noise_scale` too, where these steps tell it.
+        """
+        loss, norm, *parts = (self.accelerator.reduce(self.sums, reduction="mean") / self.steps).tolist()
         now = time.perf_counter()
         elapsed = now - self.since
         rate = self.steps * self.images_per_step / elapsed
         row = {"loss": loss, "gradient_norm": norm, "images_per_second": rate}
+        if self.batches is not None:
+            scale = noise_scale(*parts, small_batch=self.batches[0], large_batch=self.batches[1])
+            row |= {} if scale is None else {"noise_scale": scale}
         if self.peak is not None:
             row["share_of_peak"] = rate * self.flops / (self.peak * self.accelerator.num_processes)
         self._watch_loader(elapsed)
@@ -126,6 +151,6 @@ class Window:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from what the checkpoint has; another number of ranks begins a new window."""
         sums = checkpoint.window_sums
-        if len(sums) == self.accelerator.num_processes:
+        if len(sums) == self.accelerator.num_processes and all(len(each) == len(self.sums) for each in sums):
             rank = self.accelerator.process_index
             self.sums, self.steps = torch.tensor(sums[rank], device=self.sums.device), checkpoint.window_steps

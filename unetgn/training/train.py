@@ -41,9 +41,11 @@ from unetgn.training.errors import (
 from unetgn.training.evaluation import Evaluator
 from unetgn.training.files import delete_unfinished, user_path, write_text
 from unetgn.training.loop import Loop
+from unetgn.training.lora import FOLDER as ADAPTER_FOLDER
+from unetgn.training.lora import merged
 from unetgn.training.network import load_initial_weights, make_network, outline
 from unetgn.training.objective import Objective
-from unetgn.training.pipeline import save_pipeline
+from unetgn.training.pipeline import save_adapter, save_pipeline
 from unetgn.training.power_averages import AVERAGES, put_snapshots_aside, snapshots_after
 from unetgn.training.prepare import prepare_samples, preview_conditions, report
 from unetgn.training.preview import Conditions, import_pyplot
@@ -162,13 +164,15 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
     taken = report(config, samples, held_out) if accelerator.is_main_process else None
     evaluator = make_evaluator(config, held_out, conditions, accelerator)
     start = ask_main(accelerator, lambda: take_output(config, output, samples, accelerator.num_processes, arguments))
-    initial = load_initial_weights(config) if start is None else None
+    initial = load_initial_weights(config) if start is None or config.lora is not None else None
     if accelerator.is_main_process:
         after = f", going on after step {start.step}" if start is not None and start.step else ""
         dry = dry_run_words(config, output, start) if arguments.dry_run else ""
         curves = f"\nits curves: {shlex.join(['tensorboard', '--logdir', str(output.path)])}"
         watch = curves if "tensorboard" in config.train.trackers and not arguments.dry_run else ""
-        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}{watch}", flush=True)
+        every = 0 if arguments.dry_run else min(config.preview.every, config.train.steps)
+        seen = f"\nits samples, every {every} steps: {output.path / 'samples'}" if every else ""
+        print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}{watch}{seen}", flush=True)
     if arguments.dry_run:
         return None
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
@@ -306,18 +310,25 @@ def write_pipeline(loop: Loop, licence: str | None) -> None:
     with loop.state.averaged() as unet:  # every rank: a sharded network is gathered by all
         if not loop.accelerator.is_main_process:
             return
-        loop.signals.unless_stopped(lambda: save_pipeline(unet, scheduler, folder, cache=cache))
+        adapter = loop.run.path / ADAPTER_FOLDER
+        if loop.config.lora is None:
+            loop.signals.unless_stopped(lambda: save_pipeline(unet, scheduler, folder, cache=cache))
+        else:
+            loop.signals.unless_stopped(lambda: save_adapter(unet, adapter, loop.config.train.initial_weights))
+            loop.signals.unless_stopped(lambda: save_pipeline(merged(unet), scheduler, folder, cache=cache))
         if loop.signals.received:
             raise Preempted(f"stopped by a signal after the last step, while {folder} was written")
         if conditional_only(loop.config) and context_dims(loop.config.model):
             logger.warning("%s was trained with captions only: call it with guidance_scale=1, since the default of "
                            "StableDiffusionPipeline draws with the empty caption", folder)  # fmt: skip
-        with loop.mishaps.beside("the card of the pipeline"):
-            finish_card(folder, run=loop.run.path, licence=licence)
+        for made in (folder, adapter):
+            with loop.mishaps.beside(f"the card of the {made.name}"):
+                if made.is_dir():
+                    finish_card(made, run=loop.run.path, licence=licence)
         loop.draw_loss()
         with loop.mishaps.beside("the last line"):
-            made = (loop.run.path / "samples", loop.run.checkpoints, folder)
-            print(f"done: {', '.join(str(path) for path in made if path.is_dir())}", flush=True)
+            places = (loop.run.path / "samples", loop.run.checkpoints, folder, adapter)
+            print(f"done: {', '.join(str(path) for path in places if path.is_dir())}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

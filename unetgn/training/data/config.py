@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from unetgn.training.data.buckets import list_sizes
 from unetgn.training.data.hugging_face import HuggingFaceImages
 from unetgn.training.data.images import Digits, ImageFolder, Images
 from unetgn.training.data.latents import Latents
@@ -31,6 +32,7 @@ ONLY_FOR = {
     "label_column": ("datasets", "stream"),
     "class_names": ("stream",),
     "to_grey": ("folder", "datasets", "stream"),
+    "buckets": ("folder", "datasets"),
     "max_pixels": ("folder", "datasets", "stream"),
     "enlarge": ("folder", "datasets", "stream"),
     "shuffle_buffer": ("stream",),
@@ -69,6 +71,10 @@ class DataConfig:
     enlarge: bool = False
     """Enlarge images that are smaller than image_size × crop_scale; without it they are refused, since a network learns
     the blur."""
+    buckets: int = 0
+    """Keep the proportions of images: each is cut to that size of about image_size² pixels, sides in multiples of this
+    many, whose proportions are closest to its own (1 to 2 at most), and each batch has one size. 0 is off: all are cut
+    to image_size, and so are held-out images and previews always."""
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of an image, its width times its height: one that would take all memory is refused."""
     held_out: float = 0.0
@@ -118,6 +124,8 @@ class DataConfig:
             raise ValueError(f"data.crop_scale is {self.crop_scale}; it enlarges what is cropped from, at least 1")
         if self.crop_scale != 1 and not self.random_crop:
             raise ValueError(f"data.crop_scale is {self.crop_scale}, but data.random_crop is off: set both or neither")
+        if self.buckets:
+            self._check_buckets()
         if self.max_pixels < 1:
             raise ValueError(f"data.max_pixels is {self.max_pixels}; it is a number of pixels, at least 1")
         if self.class_names is not None and len(set(self.class_names)) < len(self.class_names):
@@ -132,10 +140,24 @@ class DataConfig:
                     f"(it is for {', '.join(names)})"
                 )
 
+    def _check_buckets(self) -> None:
+        """Raise ValueError where there are not several sizes to choose from."""
+        high, wide = self.size
+        if self.buckets < 0 or high != wide or high % self.buckets or len(list_sizes(high, self.buckets)) < 2:
+            raise ValueError(
+                f"data.buckets is {self.buckets} and data.image_size {self.image_size}: image_size has to be one "
+                "number, a multiple of buckets and several times as large, so that there are sizes of other "
+                "proportions; 0 is off"
+            )
+
     @property
     def size(self) -> tuple[int, int]:
         """Return height and width in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    def of_one_size(self) -> DataConfig:
+        """Return the same images, all cut to image_size: those of buckets that are smaller are enlarged."""
+        return replace(self, buckets=0, enlarge=True) if self.buckets else self
 
     @property
     def cache(self) -> Path | None:
@@ -143,8 +165,11 @@ class DataConfig:
         return Path(self.path) if self.name == "latents" and self.path is not None else None
 
 
-def make_framing(config: DataConfig, channels: int) -> Framing:
-    """Return how pictures become arrays. Raises ValueError for channels that no picture has."""
+def make_framing(config: DataConfig, channels: int, *, step: int = 1) -> Framing:
+    """Return how pictures become arrays; sizes that are advised are multiples of `step`.
+
+    Raises ValueError for channels that no picture has.
+    """
     if channels not in (1, 3):
         raise ValueError(f"model.in_channels is {channels}, but images have 1 (grey) or 3 (RGB) channels")
     if config.to_grey and channels == 3:
@@ -159,17 +184,21 @@ def make_framing(config: DataConfig, channels: int) -> Framing:
         to_grey=config.to_grey,
         max_pixels=config.max_pixels,
         enlarge=config.enlarge,
+        step=step,
+        sizes=list_sizes(config.size[0], config.buckets) if config.buckets else (),
     )
 
 
-def open_images(config: DataConfig, channels: int) -> Images:
+def open_images(config: DataConfig, channels: int, *, step: int = 1) -> Images:
     """Open the images that `config` names, by number, with 1 (grey) or 3 (RGB) channels.
+
+    Where they are too small, a size that is a multiple of `step` is advised.
 
     Raises ValueError where there are none, or where they come in sequence and have no numbers.
     """
     if config.name == "latents":
         return open_latents(config, channels)
-    framing = make_framing(config, channels)
+    framing = make_framing(config, channels, step=step)
     if config.name in EMBEDDED:
         reader, size, _ = EMBEDDED[config.name]
         misfits = []

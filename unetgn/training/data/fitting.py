@@ -48,7 +48,7 @@ def open_as_they_are(config: DataConfig) -> Images:
     if config.name == "latents":
         assert config.path is not None  # DataConfig sees to it
         return Latents(config.path)
-    return open_images(replace(config, to_grey=False), channels=3)
+    return open_images(replace(config, to_grey=False, buckets=0), channels=3)
 
 
 def measure(images: Images, config: DataConfig, step: int) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from unetgn.json_files import read_object
 from unetgn.messages import short
+from unetgn.programs.last_words import what_brings
 from unetgn.training.data.folders import SPECIAL, check_ordinary, fold, list_endings, walk
 from unetgn.training.data.images import WITHOUT_CLASSES, Images, fingerprint_files
 from unetgn.training.data.looking import look_at_all
@@ -39,7 +40,9 @@ def import_datasets() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "datasets":  # one of those that it needs: its own message says which
             raise
-        raise ValueError('data.name datasets and stream need a package: pip install -e ".[train,data]"') from error
+        raise ValueError(
+            f"data.name datasets and stream need a package: pip install {what_brings('[train,data]')}"
+        ) from error
     return datasets
 
 
@@ -282,7 +285,9 @@ class HuggingFaceImages(Images):
         return f"row {index}"
 
     def usable(self) -> np.ndarray:
-        numbers, self.tally = look_at_all(self, self.without, self.key, unfit=self.framing.unfit)
+        framing = self.framing
+        sort = framing.bucket if framing.sizes else None
+        numbers, self.tally = look_at_all(self, self.without, self.key, unfit=framing.unfit, sort=sort)
         return numbers
 
     def fingerprint(self) -> str:

@@ -197,7 +197,9 @@ class ImageFolder(Images):
         return f"{self._sizes[index]} {'' if end is None else hashlib.sha256(end).hexdigest()}"
 
     def usable(self) -> np.ndarray:
-        numbers, self.tally = look_at_all(self, self.without, self.key, unfit=self.framing.unfit)
+        framing = self.framing
+        sort = framing.bucket if framing.sizes else None
+        numbers, self.tally = look_at_all(self, self.without, self.key, unfit=framing.unfit, sort=sort)
         return numbers
 
     def common_fingerprint(self) -> str:

@@ -26,6 +26,8 @@ LISTED = 20  # images that a message names, to be left out by name
 BROKEN_AT_MOST = 0.01  # share of the images that may be unreadable before it is an error
 AHEAD = 4  # images for each thread that are read, or wait to be asked for, at a time
 
+LEAST = 4  # pixels of a side, below which nobody is advised to make all images as small as one
+
 IN_COLOUR = {"model.in_channels": 3, "model.out_channels": 3}
 
 # What no run begins with: what is said of such images, and what would do.
@@ -65,6 +67,8 @@ class Tally:
     """Pictures that cannot be read, and are left out."""
     first_broken: str | None = None
     """The name of one, and what is wrong with it."""
+    sorted: list[int] = field(default_factory=list)
+    """Numbers of those that can be read, in order, where they are sorted."""
 
     def add(self, name: str, facts: Facts) -> None:
         """Count a picture."""
@@ -118,9 +122,11 @@ def look_at_all(
     key: Callable[[int], str] | None = None,
     *,
     unfit: Callable[[Facts], Sequence[Exception]] = lambda facts: (),
+    sort: Callable[[Facts], int] | None = None,
 ) -> tuple[np.ndarray, Tally]:
     """Decode every image once but those `without`; return the numbers of those that can be read, and what they are.
 
+    `sort` gives a number of each that can be read, for the tally's `sorted`.
     A broken image found now is a line in the log; found in the middle of the night it is a lost run.
     Raises Misfit where an image is one of REFUSED, by itself or by what `unfit` says of it; ValueError where more than
     1 % are broken.
@@ -136,6 +142,8 @@ def look_at_all(
         if isinstance(found, Facts):
             usable.append(index)
             tally.add(images.name(index), found)
+            if sort is not None:
+                tally.sorted.append(sort(found))
         elif type(found) not in REFUSED:
             tally.leave_out(images.name(index), reason(found))
             unusable.append(index)
@@ -152,7 +160,11 @@ def look_at_all(
         said = "" if kind is InColour else f" ({error})"
         words = f"{counts[kind]} of {len(images)} images {what}, first {name}{said}: "
         fitting = size_text(most[0]) if most else ""
-        keys = {InColour: IN_COLOUR, TooSmall: {"data.image_size": fitting}}.get(kind, {})
+        if kind is TooSmall and min(most[0]) < LEAST:  # one is no picture: a smaller size for all is no way out
+            remedy, sizes = "remove them, or enlarge them by data.enlarge=true", {}
+        else:
+            sizes = {"data.image_size": fitting}
+        keys = {InColour: IN_COLOUR, TooSmall: sizes}.get(kind, {})
         misfits.append(Misfit(words + remedy.format(most=fitting), keys))
     if misfits:
         raise all_at_once(misfits)

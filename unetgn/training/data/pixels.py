@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from unetgn.training.data.buckets import Size, list_sizes, nearest
 from unetgn.training.data.pictures import MAX_PIXELS, Facts, is_colour, normalize, open_picture
 
 
@@ -64,6 +66,10 @@ class Framing:
     crop_scale: float = 1.0
     to_grey: bool = False  # else pictures in colour are refused where there is one channel
     max_pixels: int = MAX_PIXELS  # of a picture, before it is decoded
+    sizes: tuple[Size, ...] = ()  # of which a picture takes the one of its proportions, in the place of `size`
+    step: int = (
+        1  # sizes that are advised are multiples of it: a network halves them, and diffusers' own takes no others
+    )
     enlarge: bool = False  # else pictures smaller than what is cut out of them are refused
 
     @property
@@ -72,10 +78,17 @@ class Framing:
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         return self.channels, height, width
 
-    @property
-    def covered(self) -> tuple[int, int]:
-        """Return (H, W) of what a picture has to cover."""
-        return round(self.shape[1] * self.crop_scale), round(self.shape[2] * self.crop_scale)
+    def bucket(self, facts: Facts) -> int:
+        """Return the number of a picture's size in `sizes`."""
+        return nearest(self.sizes, *facts.size)
+
+    def size_of(self, width: int, height: int) -> Size:
+        """Return (H, W) of what is cut out of a picture."""
+        return self.sizes[nearest(self.sizes, width, height)] if self.sizes else (self.shape[1], self.shape[2])
+
+    def covered(self, size: Size) -> Size:
+        """Return (H, W) of what a picture has to cover that `size` is cut out of."""
+        return round(size[0] * self.crop_scale), round(size[1] * self.crop_scale)
 
     def __call__(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
         """Turn any picture into an array of `shape`, float32 in [-1, 1]: `check` it, then `cut`."""
@@ -98,14 +111,30 @@ class Framing:
 
     def unfit(self, facts: Facts) -> list[TooSmall | InColour]:
         """List why a picture is not one to be cut."""
-        (width, height), (high, wide) = facts.size, self.covered
+        width, height = facts.size
+        size = self.size_of(width, height)
+        high, wide = self.covered(size)
         found: list[TooSmall | InColour] = []
         if (width < wide or height < high) and not self.enlarge:
             words = f"{width}×{height} pixels, where {wide}×{high} are needed"
-            found.append(TooSmall(words, largest_within(width, height, self.shape[1:], self.crop_scale)))
+            most = (
+                self.largest_side(width, height) if self.sizes else largest_within(width, height, size, self.crop_scale)
+            )
+            high, wide = (side // self.step * self.step or side for side in most)
+            found.append(TooSmall(words, (high, wide)))
         if facts.colour and self.channels == 1 and not self.to_grey:
             found.append(InColour("in colour, but model.in_channels is 1"))
         return found
+
+    def largest_side(self, width: int, height: int) -> Size:
+        """Return the largest `size` with which a picture covers the one of its proportions; (0, 0) without any."""
+        step = math.gcd(*(side for size in self.sizes for side in size))
+        for side in range(self.shape[1] - step, 0, -step):
+            smaller = replace(self, sizes=list_sizes(side, step))
+            high, wide = smaller.covered(smaller.size_of(width, height))
+            if len(smaller.sizes) > 1 and high <= height and wide <= width:
+                return side, side
+        return 0, 0
 
     def check(self, picture: Image.Image) -> Image.Image:
         """Return the picture upright and in the channels asked for. What can be wrong with a picture comes up here.
@@ -123,9 +152,9 @@ class Framing:
 
     def cut(self, picture: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
         """Cut what is asked for out of a checked picture: at a place drawn from `random`, or without in the middle."""
-        channels, height, width = self.shape
+        channels, (height, width) = self.channels, self.size_of(*picture.size)
         if self.random_crop and random is not None:
-            picture = cut_at_random(picture, self.covered, (height, width), random)
+            picture = cut_at_random(picture, self.covered((height, width)), (height, width), random)
         else:
             picture = cut_in_the_middle(picture, (height, width))
         pixels = np.asarray(picture, dtype=np.float32).reshape(height, width, channels)

@@ -47,6 +47,8 @@ class Report:
     """True where the network is conditioned by classes."""
     treatment: list[str]
     """Lists what is done to each image, in order."""
+    buckets: str | None = None
+    """Says how many images have which size; None where all have one."""
 
     def write(self, run: Path) -> None:
         """Write the report to a run's folder."""
@@ -55,6 +57,7 @@ class Report:
     def __str__(self) -> str:
         """Return the paragraph."""
         parts = [f"{self._images()} from {self.source}{self._sizes()}{self._others()}", self._classes(), self._shares()]
+        parts += [] if self.buckets is None else [self.buckets]
         return "; ".join(part for part in parts if part) + f". Each image: {', '.join(self.treatment)}."
 
     def _images(self) -> str:
@@ -165,9 +168,14 @@ def list_treatment(config: DataConfig, channels: int) -> list[str]:
             done.append("grey repeated in 3 channels")
         resized = "enlarged or reduced" if config.enlarge else "resized"
         framing = Framing(config.size, channels, crop_scale=config.crop_scale)
-        covers = f"to cover {framing.covered[1]}×{framing.covered[0]}"
-        to = f"shorter side {resized} to {framing.covered[0]}" if height == width else f"{resized} {covers}"
-        done += [to, f"{whole} cut at random" if config.random_crop else f"the middle {whole} cut out"]
+        high, wide = framing.covered((height, width))
+        covers = f"to cover {wide}×{high}"
+        to = f"shorter side {resized} to {high}" if height == width else f"{resized} {covers}"
+        if config.buckets:
+            place = "cut at random" if config.random_crop else "cut out in the middle"
+            done.append(f"{resized} to cover the size of its proportions, and that {place}")
+        else:
+            done += [to, f"{whole} cut at random" if config.random_crop else f"the middle {whole} cut out"]
     if config.random_flip:
         done.append("every other one mirrored, at random")
     return [*done, f"scaled to [-1, 1] in {channels} channel{'s' if channels > 1 else ''}"]

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from unetgn.training.data.buckets import Buckets
 from unetgn.training.data.images import DIGITS, Images, fingerprint, fingerprint_parts, part_of
 from unetgn.training.data.looking import advise_without
 from unetgn.training.data.standing import RankState
@@ -166,15 +167,21 @@ class IndexedSamples(Dataset[Batch], Samples):
         *,
         random_flip: bool = False,
         left_out: Collection[int] = (),
+        buckets: Buckets | None = None,
     ) -> None:
         self.left_out = frozenset(left_out)
         self.usable = indices[~np.isin(indices, list(self.left_out))] if self.left_out else indices
         self.parts: list[str] | None = None
+        self.buckets = buckets
+        self.epoch_length = len(indices) if buckets is None else buckets.length(self.usable)
         self.images, self.indices, self.seed, self.draws = images, indices, seed, Draws(seed, random_flip)
         self.order = lru_cache(maxsize=2)(self._order)  # an epoch's order is asked for by each of its samples
 
     def _order(self, epoch: int) -> np.ndarray:
-        order = random_generator(self.seed, Purpose.ORDER, epoch).permutation(self.indices)
+        random = random_generator(self.seed, Purpose.ORDER, epoch)
+        if self.buckets is not None:
+            return self.buckets.arrange(random, self.usable)
+        order = random.permutation(self.indices)
         if len(self.usable) < len(order):
             stays = np.flatnonzero(~np.isin(order, list(self.left_out)))
             order = order[stays[np.searchsorted(stays, np.arange(len(order))) % len(stays)]]
@@ -184,7 +191,7 @@ class IndexedSamples(Dataset[Batch], Samples):
         return f"{len(self.usable)} images"
 
     def progress(self, samples: int) -> dict[str, float]:
-        return {"epoch": samples / len(self.indices)}
+        return {"epoch": samples / self.epoch_length}
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in vars(self).items() if key != "order"}  # a cache does not travel
@@ -194,7 +201,8 @@ class IndexedSamples(Dataset[Batch], Samples):
         self.order = lru_cache(maxsize=2)(self._order)
 
     def fingerprint(self) -> str:
-        return fingerprint(self.images, self.indices, self.left_out)
+        found = fingerprint(self.images, self.indices, self.left_out)
+        return found if self.buckets is None else self.buckets.fingerprint(found)
 
     def state(self, step: int, *, main: bool = True) -> RankState:
         if not main:
@@ -206,8 +214,10 @@ class IndexedSamples(Dataset[Batch], Samples):
     def changed(self, states: list[RankState], without: Iterable[str]) -> list[str] | None:
         """Name the images that were left out since, for they cannot be read, beside those that are `without` by name.
 
-        None where other images have changed, too, or it is not known.
+        None where other images have changed, too, or it is not known; of buckets, whose order is another one then.
         """
+        if self.buckets is not None:
+            return None
         now, without, count = self.state(0)["parts"], set(without), len(self.images)
         if not states or states[0].get("images") != count or not (was := states[0]["parts"]):
             return None
@@ -222,17 +232,20 @@ class IndexedSamples(Dataset[Batch], Samples):
 
     def __getitem__(self, counter: int) -> Batch:
         """Make sample `counter`. Raises DataError, naming the image, where it cannot be read."""
-        epoch, position = divmod(counter, len(self.indices))
+        epoch, position = divmod(counter, self.epoch_length)
         index = int(self.order(epoch)[position])
         images = self.images
         try:
-            return self.draws.sample(
+            sample = self.draws.sample(
                 counter,
                 lambda random: images.image(index, random),
-                shape=images.shape,
+                shape=images.shape if self.buckets is None else (images.shape[0], *self.buckets.size_of(index)),
                 label=images.label(index),
                 text=images.text(index),
             )
+            if sample["image"].shape != sample["noise"].shape:
+                raise ValueError("it has other proportions than when the run began")
+            return sample
         except Exception as error:  # decoders raise anything, from SyntaxError to struct.error
             key = images.key(index)
             remedy = "" if key is None else (
