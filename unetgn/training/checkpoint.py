@@ -257,19 +257,27 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
-def delete_old(folder: Path, keep: int) -> None:
+def delete_old(folder: Path, keep: int, upto: int | None = None) -> None:
     """Delete all but the newest `keep` checkpoints, what was put aside, and what a killed save left behind.
 
-    Only after a checkpoint has been written: until then these are what there is.
+    Only after a checkpoint has been written: until then these are what there is. Where one was found as the last, of
+    those that were put aside only the ones of steps `upto` its own, which have been made anew.
     """
     delete_unfinished(folder)
-    for path in [*old(list_checkpoints(folder), keep), *aside(folder)]:
+    for path in [*old(list_checkpoints(folder), keep), *aside(folder, upto)]:
         delete(path)
 
 
-def aside(folder: Path) -> list[Path]:
-    """List the checkpoints that were put aside."""
-    return sorted(path for reason in ASIDE for path in folder.glob(f"{PREFIX}*.{reason}*"))
+def aside(folder: Path, upto: int | None = None) -> list[Path]:
+    """List the checkpoints that were put aside, of all steps or of those up to one."""
+    found = sorted(path for reason in ASIDE for path in folder.glob(f"{PREFIX}*.{reason}*"))
+    return found if upto is None else [path for path in found if is_upto(path, upto)]
+
+
+def is_upto(path: Path, step: int) -> bool:
+    """Return True where a name that begins as a checkpoint's, step-NUMBER.…, is of that step or of an earlier one."""
+    number = path.name.removeprefix(PREFIX).partition(".")[0]
+    return is_number(number) and int(number) <= step
 
 
 def old(checkpoints: list[Path], keep: int) -> list[Path]:
