@@ -50,6 +50,7 @@ def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bo
     expected = unet.state_dict()
     _check_keys(names, expected, state_dict)
     _check_numbers(state_dict)
+    _check_constants(names, state_dict)
     dtype = _widest_dtype(state_dict)
     loaded, misshapen = {}, []
     for ours, like in expected.items():
@@ -111,6 +112,9 @@ def _check_keys(names: Names, expected: Mapping[str, Tensor], state_dict: Mappin
             if keys
         ]
         raise ValueError(f"the checkpoint's keys are not those of its configuration; {'; '.join(parts)}")
+
+
+def _check_constants(names: Names, state_dict: Mapping[str, Tensor]) -> None:
     for key, value in names.constants.items():
         given = state_dict[key]
         if given.shape != value.shape:
