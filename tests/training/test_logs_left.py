@@ -53,6 +53,8 @@ def test_a_run_that_was_killed_after_its_last_save_deletes_what_that_save_would_
     for name in ("step-000001", "step-000006.damaged", "step-000004.left1", "step-000008.left"):
         shutil.copytree(checkpoints / "step-000002", checkpoints / name)
     averages.mkdir()
+    for pictures in ("samples", "denoise", "averages", "checkpoints"):  # what a kill in the middle of a write leaves
+        (folder / pictures / ".tmp-1-a.png").write_text("half")
     for number in (4, 8):
         (averages / f"step-00000{number}.safetensors.left").touch()
     header = ",".join(run_directory.COLUMNS["validation.csv"])
@@ -61,6 +63,7 @@ def test_a_run_that_was_killed_after_its_last_save_deletes_what_that_save_would_
     assert run(folder / "config.yaml", folder, "--resume", "auto", "checkpoint.keep=2") == 0
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000004", "step-000006", "step-000008.left"]
     assert [path.name for path in averages.iterdir()] == ["step-000008.safetensors.left"]
+    assert not [*folder.rglob(".tmp-*")]
     assert [path.name for path in folder.glob("*.left")] == ["validation.csv.left"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetgn.messages import plain
+from unetgn.messages import plain, short
 from unetgn.unet import UNet
 
 LISTED = 12  # keys of each kind that an error message spells out
@@ -178,4 +178,4 @@ def refuse(family: str, options: Any, reason: str, **supported: tuple[Any, ...])
         given = getattr(options, name)
         if given not in values:
             choices = " or ".join(repr(value) for value in values)
-            raise ValueError(f"{family}: {name}={given!r} is not supported ({reason}); only {choices} is")
+            raise ValueError(f"{family}: {name}={short(given)} is not supported ({reason}); only {choices} is")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from unetgn import __version__
-from unetgn.messages import plain
+from unetgn.messages import plain, said
 from unetgn.training.checkpoint import Checkpoint
 from unetgn.training.config_files import load_config
 from unetgn.training.data.samples import Samples
@@ -45,7 +45,7 @@ def check_contents(checkpoint: Checkpoint) -> None:
     except (ValueError, RuntimeError) as error:  # the second where a size is beyond what torch counts
         if isinstance(error, ConfigError) and isinstance(error.__cause__, OSError):  # no sign of damage
             raise error.__cause__ from None
-        raise CheckpointError(f"{checkpoint.path} is damaged: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{checkpoint.path} is damaged: {said(error)}") from error
     parameters = dict(network.named_parameters())
     averages = PowerAverages(parameters, widths=config.ema.power_widths).state()
     read_state(checkpoint, network, averages, optimizer=config.optimizer, betas=config.train.betas)
@@ -61,7 +61,7 @@ def check_samples(checkpoint: Checkpoint, samples: Samples) -> None:
     try:
         samples.check_restore(checkpoint.samples())
     except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.path} is damaged: {SAMPLES}: {error}") from error
+        raise CheckpointError(f"{checkpoint.path} is damaged: {SAMPLES}: {said(error)}") from error
 
 
 def numbers(version: str) -> list[int]:
