@@ -24,6 +24,7 @@ from unetgn.training.errors import reason
 from unetgn.training.files import lines_within
 
 LONGEST_REASON = 200  # characters: a damaged file's fields may have any number
+LONGEST_NAME = 1000  # of a file in a folder, with those of folders between
 LONGEST_LINE = 2**17  # and of a table: a prompt is in it
 LARGEST = 32  # pixels: height and width that images are compared at where the pixels themselves are
 
@@ -111,7 +112,7 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
 
 def file_below(name: str) -> str:
     """Return the name of a file in the folder or below. Raises ValueError for any other, which is not opened."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if len(name) > LONGEST_NAME or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{short(name)} is no file below the folder")
     return name
 

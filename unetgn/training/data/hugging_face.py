@@ -103,7 +103,7 @@ def saved_files(root: Path) -> list[Path]:
             check_ordinary(root / name)
         except OSError as error:
             raise ValueError(
-                f"{root / 'state.json'} speaks of {short(name)}, which cannot be read: {said(error)}"
+                f"{root / 'state.json'} speaks of {plain(name)}, which cannot be read: {said(error)}"
             ) from error
     return [root / name for name in names]
 
