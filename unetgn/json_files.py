@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+from unetgn.messages import said
+
 LIMIT = 2**20  # bytes: configurations and manifests have a few thousand
 DEEPEST = 50  # objects and lists within each other: who copies or prints what is deeper runs out of Python's stack
 SPARSE = 16  # bytes of text for each object or list: an empty one has three, and takes two hundred in memory
@@ -47,7 +49,7 @@ def parse(text: bytes, name: str, *, limit: int = LIMIT, finite: bool = True) ->
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply") from None
     except ValueError as error:  # not UTF-8, not JSON, an integer of thousands of digits
-        raise ValueError(f"{name} cannot be read as JSON: {error}") from None
+        raise ValueError(f"{name} cannot be read as JSON: {said(error)}") from None
     check_depth(value, name)
     return value
 

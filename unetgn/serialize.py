@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from unetgn.messages import plain, short
+
 Config = TypeVar("Config")
 HINTED, LONGEST = 30, 100  # keys that are no fields: so many get a hint, of so many characters: it takes a while
 
@@ -30,14 +32,16 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], path: str = "") ->
     value is not of the field's type. `path` is the place of the dict in a larger one, for messages.
     """
     if not isinstance(values, Mapping):
-        raise TypeError(f"{path or kind.__name__} must be a mapping of the fields of {kind.__name__}, got {values!r}")
+        raise TypeError(
+            f"{path or kind.__name__} must be a mapping of the fields of {kind.__name__}, got {short(values)}"
+        )
     hints = typing.get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
         place = f"{path}.{key}" if path else key
         if key not in hints:
             advice = f"; {_near(key, hints)}" if _near(key, hints) else f"; it has {', '.join(hints)}"
-            raise ValueError(f"{place!r} is not a field of {kind.__name__}{advice}")
+            raise ValueError(f"{short(place)} is not a field of {kind.__name__}{advice}")
         arguments[key] = _convert(hints[key], value, place)
     required = [field.name for field in dataclasses.fields(kind) if _is_required(field)]  # type: ignore[arg-type]
     missing = [name for name in required if name not in arguments]
@@ -99,7 +103,7 @@ def check_types(config: Any) -> None:
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
         if isinstance(value, Mapping):
-            raise TypeError(f"{name}={value!r} is not {_spoken(hint)}; from_dict takes nested dicts")
+            raise TypeError(f"{name}={short(value)} is not {_spoken(hint)}; from_dict takes nested dicts")
         _convert(hint, value, name)
 
 
@@ -129,7 +133,7 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise TypeError(f"{place} is an integer beyond all floats") from None
+            raise TypeError(f"{plain(place)} is an integer beyond all floats") from None
     elif (
         isinstance(hint, type)
         and not origin
@@ -137,7 +141,7 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         and (hint is bool or not isinstance(value, bool))
     ):
         return value
-    raise TypeError(f"{place}={value!r} is not {_spoken(hint)}")
+    raise TypeError(f"{plain(place)}={short(value)} is not {_spoken(hint)}")
 
 
 def _spoken(hint: Any) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import shutil
 import tempfile
 import warnings
@@ -26,7 +27,7 @@ import unetgn.sampling.evaluate
 import unetgn.sampling.sample
 import unetgn.training.train
 from tests.attacks.damage import BYTES, attack_folder, damage_json
-from tests.attacks.judge import Draw, Kind, Lost, Verdict, Wrong, ended, fingerprint, refused, same
+from tests.attacks.judge import Draw, Kind, Lost, Verdict, Wrong, check_line, ended, fingerprint, refused, same
 from tests.interop.fixtures import fixture
 from tests.training.forked import succeed
 from tests.training.runs import everything
@@ -138,10 +139,28 @@ def attack(readable: Readable, draw: Draw, folder: Path) -> Verdict:
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """Keep warnings to themselves."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep warnings to themselves, and judge what of ours is logged."""
+    logger, listener = logging.getLogger("unetgn"), Listener()
+    logger.addHandler(listener)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(listener)
+        for line in listener.lines:
+            check_line(line)
+
+
+class Listener(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 # Checkpoints.

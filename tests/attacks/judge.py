@@ -193,11 +193,18 @@ def peak() -> int:
 
 
 def refused(error: BaseException) -> Verdict:
-    """Judge an error of a type that is promised: it has to be one line."""
+    """Judge an error of a type that is promised: it has to be one line, of which a terminal obeys nothing."""
     said = str(error)
-    if "\n" in said.strip() or len(said) > ONE_LINE:
-        raise Wrong(f"more than a line: {said[:2000]}")
+    check_line(said)
     return Verdict("refused", said)
+
+
+def check_line(said: str) -> None:
+    """Raise Wrong for what is more than a line, or holds what a terminal obeys."""
+    if "\n" in said.strip() or len(said) > ONE_LINE:
+        raise Wrong(f"more than a line: {said[:2000]!r}")
+    if not said.strip().isprintable():
+        raise Wrong(f"a line that a terminal obeys: {said!r}")
 
 
 def ended(code: int, stderr: str) -> Verdict:
@@ -207,6 +214,8 @@ def ended(code: int, stderr: str) -> Verdict:
     if code == 0:
         return Verdict("survived")
     said = [line for line in stderr.splitlines() if ".py: " in line]
+    for line in stderr.replace("\r", "\n").split("\n"):
+        check_line(line)
     if code not in (1, 2) or not said:
         raise Wrong(f"exit code {code}: {stderr[-3000:]}")
     return Verdict("refused", said[-1])

@@ -1,13 +1,15 @@
 """Checks that a checkpoint that does not fit is refused as a whole, with a message that says what is wrong."""
 
+import random
 import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.interop.fixtures import fixture
+from tests.interop.fixtures import NAMES, fixture
 from unetgn.interop import convert, load
+from unetgn.interop.families import FAMILIES
 
 
 @pytest.fixture
@@ -266,3 +268,41 @@ def test_filter_taps_are_told_in_a_line(taps):
     with pytest.raises(ValueError, match=r"enc\.8x8_down\.skip\.resample_filter .*filter taps make it") as refused:
         convert("edm", it.config, state)
     assert str(refused.value).isprintable()
+
+
+NO_WEIGHTS = (torch.int64, torch.int8, torch.uint8, torch.bool, torch.complex64)
+ONE_EACH = {fixture(name).meta["family"]: name for name in NAMES}  # a network of each family
+# improved-diffusion is guided-diffusion's, and MONAI's has no fixture: its names are those of its own network.
+UNTRIED = {"improved-diffusion", "monai"}
+
+
+def test_each_family_has_a_network_here():
+    assert ONE_EACH.keys() == FAMILIES.keys() - UNTRIED
+
+
+@pytest.mark.parametrize("dtype", NO_WEIGHTS, ids=str)
+@pytest.mark.parametrize("family", ONE_EACH)
+def test_weights_that_are_no_floating_point_numbers_are_named_with_their_dtype(family, dtype):
+    """One of a network, drawn, and all of them; names and shapes are enough to tell."""
+    it = fixture(ONE_EACH[family])
+    state = {key: torch.empty(shape, device="meta") for key, shape in it.meta["shapes"].items()}
+    key = random.Random(f"{family}/{dtype}").choice(sorted(state))
+    with pytest.raises(ValueError, match=rf"1 weights of a dtype .*: {re.escape(key)} \({dtype}\)"):
+        convert(family, it.config, {**state, key: state[key].to(dtype)})
+    with pytest.raises(ValueError, match=rf"has {len(state)} weights of a dtype .* \({dtype}\) and \d+ more"):
+        convert(family, it.config, {key: tensor.to(dtype) for key, tensor in state.items()})
+
+
+@pytest.mark.parametrize("many", ["one", "all"])
+def test_a_file_of_whole_numbers_is_refused_whether_its_family_is_named_or_not(many, tmp_path):
+    it = fixture("edm_dhariwal_class_augment")
+    key = "out_norm.bias"
+    wrong = {name: value.long() if many == "all" or name == key else value for name, value in it.state_dict().items()}
+    save_file(wrong, tmp_path / "it.safetensors")
+    config = dict(it.config)
+    for door in (
+        lambda: load(tmp_path / "it.safetensors"),
+        lambda: load("edm", tmp_path / "it.safetensors", class_name=config.pop("class"), **config),
+    ):
+        with pytest.raises(ValueError, match=r"weights of a dtype that weights do not have: .*torch\.int64"):
+            door()

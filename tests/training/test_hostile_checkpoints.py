@@ -182,6 +182,7 @@ EDITS: dict[str, Edit] = {
     "NaN": lambda tensors, name: tensors[name].flatten()[-1:].fill_(float("nan")),
     "infinite": lambda tensors, name: tensors[name].flatten()[-1:].fill_(float("inf")),
     "negative": lambda tensors, name: tensors[name].flatten()[-1:].fill_(-1.0),
+    "none at all": lambda tensors, name: tensors.clear(),
 }
 PLACES = {
     "model": "mid.first.norm1.weight",

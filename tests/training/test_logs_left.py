@@ -43,6 +43,30 @@ def test_rows_after_a_resume_stay_beside_the_log_until_the_run_has_saved(
     assert_equal_bits(folder, finished, 6)
 
 
+def test_a_run_that_was_killed_after_its_last_save_deletes_what_that_save_would_have(
+    finished: Path, tmp_path: Path
+) -> None:
+    """What lies beside it of steps that it has not made anew stays: nobody has saved since."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    checkpoints, averages = folder / "checkpoints", folder / "averages"
+    for name in ("step-000001", "step-000006.damaged", "step-000004.left1", "step-000008.left"):
+        shutil.copytree(checkpoints / "step-000002", checkpoints / name)
+    averages.mkdir()
+    for pictures in ("samples", "denoise", "averages", "checkpoints"):  # what a kill in the middle of a write leaves
+        (folder / pictures / ".tmp-1-a.png").write_text("half")
+    for number in (4, 8):
+        (averages / f"step-00000{number}.safetensors.left").touch()
+    header = ",".join(run_directory.COLUMNS["validation.csv"])
+    (folder / "metrics.csv.left").write_bytes((folder / "metrics.csv").read_bytes())
+    (folder / "validation.csv.left").write_text(f"{header}\n6,0.5\n8,0.5\n")
+    assert run(folder / "config.yaml", folder, "--resume", "auto", "checkpoint.keep=2") == 0
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000004", "step-000006", "step-000008.left"]
+    assert [path.name for path in averages.iterdir()] == ["step-000008.safetensors.left"]
+    assert not [*folder.rglob(".tmp-*")]
+    assert [path.name for path in folder.glob("*.left")] == ["validation.csv.left"]
+
+
 def test_rows_of_levels_come_again_with_the_row_that_a_kill_kept_from_validation(tmp_path: Path) -> None:
     names = {name: ",".join(run_directory.COLUMNS[name]) for name in ("levels.csv", "validation.csv")}
     (tmp_path / "validation.csv").write_text(f"{names['validation.csv']}\n3,0.5\n")

@@ -9,9 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.training.test_hostile_checkpoints import save
+from tests.training.test_hostile_checkpoints import EDITS, save, seal
 from tests.training.test_step import batches
 from unetgn import UNet
 from unetgn.training.checkpoint import verify
@@ -20,7 +21,7 @@ from unetgn.training.data.config import DataConfig
 from unetgn.training.errors import CheckpointError, ConfigError
 from unetgn.training.objective import Objective, ObjectiveConfig
 from unetgn.training.optimizer import check_optimizer_tensors, optimizer_to_tensors
-from unetgn.training.optimizers import CLASSES, READ_BY, OptimizerConfig, split
+from unetgn.training.optimizers import CLASSES, NEVER_NEGATIVE, READ_BY, OptimizerConfig, split
 from unetgn.training.processes import make_accelerator
 from unetgn.training.step import TrainState
 
@@ -94,7 +95,7 @@ def test_a_state_that_is_not_the_optimizers_is_refused(keys: dict[str, Any], bet
     one_of_each = {name.rpartition("/")[2]: name for name in sorted(found, key=lambda name: found[name].numel())}
 
     def check(changed: dict[str, Tensor]) -> None:
-        check_optimizer_tensors(changed, state.optimizer_config, state.unet, betas, Path("file"))
+        check_optimizer_tensors(changed, state.optimizer_config, state.unet, betas, Path("file"), stepped=True)
 
     check(found)
     for kind, name in one_of_each.items():
@@ -108,6 +109,46 @@ def test_a_state_that_is_not_the_optimizers_is_refused(keys: dict[str, Any], bet
                 check(changed)
     with pytest.raises(CheckpointError, match="it has more/more"):
         check(found | {"more/more": torch.zeros(1)})
+    check_optimizer_tensors({}, state.optimizer_config, state.unet, betas, Path("file"), stepped=False)
+    if found:
+        with pytest.raises(CheckpointError, match="it lacks"):
+            check({})
+
+
+@every_kind
+def test_a_strangers_state_is_refused_before_anything_is_changed(
+    keys: dict[str, Any], betas: tuple[float, float], tmp_path: Path
+) -> None:
+    """With an edit to one tensor of each kind that the optimizer keeps, and right sums."""
+    theirs, ours = make(keys, betas), make(keys, betas)
+    theirs.run_step(labelled(1))
+    path = save(theirs, tmp_path).path
+    file = path / "optimizer.safetensors"
+    found, before = load_file(file), {name: tensor.clone() for name, tensor in tensors(ours).items()}
+    for kind, name in {name.rpartition("/")[2]: name for name in sorted(found)}.items():
+        for edit, change in EDITS.items():
+            whole = not found[name].is_floating_point()
+            if (whole and edit in ("NaN", "infinite")) or (edit == "negative" and kind not in NEVER_NEGATIVE):
+                continue
+            edited = {key: tensor.clone() for key, tensor in found.items()}
+            change(edited, name)
+            if (
+                edited.keys() == found.keys()
+                and edit not in ("NaN", "infinite", "negative")
+                and alike(edited, found, name)
+            ):
+                continue  # another number, which may be one of theirs
+            save_file(edited, file)
+            seal(path, file.name)
+            with pytest.raises(CheckpointError) as caught:
+                ours.restore(verify(path))
+            assert str(caught.value).isprintable(), (name, edit)
+            assert ours.step == 0
+    assert same(tensors(ours), before)
+
+
+def alike(one: dict[str, Tensor], other: dict[str, Tensor], name: str) -> bool:
+    return (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape)
 
 
 @every_kind

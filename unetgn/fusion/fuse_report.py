@@ -18,6 +18,7 @@ from torch import nn
 
 from unetgn.fusion import fuse
 from unetgn.json_files import read_object
+from unetgn.programs.last_words import say
 
 CONFIG, INDEX = "config.json", "model_index.json"  # of a model, and of a pipeline
 
@@ -91,6 +92,6 @@ def main(arguments: list[str] | None = None) -> int:
         for model in models_of(name):
             print(fuse(model))
     except (ValueError, OSError) as error:
-        print(f"unetgn fuse-report: error: {error}", file=sys.stderr)
+        say(f"unetgn fuse-report: error: {error}")
         return 2
     return 0

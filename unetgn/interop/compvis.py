@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unetgn.interop.openai_names import RESBLOCK_RESAMPLES, openai_sources
 from unetgn.interop.transfer import Names, check_heads, check_lengths, fill, refuse
+from unetgn.messages import short
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -163,7 +164,7 @@ def _class_count(options: CompvisOptions) -> int | None:
         return options.num_classes
     if options.num_classes != "sequential":
         raise ValueError(
-            f"UNetModel: num_classes={options.num_classes!r} is not supported; a number, None and 'sequential' are"
+            f"UNetModel: num_classes={short(options.num_classes)} is not supported; a number, None and 'sequential' are"
         )
     if options.adm_in_channels is None:
         raise ValueError("UNetModel: num_classes='sequential' needs adm_in_channels")

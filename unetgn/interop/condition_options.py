@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from unetgn.interop.diffusers_unet2d import ACT_FNS
 from unetgn.interop.transfer import refuse
+from unetgn.messages import short
 
 SIMPLE_MIDDLE = "UNetMidBlock2DSimpleCrossAttn"
 OF_RESNETS = ("Resnet", "Simple")  # blocks that read resnet_skip_time_act and resnet_out_scale_factor
@@ -100,7 +101,7 @@ def refuse_options(options: ConditionOptions, name: str) -> None:
         raise ValueError(f"{name}: norm_num_groups=None is not supported")
     for kind in (options.addition_embed_type, options.class_embed_type):
         if kind in PROJECTED and options.projection_class_embeddings_input_dim is None:
-            raise ValueError(f"{name}: {kind!r} needs projection_class_embeddings_input_dim")
+            raise ValueError(f"{name}: {short(kind)} needs projection_class_embeddings_input_dim")
     for kind in (options.encoder_hid_dim_type, options.addition_embed_type):
         if kind in (*PROJECTIONS, "image", "image_hint") and options.encoder_hid_dim is None:
-            raise ValueError(f"{name}: {kind!r} needs encoder_hid_dim")
+            raise ValueError(f"{name}: {short(kind)} needs encoder_hid_dim")

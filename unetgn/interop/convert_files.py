@@ -8,7 +8,6 @@ num_head_channels=64, or by the authors' own file, --config v1-inference.yaml.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from unetgn.interop.families import FAMILIES, load
 from unetgn.interop.from_diffusers import from_diffusers
 from unetgn.interop.to_diffusers import to_diffusers
 from unetgn.json_files import read_object
+from unetgn.programs.last_words import say
 from unetgn.unet import UNet
 
 
@@ -71,12 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
         unet = read(source, dict(parsed.options), family=parsed.family, config=parsed.config, ema=parsed.ema)
         model = to_diffusers(unet) if parsed.to == "diffusers" else unet
     except (ValueError, TypeError, OSError) as error:
-        print(f"unetgn convert: error: {error}", file=sys.stderr)
+        say(f"unetgn convert: error: {error}")
         return 2
     try:
         model.save_pretrained(out)
     except OSError as error:
-        print(f"unetgn convert: {error}", file=sys.stderr)
+        say(f"unetgn convert: {error}")
         return 1
     print(
         f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, a {type(model).__name__}, in {out}"

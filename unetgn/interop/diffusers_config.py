@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from unetgn.messages import short
 from unetgn.serialize import from_plain, split
 from unetgn.unet import UNet
 from unetgn.unet.config import UNetConfig
@@ -24,7 +25,7 @@ def read_options(kind: type[Options], config: Mapping[str, Any], class_name: str
     quantization = config.get(READ_BY_DIFFUSERS)
     if quantization is not None:
         raise ValueError(
-            f"{class_name} is quantized ({READ_BY_DIFFUSERS}={quantization!r}): convert it as it was before, and "
+            f"{class_name} is quantized ({READ_BY_DIFFUSERS}={short(quantization)}): convert it as it was before, and "
             "quantize ours with UNet.from_pretrained(folder, quantization_config=...)"
         )
     parts = split(kind, {key: value for key, value in config.items() if key != READ_BY_DIFFUSERS})

@@ -15,6 +15,7 @@ from torch import Tensor
 from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
 from unetgn.interop.transfer import Names, check_lengths, fill, refuse
+from unetgn.messages import short
 from unetgn.nn.attention import AttentionConfig
 from unetgn.nn.embedding import TimeConfig
 from unetgn.nn.groups import NormConfig
@@ -210,7 +211,9 @@ def block_kinds(types: tuple[str, ...], known: tuple[str, ...], class_name: str,
     for kind in kinds:
         if kind not in known:
             whose = next((f" ({whose})" for part, whose in OTHER_BLOCKS.items() if part in kind), "")
-            raise ValueError(f"{class_name}: {option} with {kind!r} is not supported{whose}; {', '.join(known)} are")
+            raise ValueError(
+                f"{class_name}: {option} with {short(kind)} is not supported{whose}; {', '.join(known)} are"
+            )
     return kinds
 
 

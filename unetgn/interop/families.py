@@ -10,6 +10,7 @@ from unetgn.interop import compvis, diffusers_condition, diffusers_unet2d, edm, 
 from unetgn.interop.files import read_checkpoint, unpacked
 from unetgn.interop.original_configs import has_flags, read_original
 from unetgn.interop.recognition import recognise
+from unetgn.messages import short
 from unetgn.unet import UNet
 
 
@@ -98,5 +99,7 @@ def _convert(
     classes = converter.CLASSES
     class_name = config.get("class", classes[0] if len(classes) == 1 else None)
     if class_name not in classes:
-        raise ValueError(f"{family}: class {class_name!r} is not supported; give {' or '.join(classes)} as {named}")
+        raise ValueError(
+            f"{family}: class {short(class_name)} is not supported; give {' or '.join(classes)} as {named}"
+        )
     return converter.convert(options, state_dict, class_name=class_name, copy=copy)

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from unetgn.messages import plain, said, short
 from unetgn.pickles import refuse_pickle
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.")
@@ -32,7 +33,7 @@ def read_checkpoint(path: str | Path, *, ema: bool = False) -> dict[str, Tensor]
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a safetensors file, or damaged ({str(error)[:200]}): copy or download it again, and "
+            f"{path} is not a safetensors file, or damaged ({plain(said(error))}): copy or download it again, and "
             "compare its size"
         ) from error
     tensors = unwrapped(tensors)
@@ -81,5 +82,5 @@ def _averaged(inner: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) 
     copies = {key: "model_ema.diffusion_model" + key.replace(".", "") for key in inner}
     missing = [copy for copy in copies.values() if copy not in tensors]
     if missing:
-        raise ValueError(f"{path} has no averaged copy {missing[0]!r} (of {len(missing)} missing); leave ema out")
+        raise ValueError(f"{path} has no averaged copy {short(missing[0])} (of {len(missing)} missing); leave ema out")
     return {key: tensors[copy] for key, copy in copies.items()}

@@ -11,6 +11,7 @@ from unetgn.interop.as_built import check_as_built, check_whole
 from unetgn.interop.families import FAMILIES, convert
 from unetgn.interop.files import read_checkpoint
 from unetgn.json_files import read_object
+from unetgn.messages import said, short
 from unetgn.pickles import refuse_pickles, shards
 from unetgn.unet import UNet
 
@@ -71,7 +72,9 @@ def _converted_model(model: Any) -> UNet:
             built = type(model)(**options)
     except Exception as error:
         convert(family, config, weights)  # which names the option
-        raise ValueError(f"{class_name}: diffusers cannot build a model of this configuration ({error})") from error
+        raise ValueError(
+            f"{class_name}: diffusers cannot build a model of this configuration ({said(error)})"
+        ) from error
     check_as_built(model, built)
     unet = convert(family, config, weights)
     checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
@@ -96,7 +99,9 @@ def _family(class_name: str) -> str:
         raise ValueError("this is a network of this package already: unetgn.UNet.from_pretrained(folder) loads it")
     if class_name not in CLASS_FAMILIES:
         whose = f" ({OTHER_CLASSES[class_name]})" if class_name in OTHER_CLASSES else ""
-        raise ValueError(f"{class_name!r} is not supported{whose}; {' and '.join(CLASS_FAMILIES)} of diffusers are")
+        raise ValueError(
+            f"{short(class_name)} is not supported{whose}; {' and '.join(CLASS_FAMILIES)} of diffusers are"
+        )
     return CLASS_FAMILIES[class_name]
 
 

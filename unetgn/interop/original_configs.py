@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from unetgn.messages import plain, said, short
+
 LIMIT = 2**20  # bytes of a YAML file
 TARGET, ARGUMENTS = ("target", "_target_", "class_path"), ("params", "init_args")
 MODULES = {  # whose classes are of which family, by the beginning of their dotted names
@@ -44,7 +46,7 @@ def read_original(config: str | Path | Mapping[str, Any]) -> tuple[str | None, d
     tree = config if isinstance(config, Mapping) else _read_yaml(Path(config))
     found = list(_networks(tree, set()))
     if len(found) > 1:
-        names = ", ".join(f"{family} {options['class']}" for family, options in found)
+        names = ", ".join(f"{family} {plain(str(options['class']))}" for family, options in found)
         raise ValueError(f"{where} describes several U-Nets ({names}): give the part of the one that is meant")
     if found:
         return found[0]
@@ -61,7 +63,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read as YAML: {said(error)}") from error
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path} holds no keys: give the authors' configuration, as v1-inference.yaml")
     return tree
@@ -156,7 +158,7 @@ def _numbers(value: Any, name: str, kind: type) -> list[Any]:
     try:
         numbers = [kind(item) for item in items]
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} must be numbers with commas between them, as '32,16,8'") from None
+        raise ValueError(f"{name}={short(value)} must be numbers with commas between them, as '32,16,8'") from None
     if any(number <= 0 for number in numbers):
-        raise ValueError(f"{name}={value!r} must be numbers above 0")
+        raise ValueError(f"{name}={short(value)} must be numbers above 0")
     return [int(number) if number == int(number) else number for number in numbers]

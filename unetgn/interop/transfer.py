@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetgn.messages import plain
+from unetgn.messages import plain, short
 from unetgn.unet import UNet
 
 LISTED = 12  # keys of each kind that an error message spells out
@@ -50,6 +50,7 @@ def fill(unet: UNet, names: Names, state_dict: Mapping[str, Tensor], *, copy: bo
     expected = unet.state_dict()
     _check_keys(names, expected, state_dict)
     _check_numbers(state_dict)
+    _check_constants(names, state_dict)
     dtype = _widest_dtype(state_dict)
     loaded, misshapen = {}, []
     for ours, like in expected.items():
@@ -111,6 +112,9 @@ def _check_keys(names: Names, expected: Mapping[str, Tensor], state_dict: Mappin
             if keys
         ]
         raise ValueError(f"the checkpoint's keys are not those of its configuration; {'; '.join(parts)}")
+
+
+def _check_constants(names: Names, state_dict: Mapping[str, Tensor]) -> None:
     for key, value in names.constants.items():
         given = state_dict[key]
         if given.shape != value.shape:
@@ -174,4 +178,4 @@ def refuse(family: str, options: Any, reason: str, **supported: tuple[Any, ...])
         given = getattr(options, name)
         if given not in values:
             choices = " or ".join(repr(value) for value in values)
-            raise ValueError(f"{family}: {name}={given!r} is not supported ({reason}); only {choices} is")
+            raise ValueError(f"{family}: {name}={short(given)} is not supported ({reason}); only {choices} is")

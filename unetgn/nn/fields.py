@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unetgn.messages import short
+
 
 def freeze_lists(config: Any) -> None:
     """Turn lists in a frozen dataclass into tuples: it is hashable then, and equal to the one read from JSON."""
@@ -21,20 +23,20 @@ def _tuple(value: Any) -> Any:
 def check_kind(name: str, value: Any, kind: type) -> None:
     """Raise TypeError where `value` is no `kind`."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+        raise TypeError(f"{name} must be a {kind.__name__}, got {short(value)}")
 
 
 def check_each(name: str, values: Any, what: str) -> None:
     """Raise TypeError where `values` is one number, but one for each `what` is wanted."""
     if isinstance(values, (int, float)):
-        raise TypeError(f"{name} must name one number for each {what}, got {values!r}")
+        raise TypeError(f"{name} must name one number for each {what}, got {short(values)}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise ValueError where `value` is not one of `choices`."""
     if value not in choices:
         listed = " or ".join(map(repr, choices)) if len(choices) < 3 else f"one of {tuple(choices)}"
-        raise ValueError(f"{name} must be {listed}, got {value!r}")
+        raise ValueError(f"{name} must be {listed}, got {short(value)}")
 
 
 def check_at_least(least: float, numbers: Mapping[str, Any]) -> None:

@@ -80,9 +80,10 @@ def keep_output() -> None:
 
 
 def say(words: str) -> None:
-    """Print to stderr, where somebody may still be reading it."""
+    """Print to stderr, where somebody may still be reading it; what a terminal would obey is written out."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in words)
     with contextlib.suppress(OSError, ValueError):
-        print(words, file=sys.stderr, flush=True)
+        print(shown, file=sys.stderr, flush=True)
 
 
 def flush_output() -> None:

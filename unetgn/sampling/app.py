@@ -11,7 +11,6 @@ import argparse
 import logging
 import os
 import socket
-import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS, class_like, set_to_steps
-from unetgn.programs.last_words import last_words
+from unetgn.programs.last_words import last_words, say
 from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.options import add_network_options
 from unetgn.sampling.page.artist import Artist
@@ -172,11 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
             keep_to_this_machine(parsed.host, Path(folder))
             serve(parsed, Path(folder))
     except (SamplingError, CheckpointError, ConfigError) as error:
-        print(f"app.py: error: {error}", file=sys.stderr)
+        say(f"app.py: error: {error}")
         return 2
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("app.py", error)
     except OSError as error:  # a port that is taken, an address that is another machine's
-        print(f"app.py: {error}", file=sys.stderr)
+        say(f"app.py: {error}")
         return 1
     return 0

@@ -11,7 +11,6 @@ compared with. All figures are printed, then written as JSON.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from unetgn.programs.last_words import last_words
+from unetgn.programs.last_words import last_words, say
 from unetgn.sampling.curve import beside, draw_curve, gather
 from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all, make_averages
 from unetgn.sampling.extractors import Extractor, ExtractorError, default_name, open_extractor
@@ -103,7 +102,7 @@ def choose_extractor(asked: str | None, data: str, accelerator: Accelerator) -> 
         if asked is not None:
             raise EvaluationError(f"--extractor: {error}") from error
         if accelerator.is_main_process:
-            print(f"evaluate.py: fid, kid, precision and recall are left out: {error}", file=sys.stderr)
+            say(f"evaluate.py: fid, kid, precision and recall are left out: {error}")
         return None
 
 
@@ -182,7 +181,7 @@ def draw_several(
     run = run_of(find_checkpoint(parsed.checkpoint))
     rows, left_out = gather(run, drawing.name(), rows, widths=widths)
     for words in left_out:
-        print(f"evaluate.py: {words}", file=sys.stderr)
+        say(f"evaluate.py: {words}")
     out = parsed.out or run / EVALUATION / f"{drawing.name()}{'-widths' if widths else ''}.json"
     draw_curve(rows, metric, out.with_name(f"{out.stem}-{metric}.png"), along="width" if widths else "step")
     return out, {"metric": metric, "checkpoints": rows}
@@ -202,7 +201,7 @@ def find(parsed: argparse.Namespace) -> list[tuple[float | None, Checkpoint]]:
         return [(None, find_checkpoint(parsed.checkpoint))]
     found, wrong = find_all(parsed.checkpoint)
     for words in wrong:
-        print(f"evaluate.py: passing over a checkpoint: {words}", file=sys.stderr)
+        say(f"evaluate.py: passing over a checkpoint: {words}")
     return [(None, checkpoint) for checkpoint in found]
 
 
@@ -235,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("evaluate.py", error)
     except (EvaluationError, SamplingError, CheckpointError, ConfigError, OSError) as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        say(f"evaluate.py: error: {error}")
         return 2
     finally:  # C++ may abort a process that leaves its process group to the exit
         if torch.distributed.is_initialized():
@@ -247,7 +246,7 @@ def write(figures: dict[str, Any], out: Path) -> int:
     try:
         write_json(out, figures)
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"evaluate.py: {error}; the figures above are whole", file=sys.stderr)
+        say(f"evaluate.py: {error}; the figures above are whole")
         return 1
     if "checkpoints" not in figures:
         print(summarize(figures))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetgn.messages import said
 from unetgn.programs.last_words import what_brings
 from unetgn.sampling.classifier import FOLDER, load
 from unetgn.sampling.sets import EvaluationError
@@ -152,7 +153,7 @@ def open_torchscript(name: str, file: Path, device: torch.device) -> Extractor:
     try:
         network = torch.jit.load(str(file), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
-        raise ExtractorError(f"{file} is no TorchScript file: {error}".splitlines()[0]) from error
+        raise ExtractorError(f"{file} is no TorchScript file: {said(error)}") from error
     return Extractor(name, sha256(file), network, device)
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from unetgn.json_files import parse_object
+from unetgn.messages import said
 from unetgn.sampling.extractors import Extractor
 from unetgn.sampling.sets import Pictures
 from unetgn.training.files import writing
@@ -94,7 +95,7 @@ def read_kept(file: Path, key: str, count: int) -> np.ndarray | None:
         if facts["sha256"] != digest_features(features):
             raise ValueError("its sha256 differs")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("features in %s are damaged (%s): they are computed anew", file, error)
+        logger.warning("features in %s are damaged (%s): they are computed anew", file, said(error))
         return None
     return features
 
@@ -106,7 +107,7 @@ def keep(file: Path, key: str, features: np.ndarray) -> None:
         with writing(file) as unfinished:
             save_file({"features": features}, unfinished, metadata={KEY: json.dumps(facts)})
     except (OSError, SafetensorError) as error:
-        logger.warning("features of the real images are not kept for the next time: %s", error)
+        logger.warning("features of the real images are not kept for the next time: %s", said(error))
 
 
 def default_folder() -> Path:

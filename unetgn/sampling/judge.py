@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from accelerate import Accelerator
 
+from unetgn.programs.last_words import say
 from unetgn.sampling.extractors import Extractor
 from unetgn.sampling.features import compute_features, kept_features
 from unetgn.sampling.figures import agreement, fit_classifier, frechet_distance, novelty
@@ -121,9 +121,7 @@ class Judge:
             try:
                 figures["novelty"] = novelty(pictures, real.training, real.held_out)
             except ValueError as error:
-                print(
-                    f"evaluate.py: novelty is left out: {error}; give a --config whose images differ", file=sys.stderr
-                )
+                say(f"evaluate.py: novelty is left out: {error}; give a --config whose images differ")
         return figures
 
 

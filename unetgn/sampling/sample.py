@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.inputs import check_palette
 from unetgn.pipelines.planning import Settings
 from unetgn.pipelines.schedulers import default_name, set_to_steps
-from unetgn.programs.last_words import last_words
+from unetgn.programs.last_words import last_words, say
 from unetgn.programs.parent import stop_with_parent
 from unetgn.sampling.folder import (
     Request,
@@ -234,12 +233,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(parse_arguments(arguments, __doc__))
     except (SamplingError, CheckpointError, ConfigError, RunDirectoryError, ValueError) as error:
-        print(f"sample.py: error: {error}", file=sys.stderr)
+        say(f"sample.py: error: {error}")
         return 2
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("sample.py", error)
     except OSError as error:  # a folder that may not be written, a full disk
-        print(f"sample.py: {error}; the images that were made stay", file=sys.stderr)
+        say(f"sample.py: {error}; the images that were made stay")
         return 1
     finally:  # C++ may abort a process that leaves its process group to the exit
         if torch.distributed.is_initialized():

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 import torch
 
-from unetgn.messages import plain, short
+from unetgn.messages import path_text, plain, said, short
 from unetgn.sampling.folder import read_pixels
 from unetgn.training.data.folders import walk
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, normalize, open_picture
@@ -24,6 +24,7 @@ from unetgn.training.errors import reason
 from unetgn.training.files import lines_within
 
 LONGEST_REASON = 200  # characters: a damaged file's fields may have any number
+LONGEST_NAME = 1000  # of a file in a folder, with those of folders between
 LONGEST_LINE = 2**17  # and of a table: a prompt is in it
 LARGEST = 32  # pixels: height and width that images are compared at where the pixels themselves are
 
@@ -101,7 +102,9 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
         try:
             image = read_pixels(file).transpose(2, 0, 1) / 255
         except Exception as error:  # of a damaged picture Pillow raises anything
-            raise EvaluationError(f"{file}, which {listing} names, cannot be read: {reason(error)}") from error
+            raise EvaluationError(
+                f"{path_text(file)}, which {listing} names, cannot be read: {reason(error)}"
+            ) from error
         return image
 
     return Pictures(read, range(len(rows))), np.array([label for _, label in rows])
@@ -109,7 +112,7 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
 
 def file_below(name: str) -> str:
     """Return the name of a file in the folder or below. Raises ValueError for any other, which is not opened."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if len(name) > LONGEST_NAME or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{short(name)} is no file below the folder")
     return name
 
@@ -152,7 +155,9 @@ def open_archive(file: Path) -> tuple[Pictures, np.ndarray]:
             images = archive["arr_0"]
             labels = archive["labels"] if "labels" in archive.files else without_labels(len(images))
     except (OSError, ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
-        raise EvaluationError(f"{file} cannot be read: {error}; it should hold arr_0 (N, H, W, C) uint8") from error
+        raise EvaluationError(
+            f"{file} cannot be read: {said(error)}; it should hold arr_0 (N, H, W, C) uint8"
+        ) from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise EvaluationError(
             f"arr_0 in {file} is {images.dtype} of the shape {images.shape}; it should be uint8 (N, H, W, C), C 1 or 3"
@@ -176,7 +181,7 @@ def open_tars(files: Sequence[Path]) -> tuple[Pictures, np.ndarray]:
                     elif ending == ".cls" and (contents := shard.extractfile(member)) is not None:
                         classes[f"{file}:{stem}"] = number_of(contents.read(32))
         except (tarfile.TarError, OSError, ValueError) as error:
-            raise EvaluationError(f"{file} is no tar shard of images: {error}") from error
+            raise EvaluationError(f"{file} is no tar shard of images: {said(error)}") from error
 
     def read(number: int) -> np.ndarray:
         file, start, length, name = members[number]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetgn.programs.last_words import last_words
+from unetgn.programs.last_words import last_words, say
 from unetgn.sampling.classifier import FOLDER, Classifier, Trained, save
 from unetgn.sampling.sets import EvaluationError
 from unetgn.training.config import RunConfig
@@ -140,13 +139,13 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("train_classifier.py", error)
     except (EvaluationError, ConfigError, ValueError, OSError) as error:
-        print(f"train_classifier.py: error: {error}", file=sys.stderr)
+        say(f"train_classifier.py: error: {error}")
         return 2
     print(f"accuracy {trained.accuracy:.4f} on {trained.held_out} held-out images")
     try:
         save(classifier, trained, out)
     except OSError as error:
-        print(f"train_classifier.py: {error}", file=sys.stderr)
+        say(f"train_classifier.py: {error}")
         return 1
     print(f"written to {out}")
     return 0

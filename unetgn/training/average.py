@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
-from unetgn.programs.last_words import last_words
+from unetgn.programs.last_words import last_words, say
 from unetgn.training.checkpoint import CHECKPOINTS, Checkpoint, check_tensors, checkpoint_path, find_checkpoint, verify
 from unetgn.training.data.report import DATA
 from unetgn.training.errors import CheckpointError
@@ -79,10 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("average.py", error)
     except (CheckpointError, ValueError) as error:
-        print(f"average.py: error: {error}", file=sys.stderr)
+        say(f"average.py: error: {error}")
         return 2
     except OSError as error:  # a folder that may not be written, a full disk
-        print(f"average.py: {error}", file=sys.stderr)
+        say(f"average.py: {error}")
         return 1
     print(f"written to {out}: sample with --checkpoint {out}")
     return 0

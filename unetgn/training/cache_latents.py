@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from unetgn.messages import short
-from unetgn.programs.last_words import last_words
+from unetgn.programs.last_words import last_words, say
 from unetgn.training.config_files import load_data_config
 from unetgn.training.data.autoencoder import Autoencoder, digest, load_autoencoder
 from unetgn.training.data.config import DataConfig, open_images
@@ -204,14 +203,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(parse_arguments(arguments))
     except (ConfigError, RunDirectoryError) as error:
-        print(f"cache_latents.py: error: {error}", file=sys.stderr)
+        say(f"cache_latents.py: error: {error}")
         return 2
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("cache_latents.py", error)
     except DataError as error:
-        print(f"cache_latents.py: {error}; the shards that were written stay", file=sys.stderr)
+        say(f"cache_latents.py: {error}; the shards that were written stay")
         return 1
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"cache_latents.py: {error}; the shards that were written stay", file=sys.stderr)
+        say(f"cache_latents.py: {error}; the shards that were written stay")
         return 1
     return 0

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unetgn import __version__
 from unetgn.json_files import read_object
+from unetgn.messages import plain, said
 from unetgn.training.data.standing import LIMIT, SAMPLES, RankState, check_states
 from unetgn.training.errors import CheckpointError, CheckpointFormatError, reason
 from unetgn.training.files import delete, delete_unfinished, free_name, sha256, writing
@@ -142,7 +143,7 @@ class Checkpoint:
                 del keys["path"]
                 write_manifest(unfinished, keys)
         except SafetensorError as error:  # how safetensors says that the system refused to write
-            raise OSError(f"{self.path} could not be written: {error}") from error
+            raise OSError(f"{self.path} could not be written: {said(error)}") from error
         return written
 
     def tensors(self, name: TensorFile) -> dict[str, Tensor]:
@@ -178,7 +179,7 @@ class Checkpoint:
         try:
             states = check_states(read_object(self.path / SAMPLES, limit=LIMIT))
         except ValueError as error:
-            raise CheckpointError(f"{self.path} is damaged: {SAMPLES}: {error}") from error
+            raise CheckpointError(f"{self.path} is damaged: {SAMPLES}: {said(error)}") from error
         if len(states) != self.world_size:
             raise CheckpointError(f"{self.path} is damaged: {SAMPLES} is of {len(states)} processes")
         return states
@@ -199,7 +200,7 @@ class Checkpoint:
         try:
             return read_object(self._file(name))
         except ValueError as error:
-            raise CheckpointError(f"{self.path} is damaged: {error}") from error
+            raise CheckpointError(f"{self.path} is damaged: {said(error)}") from error
 
     def _file(self, name: str) -> Path:
         if name not in self.sha256:
@@ -249,15 +250,17 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fil
     """
     for name in [*wanted, *found]:
         if name not in found:
-            raise CheckpointError(f"{file} is of another network: it lacks {name}")
+            raise CheckpointError(f"{file} is of another network: it lacks {plain(name)}")
         if name not in wanted:
-            raise CheckpointError(f"{file} is of another network: it has {name}, which this one has not")
+            raise CheckpointError(f"{file} is of another network: it has {plain(name)}, which this one has not")
         for fact in ("shape", "dtype"):
             here, there = getattr(found[name], fact), getattr(wanted[name], fact)
             if here != there:
-                raise CheckpointError(f"{file} is of another network: the {fact} of {name} is {here}, not {there}")
+                raise CheckpointError(
+                    f"{file} is of another network: the {fact} of {plain(name)} is {here}, not {there}"
+                )
     if wrong := not_finite(found):
-        raise CheckpointError(f"{file}: {wrong} holds numbers that are not finite")
+        raise CheckpointError(f"{file}: {plain(wrong)} holds numbers that are not finite")
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -268,9 +271,9 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 def check_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
     """Raise ValueError where weights that diffusers loaded are missing, which it lets pass, or not finite."""
     if missing := [name for name, tensor in weights.items() if tensor.is_meta]:
-        raise ValueError(f"the weights in {folder} lack {missing[0]} (of {len(missing)} missing)")
+        raise ValueError(f"the weights in {folder} lack {plain(missing[0])} (of {len(missing)} missing)")
     if wrong := not_finite(weights):
-        raise ValueError(f"the weights in {folder} are damaged: {wrong} holds numbers that are not finite")
+        raise ValueError(f"the weights in {folder} are damaged: {plain(wrong)} holds numbers that are not finite")
 
 
 def is_number(text: str) -> bool:
@@ -278,19 +281,27 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
-def delete_old(folder: Path, keep: int) -> None:
+def delete_old(folder: Path, keep: int, upto: int | None = None) -> None:
     """Delete all but the newest `keep` checkpoints, what was put aside, and what a killed save left behind.
 
-    Only after a checkpoint has been written: until then these are what there is.
+    Only after a checkpoint has been written: until then these are what there is. Where one was found as the last, of
+    those that were put aside only the ones of steps `upto` its own, which have been made anew.
     """
     delete_unfinished(folder)
-    for path in [*old(list_checkpoints(folder), keep), *aside(folder)]:
+    for path in [*old(list_checkpoints(folder), keep), *aside(folder, upto)]:
         delete(path)
 
 
-def aside(folder: Path) -> list[Path]:
-    """List the checkpoints that were put aside."""
-    return sorted(path for reason in ASIDE for path in folder.glob(f"{PREFIX}*.{reason}*"))
+def aside(folder: Path, upto: int | None = None) -> list[Path]:
+    """List the checkpoints that were put aside, of all steps or of those up to one."""
+    found = sorted(path for reason in ASIDE for path in folder.glob(f"{PREFIX}*.{reason}*"))
+    return found if upto is None else [path for path in found if is_upto(path, upto)]
+
+
+def is_upto(path: Path, step: int) -> bool:
+    """Return True where a name that begins as a checkpoint's, step-NUMBER.…, is of that step or of an earlier one."""
+    number = path.name.removeprefix(PREFIX).partition(".")[0]
+    return is_number(number) and int(number) <= step
 
 
 def old(checkpoints: list[Path], keep: int) -> list[Path]:

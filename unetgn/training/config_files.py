@@ -18,13 +18,13 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from unetgn.messages import SHOWN, short
+from unetgn.messages import SAID, SHOWN, plain, short
 from unetgn.training.config import RunConfig
 from unetgn.training.config_yaml import RENAMED, merged, read_keys
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.fitting import CHANNELS, OPEN, fit
 from unetgn.training.data.images import NO_CLASSES
-from unetgn.training.errors import SAID, ConfigError, DataError
+from unetgn.training.errors import ConfigError, DataError
 from unetgn.training.hints import nearest_key
 from unetgn.training.values import as_meant, fits, in_words
 
@@ -188,8 +188,8 @@ def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, o
 
 def explain(error: Exception) -> str:
     """Put into one line what jsonargparse or a dataclass says over several."""
-    said = " ".join(str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "").split())
-    return said if len(said) <= 2 * SAID else f"{said[: 2 * SAID]}…"
+    words = str(error).replace("Parser key ", "key ").replace("<class '", "").replace("'>", "")
+    return plain(" ".join(words.split()), most=2 * SAID)
 
 
 def misfit(keys: Iterable[tuple[str, Any]]) -> str | None:
@@ -256,11 +256,11 @@ def check_key(source: str, key: str, value: object) -> None:
 
 def to_yaml(config: RunConfig) -> str:
     """Write the configuration with every default; `load_config` reads it back."""
-    return yaml.safe_dump(plain(asdict(config)), sort_keys=False)
+    return yaml.safe_dump(listed(asdict(config)), sort_keys=False)
 
 
-def plain(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Turn tuples into lists, all through: what YAML has words for."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: listed(item) for key, item in value.items()}
+    return [listed(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from unetgn.json_files import LIMIT, check_depth
+from unetgn.messages import plain, said, short
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import ConfigError
 from unetgn.training.files import user_path
@@ -59,7 +60,9 @@ def find_config(name: str, *, asked: str = "--config", beside: Path = Path()) ->
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    raise ConfigError(f"{asked} {name}: no such file, nor is it in configs/.{nearest(name, known)} There: {known}")
+    raise ConfigError(
+        f"{asked} {plain(name)}: no such file, nor is it in configs/.{nearest(name, known)} There: {known}"
+    )
 
 
 def read_keys(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
@@ -75,11 +78,11 @@ def read_keys(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict
         return [(path, keys)]
     name = keys.pop(BASE)
     if not isinstance(name, str):
-        raise ConfigError(f"{path}: {BASE} is {name!r}; it names one file, such as digits8_ddpm")
+        raise ConfigError(f"{path}: {BASE} is {short(name)}; it names one file, such as digits8_ddpm")
     below = find_config(name, asked=f"{path}: {BASE}", beside=path.parent)
     chain = (*above, path)
     if any(below.samefile(one) for one in chain):
-        raise ConfigError(f"{path}: {BASE} {name} leads in a circle: {' -> '.join(map(str, (*chain, below)))}")
+        raise ConfigError(f"{path}: {BASE} {plain(name)} leads in a circle: {' -> '.join(map(str, (*chain, below)))}")
     return [*read_keys(below, chain), (path, keys)]
 
 
@@ -114,7 +117,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{path}: cannot be read as YAML: it is nested too deeply") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # the second of dates that are none, and of huge numbers
-        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: cannot be read as YAML: {said(error)}") from error
     if not isinstance(keys, dict):
         raise ConfigError(f"{path}: holds no keys; it should look like configs/digits8_ddpm.yaml")
     return keys

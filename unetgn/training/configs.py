@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-import sys
 
+from unetgn.programs.last_words import say
 from unetgn.training.config_yaml import CONFIGS, find_config
 from unetgn.training.errors import ConfigError
 
@@ -37,6 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(find_config(name).read_text(encoding="utf-8"), end="")
     except ConfigError as error:
-        print(f"unetgn configs: error: {error}", file=sys.stderr)
+        say(f"unetgn configs: error: {error}")
         return 2
     return 0

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unetgn.messages import plain
-
-SAID = 1000  # characters of another library's error that are shown
+from unetgn.messages import SAID, plain
 
 
 class ConfigError(ValueError):

@@ -123,6 +123,9 @@ class Loop(Rescue, Looks):
                 self.next_step()
                 self.show(lambda bar: bar.update())
                 self.report()
+            if self.accelerator.is_main_process and self.saved_step == state.step:
+                with self.signals.noting():  # where a run was killed after its last checkpoint, before this
+                    self.delete_old(upto=state.step)
             if self.agree(reading=len(self.unread)):
                 self.stop()
         finally:
@@ -331,10 +334,14 @@ class Loop(Rescue, Looks):
         self.saved_step = state.step
         if "averages" in tensors and self.due(self.config.checkpoint.every):
             save_snapshot(self.run.path / AVERAGES, state.step, tensors["averages"])
-        with self.mishaps.beside("deleting older checkpoints"):
-            delete_old(self.run.checkpoints, self.config.checkpoint.keep)
-            self.run.delete_left()
+        self.delete_old()
         self.write_status("running")
+
+    def delete_old(self, upto: int | None = None) -> None:
+        """Delete checkpoints beyond `keep`, and what was put aside (of steps up to `upto`), on the main process."""
+        with self.mishaps.beside("deleting older checkpoints"):
+            delete_old(self.run.checkpoints, self.config.checkpoint.keep, upto)
+            self.run.delete_left(upto)
 
     def write_status(self, state: str, **facts: str) -> None:
         """Replace status.json, on the main process."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from unetgn import __version__
 from unetgn.json_files import read_object
-from unetgn.messages import plain, short
+from unetgn.messages import plain, said, short
 from unetgn.training.errors import CheckpointError, CheckpointFormatError, reason
 
 MANIFEST = "manifest.json"
@@ -40,7 +40,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         keys = read_object(folder / MANIFEST, finite=False)  # sums of gradient norms may be infinite in float16
     except ValueError as error:
-        raise CheckpointError(f"{folder} is damaged: {error}") from error
+        raise CheckpointError(f"{folder} is damaged: {said(error)}") from error
     number = keys.pop("format", 1)
     if isinstance(number, bool) or number not in range(1, FORMAT + 1):
         version = keys.get("unetgn_version")
@@ -149,8 +149,8 @@ def check(folder: Path, keys: dict[str, Any]) -> None:
     if keys.keys() != SCHEMA.keys():
         wrong = sorted(keys.keys() ^ SCHEMA.keys())[:5]
         raise CheckpointError(
-            f"{folder} is damaged: {MANIFEST} has other keys than it should ({', '.join(wrong)[:200]})"
+            f"{folder} is damaged: {MANIFEST} has other keys than it should ({plain(', '.join(wrong))})"
         )
     for name, is_right in SCHEMA.items():
         if not is_right(keys[name]):
-            raise CheckpointError(f"{folder} is damaged: {MANIFEST} has as {name} {str(keys[name])[:100]}")
+            raise CheckpointError(f"{folder} is damaged: {MANIFEST} has as {name} {short(keys[name])}")

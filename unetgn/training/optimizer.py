@@ -48,17 +48,23 @@ def as_it_was(tensor: Tensor) -> Tensor | float:
 
 
 def check_optimizer_tensors(
-    tensors: Mapping[str, Tensor], config: OptimizerConfig, network: nn.Module, betas: tuple[float, float], file: Path
+    tensors: Mapping[str, Tensor],
+    config: OptimizerConfig,
+    network: nn.Module,
+    betas: tuple[float, float],
+    file: Path,
+    *,
+    stepped: bool,
 ) -> None:
     """Raise CheckpointError where these are not what `optimizer_to_tensors` gives of the network's optimizer.
 
     A fused optimizer writes where it takes a parameter's numbers to be, whatever the size of its state. No state at all
-    is that of an optimizer that has not made a step.
+    is that of an optimizer that may not have `stepped` yet.
     """
     wanted = {f"{GROUPS}/{key}": tensor for key, tensor in kept_of_groups(config).items()}
-    if tensors.keys() - wanted.keys():
+    if stepped or tensors.keys() - wanted.keys():
         wanted |= state_of(config, network, betas, tensors)
-    if tensors:
+    if stepped or tensors:
         check_tensors(tensors, wanted, file)
     for name, tensor in tensors.items():
         if name.rpartition("/")[2] in NEVER_NEGATIVE and (tensor < 0).any():
@@ -82,7 +88,10 @@ def read_state(
     wanted = trained_state(network)
     check_tensors(weights, wanted, checkpoint.path / "model.safetensors")
     check_tensors(averaged, wanted, checkpoint.path / "ema.safetensors")
-    check_optimizer_tensors(moments, optimizer, network, betas, checkpoint.path / "optimizer.safetensors")
+    # With float16 the first steps, while its loss scale is looked for, may all have been left out.
+    stepped = checkpoint.step > 0 and not (checkpoint.scaler and checkpoint.scaler["_growth_tracker"] == 0)
+    file = checkpoint.path / "optimizer.safetensors"
+    check_optimizer_tensors(moments, optimizer, network, betas, file, stepped=stepped)
     kept = checkpoint.tensors("averages") if averages else {}
     check_tensors(kept, averages, checkpoint.path / "averages.safetensors")
     return [weights, averaged, moments, kept]

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unetgn.json_files import parse_object
-from unetgn.training.checkpoint import LEFT
+from unetgn.training.checkpoint import LEFT, is_upto
 from unetgn.training.data.folders import check_ordinary
 from unetgn.training.errors import CheckpointError, reason
 from unetgn.training.files import delete, free_name, writing
@@ -123,10 +123,11 @@ def put_snapshots_aside(folder: Path, step: int) -> None:
         path.rename(free_name(path, LEFT))
 
 
-def delete_snapshots_aside(folder: Path) -> None:
-    """Delete the snapshots that were put aside."""
+def delete_snapshots_aside(folder: Path, upto: int | None = None) -> None:
+    """Delete the snapshots that were put aside, of all steps or of those up to one."""
     for path in folder.glob(f"{PREFIX}*.safetensors.{LEFT}*"):
-        delete(path)
+        if upto is None or is_upto(path, upto):
+            delete(path)
 
 
 @dataclass(frozen=True)

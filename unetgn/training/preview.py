@@ -24,6 +24,7 @@ AUTO = "auto"
 STRIP = 10  # pictures in a strip from noise to image
 # Of a plot, in shares of the figure: what matplotlib finds by itself takes as long again as drawing does.
 MARGINS = {"left": 0.15, "right": 0.98, "bottom": 0.13, "top": 0.92}
+SAMPLES, STRIPS = "samples", "denoise"  # folders of a run
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class PreviewConfig:
 
 def preview_file(run: Path, step: int) -> Path:
     """Name the file of the sampled images of a step."""
-    return run / "samples" / f"step-{step:06d}.png"
+    return run / SAMPLES / f"step-{step:06d}.png"
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ def draw_preview(
     if conditions.autoencoder is not None:
         autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
         strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
-    pictures = {"samples": to_grid(torch.cat(made)), "denoise": to_grid(strip, columns=columns)}
-    write_png(run / "denoise" / f"step-{step:06d}.png", pictures["denoise"])
-    write_png(preview_file(run, step), pictures["samples"])
+    pictures = {SAMPLES: to_grid(torch.cat(made)), STRIPS: to_grid(strip, columns=columns)}
+    write_png(run / STRIPS / f"step-{step:06d}.png", pictures[STRIPS])
+    write_png(preview_file(run, step), pictures[SAMPLES])
     return pictures
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -18,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from unetgn.json_files import read_object
-from unetgn.programs.last_words import last_words
+from unetgn.programs.last_words import last_words, say
 from unetgn.training.card import check_licence, finish_card
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import one_line, plain, reason
@@ -134,12 +133,12 @@ def main(arguments: list[str] | None = None) -> int:
         check_target(parsed.repo)
         find_pipeline(parsed.folder)
     except PushError as error:
-        print(f"unetgn push: error: {error}", file=sys.stderr)
+        say(f"unetgn push: error: {error}")
         return 2
     try:
         print(f"sent to {push(parsed.folder, parsed.repo, private=parsed.private, licence=parsed.license)}")
     except PushError as error:
-        print(f"unetgn push: {error}", file=sys.stderr)
+        say(f"unetgn push: {error}")
         return 1
     except KeyboardInterrupt as error:
         return last_words("push.py", error)

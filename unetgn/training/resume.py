@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from unetgn.messages import plain
 from unetgn.training.checkpoint import CONFIG, Check, Checkpoint, find_checkpoint, newest_valid, places
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config, walk
@@ -78,7 +79,10 @@ def check_same_run(config: RunConfig, samples: Samples, checkpoint: Checkpoint, 
         may_change = (*may_change, "train.initial_weights")  # wherever they are: that they are the same is looked at
     fixed = [key for key in changed if not any(key == free or key.startswith(f"{free}.") for free in may_change)]
     if fixed:
-        differences = "; ".join(f"{key} was {before.get(key, ABSENT)} and is {now.get(key, ABSENT)}" for key in fixed)
+        differences = "; ".join(
+            f"{key} was {plain(str(before.get(key, ABSENT)))} and is {plain(str(now.get(key, ABSENT)))}"
+            for key in fixed
+        )
         raise CheckpointError(
             f"{checkpoint.path} was made with another configuration: {differences}. Set it back, or begin a run of its "
             f"own with these weights: train.initial_weights={checkpoint.path} --resume none and another --output"

@@ -171,19 +171,24 @@ class RunDirectory:
                 writer.writeheader()
                 writer.writerows(kept)
 
-    def delete_left(self) -> None:
-        """Delete what a resume left of logs and of snapshots of averages, once the run has saved anew."""
+    def delete_left(self, upto: int | None = None) -> None:
+        """Delete what a resume left of logs and of snapshots of averages, once the run has saved anew.
+
+        Where it was at its last step already, `upto`, only what that has made anew.
+        """
         for name in COLUMNS:
-            delete(self.path / f"{name}.{LEFT}")
-        delete_snapshots_aside(self.path / AVERAGES)
+            left = f"{name}.{LEFT}"
+            if upto is None or not self.rows_after(name, upto, self.path / left):
+                delete(self.path / left)
+        delete_snapshots_aside(self.path / AVERAGES, upto)
 
-    def rows_after(self, name: str, step: int) -> int:
+    def rows_after(self, name: str, step: int, file: Path | None = None) -> int:
         """Count the logged rows after `step`, which `resume_logs` leaves out."""
-        return sum(int(row["step"]) > step for row in self.rows(name))
+        return sum(int(row["step"]) > step for row in self.rows(name, file))
 
-    def rows(self, name: str) -> list[dict[str, str]]:
-        """Read the rows of a log that were written to their end; none where there is no log yet."""
-        file, columns = self.path / name, COLUMNS[name]
+    def rows(self, name: str, file: Path | None = None) -> list[dict[str, str]]:
+        """Read the rows of a log (or of another `file` of its kind) that were written to their end; none without it."""
+        file, columns = file or self.path / name, COLUMNS[name]
         if not file.is_file():
             return []
         rows, names = [], columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from unetgn import __version__
-from unetgn.messages import plain
+from unetgn.messages import plain, said
 from unetgn.training.checkpoint import BASE, Checkpoint
 from unetgn.training.config_files import load_config
 from unetgn.training.data.samples import Samples
@@ -46,7 +46,7 @@ def check_contents(checkpoint: Checkpoint) -> None:
     except (ValueError, RuntimeError) as error:  # the second where a size is beyond what torch counts
         if isinstance(error, ConfigError) and isinstance(error.__cause__, OSError):  # no sign of damage
             raise error.__cause__ from None
-        raise CheckpointError(f"{checkpoint.path} is damaged: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{checkpoint.path} is damaged: {said(error)}") from error
     shapes, others = ({name: tensor.shape for name, tensor in each.state_dict().items()}
                       for each in (network, described_network(checkpoint)))  # fmt: skip
     if shapes != others:
@@ -57,7 +57,7 @@ def check_contents(checkpoint: Checkpoint) -> None:
         try:
             add_adapter(network, config.lora)
         except ValueError as error:
-            raise CheckpointError(f"{checkpoint.path} is damaged: {error}") from error
+            raise CheckpointError(f"{checkpoint.path} is damaged: {said(error)}") from error
     averages = PowerAverages(trained_parameters(network), widths=config.ema.power_widths).state()
     read_state(checkpoint, network, averages, optimizer=config.optimizer, betas=config.train.betas)
     described_scheduler(checkpoint, config.objective)
@@ -68,7 +68,7 @@ def check_samples(checkpoint: Checkpoint, samples: Samples) -> None:
     try:
         samples.check_restore(checkpoint.samples())
     except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.path} is damaged: {SAMPLES}: {error}") from error
+        raise CheckpointError(f"{checkpoint.path} is damaged: {SAMPLES}: {said(error)}") from error
 
 
 def numbers(version: str) -> list[int]:

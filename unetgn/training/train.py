@@ -48,7 +48,7 @@ from unetgn.training.objective import Objective
 from unetgn.training.pipeline import save_adapter, save_pipeline
 from unetgn.training.power_averages import AVERAGES, put_snapshots_aside, snapshots_after
 from unetgn.training.prepare import prepare_samples, preview_conditions, report
-from unetgn.training.preview import Conditions, import_pyplot
+from unetgn.training.preview import SAMPLES, STRIPS, Conditions, import_pyplot
 from unetgn.training.processes import ask_main, describe, make_accelerator
 from unetgn.training.resume import check_judged_alike, check_same_run, find_start, flat
 from unetgn.training.run_directory import COLUMNS, RunDirectory
@@ -205,7 +205,8 @@ def write_beginning(loop: Loop, taken: Report | None) -> None:
     """Write what a run begins with, and put aside what is in its way; on the main process."""
     run, step = loop.run, loop.state.step
     put_aside(run.checkpoints, step, lambda checkpoint: check_sound(checkpoint, loop.samples))
-    delete_unfinished(run.checkpoints)
+    for folder in (run.checkpoints, *(run.path / name for name in (AVERAGES, SAMPLES, STRIPS))):
+        delete_unfinished(folder)
     if taken is not None:
         taken.write(run.path)
     write_text(run.path / CONFIG, to_yaml(loop.config))

@@ -10,6 +10,7 @@ from diffusers import ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
+from unetgn.messages import short
 from unetgn.pickles import refuse_pickle, refuse_pickles
 from unetgn.unet.adapters import block_scales
 
@@ -104,6 +105,6 @@ def only_safetensors(options: dict[str, Any]) -> None:
     name = options.get("weight_name")
     if name is not None and not str(name).endswith(".safetensors"):
         raise ValueError(
-            f"weight_name={name!r} is no safetensors file, and others, which may be pickles, are not opened"
+            f"weight_name={short(name)} is no safetensors file, and others, which may be pickles, are not opened"
         )
     options["use_safetensors"] = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetgn.json_files import read_object
+from unetgn.messages import plain, said
 from unetgn.training.checkpoint import CHECKPOINTS, list_checkpoints, step_of
 from unetgn.training.preview import draw_loss
 from unetgn.training.run_directory import STATUS, RunDirectory
@@ -52,11 +53,11 @@ class Watcher:
         """Say how the run stands."""
         try:
             status = read_object(self.run / STATUS)
-            state, step = str(status.get("state", "unknown")), str(status.get("step", 0))
+            state, step = plain(str(status.get("state", "unknown"))), plain(str(status.get("step", 0)))
         except FileNotFoundError:
             state, step = "not started yet", "0"
         except (OSError, ValueError) as error:
-            state, step = f"unknown: {error}", "0"
+            state, step = f"unknown: {said(error)}", "0"
         facts = {"state": state}
         rows = RunDirectory(self.run).rows(METRICS)
         last = rows[-1] if rows else {"step": step}

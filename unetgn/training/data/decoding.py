@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from unetgn.messages import plain, short
+from unetgn.messages import path_text, plain, short
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.folders import NAMED
 from unetgn.training.data.hugging_face import number_of
@@ -37,7 +37,7 @@ class Source:
 
     def name(self, row: Row) -> str:
         """Return what messages call a row."""
-        return f"{plain(row.key)} of {self.shards.files[row.shard]}"
+        return f"{plain(row.key)} of {path_text(self.shards.files[row.shard])}"
 
     def short_name(self, row: Row) -> str:
         """Return what data.without calls a row, wherever the shards are."""

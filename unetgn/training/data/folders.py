@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from unetgn.messages import plain
+from unetgn.messages import path_text, plain
 
 NAMED = 3  # of the things of one kind, so many are named in a message
 SPECIAL = "no file behind the name (pipes, sockets, devices)"  # in the place of an ending, where files are counted
@@ -35,7 +35,7 @@ def walk(root: Path, left_out: Counter[str]) -> Iterator[os.DirEntry[str]]:
             found = os.stat(folder)
             here = found.st_dev, found.st_ino
             if here in above:
-                raise ValueError(f"{folder} is a link to a folder that it is in itself: remove it")
+                raise ValueError(f"{path_text(folder)} is a link to a folder that it is in itself: remove it")
             with os.scandir(folder) as entries:
                 listed = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
@@ -44,7 +44,7 @@ def walk(root: Path, left_out: Counter[str]) -> Iterator[os.DirEntry[str]]:
         again += here in seen
         if again > AGAIN:
             raise ValueError(f"links below {root} lead to the same folders more than {AGAIN} times, the last is "
-                             f"{folder}: remove them")  # fmt: skip
+                             f"{path_text(folder)}: remove them")  # fmt: skip
         seen.add(here)
         for entry in listed:
             try:
@@ -60,7 +60,7 @@ def walk(root: Path, left_out: Counter[str]) -> Iterator[os.DirEntry[str]]:
                 left_out[SPECIAL] += 1
     if nothing:
         others = f" (and {len(nothing) - 1:,} others)" if len(nothing) > 1 else ""
-        raise ValueError(f"{min(nothing)} is a link to nothing: mend or remove it{others}")
+        raise ValueError(f"{path_text(min(nothing))} is a link to nothing: mend or remove it{others}")
     if unreadable:
         raise ValueError(f"{few(unreadable)} cannot be read: let yourself read it (chmod), or put it elsewhere")
 
@@ -68,7 +68,7 @@ def walk(root: Path, left_out: Counter[str]) -> Iterator[os.DirEntry[str]]:
 def few(names: Sequence[str]) -> str:
     """List the first of some names, and say how many more there are."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return ", ".join(map(path_text, names[:NAMED])) + more
 
 
 def list_endings(counts: Mapping[str, int]) -> str:
@@ -86,7 +86,7 @@ def fold(counts: Mapping[str, int]) -> dict[str, int]:
 def check_ordinary(path: Path | str) -> None:
     """Raise OSError where there is no file, or no ordinary one: opening a pipe would wait for ever."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(f"{path} is no ordinary file")
+        raise OSError(f"{path_text(path)} is no ordinary file")
 
 
 def open_file(path: Path | str) -> IO[bytes]:

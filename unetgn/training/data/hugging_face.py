@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from unetgn.json_files import read_object
-from unetgn.messages import short
+from unetgn.messages import path_text, plain, said, short
 from unetgn.programs.last_words import what_brings
 from unetgn.training.data.folders import SPECIAL, check_ordinary, fold, list_endings, walk
 from unetgn.training.data.images import WITHOUT_CLASSES, Images, fingerprint_files
@@ -68,7 +68,9 @@ def find_files(path: str) -> Files:
     root = Path(path)
     if (root / "dataset_dict.json").is_file():
         parts = sorted(part.name for part in root.iterdir() if part.is_dir())
-        raise ValueError(f"data.path {path!r} holds several splits: give one, for example data.path={root / parts[0]}")
+        raise ValueError(
+            f"data.path {path!r} holds several splits: give one, for example data.path={path_text(root / parts[0])}"
+        )
     if (root / "state.json").is_file():
         return Files("arrow", [str(file) for file in saved_files(root)], {}, [file.name for file in saved_files(root)])
     special: Counter[str] = Counter()
@@ -103,7 +105,9 @@ def saved_files(root: Path) -> list[Path]:
         try:
             check_ordinary(root / name)
         except OSError as error:
-            raise ValueError(f"{root / 'state.json'} speaks of {name}, which cannot be read: {error}") from error
+            raise ValueError(
+                f"{root / 'state.json'} speaks of {plain(name)}, which cannot be read: {said(error)}"
+            ) from error
     return [root / name for name in names]
 
 
@@ -141,8 +145,8 @@ def check_one_split(path: str, files: Sequence[str]) -> None:
         # A folder of its own, or what the files are called up to the word that means the split.
         one = above or f"{file.parent}/{glob.escape(name[: word_end(name)])}*"
         raise ValueError(
-            f"data.path {path!r} holds files of the splits {', '.join(sorted(splits))}: give those of one, by its "
-            f"folder or by a glob, data.path={one}"
+            f"data.path {path!r} holds files of the splits {plain(', '.join(sorted(splits)))}: give those of one, by "
+            f"its folder or by a glob, data.path={path_text(one)}"
         )
 
 
@@ -179,8 +183,8 @@ class Columns:
         could = sorted((kind, name) for name in others if (kind := kind_of(self.features[name])) is not None)
         if not could:
             return f"{missing} beside {self.image!r}: {WITHOUT_CLASSES}"
-        listed = ", ".join(f"{name} ({what})" for (_, what), name in could)
-        return f"{missing}; these could be of labels: {listed}: set data.label_column={could[0][1]}"
+        listed = ", ".join(f"{plain(name)} ({what})" for (_, what), name in could)
+        return f"{missing}; these could be of labels: {listed}: set data.label_column={plain(could[0][1])}"
 
 
 def kind_of(feature: Any) -> tuple[int, str] | None:
@@ -196,15 +200,15 @@ def find_columns(path: str, features: Mapping[str, Any], image_column: str, labe
     datasets = import_datasets()
     if image_column not in features:
         images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        remedy = f"; set data.image_column={images[0]}" if images else ""
+        remedy = f"; set data.image_column={plain(images[0])}" if images else ""
         raise ValueError(
-            f"data.image_column {image_column!r} is not in {path!r}; its columns: {list(features)}{remedy}"
+            f"data.image_column {image_column!r} is not in {path!r}; its columns: {short(list(features))}{remedy}"
         )
     feature = features[image_column]
-    plain = getattr(feature, "dtype", None) in ("binary", "large_binary")
+    binary = getattr(feature, "dtype", None) in ("binary", "large_binary")
     encoded = isinstance(feature, dict) and {"bytes", "path"} == set(feature)
-    if not (plain or encoded or isinstance(feature, datasets.Image)):
-        raise ValueError(f"data.image_column {image_column!r} of {path!r} holds no images but {feature}")
+    if not (binary or encoded or isinstance(feature, datasets.Image)):
+        raise ValueError(f"data.image_column {image_column!r} of {path!r} holds no images but {short(feature)}")
     labelled = isinstance(features.get(label_column), (datasets.Value, datasets.ClassLabel))  # others may be decoded
     return Columns(image_column, label_column if labelled else None, features, label_column)
 
@@ -299,7 +303,7 @@ class HuggingFaceImages(Images):
         return (
             f"the images have no classes: the column {self._columns.label!r} of {self.path!r} holds neither class "
             f"numbers nor texts, but such as {short(self._values[0])}: name another data.label_column of "
-            f"{list(self._columns.features)}"
+            f"{short(list(self._columns.features))}"
         )
 
     def why_no_class(self, index: int) -> str:

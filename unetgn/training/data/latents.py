@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from unetgn.json_files import read_object
-from unetgn.messages import short
+from unetgn.messages import said, short
 from unetgn.training.data.folders import check_ordinary
 from unetgn.training.data.images import Images
 from unetgn.training.errors import reason
@@ -80,9 +80,9 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no {MANIFEST}: give a folder that training/cache_latents.py wrote") from error
     except OSError as error:
-        raise ValueError(f"{folder / MANIFEST} cannot be read: {error}") from error
+        raise ValueError(f"{folder / MANIFEST} cannot be read: {said(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / MANIFEST} is not as training/cache_latents.py writes it: {error}") from error
+        raise ValueError(f"{folder / MANIFEST} is not as training/cache_latents.py writes it: {said(error)}") from error
 
 
 def check_types(manifest: Manifest) -> None:
@@ -224,7 +224,7 @@ class Latents(Images):
         except SafetensorError as error:
             raise ValueError(f"{self.folder / name} is damaged ({reason(error)}): {REMEDY}") from error
         except OSError as error:  # a disk that fails, a file that is not ours to read: nothing to delete
-            raise ValueError(f"{self.folder / name} cannot be read: {error}") from error
+            raise ValueError(f"{self.folder / name} cannot be read: {said(error)}") from error
 
     def _form(self, name: str) -> Form:
         """Return what the tensors of a shard have to be, by what the manifest says."""

@@ -89,7 +89,8 @@ class Tally:
 
 def advise_without(names: Iterable[str]) -> str:
     """Say how a run goes on without the images of these names."""
-    return f"'data.without={json.dumps(list(names), ensure_ascii=False)}'"
+    listed = json.dumps(names := list(names), ensure_ascii=False)
+    return f"'data.without={listed if listed.isprintable() else json.dumps(names)}'"
 
 
 class Broken:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from unetgn.messages import path_text, plain
+
 # What is trained on and what is tested with, under the names that people give them.
 SPLITS = {
     "train": "train", "training": "train", "trn": "train",
@@ -63,12 +65,12 @@ def check_class_folders(root: Path, files: Iterable[Path]) -> None:
         if not found and above == Path() and len(names) == 1 and (split := split_of(*names)) and not split[1]:
             found = {split[0]: next(iter(names))}
         if found:
-            listed = ", ".join(sorted(found.values()))
+            listed = plain(", ".join(sorted(found.values())))
             one = root / above / found.get("train", min(found.values()))
             where = root / above if above.parts else root
-            remedy = f"give one of them, as data.path={one}" if above == Path() else (
-                f"put those to train on into a folder of their own ({one.name} of every class)")  # fmt: skip
+            remedy = f"give one of them, as data.path={path_text(one)}" if above == Path() else (
+                f"put those to train on into a folder of their own ({plain(one.name)} of every class)")  # fmt: skip
             raise ValueError(
-                f"{where} holds folders named as the splits of a data set ({listed}), whose images would all be "
-                f"trained on, and which are no classes: {remedy}; data.held_out holds a share of its images out"
+                f"{path_text(where)} holds folders named as the splits of a data set ({listed}), whose images would "
+                f"all be trained on, and which are no classes: {remedy}; data.held_out holds a share of its images out"
             )

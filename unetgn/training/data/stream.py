@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-from unetgn.messages import plain
+from unetgn.messages import plain, said
 from unetgn.training.data.config import DataConfig, make_framing
 from unetgn.training.data.decoding import READ_BEFORE_JUDGING, RowDecoder, Source
 from unetgn.training.data.folders import few
@@ -238,8 +238,8 @@ class ShardStream(Samples):
         except CutShort as error:
             if self.config.cut_shards == "refuse":
                 raise DataError(
-                    f"the shards of data.path {self.config.path!r} cannot be read: {error}, after {last}; copy it "
-                    "again, or set data.cut_shards=read to read what such shards hold before"
+                    f"the shards of data.path {self.config.path!r} cannot be read: {said(error)}, after {last}; copy "
+                    "it again, or set data.cut_shards=read to read what such shards hold before"
                 ) from error
             if shard not in self.cut:
                 self.cut.add(shard)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from unetgn.messages import path_text
 from unetgn.training.data.folders import file_size, open_file
 from unetgn.training.data.hugging_face import Columns, Files, find_columns, import_datasets
 from unetgn.training.data.rows import BROKEN, CutShort, Row, Shards, Wanted, weight
@@ -167,4 +168,4 @@ def broken_as_cut(file: str) -> Iterator[None]:
     except (*BROKEN, pyarrow.ArrowException, ValueError) as error:
         if isinstance(error, CutShort) or (isinstance(error, OSError) and error.errno):
             raise
-        raise CutShort(f"{file}: {reason(error)}") from error
+        raise CutShort(f"{path_text(file)}: {reason(error)}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unetgn.json_files import parse
-from unetgn.messages import plain, short
+from unetgn.messages import plain, said, short
 from unetgn.training.data.folders import open_file
 from unetgn.training.data.hugging_face import Files
 from unetgn.training.data.images import WITHOUT_CLASSES
@@ -123,7 +123,7 @@ class TarShards(Shards):
             self.labelled = self.columns.label_of(first.values) is not None
         except ValueError as error:
             raise ValueError(
-                f"{plain(first.key)} of {self.files[first.shard]}: {error}; mend it, or remove it"
+                f"{plain(first.key)} of {self.files[first.shard]}: {said(error)}; mend it, or remove it"
             ) from error
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ class Member(tarfile.TarInfo):
         try:
             return super()._proc_member(tar)  # type: ignore[misc]
         except (IndexError, ValueError) as error:
-            raise tarfile.ReadError(f"a header is damaged ({error})") from None
+            raise tarfile.ReadError(f"a header is damaged ({said(error)})") from None
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> Member:
@@ -226,7 +226,7 @@ class Member(tarfile.TarInfo):
             raise  # the mark
         except tarfile.HeaderError as error:
             place = tar.fileobj.tell() if tar.fileobj else 0
-            raise tarfile.ReadError(f"it ends early or is damaged at byte {place:,} ({error})") from None
+            raise tarfile.ReadError(f"it ends early or is damaged at byte {place:,} ({said(error)})") from None
 
 
 def read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unetgn import UNetConfig
 from unetgn.json_files import read_object
-from unetgn.messages import short
+from unetgn.messages import path_text, said, short
 from unetgn.pickles import refuse_pickles
 from unetgn.training.data.folders import file_size
 from unetgn.training.data.hugging_face import HuggingFaceImages, open_table
@@ -55,7 +55,7 @@ class TextEncoder:
                 folder / "text_encoder", use_safetensors=True, local_files_only=True
             )
         except OSError as error:
-            raise ValueError(f"the text encoder in {folder} cannot be read: {error}") from error
+            raise ValueError(f"the text encoder in {folder} cannot be read: {said(error)}") from error
         self.tokenizer_files = sorted(file for file in (folder / "tokenizer").iterdir() if file.is_file())
         self.model: Any = model.float().eval().requires_grad_(False)
         self.tokens = min(self.tokenizer.model_max_length, model.config.max_position_embeddings)
@@ -96,8 +96,8 @@ def read_files(files: Sequence[Path]) -> list[str]:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(files)} images have no caption; the first would be {missing[0]}: write it (an "
-            "empty file is the empty caption), or leave --text-encoder out"
+            f"{len(missing)} of {len(files)} images have no caption; the first would be {path_text(missing[0])}: write "
+            "it (an empty file is the empty caption), or leave --text-encoder out"
         )
     return [read_text(file).strip() for file in files]
 
@@ -106,19 +106,23 @@ def read_text(file: Path) -> str:
     """Read a file in UTF-8. Raises ValueError, naming it, where it is in another encoding."""
     try:
         if file_size(file) > LONGEST:
-            raise ValueError(f"the caption {file} has more than {LONGEST:,} bytes, which is no caption: replace it")
+            raise ValueError(
+                f"the caption {path_text(file)} has more than {LONGEST:,} bytes, which is no caption: replace it"
+            )
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"the caption {file} is not in UTF-8 ({error}): save it in that encoding") from error
+        raise ValueError(
+            f"the caption {path_text(file)} is not in UTF-8 ({said(error)}): save it in that encoding"
+        ) from error
 
 
 def read_column(path: str, indices: Sequence[int], column: str) -> list[str]:
     """Read a data set's column of captions, at these rows."""
     table, _ = open_table(path)
     if column not in table.column_names:
-        raise ValueError(f"--caption-column {column!r} is not in {path!r}; its columns: {table.column_names}")
+        raise ValueError(f"--caption-column {column!r} is not in {path!r}; its columns: {short(table.column_names)}")
     if "string" not in str(getattr(table.features[column], "dtype", "")):  # what is something else may be decoded
-        raise ValueError(f"--caption-column {column!r} of {path!r} holds no texts but {table.features[column]}")
+        raise ValueError(f"--caption-column {column!r} of {path!r} holds no texts but {short(table.features[column])}")
     captions = list(table[column])
     wrong = [index for index in indices if not isinstance(captions[index], str)]
     if wrong:

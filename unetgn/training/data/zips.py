@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from unetgn.messages import LONGEST_PATH, plain
+from unetgn.messages import LONGEST_PATH, plain, said
 from unetgn.training.data.folders import check_ordinary
 from unetgn.training.data.rows import LARGEST
 
@@ -32,7 +32,7 @@ class ZipFolder:
         try:
             infos = self._archive().infolist()
         except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
-            raise ValueError(f"data.path {str(path)!r} cannot be read as a zip archive: {error}") from error
+            raise ValueError(f"data.path {str(path)!r} cannot be read as a zip archive: {said(error)}") from error
         self._infos = {Path(path_of(info)): info for info in infos if is_file_below(info)}
 
     def files(self, left_out: Counter[str]) -> Iterator[tuple[Path, int]]:
@@ -52,7 +52,7 @@ class ZipFolder:
             with self._archive().open(info) as contents:
                 return contents.read(info.file_size)  # and no more, whatever is packed there
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-            raise OSError(f"damaged in its archive: {error}") from error
+            raise OSError(f"damaged in its archive: {said(error)}") from error
 
     def end(self, file: Path) -> bytes:
         """Return the checksum of a file that the archive has, in the place of its end."""
