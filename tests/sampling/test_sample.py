@@ -102,7 +102,7 @@ def test_images_made_otherwise_are_not_mixed(run: Path, tmp_path: Path, capsys: 
         assert draw(run, tmp_path, "--seeds", "0-1", *more) == 2
         error = capsys.readouterr().err
         assert message in error
-        assert "Give another --out" in error
+        assert "give another folder, or delete it" in error
 
 
 def test_images_from_elsewhere_are_not_taken_for_samples(
