@@ -120,7 +120,7 @@ class Judge:
 
     @cached_property
     def _unit(self) -> float | None:
-        """The unit of novelty; None where there is none, which is said."""
+        """Return the unit of novelty; None where there is none, which is said."""
         if not len(self.real.held_out):
             return None
         try:
