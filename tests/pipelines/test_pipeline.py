@@ -175,6 +175,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "half a class": ({"class_labels": 1.5}, "classes are the numbers 0 to 9"),
     "a prompt": ({"prompt": "a cat"}, "reads no text"),
     "embeddings of a text": ({"prompt_embeds": torch.zeros(1, 7, 24)}, "reads no text"),
+    "a text to lead away from": ({"negative_prompt": "a dog"}, "negative_prompt was given, but this network reads no"),
     "embeddings of the empty text": ({"negative_prompt_embeds": torch.zeros(1, 7, 24)}, "reads no text"),
     "half a seed of torch's": ({"seeds": torch.tensor([0.5])}, "seeds are"),
     "half a seed of NumPy's": ({"seeds": np.float32(0.5)}, "seeds are"),
@@ -190,6 +191,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an interval without guidance": ({"guidance_interval": (0, 1)}, "guidance_scale is 1, which is no guidance"),
     "a rescaling without guidance": ({"guidance_rescale": 0.5}, "guidance_scale is 1, which is no guidance"),
     "an interval that is none": ({"guidance_scale": 2, "guidance_interval": (3, 1)}, "0 <= low < high"),
+    "an interval of no step": ({"guidance_scale": 2, "guidance_interval": (1e9, 2e9)}, "none of them in it"),
     "too much rescaling": ({"guidance_scale": 2, "guidance_rescale": 1.5}, "a share from 0 to 1"),
     "no steps": ({"num_inference_steps": 0}, "steps is 0"),
     "too many steps": ({"num_inference_steps": 1001}, "steps is 1001"),
@@ -198,6 +200,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a tensor for callbacks": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "there is 'latents'"),
     "a strength of nothing": ({"strength": 0.5}, "strength was given without an image"),
     "a mask of nothing": ({"mask_image": HALF}, "mask_image was given without an image"),
+    "a mask of 0 and 1": ({"image": PHOTO, "mask_image": Image.fromarray(np.asarray(HALF) // 255)}, "black all over"),
     "no strength": ({"image": PHOTO, "strength": 0.0}, "above 0 and at most 1"),
     "an image of other proportions": ({"image": Image.new("L", (8, 16))}, "crop it to the same proportions"),
     "an image beyond the range": ({"image": torch.full((1, 8, 8), -1.0)}, "have values in"),
@@ -205,7 +208,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a name for an image": ({"image": "cat.png"}, "image is str; give a PIL image"),
     "two images of one": ({"image": [PHOTO, PHOTO]}, "image is 2 pictures; 1 seeds take 1 or 1"),
     "noise of another shape": ({"latents": torch.zeros(1, 1, 4, 4)}, "one for each seed is"),
-    "no height": ({"height": 0}, "height is 0; it must be at least 1"),
+    "a width of no image": ({"width": 2**16 + 1}, "width is 65537"),
+    "noise that is not finite": ({"latents": torch.full((1, 1, 8, 8), float("nan"))}, "latents has values"),
+    "no height": ({"height": 0}, "height is 0; it must be from 1 to 65536"),
 }  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def test_a_sample_of_another_shape_is_named(tmp_path: Path, capsys: pytest.Captu
     write_samples(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "000007.png")
     assert main(["--samples", str(tmp_path)]) == 2
-    assert "sample 7 has the shape (C, H, W) (3, 8, 8), the real images have (1, 8, 8)" in capsys.readouterr().err
+    assert "000007.png has the shape (C, H, W) (3, 8, 8), the real images have (1, 8, 8)" in capsys.readouterr().err
 
 
 def test_novelty_is_one_for_unseen_images_and_zero_for_copies() -> None:

@@ -234,7 +234,7 @@ def test_a_checkpoint_is_judged_by_what_it_draws_and_all_of_them_make_a_curve(
     assert {path: path.stat().st_mtime_ns for path in made} == made  # what was drawn stays
     assert main(["--checkpoint", str(run), "--all-checkpoints", "--metric", "novelty", "--real",
                  str(folder), "--extractor", "digits", *drawing]) == 2  # fmt: skip
-    assert "--metric novelty was not measured: there are step, samples" in capsys.readouterr().err
+    assert "--metric novelty needs a --config with real images that are held out" in capsys.readouterr().err
 
 
 def test_averages_of_widths_are_judged_and_their_curve_is_drawn(

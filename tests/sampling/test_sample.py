@@ -102,7 +102,7 @@ def test_images_made_otherwise_are_not_mixed(run: Path, tmp_path: Path, capsys: 
         assert draw(run, tmp_path, "--seeds", "0-1", *more) == 2
         error = capsys.readouterr().err
         assert message in error
-        assert "Give another --out" in error
+        assert "give another folder, or delete it" in error
 
 
 def test_images_from_elsewhere_are_not_taken_for_samples(
@@ -398,7 +398,7 @@ def test_strips_and_animations_show_the_way_from_noise_and_from_seed_to_seed(run
         (["--strength", "0.5"], "it is for --image FILE"),
         (["--mask", "x.png"], "it is for --image FILE"),
         (["--image", "x.png", "--strength", "1.5"], "is not a share above 0 and up to 1"),
-        (["--guidance-rescale", "0.5"], "guidance_scale is 1, which is no guidance"),
+        (["--guidance-rescale", "0.5"], "--guidance-scale is 1, which is no guidance"),
         (["--guidance-scale", "2", "--guidance-interval", "3", "1"], "0 <= low < high"),
         (["--guidance-scale", "nan"], "is not a finite number"),
         (["--interpolate", "5"], "--seeds of two images or more"),

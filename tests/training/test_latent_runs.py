@@ -232,10 +232,17 @@ def test_a_text_network_is_fine_tuned_into_a_stable_diffusion_pipeline(text_conf
     from unetgn.pipelines.sampling import make_sampling_scheduler
 
     pipeline.scheduler = make_sampling_scheduler("ddim", pipeline.scheduler, 4)
-    image = pipeline(
-        "a cat", guidance_scale=3.0, num_inference_steps=4, generator=torch.Generator().manual_seed(5)
-    ).images[0]
+    settings = {"guidance_scale": 3.0, "num_inference_steps": 4}
+    image = pipeline("a cat", **settings, generator=torch.Generator().manual_seed(5)).images[0]
     assert abs(np.asarray(image).astype(int) - cat).max() <= 1
+    assert draw([*line, "--out", str(tmp_path / "not"), "--prompts", "a cat", "--negative-prompt", "dog"]) == 0
+    led_away = pixels(tmp_path / "not" / "000005.png")
+    assert not np.array_equal(led_away, cat)
+    expected = pipeline("a cat", negative_prompt="dog", **settings, generator=torch.Generator().manual_seed(5)).images[
+        0
+    ]
+    assert abs(np.asarray(expected).astype(int) - led_away).max() <= 1
+    assert draw([*line, "--out", str(tmp_path / "not"), "--prompts", "a cat"]) == 2  # of another request
 
 
 def test_fine_tuning_begins_with_the_loss_of_the_network_that_it_begins_with(

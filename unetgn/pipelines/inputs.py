@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+MOST_SIDE = 2**16  # pixels of an image's height or width
 GREY_WITHIN = 2  # shades of 255 by which the channels of grey may part
 
 
@@ -63,9 +64,9 @@ def image_size(
         if size is None and trained is None:
             raise ValueError("this network has no sample_size: give height and width")
         pixels = size if size is not None else (trained or 0) * factor
-        if pixels < 1 or pixels % factor:
+        if not 1 <= pixels <= MOST_SIDE or pixels % factor:
             multiple = f", and a multiple of the autoencoder's {factor}" if factor > 1 else ""
-            raise ValueError(f"{name} is {pixels}; it must be at least 1{multiple}")
+            raise ValueError(f"{name} is {pixels}; it must be from 1 to {MOST_SIDE}{multiple}")
         sizes.append(pixels)
     return sizes[0], sizes[1]
 
@@ -80,12 +81,19 @@ def read_images(image: Any, size: tuple[int, int], channels: int, count: int) ->
 def read_mask(mask: Any, size: tuple[int, int], count: int) -> Tensor:
     """Return a mask for all or one each as (1 or count, 1, H, W): 1 where it is white, 0 where it is black.
 
-    Raises ValueError for a palette of colours, whose numbers mean something else, such as classes.
+    Raises ValueError for a palette of colours, whose numbers mean something else, such as classes, and for a mask
+    that is black all over.
     """
     for one in mask if isinstance(mask, (list, tuple)) else [mask]:
         if isinstance(one, Image.Image):
             check_palette(one, "mask_image")
-    return (_read(mask, size, count, "mask_image", "L") >= 0.5).float()
+    found = (_read(mask, size, count, "mask_image", "L") >= 0.5).float()
+    if not found.flatten(1).any(1).all():
+        raise ValueError(
+            "mask_image is black all over, so that nothing would be drawn: white is where to draw, 255 (or 1.0 of "
+            "floats)"
+        )
+    return found
 
 
 def check_palette(mask: Image.Image, name: str) -> None:
@@ -144,7 +152,7 @@ def _to_tensor(image: Any, size: tuple[int, int], name: str, mode: str) -> Tenso
         white = np.iinfo(image.dtype).max if image.dtype in (np.uint8, np.uint16) else 1
         array = image.astype(np.float32) / white
         pixels = torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
-    elif isinstance(image, Tensor):
+    elif isinstance(image, Tensor) and not image.is_complex():
         white = torch.iinfo(image.dtype).max if image.dtype in (torch.uint8, torch.uint16) else 1
         pixels = image.float() / white
         pixels = pixels if pixels.ndim == 3 else pixels[None]

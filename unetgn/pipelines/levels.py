@@ -120,3 +120,12 @@ class EDMLevels(NoiseLevels):
 def levels_of(scheduler: Any) -> NoiseLevels:
     """Return the levels of a scheduler that is set to its steps, which changes what it is to be given."""
     return EDMLevels(scheduler) if type(scheduler).__name__ in EDM else NoiseLevels(scheduler)
+
+
+def shares_of(scheduler: Any) -> Tensor:
+    """Return the shares of the image's variance at the steps of a scheduler that is set to them, in no order."""
+    kept = [getattr(scheduler, name).double() for name in ("sigmas", "sigmas_interpol") if hasattr(scheduler, name)]
+    if not kept:
+        return scheduler.alphas_cumprod[scheduler.timesteps.long()].double()
+    sigmas = torch.cat(kept)
+    return 1 / (1 + sigmas[sigmas > 0] ** 2)

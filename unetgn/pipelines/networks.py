@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .arguments import as_number, told
 from .sampling import plain
 
 
@@ -29,6 +30,8 @@ class NetworkFacts:
     reads_text: bool
     captions_only: bool = False
     """Says that it met no empty text in training."""
+    text_widths: frozenset[int] = frozenset()
+    """Widths of the texts that it reads; none where they are not known."""
     multiple: int = 1
     """Divides height and width of all that it can make."""
 
@@ -51,21 +54,29 @@ class NetworkFacts:
             return None
         if self.num_classes is None:
             raise ValueError("class_labels were given, but this network was trained without classes: leave them out")
-        numbers = [int(label) for label in labels]
-        wrong = [label for label, number in zip(labels, numbers, strict=True)
-                 if number != label or isinstance(label, bool) or not 0 <= number < self.num_classes]  # fmt: skip
+        numbers = [as_number(label) for label in labels]
+        wrong = [label for label, number in zip(labels, numbers, strict=True) if number not in range(self.num_classes)]
         if wrong:
             raise ValueError(
-                f"class_labels has {wrong[0]!r}; this network's classes are the numbers 0 to {self.num_classes - 1}"
+                f"class_labels has {told(wrong[0])}; this network's classes are the numbers 0 to {self.num_classes - 1}"
             )
-        return numbers
+        return [int(number) for number in numbers if number is not None]
 
     def check_texts(self, prompt: bool, embeds: bool) -> None:
         """Raise ValueError where texts are missing, or given to a network that reads none."""
         if not self.reads_text and (prompt or embeds):
-            raise ValueError("a prompt was given, but this network reads no text: leave it out")
+            given = "prompt" if prompt else "prompt_embeds"
+            raise ValueError(f"{given} was given, but this network reads no text: leave it out")
         if self.reads_text and prompt == embeds:
             raise ValueError("this network reads text: give prompt=… (or prompt_embeds=…, but not both)")
+
+    def check_width(self, width: int) -> None:
+        """Raise ValueError where the network reads no texts that are so wide."""
+        if self.text_widths and width not in self.text_widths:
+            raise ValueError(
+                f"the texts are {width} wide, but the network reads texts {sorted(self.text_widths)} wide: give the "
+                "text encoder of its training, or prompt_embeds that it made"
+            )
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raise ValueError where a prompt is empty, and training met no empty ones."""
@@ -114,8 +125,9 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
         unlabelled = (
             condition["null_class_trained"] if condition["null_class"] else condition["missing_class"] == "zeros"
         )
-        attention = config["attention"].get("context_dim")
-        reads_text = _is_some(attention) or (transformer is not None and _is_some(transformer["context_dim"]))
+        widths = _numbers(config["attention"].get("context_dim"))
+        widths |= _numbers(transformer and transformer["context_dim"])
+        reads_text = bool(widths)
         if condition.get("class_embedding", "table") != "table" or condition.get("added_embedding") is not None:
             raise ValueError(
                 "the network is told more than this pipeline gives (condition.class_embedding, "
@@ -129,6 +141,7 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
         num_classes = rows if rows is None or null_class is None else rows - 1
         unlabelled = null_class is not None
         reads_text = any("CrossAttn" in block for block in blocks)
+        widths = _numbers(config.get("encoder_hid_dim") or config.get("cross_attention_dim")) if reads_text else set()
         if "cross_attention_dim" not in config:  # UNet2DModel, which doubles on the way up whatever it halved before
             multiple = 2 ** max(0, len(config.get("down_block_types", ())) - 1)
     return NetworkFacts(
@@ -140,9 +153,12 @@ def facts_of(unet: Any, null_class: int | None) -> NetworkFacts:
         unlabelled=num_classes is None or unlabelled,
         reads_text=reads_text,
         captions_only=ours and reads_text and not config["condition"].get("null_class_trained", True),
+        text_widths=frozenset(widths),
         multiple=multiple,
     )
 
 
-def _is_some(dims: int | Sequence[int | None] | None) -> bool:
-    return any(dim is not None for dim in dims) if isinstance(dims, (list, tuple)) else dims is not None
+def _numbers(dims: int | Sequence[int | None] | None) -> set[int]:
+    """Return the numbers of one for all levels or one each, None where a level has none."""
+    each = dims if isinstance(dims, (list, tuple)) else [dims]
+    return {dim for dim in each if isinstance(dim, int)}

@@ -17,6 +17,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from .arguments import check_texts, told
 from .card import write_card
 from .inputs import read_seeds
 from .levels import EDM
@@ -28,6 +29,7 @@ from .schedulers import class_like, like, training_of
 
 PARTS = (
     "pipeline.py",
+    "arguments.py",
     "card.py",
     "inputs.py",
     "levels.py",
@@ -111,6 +113,7 @@ class UNetPipeline(DiffusionPipeline):
         class_labels: int | Sequence[int] | Tensor | None = None,
         prompt: str | Sequence[str] | None = None,
         prompt_embeds: Tensor | None = None,
+        negative_prompt: str | None = None,
         negative_prompt_embeds: Tensor | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] | None = None,
@@ -131,8 +134,9 @@ class UNetPipeline(DiffusionPipeline):
 
         seeds: numbers from 0 to 2**63 - 1, one image each. All noise of an image comes from a generator of its own.
         class_labels, prompt: one for all images, or one each. Without a label a network with classes draws any.
+        negative_prompt: one for all images, which guidance leads away from (default: the empty one).
         prompt_embeds (N or 1, tokens, width) takes the place of prompt, negative_prompt_embeds (1, tokens, width) that
-        of the empty prompt, which guidance leads away from.
+        of negative_prompt.
         guidance_scale, guidance_interval, guidance_rescale: see `unetgn.pipelines.sampling.Guidance`; scale 1 is off.
         image: what to begin with, one for all or one each: PIL, arrays (H, W, C) or tensors (C, H, W) in [0, 1];
         strength (default 0.8) is the share of the steps that change it. With mask_image, white where to draw,
@@ -143,14 +147,19 @@ class UNetPipeline(DiffusionPipeline):
         callback_on_step_end(pipeline, step, timestep, {"latents": …}) may return {"latents": …} to go on with, and set
         pipeline._interrupt to True, which leaves out the steps that remain: the image is as noisy as it is then.
         Returns an object with `.images`, or a tuple of them where return_dict is False.
-        Raises ValueError before the first step where something does not fit.
+        Raises ValueError, or TypeError for what is of another kind, before the first step where something does not fit.
         """
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(f"callback_on_step_end is {told(callback_on_step_end)}; a function is needed")
+        check_texts("callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs)
+        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or ()
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; there is 'latents'")
         settings = Settings(
             class_labels=class_labels,
             prompt=prompt,
             prompt_embeds=prompt_embeds,
+            negative_prompt=negative_prompt,
             negative_prompt_embeds=negative_prompt_embeds,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,

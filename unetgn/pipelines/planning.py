@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .arguments import check_number, check_pair, check_tensor, check_texts, check_whole
 from .inputs import as_list, image_size, read_images, read_mask
+from .levels import shares_of
 from .networks import NetworkFacts
 from .sampling import Guidance
 from .schedulers import begin_later, set_to_steps
@@ -23,11 +25,15 @@ STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # where none is given
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """Holds what decides on the images beside their seeds; `UNetPipeline.__call__` says what each is."""
+    """Holds what decides on the images beside their seeds; `UNetPipeline.__call__` says what each is.
+
+    Raises TypeError for what is of another kind, and ValueError for a number or noise that is not finite.
+    """
 
     class_labels: int | Sequence[int] | Tensor | None = None
     prompt: str | Sequence[str] | None = None
     prompt_embeds: Tensor | None = None
+    negative_prompt: str | None = None
     negative_prompt_embeds: Tensor | None = None
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None
@@ -40,6 +46,17 @@ class Settings:
     height: int | None = None
     width: int | None = None
     output_type: str = "pil"
+
+    def __post_init__(self) -> None:
+        for name in ("guidance_scale", "guidance_rescale", "strength"):
+            check_number(name, getattr(self, name), optional=name == "strength")
+        for name in ("num_inference_steps", "height", "width"):
+            check_whole(name, getattr(self, name), optional=name != "num_inference_steps")
+        check_pair("guidance_interval", self.guidance_interval)
+        for name in ("prompt_embeds", "negative_prompt_embeds", "latents"):
+            check_tensor(name, getattr(self, name))
+        check_texts("prompt", self.prompt)
+        check_texts("negative_prompt", self.negative_prompt, several=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +96,12 @@ def make_plan(pipeline: Any, seeds: list[int], settings: Settings) -> Plan:
     facts.check_size(*shape[1:])
     if settings.latents is not None and tuple(settings.latents.shape) != (count, *shape):
         raise ValueError(f"latents are {tuple(settings.latents.shape)}; one for each seed is {(count, *shape)}")
+    scheduler = fit_scheduler(pipeline, settings)
+    check_interval(guidance, scheduler)
     return Plan(
         seeds=seeds,
         shape=shape,
-        scheduler=fit_scheduler(pipeline, settings),
+        scheduler=scheduler,
         class_labels=labels,
         null_class=facts.null_class,
         texts=texts,
@@ -102,6 +121,19 @@ def check_output(pipeline: Any, facts: NetworkFacts, output_type: str) -> None:
         raise ValueError(
             f"the network makes {facts.channels} channels, and pictures have 1 (grey) or 3 (RGB): give the "
             "pipeline the vae of its latents, or output_type='np', 'pt' or 'latent'"
+        )
+
+
+def check_interval(guidance: Guidance, scheduler: Any) -> None:
+    """Raise ValueError where guidance is to act in an interval in which no step lies."""
+    if guidance.scale == 1 or guidance.interval is None:
+        return
+    shares = shares_of(scheduler)
+    if not any(guidance.at(share) for share in shares):
+        most, least = (float(((1 - share) / share).sqrt()) for share in (shares.min(), shares.max()))
+        raise ValueError(
+            f"guidance_interval is {guidance.interval}, but the steps begin at noise levels sigma from {most:.3g} to "
+            f"{least:.3g}, none of them in it: give another guidance_interval, or no guidance"
         )
 
 
@@ -133,12 +165,11 @@ def read_start(
 def read_texts(
     pipeline: Any, facts: NetworkFacts, settings: Settings, count: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the texts (count, tokens, width), and the empty one (tokens, width) where guidance leads away from it."""
-    prompt, texts, empty = settings.prompt, settings.prompt_embeds, settings.negative_prompt_embeds
+    """Return the texts (count, tokens, width), and the one (tokens, width) that guidance leads away from, if any."""
+    prompt, texts = settings.prompt, settings.prompt_embeds
     facts.check_texts(prompt is not None, texts is not None)
+    check_negative(facts, settings)
     if not facts.reads_text:
-        if empty is not None:
-            raise ValueError("negative_prompt_embeds were given, but this network reads no text: leave them out")
         return None, None
     reader = pipeline.text_encoder is not None and pipeline.tokenizer is not None
     if prompt is not None:
@@ -148,12 +179,17 @@ def read_texts(
         facts.check_prompts(prompts)
         texts = pipeline.encode_prompt(prompts)
     assert texts is not None
-    if len(texts) not in (1, count):
-        raise ValueError(f"prompt_embeds are of {len(texts)} texts; {count} images take 1 or {count}")
+    if texts.ndim != 3 or len(texts) not in (1, count):
+        raise ValueError(
+            f"prompt_embeds are {tuple(texts.shape)}; (N, tokens, width) of N texts is needed, and {count} images take "
+            f"1 or {count}"
+        )
+    facts.check_width(texts.shape[-1])
+    empty = settings.negative_prompt_embeds
     if empty is None and settings.guidance_scale != 1:
         if not reader:
             raise ValueError("guidance needs negative_prompt_embeds, those of the empty prompt, beside prompt_embeds")
-        empty = pipeline.encode_prompt([""])
+        empty = pipeline.encode_prompt([settings.negative_prompt or ""])
     if empty is not None:
         one = tuple(texts.shape[1:])
         if tuple(empty.shape) not in (one, (1, *one)):
@@ -162,3 +198,19 @@ def read_texts(
             )
         empty = empty.reshape(one)
     return texts.expand(count, -1, -1), empty
+
+
+def check_negative(facts: NetworkFacts, settings: Settings) -> None:
+    """Raise ValueError where a text to lead away from is given, and nothing reads it, or leads away."""
+    given = [name for name in ("negative_prompt", "negative_prompt_embeds") if getattr(settings, name) is not None]
+    if not given:
+        return
+    if not facts.reads_text:
+        raise ValueError(f"{given[0]} was given, but this network reads no text: leave it out")
+    if len(given) > 1:
+        raise ValueError("negative_prompt and negative_prompt_embeds were both given: leave one of them out")
+    if settings.guidance_scale == 1:
+        raise ValueError(
+            f"{given[0]} was given, but guidance_scale is 1, which is no guidance: give another guidance_scale, or "
+            "leave it out"
+        )

@@ -59,6 +59,12 @@ def what_brings(extra: str) -> str:
     return f'-e ".{extra}"' if clone else f'"unetgn{extra}"'
 
 
+def lacks_memory(error: MemoryError | RuntimeError) -> bool:
+    """Return True where an error says that a GPU, or this machine, has no memory left, in torch's words or Python's."""
+    lacking = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return lacking or "can't allocate memory" in str(error)  # of a CPU's torch raises no error of its own
+
+
 def keep_output() -> None:
     """Have output that the terminal has no letters for written with others, and closed streams be none.
 

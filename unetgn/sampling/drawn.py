@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetgn.sampling.sample import parse_arguments, run
+from accelerate import Accelerator
+
+from unetgn.sampling.judge import Ahead
+from unetgn.sampling.options import check_options, make_parser
+from unetgn.sampling.sample import open_drawing, run
 from unetgn.training.average import average
 from unetgn.training.checkpoint import (
     CHECKPOINTS,
@@ -38,20 +43,24 @@ class Drawing:
     autoencoder: Path | None = None
     text_encoder: Path | None = None
 
-    def options(self) -> list[str]:
-        """Write them as sampling/sample.py takes them."""
-        words = []
-        for name, value in vars(self).items():
-            if value is not None:
-                words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [str(value)])]
-        return words
+    def arguments(self, checkpoint: Checkpoint, out: Path) -> argparse.Namespace:
+        """Return them as sampling/sample.py has them, to draw into the folder `out`."""
+        parser = make_parser()
+        parsed = parser.parse_args(["--checkpoint", str(checkpoint.path), "--out", str(out), "--seeds", self.seeds])
+        vars(parsed).update(
+            {name: value for name, value in vars(self).items() if value is not None and name != "seeds"}
+        )
+        check_options(parser, parsed)
+        return parsed
 
     def name(self) -> str:
         """Name what decides the look of an image, for a folder."""
         texts = None if self.prompts is None else hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:8]
+        parts = [*filter(None, (self.autoencoder, self.text_encoder))]
+        paths = parts and hashlib.sha256(" ".join(str(part.resolve()) for part in parts).encode()).hexdigest()[:8]
         named = (self.weights, self.scheduler, self.steps and f"{self.steps}-steps",
                  None if self.guidance_scale is None else f"guidance-{self.guidance_scale}",
-                 texts and f"prompts-{texts}")  # fmt: skip
+                 texts and f"prompts-{texts}", paths and f"parts-{paths}")  # fmt: skip
         return "-".join(part for part in named if part) or "samples"
 
 
@@ -60,9 +69,21 @@ def draw(checkpoint: Checkpoint, drawing: Drawing) -> Path:
 
     Raises what sampling/sample.py raises.
     """
-    out = run_of(checkpoint) / EVALUATION / checkpoint.path.name / drawing.name()
-    run(parse_arguments(["--checkpoint", str(checkpoint.path), "--out", str(out), *drawing.options()]))
+    out = folder_of(checkpoint, drawing)
+    run(drawing.arguments(checkpoint, out))
     return out
+
+
+def folder_of(checkpoint: Checkpoint, drawing: Drawing) -> Path:
+    """Name the folder of a checkpoint's samples."""
+    return run_of(checkpoint) / EVALUATION / checkpoint.path.name / drawing.name()
+
+
+def look_ahead(checkpoint: Checkpoint, drawing: Drawing, accelerator: Accelerator) -> Ahead:
+    """Tell what the samples of a checkpoint will be, without drawing any. Raises what sampling/sample.py raises."""
+    drawn, subjects = open_drawing(drawing.arguments(checkpoint, folder_of(checkpoint, drawing)), accelerator)
+    labelled = all(subject.label is not None for subject in subjects.values())
+    return Ahead(len(subjects), (drawn.channels, *drawn.pixels), labelled=labelled)
 
 
 def make_averages(path: Path, widths: Sequence[float], *, every: bool) -> list[tuple[float, Checkpoint]]:

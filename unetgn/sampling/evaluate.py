@@ -18,23 +18,22 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from unetgn.programs.last_words import last_words, say
+from unetgn.programs.last_words import lacks_memory, last_words, say
 from unetgn.sampling.curve import beside, draw_curve, gather
-from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all, make_averages
+from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all, look_ahead, make_averages
 from unetgn.sampling.extractors import Extractor, ExtractorError, default_name, open_extractor
 from unetgn.sampling.features import default_folder
 from unetgn.sampling.figures import frechet_distance, label_agreement, novelty
-from unetgn.sampling.folder import SamplingError
+from unetgn.sampling.folder import NO_MEMORY, SamplingError
 from unetgn.sampling.judge import Judge, Part, Real
 from unetgn.sampling.judge_options import DEFAULT, make_parser, parse_arguments
-from unetgn.sampling.options import parse_numbers
-from unetgn.sampling.sets import EvaluationError, Pictures, open_samples, read_samples
+from unetgn.sampling.sets import EvaluationError, Pictures, check_shapes, open_samples, read_samples, shape_of
 from unetgn.training.checkpoint import Checkpoint, find_checkpoint, run_of
 from unetgn.training.config_files import load_config
 from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import open_images, split_images
-from unetgn.training.errors import CheckpointError, ConfigError
-from unetgn.training.files import write_json
+from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError
+from unetgn.training.files import check_file, write_json
 from unetgn.training.processes import LONGEST_WAIT, ask_main
 
 __all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "make_parser", "novelty", "read_real",
@@ -73,6 +72,7 @@ def open_real(config: str) -> Real:
 def open_real_set(path: Path) -> Real:
     """Open real images that are a set as samples are; none of them are held out."""
     pictures, labels = open_samples(path)
+    pictures = check_shapes(pictures, shape_of(pictures))
     return Real(
         pictures,
         pictures,
@@ -137,8 +137,12 @@ def start_processes() -> Accelerator:
 def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
     """Go from the parsed arguments to the figures, and the file for them; None on all but the main process."""
     accelerator = start_processes()
+    if (out := parsed.out or (None if parsed.samples is None else beside(parsed.samples))) is not None:
+        ask_main(accelerator, lambda: check_file(out))  # before it is known what to write
     found = [] if parsed.checkpoint is None else ask_main(accelerator, lambda: find(parsed))
     checkpoints, several = [checkpoint for _, checkpoint in found], parsed.all_checkpoints or parsed.widths is not None
+    drawing = Drawing(**{name: value for name in vars(Drawing()) if (value := getattr(parsed, name)) is not None})
+    ahead = look_ahead(checkpoints[-1], drawing, accelerator) if checkpoints else None
     judge = make_judge(
         parsed.config or (str(checkpoints[-1].config_file) if checkpoints else DEFAULT),
         real=parsed.real,
@@ -147,11 +151,10 @@ def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
         kept=parsed.cache,
         accelerator=accelerator,
     )
-    if not checkpoints:
+    if ahead is None:
         figures = judge.judge(parsed.samples)
         return (parsed.out or beside(parsed.samples), figures) if accelerator.is_main_process else None
-    drawing = Drawing(**{name: value for name in vars(Drawing()) if (value := getattr(parsed, name)) is not None})
-    judge.check(len(parse_numbers(drawing.seeds)))
+    judge.check(ahead, parsed.metric)
     rows: list[dict[str, Any]] = []
     for width, checkpoint in found:
         samples = draw(checkpoint, drawing)
@@ -176,8 +179,6 @@ def draw_several(
     What other checkpoints or widths were found to be worth before stands beside them.
     """
     metric, widths = parsed.metric or metric, parsed.widths is not None
-    if metric not in rows[0]:
-        raise EvaluationError(f"--metric {metric} was not measured: there are {', '.join(numbers(rows[0]))}")
     run = run_of(find_checkpoint(parsed.checkpoint))
     rows, left_out = gather(run, drawing.name(), rows, widths=widths)
     for words in left_out:
@@ -233,9 +234,14 @@ def main(arguments: list[str] | None = None) -> int:
         return write(figures, out)
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("evaluate.py", error)
-    except (EvaluationError, SamplingError, CheckpointError, ConfigError, OSError) as error:
+    except (EvaluationError, SamplingError, CheckpointError, ConfigError, RunDirectoryError, OSError) as error:
         say(f"evaluate.py: error: {error}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        say(f"evaluate.py: error: {NO_MEMORY}; what was drawn stays")
+        return 1
     finally:  # C++ may abort a process that leaves its process group to the exit
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

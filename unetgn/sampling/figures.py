@@ -17,6 +17,7 @@ BLOCK = 256  # images that are looked at together
 KEPT = 4096  # images that are kept while others are read past them
 
 Rows = Iterable[np.ndarray]
+Moments = tuple[np.ndarray, np.ndarray]
 
 
 def blocks(rows: Rows, size: int) -> Iterator[np.ndarray]:
@@ -26,7 +27,7 @@ def blocks(rows: Rows, size: int) -> Iterator[np.ndarray]:
         yield np.stack(part)
 
 
-def moments(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def moments(rows: Rows) -> Moments:
     """Compute mean (D,) and covariance (D, D), as numpy.cov does, block by block.
 
     Each block is centred on its own mean (Chan, Golub & LeVeque 1983, The American Statistician 37, 242-247).
@@ -47,7 +48,12 @@ def frechet_distance(first: Rows, second: Rows) -> float:
     |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^½), Dowson & Landau 1982; on Inception features it is the FID (Heusel et al.
     2017, arXiv 1706.08500). Here the vectors are the pixels themselves, in [0, 1].
     """
-    (mean1, one), (mean2, two) = moments(first), moments(second)
+    return distance_of_moments(moments(first), moments(second))
+
+
+def distance_of_moments(first: Moments, second: Moments) -> float:
+    """Compute the same of means (D,) and covariances (D, D)."""
+    (mean1, one), (mean2, two) = first, second
     step = mean1 - mean2
     values, vectors = np.linalg.eigh(one)
     root = vectors * np.sqrt(values.clip(min=0))  # root @ root.T is `one`
@@ -83,13 +89,25 @@ def nearest(rows: Rows, others: Rows) -> np.ndarray:
     return np.concatenate(distances)
 
 
+def distance(rows: Rows, training: Rows) -> float:
+    """Compute the median distance of rows to their nearest training image."""
+    return float(np.median(nearest(rows, training)))
+
+
+def spacing(training: Rows, held_out: Rows) -> float:
+    """Compute the distance of real held-out images, the unit of novelty.
+
+    Raises ValueError where the held-out images are copies themselves, half of them or more.
+    """
+    if (unit := distance(held_out, training)) == 0:
+        raise ValueError("half of the held-out images or more are also among the training images")
+    return unit
+
+
 def novelty(samples: Rows, training: Rows, held_out: Rows) -> float:
     """Compute the median distance of samples to their nearest training image, over that of real held-out images.
 
-    1: as far from the training images as unseen real ones are; near 0: the samples are copies. Raises ValueError where
-    the held-out images are copies themselves, half of them or more.
+    1: as far from the training images as unseen real ones are; near 0: the samples are copies. Raises ValueError as
+    `spacing` does.
     """
-    unit = np.median(nearest(held_out, training))
-    if unit == 0:
-        raise ValueError("half of the held-out images or more are also among the training images")
-    return float(np.median(nearest(samples, training)) / unit)
+    return distance(samples, training) / spacing(training, held_out)

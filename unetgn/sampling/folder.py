@@ -31,6 +31,9 @@ PER_FOLDER = PER_SHARD = 1000  # images
 BLOCK = 4096  # bytes that a small file takes on most disks
 
 
+NO_MEMORY = "the memory does not hold so many images at a time: give a smaller --batch-size, or smaller images"
+
+
 class SamplingError(Exception):
     """Says that what was asked for cannot be sampled, why, and what would do."""
 
@@ -53,6 +56,7 @@ class Request:
     mask: str | None = None  # likewise, of what is drawn anew
     strength: float | None = None
     precision: str | None = None  # None is fp32
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def check_request(out: Path, request: Request, subjects: dict[int, Subject]) -> 
         if seed in there and there[seed][key] != subject[key]
     ]
     if differences:
-        raise SamplingError(f"{out} holds images made otherwise: {'; '.join(differences[:4])}. Give another --out")
+        raise SamplingError(
+            f"{out} holds images made otherwise: {'; '.join(differences[:4])}: give another folder, or delete it"
+        )
     return {**now, "subjects": there | now["subjects"]}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,24 @@ from accelerate import Accelerator
 from unetgn.programs.last_words import say
 from unetgn.sampling.extractors import Extractor
 from unetgn.sampling.features import compute_features, kept_features
-from unetgn.sampling.figures import agreement, fit_classifier, frechet_distance, novelty
+from unetgn.sampling.figures import (
+    Moments,
+    agreement,
+    distance,
+    distance_of_moments,
+    fit_classifier,
+    moments,
+    spacing,
+)
 from unetgn.sampling.metrics import NEIGHBOUR, measure
-from unetgn.sampling.sets import EvaluationError, Pictures, check_shapes, open_samples
+from unetgn.sampling.sets import EvaluationError, Pictures, check_shape, check_shapes, open_samples, shape_of
+from unetgn.training.processes import ask_main
 
+MEASURED = ("fid", "kid", "precision", "recall")  # of features
+NEEDED = {
+    "label_agreement": "samples of classes, and a --config whose images are of several",
+    "novelty": "a --config with real images that are held out, and are no copies of others",
+}
 FITTED = 5000  # real images that the classifier is fitted to at most
 
 Part = Literal["held_out", "training", "all"]
@@ -38,6 +53,17 @@ class Real:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """Tells what samples will be that are not drawn yet."""
+
+    count: int
+    shape: tuple[int, ...]
+    """(C, H, W) of each."""
+    labelled: bool
+    """Says whether they are of classes."""
+
+
+@dataclass(frozen=True)
 class Judge:
     """Compares sets of samples with the same real images, in the same features."""
 
@@ -50,15 +76,58 @@ class Judge:
     kept: Path
     """Folder where features of real images are kept."""
 
-    def check(self, count: int) -> None:
-        """Raise EvaluationError where `count` samples like the real images could not be judged. None need be there."""
-        if self.extractor is None:
-            if count < 2:
-                raise EvaluationError(f"there are {count} samples; a distribution needs several")
-        elif count <= NEIGHBOUR:
-            raise EvaluationError(f"there are {count} samples; {NEIGHBOUR + 1} or more are needed")
-        else:
+    def check(self, ahead: Ahead, metric: str | None = None) -> None:
+        """Raise EvaluationError where samples could not be judged, or not in `metric`. None need be there.
+
+        Figures of the real images alone are computed, and kept for `judge`.
+        """
+        least = 2 if self.extractor is None else NEIGHBOUR + 1
+        if ahead.count < least:
+            raise EvaluationError(f"there are {ahead.count} samples; {least} or more are needed")
+        ask_main(self.accelerator, lambda: self._check_real(ahead, metric))
+        if self.extractor is not None:
             kept_features(self.extractor, self._reference()[0], self.accelerator, folder=self.kept)
+
+    def _check_real(self, ahead: Ahead, metric: str | None) -> None:
+        check_shape("what the checkpoint draws", ahead.shape, shape_of(self.real.all))
+        there = self.figures(labelled=ahead.labelled)
+        if metric is not None and metric not in there:
+            needed = NEEDED.get(metric, "an --extractor")
+            raise EvaluationError(f"--metric {metric} needs {needed}; without, there are {', '.join(there)}")
+        _ = self._real_moments  # which reads every real image
+
+    def figures(self, *, labelled: bool) -> list[str]:
+        """Name the figures that can be measured of samples, of classes or not; on the main process."""
+        return [
+            *(["label_agreement"] if labelled and self._has_classes else []),
+            "frechet_distance",
+            *(["novelty"] if self._unit is not None else []),
+            *(MEASURED if self.extractor is not None else []),
+        ]
+
+    @cached_property
+    def _fitted(self) -> Pictures:
+        return spread(self.real.training, FITTED)
+
+    @cached_property
+    def _has_classes(self) -> bool:
+        classes = self.real.labels(self._fitted)
+        return bool(classes.min() >= 0 and len(set(classes)) > 1)
+
+    @cached_property
+    def _real_moments(self) -> Moments:
+        return moments(self.real.all)
+
+    @cached_property
+    def _unit(self) -> float | None:
+        """Return the unit of novelty; None where there is none, which is said."""
+        if not len(self.real.held_out):
+            return None
+        try:
+            return spacing(self.real.training, self.real.held_out)
+        except ValueError as error:
+            say(f"evaluate.py: novelty is left out: {error}; give a --config whose images differ")
+            return None
 
     def judge(self, samples: Path) -> dict[str, Any]:
         """Compute the figures of a set, with the number of samples; on all but the main process only its share.
@@ -66,7 +135,7 @@ class Judge:
         Figures of real images, which are what samples could reach, end in _of_real. Raises EvaluationError.
         """
         pictures, labels = open_samples(samples)
-        pictures = check_shapes(pictures, self.real.all)
+        pictures = check_shapes(pictures, shape_of(self.real.all))
         metrics = {} if self.extractor is None else self._metrics(self.extractor, pictures)
         if not self.accelerator.is_main_process:
             return {}
@@ -109,19 +178,15 @@ class Judge:
 
     def _pixels(self, pictures: Pictures, labels: np.ndarray) -> dict[str, float]:
         real, figures = self.real, {}
-        fitted = spread(real.training, FITTED)
-        classes = real.labels(fitted)
-        if labels.min() >= 0 and classes.min() >= 0 and len(set(classes)) > 1:
-            classifier = fit_classifier(np.stack(list(fitted)), classes)
+        there = self.figures(labelled=bool(labels.min() >= 0))
+        if "label_agreement" in there:
+            classifier = fit_classifier(np.stack(list(self._fitted)), real.labels(self._fitted))
             figures["label_agreement"] = agreement(classifier, pictures, labels)
             if len(real.held_out):
                 figures["label_agreement_of_real"] = agreement(classifier, real.held_out, real.labels(real.held_out))
-        figures["frechet_distance"] = frechet_distance(pictures, real.all)
-        if len(real.held_out):
-            try:
-                figures["novelty"] = novelty(pictures, real.training, real.held_out)
-            except ValueError as error:
-                say(f"evaluate.py: novelty is left out: {error}; give a --config whose images differ")
+        figures["frechet_distance"] = distance_of_moments(moments(pictures), self._real_moments)
+        if self._unit is not None:
+            figures["novelty"] = distance(pictures, real.training) / self._unit
         return figures
 
 

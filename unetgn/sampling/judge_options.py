@@ -7,7 +7,7 @@ from typing import get_args
 
 from unetgn.sampling.drawn import Drawing
 from unetgn.sampling.judge import Part
-from unetgn.sampling.options import above_zero, add_parts, parse_numbers
+from unetgn.sampling.options import above_zero, add_parts, finite, parse_seeds, scheduler_name
 from unetgn.training.files import user_path
 
 DEFAULT = "digits8_ddpm"
@@ -61,10 +61,10 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--metric", choices=CURVES, help="what the curve shows (default: fid)")
     drawing = parser.add_argument_group("what --checkpoint draws, as sampling/sample.py")
     drawing.add_argument("--seeds", type=seeds_as_text, help="one image each, as in 0-63 or 0,5,8-9 (default: 0-999)")
-    drawing.add_argument("--scheduler", metavar="NAME")
+    drawing.add_argument("--scheduler", type=scheduler_name, metavar="NAME")
     drawing.add_argument("--steps", type=int)
     drawing.add_argument("--batch-size", type=above_zero)
-    drawing.add_argument("--guidance-scale", type=float)
+    drawing.add_argument("--guidance-scale", type=finite)
     drawing.add_argument("--prompts", nargs="+", metavar="TEXT")
     drawing.add_argument("--weights", choices=("ema", "raw"))
     add_parts(drawing)
@@ -95,5 +95,5 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
 
 def seeds_as_text(text: str) -> str:
     """Return a list of seeds as it was given. Raises argparse.ArgumentTypeError for what is none."""
-    parse_numbers(text)
+    parse_seeds(text)
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,20 @@ from unetgn.training.data.images import shorten
 from unetgn.training.files import user_path
 
 DEFAULT_STRENGTH, DEFAULT_MASKED_STRENGTH = 0.8, 1.0
-MOST_FRAMES = 1000
+MOST_SEEDS, MOST_FRAMES = 10**7, 1000
+# What the pipeline's messages call an option.
+ARGUMENTS = {
+    r"height and width": "--image-size",
+    r"height|width": "--image-size",
+    r"mask_image": "--mask",
+    r"class_labels": "--class-labels",
+    r"guidance_scale": "--guidance-scale",
+    r"guidance_interval": "--guidance-interval",
+    r"guidance_rescale": "--guidance-rescale",
+    r"negative_prompt": "--negative-prompt",
+    r"^image\b": "--image",
+    r"^strength\b": "--strength",
+}
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -28,6 +42,29 @@ def scheduler_name(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def as_options(message: str) -> str:
+    """Write what a pipeline says of its arguments with the options in their place."""
+    for argument, option in ARGUMENTS.items():
+        message = re.sub(rf"(?<![-\w])(?:{argument})(?!\w)", option, message)
+    return message
+
+
+def finite(text: str) -> float:
+    """Parse a finite number. Raises argparse.ArgumentTypeError for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return number
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse the seeds of as many images as one request may ask for, as `parse_numbers` does."""
+    return parse_numbers(text, at_most=MOST_SEEDS)
 
 
 def parse_numbers(text: str, *, at_most: int | None = None) -> list[int]:
@@ -85,7 +122,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
         prog="sample.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_network_options(parser, batch_size=64)
-    parser.add_argument("--seeds", type=parse_numbers, required=True, help="one image each, as in 0-63 or 0,5,8-9")
+    parser.add_argument("--seeds", type=parse_seeds, required=True, help="one image each, as in 0-63 or 0,5,8-9")
     parser.add_argument(
         "--out", type=user_path, required=True, help="folder for 000000.png …, grid.png and samples.csv"
     )
@@ -98,7 +135,12 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="for networks that read text; cycled likewise")
     parser.add_argument(
-        "--guidance-scale", type=float, default=1.0, help="uncond + W·(cond - uncond); 1 (default) is off"
+        "--negative-prompt",
+        metavar="TEXT",
+        help="what guidance leads away from, of networks that read text (default: the empty text)",
+    )
+    parser.add_argument(
+        "--guidance-scale", type=finite, default=1.0, help="uncond + W·(cond - uncond); 1 (default) is off"
     )
     parser.add_argument(
         "--guidance-interval",
@@ -159,7 +201,9 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="also write interpolation.png and an "
         "animation: from each seed to the next in so many pictures, as the first one's class",
     )
-    parser.add_argument("--animation", choices=("gif", "webp"), default="gif", help="format (default: gif)")
+    parser.add_argument(
+        "--animation", choices=("gif", "webp"), help="format of --strip's and --interpolate's (default: gif)"
+    )
     parser.add_argument(
         "--webdataset",
         action="store_true",
@@ -183,13 +227,15 @@ def parse_arguments(arguments: list[str] | None, description: str | None = None)
 
 def check_options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
     """Raise SystemExit, with what would be right, where options contradict each other or are out of range."""
-    if not math.isfinite(parsed.guidance_scale):
-        parser.error(f"argument --guidance-scale: {parsed.guidance_scale} is not a finite number")
     try:
         interval = parsed.guidance_interval and (parsed.guidance_interval[0], parsed.guidance_interval[1])
         Guidance(parsed.guidance_scale, interval, parsed.guidance_rescale)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(as_options(str(error)))
+    if parsed.negative_prompt is not None and parsed.guidance_scale == 1:
+        parser.error(
+            "argument --negative-prompt: guidance leads away from it, and --guidance-scale is 1, which is none"
+        )
     for name in ("strength", "mask"):
         if getattr(parsed, name) is not None and parsed.image is None:
             parser.error(f"argument --{name}: it is for --image FILE, which was not given")
@@ -205,8 +251,9 @@ def check_options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -
             parser.error("argument --interpolate: it leads from one noise to another, and --image begins with neither")
         if (frames := (len(parsed.seeds) - 1) * (parsed.interpolate - 1) + 1) > MOST_FRAMES:
             parser.error(f"argument --interpolate: that makes {frames} frames; {MOST_FRAMES} at most")
-    if parsed.animation != "gif" and not parsed.strip and parsed.interpolate is None:
+    if parsed.animation is not None and not parsed.strip and parsed.interpolate is None:
         parser.error("argument --animation: there is none without --strip or --interpolate")
+    parsed.animation = parsed.animation or "gif"
     if parsed.animation == "webp" and not features.check("webp"):
         parser.error("argument --animation: Pillow was built without WebP here; gif will do")
 

@@ -20,9 +20,10 @@ from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.inputs import check_palette
 from unetgn.pipelines.planning import Settings
 from unetgn.pipelines.schedulers import default_name, set_to_steps
-from unetgn.programs.last_words import last_words, say
+from unetgn.programs.last_words import lacks_memory, last_words, say
 from unetgn.programs.parent import stop_with_parent
 from unetgn.sampling.folder import (
+    NO_MEMORY,
     Request,
     SamplingError,
     Subject,
@@ -33,7 +34,14 @@ from unetgn.sampling.folder import (
     missing,
     write_summary,
 )
-from unetgn.sampling.options import choose_subjects, make_parser, parse_arguments, parse_classes, parse_numbers
+from unetgn.sampling.options import (
+    as_options,
+    choose_subjects,
+    make_parser,
+    parse_arguments,
+    parse_classes,
+    parse_numbers,
+)
 from unetgn.sampling.progress import Progress
 from unetgn.sampling.strips import write_interpolation, write_strip
 from unetgn.sampling.trained import Trained, load_trained, open_autoencoder, open_pipeline, open_text_encoder
@@ -71,6 +79,12 @@ class Drawing:
         """Return (H, W) of the images."""
         return self.size[0] * self.pipeline.vae_scale_factor, self.size[1] * self.pipeline.vae_scale_factor
 
+    @property
+    def channels(self) -> int:
+        """Return the channels of the images."""
+        vae = self.pipeline.vae
+        return self.shape[0] if vae is None else int(vae.config.out_channels)
+
     def check(self, subjects: dict[int, Subject]) -> None:
         """Raise SamplingError where anything does not fit the network, before a folder is made or changed."""
         try:
@@ -81,7 +95,7 @@ class Drawing:
         try:
             self.pipeline.plan([seed], self.settings([subject]))
         except ValueError as error:
-            raise SamplingError(str(error)) from error
+            raise SamplingError(as_options(str(error))) from error
 
     def settings(self, subjects: Sequence[Subject]) -> Settings:
         """Say for the pipeline how images of subjects are drawn."""
@@ -91,6 +105,7 @@ class Drawing:
         return Settings(
             class_labels=labels or None,
             prompt=None if subjects[0].prompt is None else [subject.prompt or "" for subject in subjects],
+            negative_prompt=request.negative_prompt,
             guidance_scale=request.guidance_scale,
             guidance_interval=None if low_high is None else (low_high[0], low_high[1]),
             guidance_rescale=request.guidance_rescale or 0.0,
@@ -149,7 +164,8 @@ def prepare(
     arguments: argparse.Namespace, trained: Trained, subjects: dict[int, Subject], accelerator: Accelerator
 ) -> Drawing:
     """Make of the arguments what draws the subjects. Raises SamplingError where they do not fit the network."""
-    trained.check_guidance(arguments.guidance_scale, "--guidance-scale", prompts=arguments.prompts)
+    read = [*arguments.prompts, arguments.negative_prompt or ""] if arguments.prompts else None
+    trained.check_guidance(arguments.guidance_scale, "--guidance-scale", prompts=read)
     given = arguments.image_size or trained.unet.config.sample_size
     size = list(given) if isinstance(given, (list, tuple)) else given
     if isinstance(size, list) and size[0] == size[-1]:
@@ -157,7 +173,7 @@ def prepare(
     if size is None:
         raise SamplingError("this network has no model.sample_size: give --image-size")
     autoencoder = open_autoencoder(trained, arguments.autoencoder)
-    text_encoder = open_text_encoder(trained, arguments.text_encoder, arguments.prompts)
+    text_encoder = open_text_encoder(trained, arguments.text_encoder, arguments.prompts, arguments.negative_prompt)
     image, image_digest = read_picture(arguments.image, "--image")
     mask, mask_digest = read_picture(arguments.mask, "--mask")
     interval = arguments.guidance_interval
@@ -176,6 +192,7 @@ def prepare(
         mask=mask_digest,
         strength=arguments.strength,
         precision=None if arguments.precision == "fp32" else arguments.precision,
+        negative_prompt=arguments.negative_prompt,
     )
     pipeline = open_pipeline(trained, autoencoder, text_encoder)
     try:
@@ -185,15 +202,16 @@ def prepare(
     pipeline.set_progress_bar_config(disable=True)
     drawing = Drawing(pipeline, request, image, mask)
     drawing.check(subjects)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
-    trained.unet.to(dtype)
-    pipeline.to(accelerator.device)
+    pipeline.to(accelerator.device)  # before the precision, of which diffusers says that a CPU has it not
+    trained.unet.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision])
     return drawing
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Go from the parsed arguments to the folder of images."""
-    accelerator, out = Accelerator(cpu=not torch.accelerator.is_available()), arguments.out
+def open_drawing(arguments: argparse.Namespace, accelerator: Accelerator) -> tuple[Drawing, dict[int, Subject]]:
+    """Make what draws, and what it is to draw, of the parsed arguments. Draws nothing, and changes no folder.
+
+    Raises SamplingError, CheckpointError or ConfigError where they do not fit the checkpoint or each other.
+    """
     checkpoint = ask_main(accelerator, lambda: find_checkpoint(arguments.checkpoint))  # verified once, for all
     trained = load_trained(checkpoint, arguments.weights)
     subjects = choose_subjects(
@@ -203,7 +221,13 @@ def run(arguments: argparse.Namespace) -> None:
         trained.unet.config.num_classes,
         names=trained.class_names,
     )
-    drawing = prepare(arguments, trained, subjects, accelerator)
+    return prepare(arguments, trained, subjects, accelerator), subjects
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Go from the parsed arguments to the folder of images."""
+    accelerator, out = Accelerator(cpu=not torch.accelerator.is_available()), arguments.out
+    drawing, subjects = open_drawing(arguments, accelerator)
     folder = RunDirectory(out)
 
     def take() -> None:
@@ -239,6 +263,11 @@ def main(arguments: list[str] | None = None) -> int:
         return last_words("sample.py", error)
     except OSError as error:  # a folder that may not be written, a full disk
         say(f"sample.py: {error}; the images that were made stay")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        say(f"sample.py: error: {NO_MEMORY}; the images that were made stay")
         return 1
     finally:  # C++ may abort a process that leaves its process group to the exit
         if torch.distributed.is_initialized():

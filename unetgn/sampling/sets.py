@@ -40,6 +40,8 @@ class Pictures:
     read: Callable[[int], np.ndarray]
     """Reads image n as (C, H, W) in [0, 1]."""
     numbers: Sequence[int] | np.ndarray
+    named: Callable[[int], str] = "image {}".format
+    """Says which image n is, for messages."""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -56,7 +58,7 @@ class Pictures:
 
     def part(self, places: slice | np.ndarray) -> Pictures:
         """Return those of the images that stand at these places."""
-        return Pictures(self.read, np.asarray(self.numbers)[places])
+        return Pictures(self.read, np.asarray(self.numbers)[places], self.named)
 
 
 def open_samples(path: Path) -> tuple[Pictures, np.ndarray]:
@@ -107,7 +109,10 @@ def open_listed(folder: Path) -> tuple[Pictures, np.ndarray]:
             ) from error
         return image
 
-    return Pictures(read, range(len(rows))), np.array([label for _, label in rows])
+    def named(number: int) -> str:
+        return str(folder / rows[number][0])
+
+    return Pictures(read, range(len(rows)), named), np.array([label for _, label in rows])
 
 
 def file_below(name: str) -> str:
@@ -145,7 +150,14 @@ def open_folder(folder: Path) -> tuple[Pictures, np.ndarray]:
             f"{folder} holds no samples.csv: make samples with sampling/sample.py --out {folder}; nor does it hold "
             "images, which would be taken as they are"
         )
-    return Pictures(lambda number: decode(files[number], files[number]), range(len(files))), without_labels(len(files))
+
+    def read(number: int) -> np.ndarray:
+        return decode(files[number], files[number])
+
+    def named(number: int) -> str:
+        return plain(str(files[number]))
+
+    return Pictures(read, range(len(files)), named), without_labels(len(files))
 
 
 def open_archive(file: Path) -> tuple[Pictures, np.ndarray]:
@@ -189,7 +201,11 @@ def open_tars(files: Sequence[Path]) -> tuple[Pictures, np.ndarray]:
             shard.seek(start)
             return decode(shard.read(length), name)
 
-    return Pictures(read, range(len(members))), np.array([classes.get(name, -1) for *_, name in members], dtype=int)
+    def named(number: int) -> str:
+        return plain(members[number][3])
+
+    labels = np.array([classes.get(name, -1) for *_, name in members], dtype=int)
+    return Pictures(read, range(len(members)), named), labels
 
 
 def decode(source: Path | bytes, name: object) -> np.ndarray:
@@ -206,16 +222,23 @@ def without_labels(count: int) -> np.ndarray:
     return np.full(count, -1)
 
 
-def check_shapes(pictures: Pictures, real: Pictures) -> Pictures:
-    """Return `pictures` so that reading one of another shape than real images have is an EvaluationError."""
-    shape = real.read(int(real.numbers[0])).shape
+def shape_of(pictures: Pictures) -> tuple[int, ...]:
+    """Return the shape (C, H, W) of the first of the pictures."""
+    return pictures.read(int(pictures.numbers[0])).shape
+
+
+def check_shape(what: str, shape: tuple[int, ...], real: tuple[int, ...]) -> None:
+    """Raise EvaluationError where `what` has another shape (C, H, W) than real images."""
+    if shape != real:
+        raise EvaluationError(f"{what} has the shape (C, H, W) {shape}, the real images have {real}")
+
+
+def check_shapes(pictures: Pictures, shape: tuple[int, ...]) -> Pictures:
+    """Return `pictures` so that reading one of another shape than real images have, `shape`, is an EvaluationError."""
 
     def read(number: int) -> np.ndarray:
         image = pictures.read(number)
-        if image.shape != shape:
-            raise EvaluationError(
-                f"sample {number} has the shape (C, H, W) {image.shape}, the real images have {shape}"
-            )
+        check_shape(pictures.named(number), image.shape, shape)
         return image
 
-    return Pictures(read, pictures.numbers)
+    return Pictures(read, pictures.numbers, pictures.named)

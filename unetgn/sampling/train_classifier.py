@@ -27,7 +27,7 @@ from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import open_images, split_images
 from unetgn.training.data.images import Images, fingerprint
 from unetgn.training.errors import ConfigError
-from unetgn.training.files import user_path
+from unetgn.training.files import check_file, user_path
 
 BATCH, LEARNING_RATE = 64, 2e-3
 
@@ -135,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(find_config(parsed.config))
         out: Path = parsed.out or FOLDER / f"{config.data.name}.safetensors"
+        check_file(out)
         classifier, trained = train_classifier(config, epochs=parsed.epochs, seed=parsed.seed)
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("train_classifier.py", error)

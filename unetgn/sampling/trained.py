@@ -130,10 +130,13 @@ def open_autoencoder(trained: Trained, asked: Path | None) -> Autoencoder | None
     return autoencoder
 
 
-def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] | None) -> TextEncoder | None:
+def open_text_encoder(
+    trained: Trained, asked: Path | None, prompts: list[str] | None, negative_prompt: str | None = None
+) -> TextEncoder | None:
     """Load what reads the prompts, None where the network reads no text. Raises SamplingError."""
-    if prompts is not None and not trained.reads_text:
-        raise SamplingError("--prompts was given, but this network reads no text: leave it out")
+    for name, given in (("--prompts", prompts), ("--negative-prompt", negative_prompt)):
+        if given is not None and not trained.reads_text:
+            raise SamplingError(f"{name} was given, but this network reads no text: leave it out")
     if prompts is None and trained.reads_text:
         raise SamplingError("this network reads text: give --prompts TEXT …")
     if prompts is not None:
@@ -143,6 +146,8 @@ def open_text_encoder(trained: Trained, asked: Path | None, prompts: list[str] |
         return text_encoder
     if cut := text_encoder.too_long(prompts):
         logger.warning("%d of %d prompts are cut off after %d tokens", cut, len(prompts), text_encoder.tokens)
+    if negative_prompt is not None and text_encoder.too_long([negative_prompt]):
+        logger.warning("the negative prompt is cut off after %d tokens", text_encoder.tokens)
     return text_encoder
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unetgn import UNet
 from unetgn.json_files import read_object
-from unetgn.messages import short
+from unetgn.messages import said, short
 from unetgn.training.checkpoint import (
     Checkpoint,
     TensorFile,
@@ -152,7 +152,7 @@ def with_adapters(unet: UNet, tensors: dict[str, Tensor], checkpoint: Checkpoint
         add_adapter(unet, config.lora)
     except ValueError as error:
         raise CheckpointError(
-            f"{checkpoint.path} has adapters only, and not the network that they are for: {error}"
+            f"{checkpoint.path} has adapters only, and not the network that they are for: {said(error)}"
         ) from error
     unet.load_state_dict(tensors, strict=False)
     return merged(unet)
