@@ -26,9 +26,9 @@ def pair(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def fail_on(rank: int, place: str, kind: str, config: Path, output: Path, *keys: str) -> Finished:
-    """Run two processes of which one fails after three steps."""
-    failing = {"FAILS_AT": place, "FAILS_WITH": kind, "FAILS_ON": str(rank), "FAILS_AFTER": "3"}
+def fail_on(rank: int, place: str, kind: str, config: Path, output: Path, *keys: str, after: int = 3) -> Finished:
+    """Run two processes of which one fails after some steps."""
+    failing = {"FAILS_AT": place, "FAILS_WITH": kind, "FAILS_ON": str(rank), "FAILS_AFTER": str(after)}
     line = ["--config", str(config), "--output", str(output), *KEYS, *keys]
     return finish(*line, script=FAILING, environment=failing, **PAIR)
 
@@ -75,6 +75,21 @@ def test_what_is_left_of_two_ranks_saves_the_step_when_one_is_killed(
     assert done.codes[1 - rank] == 1
     assert "; step 3 was saved, go on with --resume auto" in done.stderr
     assert_equal_bits(pair, tmp_path / "a", 3)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("place", ["self.run.log", "bar.set_postfix_str"])
+def test_a_row_that_the_main_process_was_killed_for_is_written_when_the_run_goes_on(
+    place: str, tiny: Path, pair: Path, tmp_path: Path
+) -> None:
+    """Before it is in the log, or after: all ranks have added up its numbers."""
+    done = fail_on(0, place, "SIGKILL", tiny, tmp_path / "a", after=4)
+    assert done.codes == [-signal.SIGKILL, 1]
+    assert "; step 4 was saved, go on with --resume auto" in done.stderr
+    assert len(logged_without_speed(tmp_path / "a")) == (3 if place == "bar.set_postfix_str" else 2)
+    succeed("--config", str(tiny), "--output", str(tmp_path / "a"), *KEYS, "--resume", "auto", **PAIR)
+    assert logged_without_speed(tmp_path / "a") == logged_without_speed(pair)
+    assert_equal_bits(pair, tmp_path / "a", 6)
 
 
 @pytest.mark.parametrize(

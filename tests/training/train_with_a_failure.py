@@ -1,23 +1,21 @@
 """train.py in which FAILS_AT, a place of tests/training/failures.py, fails with FAILS_WITH on rank FAILS_ON.
 
-After FAILS_AFTER steps, once. FAILS_WITH=SIGKILL kills the rank; the place "a worker is killed" kills a worker of the
+After FAILS_AFTER steps, once. The place "a worker is killed" kills a worker of the
 loader at one image, as often as FAILS_OFTEN says; "stdout is closed" and the like are what they say.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Callable
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.training.failures import fail
+from tests.training.failures import KINDS, fail
 from unetgn.training.data.samples import IndexedSamples
 from unetgn.training.loop import Loop
-from unetgn.training.objective import Objective
 from unetgn.training.step import TrainState
 from unetgn.training.train import main
 
@@ -41,17 +39,6 @@ def kill_worker(samples: IndexedSamples, counter: int) -> dict[str, torch.Tensor
     return original_item(samples, counter)
 
 
-def kill_rank_in(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Have this rank killed where it calls a function in the middle of a step."""
-
-    def call(*arguments: Any, **more: Any) -> Any:
-        if loops[0].state.step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **more)
-
-    return call
-
-
 def close_later(stream: str) -> None:
     """Have a standard stream be a pipe that nobody reads any more once there are so many steps."""
     read, write = os.pipe()
@@ -68,7 +55,14 @@ def close_later(stream: str) -> None:
     TrainState.run_step = run_step  # type: ignore[method-assign]
 
 
+def kill_itself() -> BaseException:
+    """End this process as the system does for lack of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("it is still there")
+
+
 Loop.__init__ = remember  # type: ignore[method-assign]
+KINDS["SIGKILL"] = kill_itself
 if place == "a worker is killed":
     IndexedSamples.__getitem__ = kill_worker  # type: ignore[method-assign]
 elif place.endswith(" is closed"):
@@ -78,8 +72,5 @@ elif place == "no descriptor is open":
         os.close(descriptor)
     sys.stdout = sys.stderr = None  # as Python has it then
 elif os.environ.get("RANK", "0") == os.environ["FAILS_ON"]:
-    if os.environ["FAILS_WITH"] == "SIGKILL":
-        Objective.prepare = kill_rank_in(Objective.prepare)  # type: ignore[method-assign]
-    else:
-        fail(setattr, place, os.environ["FAILS_WITH"], lambda: loops[0], step=step, once=True)
+    fail(setattr, place, os.environ["FAILS_WITH"], lambda: loops[0], step=step, once=True)
 sys.exit(main())

@@ -216,7 +216,13 @@ class Loop(Rescue, Looks):
             if main and missing and self.start is not None:
                 save_snapshot(folder, step, self.start.tensors("averages"))
         if self.due(self.config.train.log_every) and self.window.steps:
-            self.log()
+            missing = True
+            with self.signals.noting():
+                missing = main and step not in self.run.losses("metrics.csv")[0]
+            if self.signals.told_by_main(missing):
+                self.log()
+            else:
+                self.window.clear()
         if self.due(self.config.train.validate_every):
             missing = True
             with self.signals.noting():

@@ -19,6 +19,7 @@ from unetgn.training.files import TEMPORARY
 from unetgn.training.run_directory import RunDirectory
 from unetgn.training.signals import StopSignals
 from unetgn.training.step import Numbers, TrainState
+from unetgn.training.throughput import Window
 
 LONGEST_SAVE = 60.0  # seconds that ranks wait for the one that writes a checkpoint alone
 
@@ -31,8 +32,10 @@ class Rescue(ABC):
     signals: StopSignals
     accelerator: Accelerator
     ranks: int
+    window: Window
     saved_step: int
     unread: list[Numbers]
+    unlogged: list[Numbers]
 
     @abstractmethod
     def save(self) -> None:
@@ -85,7 +88,8 @@ class Rescue(ABC):
         """Write a checkpoint of what all ranks have alike; for a rank that cannot reach the others any more.
 
         It lacks the sums since the last row of the log, so that the next row is of fewer steps, and where the readers
-        of a stream stood, so that this goes on approximately.
+        of a stream stood, so that this goes on approximately. Those of a row of this step, which the main process may
+        not have written, every rank has: a run that goes on writes it where it is missing.
         """
         path = checkpoint_path(self.run.checkpoints, self.state.step)
         if self.state.sharded:
@@ -97,7 +101,14 @@ class Rescue(ABC):
         if not may_write(path):
             raise Failed("another rank was about to save it, and has not")
         if not path.is_dir():  # by another rank
-            self.write(self.state.tensors(), [], 0, None)
+            sums, steps = self.sums_of_row()
+            self.write(self.state.tensors(), [sums] * self.ranks if steps else [], steps, None)
+
+    def sums_of_row(self) -> tuple[list[float], int]:
+        """Return each rank's share of the sums of this step's row, and of how many steps; of none where none is due."""
+        if self.unlogged or self.window.steps or self.window.closed is None:
+            return [], 0
+        return self.window.closed
 
 
 def may_write(path: Path) -> bool:

@@ -91,6 +91,8 @@ class Window:
         self.accelerator, self.images_per_step, self.batches = accelerator, images_per_step, batches
         self.flops = 0 if self.peak is None else flops()  # an image's; counting them takes a fifth of a second
         self.sums, self.steps = torch.zeros(2 if batches is None else 4, device=device), 0
+        self.closed: tuple[list[float], int] | None = None
+        """Means over the ranks of the sums that the last row was made of, and of how many steps they are."""
         self.since, self.waited = time.perf_counter(), 0.0
         self.loader: LoaderTimes | None = None  # the loader's start falls into the first row, which tells nothing
         self.judge_after = JUDGED
@@ -107,7 +109,9 @@ class Window:
 
         With `noise_scale` too, where these steps tell it.
         """
-        loss, norm, *parts = (self.accelerator.reduce(self.sums, reduction="mean") / self.steps).tolist()
+        means = self.accelerator.reduce(self.sums, reduction="mean")
+        self.closed = means.tolist(), self.steps
+        loss, norm, *parts = (means / self.steps).tolist()
         now = time.perf_counter()
         elapsed = now - self.since
         rate = self.steps * self.images_per_step / elapsed
@@ -118,8 +122,13 @@ class Window:
         if self.peak is not None:
             row["share_of_peak"] = rate * self.flops / (self.peak * self.accelerator.num_processes)
         self._watch_loader(elapsed)
-        self.sums, self.steps, self.since, self.waited = torch.zeros_like(self.sums), 0, now, 0.0
+        self.clear()
+        self.since, self.waited = now, 0.0
         return row
+
+    def clear(self) -> None:
+        """Forget the sums since the last row."""
+        self.sums, self.steps = torch.zeros_like(self.sums), 0
 
     def _watch_loader(self, elapsed: float) -> None:
         """Warn where steps wait for images, judged by whole rows: `JUDGED` steps of them or more."""
