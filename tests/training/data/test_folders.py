@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -255,6 +256,41 @@ def test_threads_decode_no_more_pixels_at_a_time_than_there_is_room_for() -> Non
     assert len(seen) == 200
     assert all(total <= 20 or total == pixels for total, pixels in seen)
     assert any(total > pixels for total, pixels in seen)
+
+
+@pytest.mark.parametrize("kind", ["zip", "arrow"])
+def test_no_more_contents_are_in_memory_than_there_is_room_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pictures that are no files of their own; each is as large as the room, so that they are there one by one."""
+    folder, now, most = tmp_path / "images", [0], [0]
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (8, 8 + number)).save(folder / f"{number:02}.png")
+    if kind == "zip":
+        config = DataConfig(name="folder", path=shutil.make_archive(str(tmp_path / "packed"), "zip", folder))
+    else:
+        datasets = pytest.importorskip("datasets")
+        table = {"image": [{"bytes": file.read_bytes(), "path": None} for file in sorted(folder.iterdir())]}
+        datasets.Dataset.from_dict(table).save_to_disk(str(tmp_path / "set"))
+        config = DataConfig(name="datasets", path=str(tmp_path / "set"))
+    monkeypatch.setattr("unetgn.training.data.pixels.CONTENTS", Room(60))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    original, lock = Framing.facts, threading.Lock()
+
+    def facts(framing: Framing, source: Path | bytes) -> Facts:
+        assert isinstance(source, bytes)
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        threading.Event().wait(0.005)
+        with lock:
+            now[0] -= 1
+        return original(framing, source)
+
+    monkeypatch.setattr(Framing, "facts", facts)
+    assert len(open_images(config, 3).usable()) == 12
+    assert most == [1]
 
 
 def test_looking_at_pictures_asks_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

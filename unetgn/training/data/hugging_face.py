@@ -20,7 +20,7 @@ from unetgn.training.data.folders import SPECIAL, check_ordinary, fold, list_end
 from unetgn.training.data.images import WITHOUT_CLASSES, Images, fingerprint_files
 from unetgn.training.data.looking import look_at_all
 from unetgn.training.data.pictures import Facts
-from unetgn.training.data.pixels import Framing
+from unetgn.training.data.pixels import Framing, held
 from unetgn.training.data.splits import splits_among, word_end
 from unetgn.training.errors import reason
 
@@ -276,7 +276,8 @@ class HuggingFaceImages(Images):
 
     def look(self, index: int) -> Facts:
         """Read an image, and say what it is."""
-        return self.framing.facts(self._columns.image_of(self._data[index]))
+        with held(lambda: self._columns.image_of(self._data[index])) as source:
+            return self.framing.facts(source)
 
     def label(self, index: int) -> int:
         """Return the number of the class; -1 for what is no number from 0 on and no text."""

@@ -15,7 +15,7 @@ from unetgn.messages import plain
 from unetgn.training.data.folders import fold, list_endings
 from unetgn.training.data.looking import Tally, look_at_all
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, Facts
-from unetgn.training.data.pixels import Framing
+from unetgn.training.data.pixels import Framing, held
 from unetgn.training.data.places import end_of, open_place
 from unetgn.training.data.splits import check_class_folders
 from unetgn.training.errors import Misfit
@@ -181,7 +181,8 @@ class ImageFolder(Images):
 
     def look(self, index: int) -> Facts:
         """Read an image, and say what it is."""
-        return self.framing.facts(self.place.source(self.files[index]))
+        with held(lambda: self.place.source(self.files[index])) as source:
+            return self.framing.facts(source)
 
     def label(self, index: int) -> int:
         return self._labels[index]

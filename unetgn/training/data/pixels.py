@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,26 +29,38 @@ class InColour(ValueError):
 
 
 class Room:
-    """Lets threads decode so many pixels at a time, and a larger picture alone: memory does not grow with threads."""
+    """Lets threads hold so much at a time, and what is larger alone: memory does not grow with threads."""
 
-    def __init__(self, pixels: int) -> None:
-        self.pixels, self.taken, self.changed = pixels, 0, threading.Condition()
+    def __init__(self, size: int) -> None:
+        self.size, self.taken, self.changed = size, 0, threading.Condition()
 
     @contextlib.contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for a picture, and hold it for the block."""
+    def take(self, amount: int) -> Iterator[None]:
+        """Wait until there is room for so much, and hold it for the block."""
         with self.changed:
-            self.changed.wait_for(lambda: not self.taken or self.taken + pixels <= self.pixels)
-            self.taken += pixels
+            self.changed.wait_for(lambda: not self.taken or self.taken + amount <= self.size)
+            self.taken += amount
         try:
             yield
         finally:
             with self.changed:
-                self.taken -= pixels
+                self.taken -= amount
                 self.changed.notify_all()
 
 
 ROOM = Room(2**25)  # pixels: three photographs of a telephone, a tenth of a gibibyte with three bytes each
+CONTENTS = Room(2**25)  # bytes of encoded pictures that are in memory, as those of archives are
+READING = threading.Lock()
+
+
+@contextlib.contextmanager
+def held(read: Callable[[], Path | bytes]) -> Iterator[Path | bytes]:
+    """Read what is to be looked at, one at a time, since its size is not known before, and once there is room."""
+    with contextlib.ExitStack() as room:
+        with READING:
+            source = read()
+            room.enter_context(CONTENTS.take(len(source) if isinstance(source, bytes) else 0))
+        yield source
 
 
 @dataclass(frozen=True)
