@@ -28,6 +28,7 @@ import torch
 
 from benchmarks.fuse_coverage import Row, measure, table
 from benchmarks.fuse_recipes_libraries import LIBRARIES, Library
+from unetgn.training.files import user_path
 
 RESULTS = Path(__file__).parent / "results" / "fuse_libraries.json"
 Counted = dict[str, Any]  # of one library: its name, where its classes come from, and rows, or why there are none
@@ -119,7 +120,7 @@ def _commit(folder: Path, library: Library) -> str:
 def main() -> int:
     """Print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sources", type=Path, default=Path("sources"), help="the folder that holds the clones")
+    parser.add_argument("--sources", type=user_path, default=Path("sources"), help="the folder that holds the clones")
     parser.add_argument("--only", default="", help="part of the names of the libraries to go through")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--guide", action="store_true", help="print the guide's rows from the recorded results")

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "convert": "tests/test_command.py",
     "push": "tests/training/test_push.py",
     "completion": "tests/test_completion.py",
+    "lora": "tests/training/test_lora.py",
     "SHARDS": "tests/training/test_train_on_shards.py",
     "sampling.app": "tests/sampling/test_app.py",
     "tensorboard": "another project's",

@@ -1,5 +1,6 @@
 """The three figures against their definitions, and against what is known of the digits."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -85,11 +86,14 @@ def write_samples(folder: Path) -> None:
 
 
 def test_figures_are_said_before_a_file_is_written_and_with_their_ceiling(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     write_samples(tmp_path)
-    (tmp_path / "file").touch()
-    assert main(["--samples", str(tmp_path), "--out", str(tmp_path / "file" / "evaluation.json")]) == 1
+    monkeypatch.setattr("unetgn.sampling.evaluate.write_json", write)
+    assert main(["--samples", str(tmp_path), "--out", str(tmp_path / "evaluation.json")]) == 1
     said = capsys.readouterr()
     figures = dict(line.split() for line in said.out.splitlines())
     assert float(figures["label_agreement"]) > 0.95

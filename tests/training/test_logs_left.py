@@ -75,7 +75,7 @@ def test_rows_of_levels_come_again_with_the_row_that_a_kill_kept_from_validation
     assert [row["step"] for row in rows(tmp_path, "levels.csv")] == ["3"]
 
 
-END = "5,0.1,0.5,0.1,0.1,9.0,0.1"
+END = "5,0.1,0.5,0.1,0.1,9.0,0.1,0.1"
 
 
 @pytest.mark.parametrize("more", [0, 1, LONGEST_ROW, LONGEST_ROW + 1, 2 * LONGEST_ROW + 1, 3 * LONGEST_ROW - len(END)])

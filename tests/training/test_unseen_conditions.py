@@ -98,7 +98,8 @@ def test_the_empty_text_is_trained_likewise(
 ) -> None:
     options = {"channels": (32, 64), "depth": 1, "num_classes": classes, "transformer": {"context_dim": 4}}
     model = UNetConfig.from_dict({**options, "attention": {"norm": {"eps": 1e-6}}})
-    keys = SimpleNamespace(model=model, objective=ObjectiveConfig(label_dropout=dropped), train=TrainConfig(), seed=0)
+    parts = {"objective": ObjectiveConfig(label_dropout=dropped), "train": TrainConfig(), "lora": None, "seed": 0}
+    keys = SimpleNamespace(model=model, **parts)
     if before is not None:
         source = replace(model, condition=replace(model.condition, null_class_trained=before))
         UNet.from_unet_config(source).save_pretrained(tmp_path)
@@ -109,15 +110,15 @@ def test_the_empty_text_is_trained_likewise(
     assert ("null_class_trained=False" in repr(unet)) is not met
     pipeline = UNetPipeline(unet.eval(), make_scheduler(ObjectiveConfig()))
     pipeline.set_progress_bar_config(disable=True)
-    texts = {"prompt_embeds": torch.ones(1, 3, 4), "negative_prompt_embeds": torch.zeros(1, 3, 4)}
-    given = {**texts, "height": 8, "width": 8, "num_inference_steps": 1, "output_type": "pt",
-             "class_labels": None if classes is None else 1}  # fmt: skip
+    empty = {"negative_prompt_embeds": torch.zeros(1, 3, 4)}
+    given = {"prompt_embeds": torch.ones(1, 3, 4), "height": 8, "width": 8, "num_inference_steps": 1,
+             "output_type": "pt", "class_labels": None if classes is None else 1}  # fmt: skip
     assert len(pipeline(0, **given).images) == 1
     if met:
-        assert len(pipeline(0, **given, guidance_scale=2.0).images) == 1
+        assert len(pipeline(0, **given, **empty, guidance_scale=2.0).images) == 1
     else:
         with pytest.raises(ValueError, match="guidance needs a network that was trained with c"):
-            pipeline(0, **given, guidance_scale=2.0)
+            pipeline(0, **given, **empty, guidance_scale=2.0)
     pipeline.save_pretrained(tmp_path / "saved")
     assert ("guidance_scale=2" in (tmp_path / "saved" / "README.md").read_text()) is met
     theirs = interop.to_diffusers(unet)

@@ -152,8 +152,12 @@ def test_a_projected_context_is_looked_at_by_its_own_width():
         ({"timestep_cond": torch.zeros(2, 9)}, r"timestep_cond was given, but time_cond_proj_dim is None"),
         ({"encoder_hidden_states": torch.zeros(2, 4, 9)}, r"encoder_hidden_states were given, but .* no transformer"),
         (
-            {"cross_attention_kwargs": {"gligen": 1.0}},
-            r"cross_attention_kwargs=\['gligen'\] are for attention processors",
+            {"cross_attention_kwargs": {"gligen": {"boxes": 1.0}}},
+            "cross_attention_kwargs has 'gligen', but transformer.grounding is None: nothing reads boxes",
+        ),
+        (
+            {"cross_attention_kwargs": {"others": 1.0}},
+            r"cross_attention_kwargs=\['others'\] are for attention processors",
         ),
         ({"down_block_additional_residuals": [torch.zeros(1)]}, r"down_block_additional_residuals .* 4 .*, got 1"),
         (

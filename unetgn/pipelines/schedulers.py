@@ -14,8 +14,6 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from unetgn.messages import short
-
 from .levels import EDM, NO_SIGNAL
 
 # Name on the command line -> class in diffusers, and what it is built with beside the training scheduler's own config.
@@ -223,12 +221,12 @@ def set_to_steps(scheduler: Any, steps: int) -> Any:
     predicts = config.get("prediction_type", "epsilon")
     if predicts not in PREDICTIONS:
         raise ValueError(
-            f"{name} has prediction_type={short(predicts)}; networks predict {', '.join(PREDICTIONS)} here"
+            f"{name} has prediction_type={predicts!r:.100}; networks predict {', '.join(PREDICTIONS)} here"
         )
     for classes, key, wrong, would_do in NOT_FOLLOWED:
         if name in classes and config.get(key, would_do) == wrong:
             raise ValueError(
-                f"{name} has {key}={short(wrong)}, which does not lead to images of the right distribution here; "
+                f"{name} has {key}={wrong!r}, which does not lead to images of the right distribution here; "
                 f"{key}={would_do!r} will do: {name}.from_config(scheduler.config, {key}={would_do!r})"
             )
     return _fit(name, type(scheduler), config, diffusers.DDPMScheduler(**training_of(scheduler)), steps)

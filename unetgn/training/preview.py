@@ -135,7 +135,7 @@ def draw_images(
                 batch,
                 class_labels=None if num_classes is None else [seed % num_classes for seed in batch],
                 prompt_embeds=embeds,
-                negative_prompt_embeds=conditions.empty_text,
+                negative_prompt_embeds=None if config.guidance_scale == 1 else conditions.empty_text,
                 guidance_scale=config.guidance_scale,
                 num_inference_steps=config.steps,
                 height=conditions.shape[1],

@@ -21,7 +21,7 @@ from unetgn.training.checkpoint import Checkpoint, TensorFile, not_finite
 from unetgn.training.config import EMAConfig, TrainConfig
 from unetgn.training.data.samples import Purpose, random_generator
 from unetgn.training.errors import CheckpointError, Diverged
-from unetgn.training.lora import base_digest, is_adapted, trained_parameters, trained_state
+from unetgn.training.lora import base_digest, is_adapted, trained_state
 from unetgn.training.noise_scale import PartNorms
 from unetgn.training.objective import Objective
 from unetgn.training.optimizer import optimizer_from_tensors, optimizer_to_tensors, parameters_of, read_state
@@ -196,7 +196,7 @@ class TrainState:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained, by name: all of the network, or those of its adapters."""
-        return trained_parameters(self.unet)
+        return {name: each for name, each in self.unet.named_parameters() if each.requires_grad}
 
     def names(self) -> list[str]:
         """List the names of the parameters that are trained."""

@@ -37,7 +37,8 @@ class Level(nn.Module):
     def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, beside: Beside) -> Tensor:
         """Apply residual block `index` and its attention."""
         if self.checkpoint is not None and torch.is_grad_enabled():
-            return self.checkpoint(functools.partial(self._block, index), x, emb, context, *beside)
+            values = beside if any(value is not None for value in beside) else ()
+            return self.checkpoint(functools.partial(self._block, index), x, emb, context, *values)
         return self._block(index, x, emb, context, *beside)
 
     def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, *values: Tensor | None) -> Tensor:

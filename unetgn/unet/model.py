@@ -22,7 +22,7 @@ from unetgn.nn.resample import ResampleConfig
 from unetgn.nn.resblock import ResBlockConfig
 from unetgn.nn.transformer import TransformerConfig
 from unetgn.unet.adapters import THROUGH_DIFFUSERS, scaled, why_not
-from unetgn.unet.beside import embed_boxes, read_masks
+from unetgn.unet.beside import NOTHING, embed_boxes, read_masks
 from unetgn.unet.config import ConditionConfig, DecoderConfig, EncoderConfig, MidConfig, UNetConfig
 from unetgn.unet.inputs import Conditioning, add_residual, add_residuals, check_sample, check_tensors, is_other_dtype
 from unetgn.unet.levels import DecoderLevel, EncoderLevel, Level, MidLevel
@@ -185,8 +185,11 @@ class UNet(Loading, ConfigMixin, Conditioning):
             sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond, encoder_hidden_states
         )
         context = self.project_context(encoder_hidden_states, added_cond_kwargs, sample)
-        beside = read_masks(self.unet_config, attention_mask, encoder_attention_mask, context, sample)
-        beside = beside._replace(objects=embed_boxes(self.position_net, cross_attention_kwargs, sample.shape[0]))
+        beside = NOTHING
+        if attention_mask is not None or encoder_attention_mask is not None:
+            beside = read_masks(self.unet_config, attention_mask, encoder_attention_mask, context, sample)
+        if cross_attention_kwargs:
+            beside = beside._replace(objects=embed_boxes(self.position_net, cross_attention_kwargs, sample.shape[0]))
         sample = self.join_hint(sample, added_cond_kwargs)
 
         # Encoder.

@@ -1,7 +1,7 @@
 """Computes the operator on Triton, for NVIDIA and AMD GPUs: the two functions of this implementation.
 
 `plan_contiguous` and `plan_channels_last` choose a path and tile sizes; `forward` and `backward` turn a plan into a
-recipe, which is kept for the next call of the same sizes: the kernels, their grids and sizes; `launch` runs them;
+recipe, which is kept for the next call of the same sizes: the kernels, their grids and sizes; `recipe` runs them;
 `kernels/` holds the kernels, by pass and layout. docs/kernels.md tells the story of one launch.
 Results are deterministic: every slot of every intermediate has one writer, and sums run in a fixed order.
 """
@@ -14,8 +14,10 @@ from unetgn.ops.layout import ACCUMULATION_DTYPE
 from unetgn.ops.triton import device
 from unetgn.ops.triton.backward import backward_recipe
 from unetgn.ops.triton.forward import forward_recipe
-from unetgn.ops.triton.launch import affine_operands
+from unetgn.ops.triton.launch import Strides
 from unetgn.ops.triton.recipe import Recipe, run
+
+Affine = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # weight, …, scale, shift
 
 
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,3 +89,28 @@ def follow_backward(
     memory = mean.new_empty(recipe.elements)
     run(recipe, (x, dy, mean, rstd, *affine, *gradients), memory, strides)  # in the order of BackwardOperands
     return tuple.__new__(Gradients, gradients)
+
+
+def affine_operands(arguments: Arguments) -> tuple[Affine, Strides]:
+    """Return weight, bias, pre_bias, scale and shift as kernels read them, and the last three's strides."""
+    weight, bias = arguments.weight, arguments.bias
+    if weight is not None:
+        weight = weight.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    pre_bias, scale, shift = arguments.pre_bias, arguments.scale, arguments.shift
+    if pre_bias is None and scale is None and shift is None:
+        return (weight, bias, None, None, None), (0, 0, 0)
+    pre_bias, scale, shift = map(_dense_rows, (pre_bias, scale, shift))
+    return (weight, bias, pre_bias, scale, shift), (_row_stride(pre_bias), _row_stride(scale), _row_stride(shift))
+
+
+def _dense_rows(values: Tensor | None) -> Tensor | None:
+    """Copy an (N, C) tensor whose neighbours in a row are not neighbours in memory: it is small."""
+    if values is None or values.stride(1) == 1 or values.size(1) == 1:
+        return values
+    return values.contiguous()
+
+
+def _row_stride(values: Tensor | None) -> int:
+    return 0 if values is None else values.stride(0)

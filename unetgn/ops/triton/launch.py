@@ -9,12 +9,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from unetgn.ops.arguments import Arguments
-
 Strides = tuple[int, int, int]  # from sample to sample of pre_bias, scale and shift
-Affine = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # weight, …, scale, shift
 
 
 class Launch(NamedTuple):
@@ -59,28 +54,3 @@ def launch_of(
         tuple(sizes[name] for name in names[len(tensors) :]),
         {"num_warps": num_warps} if num_ctas == 1 else {"num_warps": num_warps, "num_ctas": num_ctas},
     )
-
-
-def affine_operands(arguments: Arguments) -> tuple[Affine, Strides]:
-    """Return weight, bias, pre_bias, scale and shift as kernels read them, and the last three's strides."""
-    weight, bias = arguments.weight, arguments.bias
-    if weight is not None:
-        weight = weight.contiguous()
-    if bias is not None:
-        bias = bias.contiguous()
-    pre_bias, scale, shift = arguments.pre_bias, arguments.scale, arguments.shift
-    if pre_bias is None and scale is None and shift is None:
-        return (weight, bias, None, None, None), (0, 0, 0)
-    pre_bias, scale, shift = map(_dense_rows, (pre_bias, scale, shift))
-    return (weight, bias, pre_bias, scale, shift), (_row_stride(pre_bias), _row_stride(scale), _row_stride(shift))
-
-
-def _dense_rows(values: Tensor | None) -> Tensor | None:
-    """Copy an (N, C) tensor whose neighbours in a row are not neighbours in memory: it is small."""
-    if values is None or values.stride(1) == 1 or values.size(1) == 1:
-        return values
-    return values.contiguous()
-
-
-def _row_stride(values: Tensor | None) -> int:
-    return 0 if values is None else values.stride(0)

@@ -142,7 +142,7 @@ def _run_through_triton(
 ) -> None:
     operands = recipe.operands(tensors, memory, strides)
     kernels = [
-        launch.kernel[(launch.programs,)](*launch.values(operands), **launch.options)  # type: ignore[index]
+        launch.kernel[(launch.programs,)](*launch.select(operands), *launch.sizes, **launch.options)  # type: ignore[index]
         for launch in recipe.launches
     ]
     ready = recipe.ready
