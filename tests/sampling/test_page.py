@@ -17,7 +17,7 @@ from unetgn.sampling.app import find_run, fitting, main
 from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.page.artist import Artist, LeftError, Look
 from unetgn.sampling.page.asked import IN_TURN, MOST_IMAGES, MOST_SIDE, MOST_STEPS, NO_CLASS, Asked, read_asked
-from unetgn.sampling.page.watching import Watcher, ago
+from unetgn.sampling.page.watching import KEPT, Watcher, ago
 from unetgn.sampling.trained import load_trained, open_pipeline
 from unetgn.training.checkpoint import find_checkpoint
 from unetgn.training.errors import CheckpointError
@@ -247,15 +247,19 @@ def test_watching_follows_a_run(run: Path, tmp_path: Path) -> None:
         assert sight.facts["step"] == f"{rows[count - 1].split(',')[0]} of 20"
         assert "status.json cannot be read" in sight.facts["state"]
         assert sight.loss is not None
-        pictures.append(sight.loss.read_bytes())
-    assert len(set(pictures)) == len(rows)
+        assert sight.loss == watcher.look().loss  # nothing has changed
+        pictures.append((sight.loss, sight.loss.read_bytes()))
+    assert len({contents for _, contents in pictures}) == len(rows)
+    for path, contents in pictures[-KEPT:]:
+        assert path.read_bytes() == contents  # whoever reads it meanwhile reads a whole one
+    assert len(list(out.glob("loss-*"))) == KEPT
     for step in (10, 20):
         (young / "samples").mkdir(exist_ok=True)
         shutil.copy(run / "samples" / f"step-{step:06d}.png", young / "samples")
         sight = watcher.look()
         assert sight.samples is not None
         assert sight.samples.name.endswith(f"{step}.png")
-    assert len(list(out.glob("samples-*"))) == 1  # no more than what is shown
+    assert len(list(out.glob("samples-*"))) == 2
 
 
 def test_a_long_run_is_drawn_in_as_many_points_as_a_picture_has(

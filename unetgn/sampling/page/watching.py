@@ -16,6 +16,7 @@ from unetgn.training.run_directory import STATUS, RunDirectory
 
 LOGS = METRICS, VALIDATION = "metrics.csv", "validation.csv"
 MOST_POINTS = 2000  # of a curve: more than a picture has columns
+KEPT = 3  # pictures of a kind: a browser may still be reading the one before the newest, or ask for it
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Watcher:
         """Begin to watch a run that is to make `steps` steps."""
         self.run, self.out, self.steps = run, out, steps
         self._lock = threading.Lock()
-        self._drawn: object = None
+        self._drawn: tuple[list[int], Path] | None = None
 
     def look(self) -> Sight:
         """Look at the run now."""
@@ -74,17 +75,19 @@ class Watcher:
         return facts
 
     def _loss(self) -> Path | None:
-        """Draw the losses where they have changed since the last time."""
-        picture, run = self.out / "loss.png", RunDirectory(self.run)
+        """Draw the losses where they have changed since the last time, in a file that nobody is reading."""
+        run = RunDirectory(self.run)
         stamps = [file.stat().st_mtime_ns if (file := self.run / name).is_file() else 0 for name in LOGS]
-        if stamps != self._drawn:
+        if self._drawn is None or stamps != self._drawn[0]:
             steps, losses = run.losses(METRICS)
             if not steps:
                 return None
             every = -(-len(steps) // MOST_POINTS)
+            picture = self.out / f"loss-{max(stamps)}.png"
             draw_loss((steps[::every], losses[::every]), run.losses(VALIDATION), picture)
-            self._drawn = stamps
-        return picture
+            self._delete_old("loss")
+            self._drawn = stamps, picture
+        return self._drawn[1]
 
     def _newest(self, kind: str) -> Path | None:
         """Copy the newest picture of a kind to where the page may show it from."""
@@ -93,10 +96,14 @@ class Watcher:
             return None
         copy = self.out / f"{kind}-{pictures[-1].name}"
         if not copy.exists():
-            for old in self.out.glob(f"{kind}-*"):
-                old.unlink()
             shutil.copyfile(pictures[-1], copy)
+            self._delete_old(kind)
         return copy
+
+    def _delete_old(self, kind: str) -> None:
+        """Delete all but the newest pictures of a kind."""
+        for old in sorted(self.out.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
+            old.unlink()
 
 
 def ago(seconds: float) -> str:
