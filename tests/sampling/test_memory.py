@@ -21,7 +21,7 @@ from unetgn.training.data.pixels import TooSmall
 from unetgn.training.data.text import TextEncoder
 
 # Numbers of images. What keeps them shows between the first two; the others are those of true sets.
-COUNTS = {"hundreds": (100, 600), "thousands": (1000, 10_000)}
+COUNTS = {"hundreds": (100, 600), "thousands": (1000, 10_000), "twenty thousand": (1000, 20_000)}
 SIDE = 32  # an image takes 3 kB, and 25 kB in float64
 CEILING = 700  # bytes that an image may leave behind: its name, its seed, a distance
 
@@ -152,11 +152,12 @@ def peak(work: Callable[[int, Path], object], count: int, out: Path) -> int:
 
 # Those of true sets in CI; what is like another one with `-m slow`.
 LIKE = ("the summary of no classes", "the summary of prompts", "reading broken", "reading small", "nearest of few")
+MARKS = {"hundreds": (), "thousands": pytest.mark.thorough, "twenty thousand": pytest.mark.slow}
 CASES = [
-    (name, "hundreds") if counts == "hundreds"
-    else pytest.param(name, counts, marks=pytest.mark.slow if name.startswith(LIKE) else pytest.mark.thorough)
-    for counts in COUNTS for name in WORK
-]  # fmt: skip
+    pytest.param(name, counts, marks=pytest.mark.slow if marks and name.startswith(LIKE) else marks)
+    for counts, marks in MARKS.items()
+    for name in WORK
+]
 
 
 @pytest.mark.parametrize(("name", "counts"), CASES)
