@@ -192,10 +192,14 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+CONVERTED = "is opened here. Where you trust it, convert it once"  # of a pickle: the lines that do so follow
+
+
 def refused(error: BaseException) -> Verdict:
     """Judge an error of a type that is promised: it has to be one line, of which a terminal obeys nothing."""
     said = str(error)
-    check_line(said)
+    for line in said.split("\n") if CONVERTED in said else [said]:
+        check_line(line)
     return Verdict("refused", said)
 
 

@@ -178,6 +178,7 @@ def test_a_flipped_bit_in_a_shards_header_is_damage_too(
     [("images", "8"), ("shard_size", 0), ("shape", [4, 8]), ("scaling_factor", None), ("class_names", "ab"),
      ("flipped", "no"), ("text_shape", [12, "24"]), ("sha256", ["a"]), ("scaling_factor", 10**400),
      ("scaling_factor", 0), ("shift_factor", 1e300), ("sha256", {"/proc/kmsg": "0" * 64}),
+     ("sha256", {"latents-00099.safetensors": "0" * 64}),  # of more images than there are
      ("sha256", {"a/../../b": "0" * 64}), ("sha256", {"": "0" * 64}), ("sha256", {"a\0": "0" * 64})],
 )  # fmt: skip
 def test_a_manifest_with_a_value_of_another_type_is_refused(

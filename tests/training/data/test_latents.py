@@ -84,6 +84,19 @@ def test_a_shift_and_a_scale_are_those_of_the_autoencoder_and_undone_by_decoding
     assert torch.allclose(load_autoencoder(latents.autoencoder).decode(z[None]), pixels, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_configuration_of_another_network_than_the_weights_is_refused(
+    layers: int, stable_diffusion: Path, tmp_path: Path
+) -> None:
+    """diffusers would leave aside what is too much, and make up what lacks."""
+    shutil.copytree(stable_diffusion / "vae", tmp_path / "vae")
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    changed = {"down_block_types": ["DownEncoderBlock2D"] * layers, "block_out_channels": [8] * max(layers, 1)}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(ValueError, match=r"(of another network than its weights are of|cannot be read)"):
+        load_autoencoder(tmp_path)
+
+
 def test_texts_are_what_stable_diffusion_makes_of_the_captions(
     stable_diffusion: Path, photographs: Path, both_ways: Path
 ) -> None:

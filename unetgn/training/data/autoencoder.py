@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from unetgn.json_files import read_object
+from unetgn.messages import plain
 from unetgn.pickles import refuse_pickles
 from unetgn.training.checkpoint import check_weights
 from unetgn.training.data.pixels import size_text
@@ -74,9 +75,16 @@ def load_autoencoder(folder: Path) -> Autoencoder:
         )
     refuse_pickles(found)
     try:
-        model = AutoencoderKL.from_pretrained(found, use_safetensors=True, local_files_only=True)
+        model, read = AutoencoderKL.from_pretrained(
+            found, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except Exception as error:  # of a configuration that is anybody's, diffusers raises anything
         raise ValueError(f"the autoencoder in {found} cannot be read: {reason(error)}") from error
+    if wrong := [*read["missing_keys"], *read["unexpected_keys"]]:  # which diffusers makes up, or leaves aside
+        raise ValueError(
+            f"the autoencoder in {found} has a config.json of another network than its weights are of: {len(wrong)} "
+            f"tensors are on one side alone, such as {plain(str(wrong[0]))}; copy both from where they were saved"
+        )
     check_weights(model.state_dict(), found)
     if model.config.latents_mean is not None or model.config.latents_std is not None:
         raise ValueError(f"the autoencoder in {found} normalizes each channel (latents_mean), which is not supported")
