@@ -26,8 +26,8 @@ from unetgn.sampling.figures import (
 from unetgn.sampling.metrics import NEIGHBOUR, measure
 from unetgn.sampling.sets import EvaluationError, Pictures, check_shape, check_shapes, open_samples, shape_of
 from unetgn.training.processes import ask_main
+from unetgn.training.run_directory import OF_FEATURES
 
-MEASURED = ("fid", "kid", "precision", "recall")  # of features
 NEEDED = {
     "label_agreement": "samples of classes, and a --config whose images are of several",
     "novelty": "a --config with real images that are held out, and are no copies of others",
@@ -102,7 +102,7 @@ class Judge:
             *(["label_agreement"] if labelled and self._has_classes else []),
             "frechet_distance",
             *(["novelty"] if self._unit is not None else []),
-            *(MEASURED if self.extractor is not None else []),
+            *(OF_FEATURES if self.extractor is not None else []),
         ]
 
     @cached_property

@@ -22,12 +22,11 @@ from unetgn.training.data.report import DATA, read_class_names
 from unetgn.training.data.shards import is_on_hub
 from unetgn.training.errors import one_line
 from unetgn.training.files import write_text, writing
-from unetgn.training.run_directory import RunDirectory
+from unetgn.training.run_directory import OF_FEATURES, RunDirectory
 
 PICTURE = "samples.png"  # beside the card
 BEGINNING, END = "\n## Training\n", "\n<!-- what follows is yours, and stays -->\n"  # of what is added
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
-OF_FEATURES = ("fid", "kid", "precision", "recall")
 LISTED = 100  # classes whose names the card lists
 
 

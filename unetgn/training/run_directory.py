@@ -24,6 +24,7 @@ from unetgn.training.power_averages import AVERAGES, delete_snapshots_aside
 
 LEVELS = tuple(f"level_{number}" for number in range(1, 11))  # ranges of noise levels, equally probable in training
 
+OF_FEATURES = ("fid", "kid", "precision", "recall")  # figures that an extractor's features are compared by
 COLUMNS = {
     "metrics.csv": (
         "step",
@@ -37,7 +38,7 @@ COLUMNS = {
     ),
     "validation.csv": ("step", "loss"),
     "levels.csv": ("step", "loss", *LEVELS),
-    "evaluation.csv": ("step", "fid", "kid", "precision", "recall"),
+    "evaluation.csv": ("step", *OF_FEATURES),
 }
 
 LONGEST_ROW = 1000  # characters
