@@ -78,7 +78,7 @@ def define(
     """Compute the operator in the words of PyTorch, for float64 inputs; its derivatives are PyTorch's."""
 
     def spread(values: Tensor) -> Tensor:
-        return values.reshape(*values.shape, *(1,) * (x.dim() - 2))
+        return values if values.dim() > 2 else values.reshape(*values.shape, *(1,) * (x.dim() - 2))
 
     h = x if pre_bias is None else x + spread(pre_bias)
     grouped = h.reshape(h.shape[0], num_groups, h.shape[1] // num_groups, *h.shape[2:])
@@ -115,7 +115,10 @@ def triton_patches_its_language_once() -> None:
 
 @pytest.fixture
 def draw() -> Callable[..., Inputs]:
-    """Draw random inputs: draw(seed, shape, dtype=…, channels_last=…, parameters=…, extras=…, mean=…)."""
+    """Draw random inputs: draw(seed, shape, dtype=…, channels_last=…, parameters=…, mean=…).
+
+    Of the parameters, scale and shift are maps, of x's shape, where "maps" is named, too.
+    """
 
     def drawn(
         seed: int,
@@ -137,8 +140,8 @@ def draw() -> Callable[..., Inputs]:
             "weight": shape[1:2],
             "bias": shape[1:2],
             "pre_bias": shape[:2],
-            "scale": shape[:2],
-            "shift": shape[:2],
+            "scale": shape if "maps" in parameters.split() else shape[:2],
+            "shift": shape if "maps" in parameters.split() else shape[:2],
         }
         x, dy = normal(shape, torch.float64) + mean, normal(shape, torch.float64)
         if channels_last:

@@ -51,6 +51,16 @@ WRONG = {
     ),
     "a scale with spatial axes": ({"scale": torch.ones(2, 6, 1, 1)}, ValueError, r"scale .*got \(2, 6, 1, 1\)"),
     "a shift of one sample": ({"shift": torch.ones(1, 6)}, ValueError, r"shift must have shape.*got \(1, 6\)"),
+    "a map of another size": (
+        {"scale": torch.ones(2, 6, 4, 3)},
+        ValueError,
+        r"scale must have shape \(N, C\) = \(2, 6\), or that of x, for x of shape \(2, 6, 4, 4\), got \(2, 6, 4, 3\)",
+    ),
+    "a map beside values of channels": (
+        {"scale": torch.ones(2, 6), "shift": torch.ones(2, 6, 4, 4)},
+        ValueError,
+        r"scale and shift must both be \(N, C\), or both of x's shape \(2, 6, 4, 4\), got \(2, 6\) and \(2, 6, 4, 4\)",
+    ),
 }
 
 

@@ -13,7 +13,10 @@ from unetgn.ops.layout import memory_format_of
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("parameters", ["", "bias", "weight bias", "weight bias pre_bias scale shift"])
+@pytest.mark.parametrize(
+    "parameters",
+    ["", "bias", "weight bias", "weight bias pre_bias scale shift", "weight bias pre_bias scale shift maps"],
+)
 def test_a_backward_pass_without_native_kernels_gives_the_same(draw, in_double, monkeypatch, parameters, channels_last):
     """As on MPS: the native backward of PyTorch is used on the CPU alone."""
     monkeypatch.setattr(aten, "_native_backward_is_good", lambda *_: False)
@@ -44,12 +47,13 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize(
-    "parameters", ["", "bias", "weight bias", "weight pre_bias", "weight bias pre_bias scale shift"]
+    "parameters",
+    ["", "bias", "weight bias", "weight pre_bias", "weight bias pre_bias scale shift", "weight bias scale shift maps"],
 )
 def test_each_way_gives_the_definition_in_the_layout_of_x(draw, in_double, parameters, way):
     shape, groups, mean, channels_last = way
     forward, backward = WAYS[way]
-    if "scale" in parameters and channels_last:
+    if "scale" in parameters and "maps" not in parameters and channels_last:
         backward = "centred"
     inputs = draw(3, shape, dtype=torch.float64, channels_last=channels_last, parameters=parameters, mean=mean)
     arguments = inputs.arguments(groups)

@@ -67,9 +67,11 @@ def test_only_x_two_statistics_and_small_tensors_are_saved(draw, channels_last):
             assert small == [(2, 4), (2, 4), (2, 8), (2, 8), (2, 8), (8,), (8,)]
 
 
-def test_each_gradient_is_computed_alone_as_among_the_others(draw, place):
+@pytest.mark.parametrize("maps", ["", " maps"])
+def test_each_gradient_is_computed_alone_as_among_the_others(draw, place, maps):
     name, device = place
-    inputs = draw(4, (2, 6, 3, 3), dtype=torch.float64, device=device)
+    parameters = f"weight bias pre_bias scale shift{maps}"
+    inputs = draw(4, (2, 6, 3, 3), dtype=torch.float64, parameters=parameters, device=device)
     with implementation(name):
         _, expected = inputs.call(unetgn.group_norm_silu, 3)
         for position, want in enumerate(expected):
@@ -78,7 +80,9 @@ def test_each_gradient_is_computed_alone_as_among_the_others(draw, place):
             torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("parameters", ["bias shift", "weight scale", "weight bias pre_bias scale shift"])
+@pytest.mark.parametrize(
+    "parameters", ["bias shift", "weight scale", "weight bias pre_bias scale shift", "shift maps", "scale shift maps"]
+)
 def test_no_two_gradients_share_memory(draw, place, parameters):
     """Of one sample a sum over samples is the value itself, but not the same tensor: optimizers write in place."""
     name, device = place

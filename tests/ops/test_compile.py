@@ -80,7 +80,9 @@ def test_an_exported_module_gives_the_same_values_and_gradients(draw, strict):
 
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("parameters", ["", "weight", "weight bias pre_bias scale shift"])
+@pytest.mark.parametrize(
+    "parameters", ["", "weight", "weight bias pre_bias scale shift", "weight bias pre_bias scale shift maps"]
+)
 def test_opcheck_passes_for_the_registered_operators(draw, parameters, dtype, channels_last):
     inputs = draw(0, (2, 6, 3, 4), dtype=dtype, parameters=parameters, channels_last=channels_last)
     arguments = inputs.arguments(3)
@@ -94,11 +96,12 @@ def test_opcheck_passes_for_the_registered_operators(draw, parameters, dtype, ch
         torch.library.opcheck(torch.ops.unetgn.group_norm_silu_backward.default, (), named)
 
 
+@pytest.mark.parametrize("maps", ["", " maps"])
 @pytest.mark.parametrize(
     "shape", [(4, 6), (2, 6, 1, 1), (2, 1, 3, 3), (0, 6, 2, 2), (2, 6, 5), (2, 6, 2, 3, 2)], ids=str
 )
-def test_fake_tensors_have_the_shapes_strides_and_dtypes_of_the_values(draw, shape):
-    inputs = draw(0, shape).requires_grad()
+def test_fake_tensors_have_the_shapes_strides_and_dtypes_of_the_values(draw, shape, maps):
+    inputs = draw(0, shape, parameters=f"weight bias pre_bias scale shift{maps}").requires_grad()
     groups = 3 if shape[1] == 6 else 1
     y = unetgn.group_norm_silu(inputs.x, groups, **inputs.keywords())
     with FakeTensorMode() as mode:

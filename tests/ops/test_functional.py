@@ -36,7 +36,8 @@ def test_values_and_gradients_follow_the_definition(draw, in_double, place, shap
     if channels_last and len(shape) < 4:
         pytest.skip("channels_last has two or three spatial axes")
     name, device = place
-    variants = itertools.product({1, shape[1]}, ("silu", None), ("weight bias", " ".join(NAMES)))
+    given = ("weight bias", " ".join(NAMES), " ".join((*NAMES, "maps")))
+    variants = itertools.product({1, shape[1]}, ("silu", None), given)
     for seed, (groups, activation, parameters) in enumerate(variants):
         inputs = draw(seed, shape, dtype=dtype, channels_last=channels_last, parameters=parameters, device=device)
         with implementation(name):
@@ -51,8 +52,9 @@ def test_values_and_gradients_follow_the_definition(draw, in_double, place, shap
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_every_subset_of_the_optional_arguments_follows_the_definition(draw, in_double, place, channels_last):
     name, device = place
-    for chosen in itertools.product([False, True], repeat=5):
-        parameters = " ".join(itertools.compress(NAMES, chosen))
+    names = (*NAMES, "maps")
+    for chosen in itertools.product([False, True], repeat=len(names)):
+        parameters = " ".join(itertools.compress(names, chosen))
         inputs = draw(7, (2, 6, 3, 4), parameters=parameters, channels_last=channels_last, device=device)
         with implementation(name):
             y, gradients = inputs.call(unetgn.group_norm_silu, 3)

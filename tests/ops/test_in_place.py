@@ -12,7 +12,7 @@ import unetgn
 from unetgn.ops import implementation
 
 SHAPES = [(3, 12), (3, 12, 7), (2, 12, 4, 5), (2, 12, 3, 2, 4), (3, 12, 1, 1), (0, 12, 4, 4), (1, 12, 40, 40)]
-PARAMETERS = ("", "weight bias", "pre_bias", "weight bias pre_bias scale shift", "shift")
+PARAMETERS = ("", "weight bias", "pre_bias", "weight bias pre_bias scale shift", "shift", "bias scale shift maps")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MEANS = (0.0, 1000.0)  # the second is far off the centre: the operator takes another way
 

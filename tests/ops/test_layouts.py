@@ -22,6 +22,22 @@ STRIDES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("shape", [(2, 6, 4, 5), (2, 6, 3, 4, 5)], ids=["2-D", "3-D"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_gradients_of_maps_have_the_layout_of_x(draw, place, shape, channels_last):
+    name, device = place
+    parameters = "weight bias pre_bias scale shift maps"
+    inputs = draw(0, shape, channels_last=channels_last, parameters=parameters, device=device)
+    assert inputs.scale is not None
+    assert inputs.scale.is_contiguous()  # whatever x is
+    inputs.requires_grad()
+    for create_graph in (False, True):
+        with implementation(name):
+            y = unetgn.group_norm_silu(inputs.x, 3, **inputs.keywords())
+            found = torch.autograd.grad(y, [inputs.scale, inputs.shift], inputs.dy, create_graph=create_graph)
+        assert {gradient.stride() for gradient in found} == {inputs.x.stride()}
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (2, 6, 3, 4, 5)], ids=["2-D", "3-D"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 def test_output_and_gradient_keep_the_layout(draw, place, shape, channels_last):
     name, device = place
     inputs = draw(0, shape, channels_last=channels_last, device=device)
@@ -51,7 +67,7 @@ def test_any_strides_give_the_values_of_the_contiguous_tensor(draw, place, rearr
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("parameters", ["weight bias", "weight bias pre_bias scale shift"])
+@pytest.mark.parametrize("parameters", ["weight bias", "weight bias pre_bias scale shift", "scale shift maps"])
 @pytest.mark.parametrize("kind", ["every second value", "expanded"])
 def test_parameters_of_any_strides_give_the_values_of_contiguous_ones(draw, place, kind, parameters, channels_last):
     name, device = place

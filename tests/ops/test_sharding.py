@@ -22,7 +22,7 @@ def mesh() -> Iterator[DeviceMesh]:
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("parameters", ["", "weight", "weight bias pre_bias scale shift"])
+@pytest.mark.parametrize("parameters", ["", "weight", "weight bias pre_bias scale shift", "bias scale shift maps"])
 def test_samples_are_normalized_where_they_lie(draw, mesh, parameters, compiled):
     torch._dynamo.reset()
     call = torch.compile(group_norm_silu, backend="aot_eager", fullgraph=True) if compiled else group_norm_silu

@@ -42,7 +42,9 @@ from unetgn.ops.triton.forward import ForwardOperands
 from unetgn.ops.triton.kernels.forward_contiguous import merge_statistics
 from unetgn.ops.triton.launch import launch_of
 
-EXTRAS = (("weight", "bias"), ("weight", "bias", "pre_bias"), ("weight", "bias", "scale", "shift"))
+Extras = tuple[tuple[str, ...], ...]
+EXTRAS: Extras = (("weight", "bias"), ("weight", "bias", "pre_bias"), ("weight", "bias", "scale", "shift"))
+MAPS: Extras = (("weight", "bias", "scale", "shift", "maps"),)
 SHAPES = sorted({shape for shapes in UNETS.values() for shape in shapes})
 MOVES_TILES = ("resident_forward", "resident_backward", "split_statistics", "split_apply", "split_sums")
 
@@ -56,22 +58,24 @@ DTYPES = {  # of x and of the parameters
 SHARE = 16  # builds
 
 
-def cases(dtypes: str) -> list[Case]:
+def cases(dtypes: str, extras_of_cases: Extras = EXTRAS) -> list[Case]:
     dtype, parameter_dtype = DTYPES[dtypes]
     return [
         Case((n, channels, side, side), 32, dtype, channels_last, extras, parameter_dtype)
         for channels, side in SHAPES
         for n in (1, 8)
         for channels_last in (False, True)
-        for extras in EXTRAS
+        for extras in extras_of_cases
     ]
 
 
 @functools.cache
-def distinct_launches(target: str, *, clusters: bool = False, dtypes: str = "bf16") -> list[tuple[Case, Launch]]:
+def distinct_launches(
+    target: str, *, clusters: bool = False, dtypes: str = "bf16", extras: Extras = EXTRAS
+) -> list[tuple[Case, Launch]]:
     """List one launch of each build, with a case that it belongs to."""
     found = {}
-    for case in cases(dtypes):
+    for case in cases(dtypes, extras):
         forward, backward = launches_of(case, target, clusters=clusters)
         for launch in forward if clusters else forward + backward:
             if launch.num_ctas > 1 or not clusters:
@@ -92,10 +96,12 @@ def held(launch: Launch) -> int:
     return math.prod(sizes) // launch.num_warps
 
 
-def heaviest_of_each_kernel(target: str, *, clusters: bool = False, dtypes: str = "bf16") -> list[tuple[Case, Launch]]:
+def heaviest_of_each_kernel(
+    target: str, *, clusters: bool = False, dtypes: str = "bf16", extras: Extras = EXTRAS
+) -> list[tuple[Case, Launch]]:
     """List, of the builds of each kernel, the one whose threads hold the most; with pre_bias where it has that."""
     found: dict[str, tuple[Case, Launch]] = {}
-    for case, launch in distinct_launches(target, clusters=clusters, dtypes=dtypes):
+    for case, launch in distinct_launches(target, clusters=clusters, dtypes=dtypes, extras=extras):
         name = key(launch)[0]
         weight = (held(launch), launch.arguments.get("pre_bias") is not None)
         if name not in found or weight > (held(found[name][1]), found[name][1].arguments.get("pre_bias") is not None):
@@ -135,6 +141,13 @@ def test_the_heaviest_build_of_each_kernel_spills_nothing_and_moves_16_bytes_at_
     chosen = heaviest_of_each_kernel(target)
     names = {key(launch)[0].rpartition(".")[2] for _, launch in chosen}
     assert names >= {*MOVES_TILES, "fold_slots", "parameter_gradients", "merge_statistics"}
+    assert [fault for case, launch in chosen for fault in faults(case, launch, target)] == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_heaviest_builds_with_maps_spill_nothing(target: str) -> None:
+    chosen = heaviest_of_each_kernel(target, extras=MAPS, dtypes="all_bf16")
+    assert sum("scale_map" in launch.arguments for _, launch in chosen) >= len(MOVES_TILES)
     assert [fault for case, launch in chosen for fault in faults(case, launch, target)] == []
 
 

@@ -22,7 +22,10 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 2e-3, tor
 
 @dataclass(frozen=True)
 class Case:
-    """Describes one call. `extras`: which of weight, bias, pre_bias, scale and shift are given."""
+    """Describes one call.
+
+    `extras`: which of weight, bias, pre_bias, scale and shift are given; with "maps" the last two have x's shape.
+    """
 
     shape: tuple[int, ...]
     groups: int
@@ -35,6 +38,10 @@ class Case:
     mean: float = 0.0  # of x, whose standard deviation is 1
     seed: int = 0
 
+    @property
+    def maps(self) -> bool:
+        return "maps" in self.extras
+
     def tensors(self, device: str = "cpu") -> dict[str, Tensor | None]:
         """Draw x, dy and the small tensors; scale and shift are the halves of one tensor, as networks make them."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -45,6 +52,8 @@ class Case:
         n, c = self.shape[:2]
         small = self.parameter_dtype or self.dtype
         scale, shift = (0.5 * random(n, 2 * c)).to(device, small).chunk(2, dim=1)
+        if self.maps:
+            scale, shift = (self.layout((0.5 * random(*self.shape)).to(device, small)) for _ in range(2))
         made = {
             "x": self.layout((random(*self.shape) + self.mean).to(device, self.dtype)),
             "dy": self.layout(random(*self.shape).to(device, self.dtype)),
@@ -64,6 +73,8 @@ class Case:
         x = self.layout(torch.empty(self.shape, dtype=self.dtype, device="meta"))
         weight = torch.empty(c, dtype=small, device="meta")
         made = {"x": x, "dy": x, "weight": weight, "bias": weight, "scale": scale, "shift": shift}
+        if self.maps:
+            made |= dict.fromkeys(("scale", "shift"), x.to(small))
         made["pre_bias"] = torch.empty(n, c, dtype=small, device="meta")
         return {name: made[name] if name in ("x", "dy", *self.extras) else None for name in ("dy", *DIFFERENTIABLE)}
 
@@ -96,9 +107,9 @@ def definition(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, d
     if "bias" in t:
         z = z + t["bias"].view(1, c, *spatial)
     if "scale" in t:
-        z = z * (1 + t["scale"].view(n, c, *spatial))
+        z = z * (1 + (t["scale"] if case.maps else t["scale"].view(n, c, *spatial)))
     if "shift" in t:
-        z = z + t["shift"].view(n, c, *spatial)
+        z = z + (t["shift"] if case.maps else t["shift"].view(n, c, *spatial))
     y = z * z.sigmoid() if case.activation else z
     dy = tensors["dy"]
     assert dy is not None
@@ -125,7 +136,8 @@ def run_backward(
     dy = tensors["dy"]
     assert dy is not None
     needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
-    recipe = backward.recipe_of(plan, case.problem, INTERPRETER, case.activation, needs)
+    of_channels = needs._replace(scale=False, shift=False) if case.maps else needs
+    recipe = backward.recipe_of(plan, case.problem, INTERPRETER, case.activation, of_channels)
     gradients = entry.follow_backward(recipe, dy, arguments_of(case, tensors), mean, rstd, needs)
     return {name: g for name, g in zip(DIFFERENTIABLE, gradients, strict=True) if g is not None}
 

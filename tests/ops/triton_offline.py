@@ -78,8 +78,9 @@ def launches_of(case: Case, target: str, *, clusters: bool = False) -> tuple[lis
         _, mean, rstd = entry.follow_forward(recipe, arguments)
     needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
     plan = backward.plan_backward(case.problem, layout, device)
+    of_channels = needs._replace(scale=False, shift=False) if case.maps else needs
     with recorded() as second:
-        recipe_back = backward.recipe_of(plan, case.problem, device, case.activation, needs)
+        recipe_back = backward.recipe_of(plan, case.problem, device, case.activation, of_channels)
         entry.follow_backward(recipe_back, tensors["dy"], arguments, mean, rstd, needs)
     return first, second
 

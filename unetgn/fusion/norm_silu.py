@@ -34,7 +34,7 @@ from unetgn.fusion.norms import (
     takes_scale,
 )
 from unetgn.fusion.recognition import is_bare
-from unetgn.ops.layout import CHANNELS_LAST, memory_format_of
+from unetgn.ops.layout import ACCUMULATION_DTYPE, CHANNELS_LAST, memory_format_of
 
 
 def norm_silu(
@@ -51,9 +51,9 @@ def norm_silu(
     """Compute act(norm(x + pre_bias, *norm_args, **norm_kwargs) * (1 + scale) + shift), in one pass over x if possible.
 
     `norm` is a module, x is (N, C, *spatial), `act` is an nn.SiLU or `torch.nn.functional.silu`. pre_bias, scale and
-    shift broadcast with x or are None; those that are constant over space, (N, C, 1, …), go into the fused operator.
-    Where norm or act is anything else (of another class, with a hook or a forward of its own), both are called as
-    written.
+    shift broadcast with x or are None; those that are constant over space, (N, C, 1, …), go into the fused operator, as
+    do scale and shift that both have x's shape. Where norm or act is anything else (of another class, with a hook or a
+    forward of its own), both are called as written.
     """
     extras: dict[str, Any] = {"pre_bias": pre_bias, "scale": scale, "shift": shift}
     if is_group_norm_function(norm):
@@ -80,6 +80,25 @@ def norm_silu(
     return fused(norm, x if pre_bias is None else x + pre_bias, *norm_args, **norm_kwargs)
 
 
+def norm_by_maps_silu(
+    norm: Any, act: Callable[[Tensor], Tensor], x: Tensor, /, factor: Tensor, shift: Tensor
+) -> Tensor:
+    """Compute act(norm(x) * factor + shift), in one pass over each where these are maps of x's shape and dtype.
+
+    The operator multiplies by 1 + scale: the scale is factor - 1 in the dtype of its arithmetic, for in 16 bits a small
+    factor would be lost in the difference.
+    """
+    maps = x.shape == factor.shape == shift.shape and x.dtype == factor.dtype == shift.dtype
+    known = is_bare(norm) and is_bare_silu(act) and is_plain_group_norm(norm) and dtypes_taken(norm) is None
+    if torch.jit.is_tracing() or not (maps and known and _has_dtypes(x, norm.weight, norm.bias)):
+        return act(norm(x) * factor + shift)
+    if x.numel() == norm.num_groups or (not torch.compiler.is_compiling() and has_torch_function((x, factor, shift))):
+        return act(norm(x) * factor + shift)
+    x = x.contiguous(memory_format=_layout_by_strides(x))
+    scale = factor.to(ACCUMULATION_DTYPE[x.dtype]) - 1
+    return ops.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift)
+
+
 def fused_group_norm(
     x: Tensor,
     num_groups: int,
@@ -94,8 +113,8 @@ def fused_group_norm(
 ) -> Tensor:
     """Compute SiLU(group_norm(x + pre_bias) * (1 + scale) + shift), laid out as F.group_norm's result is on the CPU.
 
-    Noise that is drawn like the result, and code that flattens it, depend on the layout. What varies over space, or
-    would change x's dtype, is applied outside of the fused operator. Dtypes of weight and bias that F.group_norm may
+    Noise that is drawn like the result, and code that flattens it, depend on the layout. What the operator does not
+    take, or would change x's dtype, is applied outside of it. Dtypes of weight and bias that F.group_norm may
     not take with x are handed to it; casts: the norm is known to take them.
     """
     tensors = (x, weight, bias, pre_bias, scale, shift)
@@ -113,6 +132,8 @@ def fused_group_norm(
     layout = _layout_by_strides(x)
     x = x if layout == memory_format_of(x) else x.contiguous(memory_format=layout)
     channel_scale, channel_shift = _per_channel(scale, x), _per_channel(shift, x)
+    if _are_maps(scale, shift, x):
+        channel_scale, channel_shift = scale, shift
     inside = (scale is None or channel_scale is not None) and (shift is None or channel_shift is not None)
     if inside:
         return ops.group_norm_silu(
@@ -172,6 +193,15 @@ def _layout_by_strides(x: Tensor) -> torch.memory_format:
     return CHANNELS_LAST[x.dim()]
 
 
+def _are_maps(scale: Tensor | None, shift: Tensor | None, x: Tensor) -> bool:
+    """Return True where those that are given have the shape of an x with spatial axes, and keep its dtype."""
+    return x.dim() > 2 and all(
+        isinstance(t, Tensor) and t.shape == x.shape and t.is_floating_point() and _keeps_dtype(t, x)
+        for t in (scale, shift)
+        if t is not None
+    )
+
+
 def _per_channel(extra: Tensor | None, x: Tensor) -> Tensor | None:
     """Return `extra` as (N, C), where it is (N or 1, C, 1, …) and adding it would not change x's dtype; else None."""
     if not isinstance(extra, Tensor) or extra.dim() != x.dim() or extra.shape[1] != x.shape[1]:
@@ -182,7 +212,12 @@ def _per_channel(extra: Tensor | None, x: Tensor) -> Tensor | None:
     rows = extra.shape[0]
     if extra.numel() != rows * channels or (rows != samples and rows != 1):  # `in` and `len` fix symbolic sizes
         return None
-    if extra.dtype != x.dtype and torch.promote_types(extra.dtype, x.dtype) != x.dtype:
+    if not _keeps_dtype(extra, x):
         return None
     flat = extra.flatten(1)
     return flat if rows == samples else flat.expand(samples, channels)
+
+
+def _keeps_dtype(extra: Tensor, x: Tensor) -> bool:
+    """Return True where a sum of the two has the dtype of x."""
+    return extra.dtype == x.dtype or torch.promote_types(extra.dtype, x.dtype) == x.dtype

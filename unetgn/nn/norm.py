@@ -31,7 +31,8 @@ class GroupNormSiLU(nn.GroupNorm):
     Arguments, parameters and state dict are those of `torch.nn.GroupNorm`, so a checkpoint moves either way; bias=False
     has a weight alone. The formula, layouts and dtypes are those of `unetgn.group_norm_silu`.
 
-    Shapes: x (N, num_channels, *spatial) -> the same; pre_bias, scale and shift (N, num_channels), each optional.
+    Shapes: x (N, num_channels, *spatial) -> the same; pre_bias, scale and shift (N, num_channels), each optional; scale
+    and shift may have x's own shape instead.
     `activation=None` leaves the SiLU out; the module then prints as GroupNorm.
 
     Raises ValueError where num_groups does not divide num_channels, with the nearest counts that would do

@@ -21,8 +21,8 @@ class Arguments(NamedTuple):
     eps: float
     activation: bool  # True for SiLU, False for none
     pre_bias: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
+    scale: Tensor | None  # (N, C), or a map: of x's own shape, with spatial axes
+    shift: Tensor | None  # as scale
     implementation: str
 
 
@@ -46,6 +46,17 @@ class Gradients(NamedTuple):
     dpre_bias: Tensor | None
     dscale: Tensor | None
     dshift: Tensor | None
+
+
+def has_maps(arguments: Arguments) -> bool:
+    """Return True where scale and shift, or the one that is given, are maps."""
+    scale, shift = arguments.scale, arguments.shift
+    return (scale is not None and scale.dim() > 2) or (shift is not None and shift.dim() > 2)
+
+
+def without_maps(arguments: Arguments) -> Arguments:
+    """Return the arguments that belong to channels: without scale and shift where these are maps."""
+    return arguments._replace(scale=None, shift=None) if has_maps(arguments) else arguments
 
 
 _SCHEMA_TYPES = {

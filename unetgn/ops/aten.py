@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetgn.ops.arguments import Arguments, Gradients, Needs
+from unetgn.ops.arguments import Arguments, Gradients, Needs, has_maps, without_maps
 from unetgn.ops.layout import ACCUMULATION_DTYPE
 
 # PyTorch's forward kernels for the CPU lose digits where the mean of a group is many times its standard deviation.
@@ -57,7 +57,8 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y in the dtype and layout of x, and mean and rstd (N, G) in the dtype of the arithmetic."""
     x, num_groups, eps = arguments.x, arguments.num_groups, arguments.eps
     h = _with_pre_bias(x, arguments.pre_bias)
-    a, b = _affine(h, arguments)
+    maps = has_maps(arguments)
+    a, b = _affine(h, without_maps(arguments) if maps else arguments)
     if h.is_contiguous():
         z, mean, rstd = _native(h, num_groups, a, b, eps)
         exact = not h.is_cpu or not _is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
@@ -68,6 +69,8 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         exact = False
     if not exact:
         z, mean, rstd = _centred(h, num_groups, a, b, eps)
+    if maps:
+        _modulate(z, arguments.scale, arguments.shift)
     if arguments.activation:
         F.silu(z, inplace=True)
     return _as_dtype_of(x, z), mean, rstd
@@ -162,9 +165,19 @@ def _with_pre_bias(x: Tensor, pre_bias: Tensor | None) -> Tensor:
     return h if pre_bias is None else h + pre_bias.to(dtype).view(*pre_bias.shape, *(1,) * (x.dim() - 2))
 
 
+def _modulate(z: Tensor, scale: Tensor | None, shift: Tensor | None) -> None:
+    """Apply maps to z in place."""
+    if scale is not None:
+        z.addcmul_(z, _as_dtype_of(z, scale).view(z.shape))
+    if shift is not None:
+        z.add_(_as_dtype_of(z, shift).view(z.shape))
+
+
 def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
     """Compute the gradients by the closed form that `reference` has; dx in the dtype and layout of x."""
-    x, pre_bias = arguments.x, arguments.pre_bias
+    x, pre_bias, maps = arguments.x, arguments.pre_bias, None
+    if has_maps(arguments):
+        maps, arguments = arguments, without_maps(arguments)
     a, b = _affine(mean, arguments)
     h, dz = _as_dtype_of(mean, x), _as_dtype_of(mean, dy)
     n, groups = mean.shape
@@ -180,13 +193,35 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
         centre = average
     else:
         h = h - _of_channels(average, h)
-    if arguments.activation:
+    if maps is not None:
+        dz, dscale, dshift = _backward_of_maps(dz, _scaled(h, centre, gain, b), maps, needs)
+        needs = needs._replace(scale=False, shift=False)
+    elif arguments.activation:
         z = _scaled(h, centre, gain, b)
         dz = _SILU_BACKWARD(dz, z, grad_input=z)
     way = _native_backward if _native_backward_is_good(h, rstd, a) else _plain_backward
     dh, s0, s1 = way(dz, h, centre, rstd, a, gain, needs.x or needs.pre_bias)
     dx = _as_dtype_of(x, dh.view(x.shape)) if dh is not None and needs.x else None
-    return _with_parameter_gradients(dx, dh, s0, s1, arguments, needs)
+    gradients = _with_parameter_gradients(dx, dh, s0, s1, arguments, needs)
+    return gradients if maps is None else gradients._replace(dscale=dscale, dshift=dshift)
+
+
+def _backward_of_maps(
+    dy: Tensor, z: Tensor, arguments: Arguments, needs: Needs
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Compute what comes back to z, which z is before the maps, and the gradients of scale and shift."""
+    scale, shift, dz, dscale, dshift = arguments.scale, arguments.shift, dy, None, None
+    if arguments.activation:
+        modulated = z.clone() if needs.scale else z
+        _modulate(modulated, scale, shift)
+        dz = _SILU_BACKWARD(dy, modulated, grad_input=modulated)
+    if needs.shift and shift is not None:
+        dshift = _as_dtype_of(shift, dz).view(shift.shape)
+        dshift = dshift if arguments.activation else dshift.clone()  # no view of dy
+    if scale is not None:
+        dscale = _as_dtype_of(scale, dz * z).view(scale.shape) if needs.scale else None
+        dz = torch.addcmul(dz, dz, _as_dtype_of(dz, scale).view(dz.shape))
+    return dz, dscale, dshift
 
 
 def _with_parameter_gradients(

@@ -43,9 +43,14 @@ def check_arguments(arguments: Arguments) -> None:
     if pre_bias is not None:
         _check_parameter("pre_bias", pre_bias, x, "(N, C)", (n, channels))
     if scale is not None:
-        _check_parameter("scale", scale, x, "(N, C)", (n, channels))
+        _check_parameter("scale", scale, x, "(N, C)", (n, channels), or_as_x=True)
     if shift is not None:
-        _check_parameter("shift", shift, x, "(N, C)", (n, channels))
+        _check_parameter("shift", shift, x, "(N, C)", (n, channels), or_as_x=True)
+        if scale is not None and scale.dim() != shift.dim():
+            raise ValueError(
+                f"scale and shift must both be (N, C), or both of x's shape {tuple(shape)}, got {tuple(scale.shape)} "
+                f"and {tuple(shift.shape)}; for one (N, C) beside a map, give .reshape(N, C, 1, ...).expand_as(x)"
+            )
 
 
 def check_num_groups(num_groups: int, num_channels: int) -> None:
@@ -115,14 +120,18 @@ def _first(divisors: list[int], limit: int) -> int | None:
     return above[0] if above else None
 
 
-def _check_parameter(name: str, value: Tensor, x: Tensor, meaning: str, shape: tuple[int, ...]) -> None:
+def _check_parameter(
+    name: str, value: Tensor, x: Tensor, meaning: str, shape: tuple[int, ...], *, or_as_x: bool = False
+) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor {meaning} or None, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested:
         raise TypeError(f"{name} must be a dense tensor {meaning} or None, got {_kind(value)}; convert it first")
-    if value.shape != shape:
+    if value.shape != shape and not (or_as_x and value.shape == x.shape):
+        other = ", or that of x," if or_as_x and x.dim() > 2 else ""
         raise ValueError(
-            f"{name} must have shape {meaning} = {shape} for x of shape {tuple(x.shape)}, got {tuple(value.shape)}"
+            f"{name} must have shape {meaning} = {shape}{other} for x of shape {tuple(x.shape)}, "
+            f"got {tuple(value.shape)}"
         )
     if value.dtype is not x.dtype and value.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from unetgn.ops import aten, reference
-from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
+from unetgn.ops.arguments import Arguments, Gradients, Needs, has_maps, tensors_of
 from unetgn.ops.layout import ACCUMULATION_DTYPE, memory_format_of
 
 IMPLEMENTATIONS = ("auto", "triton", "aten", "reference")
@@ -163,12 +163,13 @@ _torch_func_is_active._dynamo_marked_constant = True  # type: ignore[attr-define
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y in the dtype and layout of x (see `layout`), and mean and rstd (N, G) in the dtype of the arithmetic.
 
-    Implementations meet an x with elements, dense in one of the two layouts. y shares no memory with x, and is no view.
+    Implementations meet an x with elements, dense in one of the two layouts, and maps (`has_maps`) dense in the same.
+    y shares no memory with x, and is no view.
     """
     x = arguments.x
     if x.numel() == 0:
         return allocate(x, arguments.num_groups)
-    if not x.is_contiguous():  # asked first, for it is quick
+    if not x.is_contiguous() or has_maps(arguments):  # asked first, for it is quick
         arguments = _dense(arguments, memory_format_of(x))
     y, mean, rstd = resolve(arguments.implementation, x).forward(arguments)
     # A view that comes out of an autograd function cannot be changed in place, as y of nn.GroupNorm can.
@@ -176,12 +177,12 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
-    """Compute the gradients that `needs` asks for; dx in the dtype and layout of x."""
+    """Compute the gradients that `needs` asks for; dx in the dtype and layout of x, those of maps in its layout."""
     x = arguments.x
     if x.numel() == 0:
         given = zip(tensors_of(arguments), needs, strict=True)
         return Gradients._make(None if t is None or not need else torch.zeros_like(t) for t, need in given)
-    if x.is_contiguous():
+    if x.is_contiguous() and not has_maps(arguments):
         dy = dy.contiguous()
     else:
         layout = memory_format_of(x)
@@ -190,9 +191,13 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
 
 
 def _dense(arguments: Arguments, layout: torch.memory_format) -> Arguments:
-    """Return the arguments with x copied where it is not dense in its layout."""
+    """Return the arguments with x and maps copied where they are not dense in that layout, x's own."""
     x = arguments.x
     dense = x.contiguous(memory_format=layout)
+    if has_maps(arguments):
+        maps = (None if t is None else t.contiguous(memory_format=layout) for t in (arguments.scale, arguments.shift))
+        scale, shift = maps
+        return arguments._replace(x=dense, scale=scale, shift=shift)
     return arguments if dense is x else arguments._replace(x=dense)
 
 

@@ -31,18 +31,19 @@ def group_norm_silu(
         y     = z * sigmoid(z)                     or z with activation=None
 
     Shapes: x (N, C, *spatial) with none to three spatial axes -> y the same; weight and bias (C,), each optional;
-    pre_bias, scale and shift (N, C), each optional. N may be 0. num_groups divides C.
+    pre_bias, scale and shift (N, C), each optional. scale and shift may be maps instead, both: of x's own shape, for a
+    modulation that varies over space. N may be 0. num_groups divides C.
 
-    Layout: y and the gradient of x are contiguous or channels_last as x is. Other strides are copied first, and so is a
-    gradient of y that is expanded or in another layout than x. Within `torch.func` transforms, and where a compiler
-    sees the implementation "reference", the layout is PyTorch's choice.
+    Layout: y and the gradient of x are contiguous or channels_last as x is, and so are those of maps. Other strides are
+    copied first, and so are maps, and a gradient of y that is expanded, where they lie in another layout than x. Within
+    `torch.func` transforms, and where a compiler sees the implementation "reference", the layout is PyTorch's choice.
     Dtypes: x is float16, bfloat16, float32 or float64, and y is as x; the parameters may be of another of these, and
     their gradients are as they are. Statistics and arithmetic are float32, float64 for a float64 x.
     Under autocast y keeps the dtype of x. (Autocast on CUDA turns the output of torch.nn.GroupNorm into float32, which
     moves 32 bytes an element where this operator moves 4.)
 
     Differentiable any number of times with respect to x, weight, bias, pre_bias, scale and shift; saved for that are x,
-    a mean and a 1/sqrt(var + eps) for each group, and the arguments (C,) and (N, C). Within `torch.func` transforms
+    a mean and a 1/sqrt(var + eps) for each group, and the other arguments. Within `torch.func` transforms
     (grad, vmap, jvp, …), in forward-mode differentiation, and for gradients of gradients the definition is evaluated in
     plain PyTorch: right, but not fused. Two runs on one machine give the same bits.
     Tensor subclasses and modes with `__torch_function__` are asked, as PyTorch's functions ask them; DTensors are
@@ -58,7 +59,8 @@ def group_norm_silu(
     over (C, *spatial), G = C is instance normalization.
 
     Wu & He 2018 (arXiv 1803.08494), equations 1, 2 and 6; scale and shift after Dhariwal & Nichol 2021
-    (arXiv 2105.05233), section 3.
+    (arXiv 2105.05233), section 3; as maps: Park et al. 2019 (arXiv 1903.07291), equation 1,
+    and Zheng et al. 2022 (arXiv 2209.09002).
     """
     if activation != "silu":
         check_activation(activation)

@@ -86,7 +86,9 @@ def _backward_fake(*values: Any) -> tuple[Tensor, ...]:
     x, *parameters = tensors_of(arguments)
     dx = torch.empty_like(x, memory_format=memory_format_of(x)) if needs.x else x.new_empty(0)
     return dx, *(
-        t.new_empty(t.shape) if t is not None and need else x.new_empty(0)
+        x.new_empty(0)
+        if t is None or not need
+        else torch.empty_like(t, memory_format=torch.contiguous_format if t.dim() < 3 else memory_format_of(x))
         for t, need in zip(parameters, needs[1:], strict=True)
     )
 

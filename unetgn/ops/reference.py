@@ -6,12 +6,12 @@ All other implementations are tested against this one.
     mean, var over (C/G, *spatial) of h         a pair for each sample and group; biased variance
     xhat  = (h - mean) / sqrt(var + eps)
     z     = xhat * weight + bias                (C,), as in torch.nn.GroupNorm
-    z     = z * (1 + scale) + shift             (N, C), optional
+    z     = z * (1 + scale) + shift             (N, C), or maps of x's shape; optional
     y     = z * sigmoid(z)                      or z, without an activation
 
 Group normalization: Wu & He 2018 (arXiv 1803.08494), equations 1, 2 and 6, with the set of equation 7. SiLU: Elfwing et
 al. 2017 (arXiv 1702.03118), Ramachandran et al. 2017 (arXiv 1710.05941). Scale and shift: Dhariwal & Nichol 2021
-(arXiv 2105.05233), section 3.
+(arXiv 2105.05233), section 3; as maps: Park et al. 2019 (arXiv 1903.07291), equation 1.
 
 Every step is a differentiable operator of PyTorch: the functions here have derivatives of any order, in both modes, and
 may be mapped by `torch.func`. Arithmetic is float64 for a float64 x, else float32.
@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor
 
-from unetgn.ops.arguments import Arguments, Gradients, Needs
+from unetgn.ops.arguments import Arguments, Gradients, Needs, has_maps, without_maps
 from unetgn.ops.layout import ACCUMULATION_DTYPE, memory_format_of
 
 
@@ -59,8 +59,14 @@ def differentiable_gradients(dy: Tensor, arguments: Arguments, needs: Needs, *, 
 
 
 def _in_layout_of(x: Tensor, gradients: Gradients) -> Gradients:
-    dx = gradients.dx
-    return gradients if dx is None else gradients._replace(dx=dx.contiguous(memory_format=memory_format_of(x)))
+    layout = memory_format_of(x)
+
+    def laid_out(gradient: Tensor | None) -> Tensor | None:
+        if gradient is None or gradient.dim() != x.dim():
+            return gradient
+        return gradient.contiguous(memory_format=layout)
+
+    return Gradients._make(map(laid_out, gradients))
 
 
 def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
@@ -73,14 +79,33 @@ def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, nee
         dweight   = sum over n of (1 + scale) * S1       dscale = weight * S1 + bias * S0
         dbias     = sum over n of (1 + scale) * S0       dshift = S0
         dpre_bias = sum of dx over the spatial axes
+
+    Of maps dscale = dz * (xhat * weight + bias) and dshift = dz, and the others are those of a call without maps to
+    which dz * (1 + scale) comes back.
     """
-    x, num_groups, weight, scale = arguments.x, arguments.num_groups, arguments.weight, arguments.scale
+    x = arguments.x
     xhat = _normalize(_flat(x, arguments.pre_bias), mean, rstd)
     dz = _flat(dy, None).to(xhat.dtype)
     if arguments.activation:
         z = _affine(xhat, arguments)
         gate = torch.sigmoid(z)
         dz = dz * gate * (1 + z * (1 - gate))
+    if not has_maps(arguments):
+        return _gradients_of_channels(dz, xhat, arguments, rstd, needs)
+    dscale, dshift, of_channels = None, None, without_maps(arguments)
+    if needs.scale:
+        dscale = _like((dz * _affine(xhat, of_channels)).reshape(x.shape), arguments.scale)
+    if needs.shift:
+        dshift = _like(dz.reshape(x.shape), arguments.shift)
+    if arguments.scale is not None:
+        dz = dz * _factor(arguments.scale, dz)
+    rest = _gradients_of_channels(dz, xhat, of_channels, rstd, needs._replace(scale=False, shift=False))
+    return rest._replace(dscale=dscale, dshift=dshift)
+
+
+def _gradients_of_channels(dz: Tensor, xhat: Tensor, arguments: Arguments, rstd: Tensor, needs: Needs) -> Gradients:
+    """Compute the gradients from dz and xhat (N, C, L), without maps."""
+    x, num_groups, weight, scale = arguments.x, arguments.num_groups, arguments.weight, arguments.scale
     s0, s1 = dz.sum(2), (dz * xhat).sum(2)
     dx = dh = None
     if needs.x or needs.pre_bias:
@@ -145,8 +170,18 @@ def _affine(z: Tensor, arguments: Arguments) -> Tensor:
     if bias is not None:
         z = z + bias.to(z.dtype).unsqueeze(1)
     if scale is not None:
-        z = z * (1 + scale.to(z.dtype)).unsqueeze(2)
-    return z if shift is None else z + shift.to(z.dtype).unsqueeze(2)
+        z = z * _factor(scale, z)
+    return z if shift is None else z + _over_space(shift, z)
+
+
+def _factor(scale: Tensor, z: Tensor) -> Tensor:
+    """Return 1 + scale for z (N, C, L)."""
+    return 1 + _over_space(scale, z)
+
+
+def _over_space(values: Tensor, z: Tensor) -> Tensor:
+    """Return (N, C) as (N, C, 1), and a map as z (N, C, L), in the dtype of z."""
+    return values.to(z.dtype).reshape(*values.shape[:2], math.prod(values.shape[2:]))
 
 
 def _group_mean(sums: Tensor, num_groups: int, xhat: Tensor) -> Tensor:

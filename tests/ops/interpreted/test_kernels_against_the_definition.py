@@ -21,6 +21,8 @@ EXTRAS = (
     ("scale", "pre_bias"),
     ("bias", "shift"),
     ("weight", "bias", "pre_bias", "scale", "shift"),
+    ("weight", "bias", "scale", "shift", "maps"),
+    ("pre_bias", "shift", "maps"),
 )
 PATHS = ("resident", "split", "cluster")
 FEW = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2))  # samples and groups: the interpreter's time is that of programs

@@ -13,22 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetgn.fusion.activations import is_silu_module
-from unetgn.fusion.norm_silu import fused_group_norm, norm_silu
-from unetgn.fusion.norms import norm_rule, register_unfusable
+from unetgn.fusion.classes import owner_of, path_of
+from unetgn.fusion.norm_silu import fused_group_norm, norm_by_maps_silu, norm_silu
+from unetgn.fusion.norms import fused_forward, norm_rule
 from unetgn.fusion.projections import register_norm_before_projections
+from unetgn.fusion.recognition import is_bare, unknown_names
 from unetgn.fusion.rules import register_library, rule
 
 register_library("diffusers")
 
 MODELS = "diffusers.models"
 AUTOENCODERS = f"{MODELS}.autoencoders"
-SPATIAL = "its scale and shift vary over space, the operator takes one of each a channel"
+COGVIDEOX = f"{AUTOENCODERS}.autoencoder_kl_cogvideox"
+COGVIDEOX_NORM = f"{COGVIDEOX}.CogVideoXSpatialNorm3D"
+COGVIDEOX_NORM_USES = frozenset(("F", "cat", "conv_b", "conv_y", "get", "interpolate", "norm_layer", "shape", "torch"))
 
 register_norm_before_projections(f"{MODELS}.attention_processor.Attention", "group_norm")
-register_unfusable(f"{MODELS}.attention_processor.SpatialNorm", SPATIAL)
-register_unfusable(f"{AUTOENCODERS}.autoencoder_kl_cogvideox.CogVideoXSpatialNorm3D", SPATIAL)
-register_unfusable(f"{AUTOENCODERS}.autoencoder_kl_kvae.KVAEDecoderSpatialNorm2D", SPATIAL)
-register_unfusable(f"{AUTOENCODERS}.autoencoder_kl_kvae_video.KVAECachedSpatialNorm3D", SPATIAL)
 
 
 @norm_rule(
@@ -92,6 +92,124 @@ def kvae_cached_group_norm(norm: Any, x: Tensor, cache: dict[str, Any] | None = 
     if cache is not None and cache.get("mean") is None and cache.get("var") is None:
         cache["mean"] = cache["var"] = 1
     return norm_silu(norm.norm_layer, F.silu, x)
+
+
+@norm_rule(
+    f"{MODELS}.attention_processor.SpatialNorm",
+    uses=("F", "conv_b", "conv_y", "interpolate", "norm_layer", "shape"),
+)
+def spatial_norm(norm: Any, x: Tensor, zq: Tensor) -> Tensor:
+    """Make factor and shift, maps of x's shape, of what is decoded."""
+    zq = F.interpolate(zq, size=x.shape[-2:], mode="nearest")
+    return norm_by_maps_silu(norm.norm_layer, F.silu, x, norm.conv_y(zq), norm.conv_b(zq))
+
+
+@norm_rule(
+    f"{AUTOENCODERS}.autoencoder_kl_kvae.KVAEDecoderSpatialNorm2D",
+    uses=("F", "add_conv", "conv", "conv_b", "conv_y", "interpolate", "norm_layer", "shape"),
+)
+def kvae_spatial_norm(norm: Any, x: Tensor, zq: Tensor) -> Tensor:
+    """Make factor and shift of what is decoded, after a convolution where it has one."""
+    zq = F.interpolate(zq, size=x.shape[2:], mode="nearest")
+    zq = norm.conv(zq) if norm.add_conv else zq
+    return norm_by_maps_silu(norm.norm_layer, F.silu, x, norm.conv_y(zq), norm.conv_b(zq))
+
+
+@norm_rule(
+    f"{AUTOENCODERS}.autoencoder_kl_kvae_video.KVAECachedSpatialNorm3D",
+    uses=(
+        *("F", "add_conv", "cat", "conv", "conv_b", "conv_y", "get", "interpolate", "norm_layer", "shape", "size"),
+        *("split", "torch"),
+    ),
+)
+def kvae_cached_spatial_norm(norm: Any, x: Tensor, zq: Tensor, cache: dict[str, Any]) -> Tensor:
+    """Make factor and shift of what is decoded: the first frame, which later calls no longer have, by itself."""
+
+    def resized(part: Tensor, size: torch.Size) -> Tensor:
+        return torch.cat([F.interpolate(piece, size=size, mode="nearest") for piece in part.split(32, dim=1)], dim=1)
+
+    noted = cache["norm"]
+    if noted.get("mean") is None and noted.get("var") is None:
+        first = F.interpolate(zq[:, :, :1], size=x[:, :, :1].shape[-3:], mode="nearest")
+        rest = x[:, :, 1:].shape[-3:]
+        zq = torch.cat([first, resized(zq[:, :, 1:], rest)], dim=2) if zq.size(2) > 1 else first
+    else:
+        zq = resized(zq, x.shape[-3:])
+    zq = norm.conv(zq, cache["add_conv"]) if norm.add_conv else zq
+    inner, factor, shift = norm.norm_layer, norm.conv_y(zq), norm.conv_b(zq)
+    if not is_bare(inner) or fused_forward(inner) is not kvae_cached_group_norm:
+        return F.silu(inner(x, noted) * factor + shift)
+    y = norm_by_maps_silu(inner.norm_layer, F.silu, x, factor, shift)
+    if noted.get("mean") is None and noted.get("var") is None:
+        noted["mean"] = noted["var"] = 1
+    return y
+
+
+def _cogvideox_norms(block: Any) -> tuple[str, ...]:
+    within = "" if block.spatial_norm_dim is None else ".norm_layer"
+    norms = (*_if_silu(block, "nonlinearity", "norm1"), *_if_silu(block, "nonlinearity", "norm2"))
+    return tuple(f"{norm}{within}" for norm in norms)
+
+
+def _unknown_cogvideox_norm(block: Any) -> str | None:
+    return None if block.spatial_norm_dim is None else unknown_names(type(block.norm1).forward, COGVIDEOX_NORM_USES)
+
+
+@rule(
+    f"{COGVIDEOX}.CogVideoXResnetBlock3D",
+    norms=_cogvideox_norms,
+    uses=(
+        *("conv1", "conv2", "conv_shortcut", "dropout", "get", "in_channels", "nonlinearity", "norm1", "norm2"),
+        *("out_channels", "temb_proj", "use_conv_shortcut"),
+    ),
+    refuses=_unknown_cogvideox_norm,
+)
+def cogvideox_resnet_block(
+    block: Any,
+    inputs: Tensor,
+    temb: Tensor | None = None,
+    zq: Tensor | None = None,
+    conv_cache: dict[str, Any] | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Compute a residual block, whose norms return a cache beside their result where they are modulated by zq."""
+    caches: dict[str, Any] = {}
+    conv_cache = conv_cache or {}
+
+    def normed(x: Tensor, name: str) -> Tensor:
+        norm = getattr(block, name)
+        if zq is None:
+            return norm_silu(norm, block.nonlinearity, x)
+        y, caches[name] = _cogvideox_norm_silu(norm, block.nonlinearity, x, zq, conv_cache.get(name))
+        return y
+
+    x, caches["conv1"] = block.conv1(normed(inputs, "norm1"), conv_cache=conv_cache.get("conv1"))
+    if temb is not None:
+        x = x + block.temb_proj(block.nonlinearity(temb))[:, :, None, None, None]
+    x, caches["conv2"] = block.conv2(block.dropout(normed(x, "norm2")), conv_cache=conv_cache.get("conv2"))
+    if block.in_channels != block.out_channels:
+        if block.use_conv_shortcut:
+            inputs, caches["conv_shortcut"] = block.conv_shortcut(inputs, conv_cache=conv_cache.get("conv_shortcut"))
+        else:
+            inputs = block.conv_shortcut(inputs)
+    return x + inputs, caches
+
+
+def _cogvideox_norm_silu(
+    norm: Any, act: Any, x: Tensor, zq: Tensor, cache: dict[str, Any] | None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Compute a norm, the modulation by zq and SiLU. The first of an odd number of frames is enlarged by itself."""
+    if not is_bare(norm) or path_of(owner_of(type(norm), "forward")) != COGVIDEOX_NORM:
+        y, caches = norm(x, zq, conv_cache=cache)
+        return act(y), caches
+    cache, caches = cache or {}, {}
+    if x.shape[2] > 1 and x.shape[2] % 2 == 1:
+        parts = ((zq[:, :, :1], x[:, :, :1]), (zq[:, :, 1:], x[:, :, 1:]))
+        zq = torch.cat([F.interpolate(z, size=frames.shape[-3:]) for z, frames in parts], dim=2)
+    else:
+        zq = F.interpolate(zq, size=x.shape[-3:])
+    factor, caches["conv_y"] = norm.conv_y(zq, conv_cache=cache.get("conv_y"))
+    shift, caches["conv_b"] = norm.conv_b(zq, conv_cache=cache.get("conv_b"))
+    return norm_by_maps_silu(norm.norm_layer, act, x, factor, shift), caches
 
 
 @rule(

@@ -20,7 +20,10 @@ ACTIVATION = "monai.networks.blocks.activation"
 register_known_silu(f"{ACTIVATION}.Swish.forward", uses=("torch", "sigmoid", "alpha"), where=_is_swish_of_one)
 register_known_silu(f"{ACTIVATION}.MemoryEfficientSwish.forward", uses=("monai_swish", "inplace"))
 
-register_unfusable("monai.networks.blocks.spade_norm.SPADE", "its scale and shift vary over space (a segmentation map)")
+register_unfusable(
+    "monai.networks.blocks.spade_norm.SPADE",
+    "it makes scale and shift of a segmentation map itself: unetgn.fuse.rule can give its block a forward",
+)
 register_unfusable(
     "monai.apps.generation.maisi.networks.autoencoderkl_maisi.MaisiGroupNorm3D",
     "its block frees memory between the norm and SiLU, group by group: another trade than ours",

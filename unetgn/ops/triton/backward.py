@@ -40,12 +40,16 @@ class BackwardOperands(NamedTuple):
     pre_bias: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
+    scale_map: Tensor | None  # of x's shape and layout
+    shift_map: Tensor | None
     dx: Tensor | None
     dweight: Tensor | None
     dbias: Tensor | None
     dpre_bias: Tensor | None
     dscale: Tensor | None
     dshift: Tensor | None
+    dscale_map: Tensor | None
+    dshift_map: Tensor | None
     sums: Tensor | None  # (2 or 3, N, slots, C)
     folded: Tensor | None  # (2 or 3, N, 1, C); `sums` themselves where they have one slot
     m1_m2: Tensor  # (N * G, 2)

@@ -9,7 +9,7 @@ Results are deterministic: every slot of every intermediate has one writer, and 
 import torch
 from torch import Tensor
 
-from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
+from unetgn.ops.arguments import Arguments, Gradients, Needs, has_maps, tensors_of
 from unetgn.ops.layout import ACCUMULATION_DTYPE
 from unetgn.ops.triton import device
 from unetgn.ops.triton.backward import backward_recipe
@@ -17,7 +17,7 @@ from unetgn.ops.triton.forward import forward_recipe
 from unetgn.ops.triton.launch import Strides
 from unetgn.ops.triton.recipe import Recipe, run
 
-Affine = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # weight, …, scale, shift
+Affine = tuple[Tensor | None, ...]  # weight, bias, pre_bias, scale, shift, scale_map, shift_map
 
 
 def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,8 +26,8 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     x has elements and is dense, contiguous or channels_last. The definition: `unetgn.ops.reference`.
     """
     x = arguments.x
-    # Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1).
-    clusters = device.clusters_chosen() and arguments.pre_bias is None
+    # Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1). Nor maps.
+    clusters = device.clusters_chosen() and arguments.pre_bias is None and not has_maps(arguments)
     recipe = forward_recipe(
         x.shape,
         x.dtype,
@@ -59,7 +59,9 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
 
     dy and x are dense in the same layout.
     """
-    x = arguments.x
+    x, of_channels = arguments.x, needs
+    if has_maps(arguments):  # whose gradients the kernels write that meet each element, not those of the parameters
+        of_channels = needs._replace(scale=False, shift=False)
     recipe = backward_recipe(
         x.shape,
         x.dtype,
@@ -67,7 +69,7 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
         x.device,
         arguments.num_groups,
         arguments.activation,
-        needs,
+        of_channels,
     )
     return follow_backward(recipe, dy, arguments, mean, rstd, needs)
 
@@ -80,19 +82,26 @@ def follow_backward(
     gradients = [
         None
         if tensor is None or not needed
-        else torch.empty_like(tensor)  # x is dense, in its own layout
-        if tensor is x or tensor.is_contiguous()
+        else torch.empty_like(tensor)  # x and maps are dense, in x's layout
+        if tensor.dim() > 2 or tensor.is_contiguous()
         else torch.empty_like(tensor, memory_format=torch.contiguous_format)
         for tensor, needed in zip(tensors_of(arguments), needs, strict=True)
     ]
     affine, strides = affine_operands(arguments)
     memory = mean.new_empty(recipe.elements)
-    run(recipe, (x, dy, mean, rstd, *affine, *gradients), memory, strides)  # in the order of BackwardOperands
+    if affine[5] is None and affine[6] is None:
+        run(recipe, (x, dy, mean, rstd, *affine, *gradients, None, None), memory, strides)  # as BackwardOperands
+    else:
+        of_channels, of_maps = gradients[:4], gradients[4:]
+        run(recipe, (x, dy, mean, rstd, *affine, *of_channels, None, None, *of_maps), memory, strides)
     return tuple.__new__(Gradients, gradients)
 
 
 def affine_operands(arguments: Arguments) -> tuple[Affine, Strides]:
-    """Return weight, bias, pre_bias, scale and shift as kernels read them, and the last three's strides."""
+    """Return weight, bias, pre_bias, scale and shift as kernels read them, maps by themselves, and the strides of rows.
+
+    Maps are dense in x's layout.
+    """
     weight, bias = arguments.weight, arguments.bias
     if weight is not None:
         weight = weight.contiguous()
@@ -100,9 +109,13 @@ def affine_operands(arguments: Arguments) -> tuple[Affine, Strides]:
         bias = bias.contiguous()
     pre_bias, scale, shift = arguments.pre_bias, arguments.scale, arguments.shift
     if pre_bias is None and scale is None and shift is None:
-        return (weight, bias, None, None, None), (0, 0, 0)
+        return (weight, bias, None, None, None, None, None), (0, 0, 0)
+    if has_maps(arguments):
+        pre_bias = _dense_rows(pre_bias)
+        return (weight, bias, pre_bias, None, None, scale, shift), (_row_stride(pre_bias), 0, 0)
     pre_bias, scale, shift = map(_dense_rows, (pre_bias, scale, shift))
-    return (weight, bias, pre_bias, scale, shift), (_row_stride(pre_bias), _row_stride(scale), _row_stride(shift))
+    strides = _row_stride(pre_bias), _row_stride(scale), _row_stride(shift)
+    return (weight, bias, pre_bias, scale, shift, None, None), strides
 
 
 def _dense_rows(values: Tensor | None) -> Tensor | None:

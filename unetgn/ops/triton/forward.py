@@ -33,6 +33,8 @@ class ForwardOperands(NamedTuple):
     pre_bias: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
+    scale_map: Tensor | None  # of x's shape and layout
+    shift_map: Tensor | None
     y: Tensor
     mean_of_group: Tensor  # (N, G)
     rstd_of_group: Tensor

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from unetgn.ops.triton.kernels.elements import (
-    activation_gradient,
     advance,
     channel_affine,
+    gradient_of_z,
     load_or,
     number,
     pair_of,
@@ -22,16 +22,17 @@ from unetgn.ops.triton.kernels.forward_channels_last import (
     group_channels_of_step,
     in_tile,
     locate_strip,
+    map_tiles,
     strip_affine,
 )
 
 
 @triton.jit
 def resident_backward(
-    x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride,
-    scale_stride, shift_stride, plane_size, bundles, spatial, SILU: tl.constexpr, PTX: tl.constexpr,
-    WITH_XHAT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr,
-    VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
+    dscale_map, dshift_map, pre_bias_stride, scale_stride, shift_stride, plane_size, bundles, spatial,
+    SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
+    GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a bundle; a block holds xhat and gamma' * dz in registers: x and dy are read once.
 
@@ -47,6 +48,10 @@ def resident_backward(
     x += sample * spatial * channels
     dy += sample * spatial * channels
     dx = advance(dx, sample * spatial * channels)
+    scale_map = advance(scale_map, sample * spatial * channels)
+    shift_map = advance(shift_map, sample * spatial * channels)
+    dscale_map = advance(dscale_map, sample * spatial * channels)
+    dshift_map = advance(dshift_map, sample * spatial * channels)
     group = program * GROUPS + tl.arange(0, GROUPS)
     mean = tl.load(mean_of_group + group)
     rstd = tl.load(rstd_of_group + group)
@@ -73,9 +78,13 @@ def resident_backward(
         for t in tl.static_range(TILES):
             pair = raw[step * TILES + t]
             xhat = (widen(pair[0], compute, PTX) - centre) * rstd[None, :, None]
-            xhat = tl.where(within(t * ROWS + local, spatial, MASKED and t == TILES - 1), xhat, 0.0)
+            inside = within(t * ROWS + local, spatial, MASKED and t == TILES - 1)
+            xhat = tl.where(inside, xhat, 0.0)
             z = xhat * gamma[None, :, :] + beta[None, :, :]
-            dz = activation_gradient(widen(pair[1], compute, PTX), z, SILU, PTX)
+            dz = gradient_of_z(
+                widen(pair[1], compute, PTX), z, scale_map, shift_map, dscale_map, dshift_map,
+                (t * ROWS + local) * channels + channel[None, :, :], inside, SILU, PTX, compute,
+            )  # fmt: skip
             if t == 0:  # of all tiles, to be summed over rows once
                 s0_rows = dz
                 s1_rows = dz * xhat
@@ -116,10 +125,11 @@ def resident_backward(
 
 @triton.jit
 def split_sums(
-    x, dy, mean_of_group, rstd_of_group, sums, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, plane_size, num_groups, group_channels, spatial, row_vectors, strips, column_tiles,
-    SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr,
-    TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    x, dy, mean_of_group, rstd_of_group, sums, weight, bias, pre_bias, scale, shift, scale_map, shift_map, dscale_map,
+    dshift_map, pre_bias_stride, scale_stride, shift_stride, plane_size, num_groups, group_channels, spatial,
+    row_vectors, strips, column_tiles, SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr,
+    ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of each channel of a strip over its rows: the first pass.
 
@@ -147,7 +157,12 @@ def split_sums(
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
             centred = tl.where(inside, widen(tiles[t][0], compute, PTX) - centre[None, :], 0.0)
             z = centred * gain[None, :] + beta[None, :]
-            dz = activation_gradient(widen(tiles[t][1], compute, PTX), z, SILU, PTX)
+            scale_tile, shift_tile = map_tiles(scale_map, shift_map, base, first + t, channels, TILE_ROWS)
+            dscale_tile, dshift_tile = map_tiles(dscale_map, dshift_map, base, first + t, channels, TILE_ROWS)
+            dz = gradient_of_z(
+                widen(tiles[t][1], compute, PTX), z, scale_tile, shift_tile, dscale_tile, dshift_tile, offsets, inside,
+                SILU, PTX, compute,
+            )  # fmt: skip
             s0 += dz
             s1 += dz * centred
             if WITH_XHAT:
@@ -176,10 +191,10 @@ def load_pairs(
 
 @triton.jit
 def split_apply(
-    x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, spatial, row_vectors, strips, column_tiles, SILU: tl.constexpr,
-    PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
+    pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, row_vectors, strips,
+    column_tiles, SILU: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr,
+    TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a strip: the second pass.
 
@@ -209,7 +224,11 @@ def split_apply(
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
             centred = widen(tiles[t][0], compute, PTX) - centre[None, :]
             z = centred * gain[None, :] + beta[None, :]
-            dz = activation_gradient(widen(tiles[t][1], compute, PTX), z, SILU, PTX)
+            scale_tile, shift_tile = map_tiles(scale_map, shift_map, base, first + t, channels, TILE_ROWS)
+            dz = gradient_of_z(
+                widen(tiles[t][1], compute, PTX), z, scale_tile, shift_tile, None, None, offsets, inside, SILU, PTX,
+                compute,
+            )  # fmt: skip
             result = (dz * gain[None, :] - m1[None, :] - centred * m2[None, :]).to(dx.dtype.element_ty)
             tl.store(dx + t * TILE_ROWS * channels + offsets, result, mask=inside)
         x -= TILES * TILE_ROWS * channels

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 
 from unetgn.ops.triton.kernels.elements import (
-    activation_gradient,
     advance,
     channel_affine,
+    gradient_of_z,
     load_or,
     pair_of,
     plane_of,
@@ -54,10 +54,10 @@ def store_sums(sums, index, plane_size, s0, s1, xhat, mask, WITH_XHAT: tl.conste
 
 @triton.jit
 def resident_backward(
-    x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride,
-    scale_stride, shift_stride, plane_size, num_groups, group_channels, spatial, channel_segments, SILU: tl.constexpr,
-    PTX: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr,
-    MASKED: tl.constexpr, EXACT: tl.constexpr,
+    x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
+    dscale_map, dshift_map, pre_bias_stride, scale_stride, shift_stride, plane_size, num_groups, group_channels,
+    spatial, channel_segments, SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr,
+    SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write dx of one group; a block holds xhat and rstd * gamma' * dz in registers: x and dy are read once.
 
@@ -103,7 +103,11 @@ def resident_backward(
         if not EXACT:
             xhat = tl.where(element < length[:, None], xhat, 0.0)
         z = xhat * gamma[:, None] + beta[:, None]
-        dz = activation_gradient(widen(raw[t][1], compute, PTX), z, SILU, PTX)
+        inside = inside_segments(segment, group_segments, element, length, MASKED and t == TILES - 1, EXACT)
+        dz = gradient_of_z(
+            widen(raw[t][1], compute, PTX), z, scale_map, shift_map, dscale_map, dshift_map,
+            base + start[:, None] + element, inside, SILU, PTX, compute,
+        )  # fmt: skip
         s0 = tl.sum(dz, 1)
         s1 = tl.sum(dz * xhat, 1)
         if sums is not None:
@@ -129,11 +133,12 @@ def resident_backward(
 
 @triton.jit
 def split_tile(
-    x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles, program, SILU: tl.constexpr,
-    PTX: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+    x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, scale_map, shift_map, dscale_map,
+    dshift_map, pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, channel_segments,
+    sample_tiles, program, SILU: tl.constexpr, PTX: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Compute what both passes need of a tile: its place, xhat, dz and gamma'."""
+    """Compute what both passes need of a tile: its place, xhat, dz and gamma'. Write the maps' gradients, if asked."""
     compute: tl.constexpr = mean_of_group.dtype.element_ty
     sample = (program // sample_tiles).to(tl.int64)
     channels = num_groups * group_channels
@@ -165,38 +170,42 @@ def split_tile(
     if not EXACT:
         xhat = tl.where(element < length[:, None], xhat, 0.0)
     z = xhat * gamma[:, None] + beta[:, None]
-    dz = activation_gradient(widen(dy_tile, compute, PTX), z, SILU, PTX)
+    dz = gradient_of_z(
+        widen(dy_tile, compute, PTX), z, scale_map, shift_map, dscale_map, dshift_map, offsets, inside, SILU, PTX,
+        compute,
+    )  # fmt: skip
     slot = (sample * channel_segments + segment % channel_segments) * channels + channel
     return offsets, inside, own, slot, group, rstd, gamma, xhat, dz
 
 
 @triton.jit
 def split_sums(
-    x, dy, mean_of_group, rstd_of_group, sums, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, plane_size, num_groups, group_channels, spatial, channel_segments, sample_tiles, SILU: tl.constexpr,
-    PTX: tl.constexpr, WITH_XHAT: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    EXACT: tl.constexpr,
+    x, dy, mean_of_group, rstd_of_group, sums, weight, bias, pre_bias, scale, shift, scale_map, shift_map, dscale_map,
+    dshift_map, pre_bias_stride, scale_stride, shift_stride, plane_size, num_groups, group_channels, spatial,
+    channel_segments, sample_tiles, SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr,
+    SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of each segment of a tile: the first pass."""
     offsets, inside, own, slot, group, rstd, gamma, xhat, dz = split_tile(
-        x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-        shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles, tl.program_id(0), SILU,
-        PTX, SEGMENTS, WIDTH, MASKED, EXACT,
+        x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, scale_map, shift_map, dscale_map,
+        dshift_map, pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, channel_segments,
+        sample_tiles, tl.program_id(0), SILU, PTX, SEGMENTS, WIDTH, MASKED, EXACT,
     )  # fmt: skip
     store_sums(sums, slot, plane_size, tl.sum(dz, 1), tl.sum(dz * xhat, 1), xhat, own, WITH_XHAT)
 
 
 @triton.jit
 def split_apply(
-    x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles, SILU: tl.constexpr,
-    PTX: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+    x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
+    pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles,
+    SILU: tl.constexpr, PTX: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a tile: the second pass. Programs walk backwards: what the first read last is still in L2."""
     offsets, inside, own, slot, group, rstd, gamma, xhat, dz = split_tile(
-        x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-        shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles,
-        tl.num_programs(0) - 1 - tl.program_id(0), SILU, PTX, SEGMENTS, WIDTH, MASKED, EXACT,
+        x, dy, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, scale_map, shift_map, None, None,
+        pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, channel_segments,
+        sample_tiles, tl.num_programs(0) - 1 - tl.program_id(0), SILU, PTX, SEGMENTS, WIDTH, MASKED, EXACT,
     )  # fmt: skip
     m1 = rstd * tl.load(pair_of(m1_m2, group), mask=own, other=0.0)
     m2 = rstd * tl.load(pair_of(m1_m2, group) + 1, mask=own, other=0.0)

@@ -61,6 +61,36 @@ def activation_gradient(dy, z, SILU: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
+def modulate(z, scale_map, shift_map, offsets, mask, compute: tl.constexpr, PTX: tl.constexpr):
+    """Return z * (1 + scale) + shift by maps, which have the shape of x; z where there are none.
+
+    `offsets` count from where the pointers have been advanced to, as those of x.
+    """
+    result = z
+    if scale_map is not None:
+        result = result * (1.0 + widen(tl.load(scale_map + offsets, mask=mask, other=0.0), compute, PTX))
+    if shift_map is not None:
+        result = result + widen(tl.load(shift_map + offsets, mask=mask, other=0.0), compute, PTX)
+    return result
+
+
+@triton.jit
+def gradient_of_z(
+    dy, z, scale_map, shift_map, dscale_map, dshift_map, offsets, mask, SILU: tl.constexpr, PTX: tl.constexpr,
+    compute: tl.constexpr,
+):  # fmt: skip
+    """Return dz, of the z before the maps, and write the maps' gradients where they are asked for."""
+    result = activation_gradient(dy, modulate(z, scale_map, shift_map, offsets, mask, compute, PTX), SILU, PTX)
+    if dshift_map is not None:
+        tl.store(dshift_map + offsets, result.to(dshift_map.dtype.element_ty), mask=mask)
+    if dscale_map is not None:
+        tl.store(dscale_map + offsets, (result * z).to(dscale_map.dtype.element_ty), mask=mask)
+    if scale_map is not None:
+        result = result * (1.0 + widen(tl.load(scale_map + offsets, mask=mask, other=0.0), compute, PTX))
+    return result
+
+
+@triton.jit
 def within(index, limit, MASKED: tl.constexpr):
     """Return the mask index < limit.
 

@@ -17,6 +17,7 @@ from unetgn.ops.triton.kernels.elements import (
     divide,
     hold,
     load_or,
+    modulate,
     number,
     reciprocal_deviation,
     widen,
@@ -106,10 +107,10 @@ def merge_blocks(
 
 @triton.jit
 def resident_forward(
-    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, bundles, spatial, eps: tl.constexpr, SILU: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
-    ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
-    HOLD: tl.constexpr, PTX: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
+    pre_bias_stride, scale_stride, shift_stride, bundles, spatial, eps: tl.constexpr, SILU: tl.constexpr,
+    BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr,
+    VECTOR: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr, PTX: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
 ):  # fmt: skip
     """Normalize one bundle a program, held in the registers of BLOCKS blocks: x is read once.
 
@@ -127,6 +128,8 @@ def resident_forward(
     every = tl.full([GROUPS, VECTOR], True, tl.int1)
     x += sample * spatial * channels
     y += sample * spatial * channels
+    scale_map = advance(scale_map, sample * spatial * channels)
+    shift_map = advance(shift_map, sample * spatial * channels)
     pre_bias = advance(pre_bias, sample * pre_bias_stride)
     scale = advance(scale, sample * scale_stride)
     shift = advance(shift, sample * shift_stride)
@@ -157,9 +160,10 @@ def resident_forward(
         for t in tl.static_range(TILES):
             tile = widen(hold(tiles[step * TILES + t], HOLD), compute, PTX)
             z = (tile - centre) * gamma + beta[None, None, :, :]
-            result = activate(z, SILU, PTX).to(y.dtype.element_ty)
             offsets = (block * share + t * ROWS + local) * channels + channel[None, None, :, :]
-            tl.store(y + offsets, result, mask=within(t * ROWS + local, share, MASKED and t == TILES - 1))
+            inside = within(t * ROWS + local, share, MASKED and t == TILES - 1)
+            z = modulate(z, scale_map, shift_map, offsets, inside, compute, PTX)
+            tl.store(y + offsets, activate(z, SILU, PTX).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -192,6 +196,13 @@ def locate_strip(
 def in_tile(tile, own, count, TILE_ROWS: tl.constexpr, MASKED: tl.constexpr):
     """Return the mask [TILE_ROWS, COLUMNS] of a strip's tile: of its own channels, in the `count` rows of the strip."""
     return within(tile * TILE_ROWS + tl.arange(0, TILE_ROWS), count, MASKED)[:, None] & own[None, :]
+
+
+@triton.jit
+def map_tiles(scale_map, shift_map, base, tile, channels, TILE_ROWS: tl.constexpr):
+    """Return where a strip's tile begins in two maps, or in their gradients."""
+    start = base + number(tile, tl.int64) * TILE_ROWS * channels
+    return advance(scale_map, start), advance(shift_map, start)
 
 
 @triton.jit
@@ -303,10 +314,10 @@ def strip_affine(
 
 @triton.jit
 def split_apply(
-    x, y, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, spatial, row_vectors, strips, column_tiles, SILU: tl.constexpr,
-    PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr, MASKED: tl.constexpr,
+    x, y, mean_of_group, rstd_of_group, weight, bias, pre_bias, scale, shift, scale_map, shift_map, pre_bias_stride,
+    scale_stride, shift_stride, num_groups, group_channels, spatial, row_vectors, strips, column_tiles,
+    SILU: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr, TILES: tl.constexpr,
+    COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write y of one strip. Programs and loops walk backwards: what the statistics read last is still in the L2 cache.
 
@@ -335,6 +346,8 @@ def split_apply(
         for t in tl.static_range(TILES):
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
             z = (widen(tiles[t], compute, PTX) - centre[None, :]) * gain[None, :] + beta[None, :]
+            scale_tile, shift_tile = map_tiles(scale_map, shift_map, base, first + t, channels, TILE_ROWS)
+            z = modulate(z, scale_tile, shift_tile, offsets, inside, compute, PTX)
             result = activate(z, SILU, PTX).to(y.dtype.element_ty)
             tl.store(y + t * TILE_ROWS * channels + offsets, result, mask=inside)
         x -= TILES * TILE_ROWS * channels

@@ -17,6 +17,7 @@ from unetgn.ops.triton.kernels.elements import (
     divide,
     hold,
     load_or,
+    modulate,
     number,
     reciprocal_deviation,
     widen,
@@ -112,13 +113,13 @@ def centred_moments(
 
 @triton.jit
 def write_normalized(
-    y, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, limit, channel_segments, TILES: tl.constexpr,
-    TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr,
-    PTX: tl.constexpr, SILU: tl.constexpr, compute: tl.constexpr,
+    y, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, scale_map, shift_map, start, limit, channel_segments,
+    TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    HOLD: tl.constexpr, PTX: tl.constexpr, SILU: tl.constexpr, compute: tl.constexpr,
 ):  # fmt: skip
-    """Write y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta').
+    """Write y[start ...] = act((x + pre_bias - mean) * rstd * gamma' + beta'), with maps between the two.
 
-    mean and rstd are scalars; the other tensors point to the channel of element 0.
+    mean and rstd are scalars; maps point to element 0, as y does, the other tensors to its channel.
     """
     vector = vector_starts(TILE, VECTOR)
     position = affine_positions(TILE, VECTOR, WIDTH)
@@ -130,17 +131,18 @@ def write_normalized(
         centre = mean - load_or(pre_bias, channel, inside, 0.0, compute)
         tile = widen(hold(tiles[t], HOLD), compute, PTX)
         z = (tile - centre[:, :, None]) * (rstd * gamma)[:, :, None] + beta[:, :, None]
-        result = activate(z, SILU, PTX).to(y.dtype.element_ty)
         inside = within((t * TILE + vector)[:, :, None], limit, MASKED and t == TILES - 1)
+        z = modulate(z, scale_map, shift_map, t * TILE + offsets, inside, compute, PTX)
+        result = activate(z, SILU, PTX).to(y.dtype.element_ty)
         tl.store(y + t * TILE + offsets, result, mask=inside)
 
 
 @triton.jit
 def resident_forward(
-    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, channel_segments, eps: tl.constexpr, SILU: tl.constexpr,
-    BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
-    MASKED: tl.constexpr, HOLD: tl.constexpr, PTX: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
+    pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, channel_segments, eps: tl.constexpr,
+    SILU: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
+    WIDTH: tl.constexpr, MASKED: tl.constexpr, HOLD: tl.constexpr, PTX: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
 ):  # fmt: skip
     """Normalize one group a program, held in the registers of BLOCKS blocks: x is read once.
 
@@ -184,8 +186,9 @@ def resident_forward(
     tl.store(mean_of_group + group, mean)
     tl.store(rstd_of_group + group, rstd)
     write_normalized(
-        y + base, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, start, share, channel_segments, TILES, TILE,
-        VECTOR, WIDTH, MASKED, HOLD, PTX, SILU, compute,
+        y + base, tiles, mean, rstd, weight, bias, pre_bias, scale, shift, advance(scale_map, base),
+        advance(shift_map, base), start, share, channel_segments, TILES, TILE, VECTOR, WIDTH, MASKED, HOLD, PTX, SILU,
+        compute,
     )  # fmt: skip
 
 
@@ -277,11 +280,11 @@ def merge_statistics(
 
 @triton.jit
 def split_apply(
-    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, pre_bias_stride, scale_stride,
-    shift_stride, num_groups, group_channels, channel_segments, length, chunks, group_tiles, eps: tl.constexpr,
-    SILU: tl.constexpr, PTX: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr,
-    MASKED: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr, TURNS: tl.constexpr, MERGE: tl.constexpr,
-    WIDE: tl.constexpr,
+    x, y, mean_of_group, rstd_of_group, partials, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
+    pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, channel_segments, length, chunks,
+    group_tiles, eps: tl.constexpr, SILU: tl.constexpr, PTX: tl.constexpr, TILE: tl.constexpr, VECTOR: tl.constexpr,
+    WIDTH: tl.constexpr, MASKED: tl.constexpr, CHUNK: tl.constexpr, SLOTS: tl.constexpr, TURNS: tl.constexpr,
+    MERGE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write y of one tile of a group of `group_tiles` tiles, whose statistics are of `chunks` chunks of CHUNK elements.
 
@@ -309,5 +312,6 @@ def split_apply(
         y + base, tiles, mean, rstd, advance(weight, first_channel), advance(bias, first_channel),
         advance(pre_bias, sample * pre_bias_stride + first_channel),
         advance(scale, sample * scale_stride + first_channel), advance(shift, sample * shift_stride + first_channel),
-        start, limit, channel_segments, 1, TILE, VECTOR, WIDTH, MASKED, False, PTX, SILU, compute,
+        advance(scale_map, base), advance(shift_map, base), start, limit, channel_segments, 1, TILE, VECTOR, WIDTH,
+        MASKED, False, PTX, SILU, compute,
     )  # fmt: skip
