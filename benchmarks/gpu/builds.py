@@ -42,12 +42,13 @@ class Build:
         return replace(self, forward=forward, backward=backward)
 
     def arguments(self) -> Arguments:
-        """Make the arguments on the CPU, without contents; scale and shift are halves of one tensor."""
+        """Make the arguments on the CPU, without contents; scale and shift are maps, or halves of one tensor."""
         n, c = self.shape[:2]
         x = torch.empty(self.shape, dtype=self.dtype)
         if self.channels_last:
             x = torch.empty_like(x, memory_format=CHANNELS_LAST[x.dim()])
-        scale, shift = torch.empty(n, 2 * c, dtype=self.dtype).chunk(2, dim=1)
+        halves = torch.empty(n, 2 * c, dtype=self.dtype).chunk(2, dim=1)
+        scale, shift = (x, x) if "maps" in self.extras else halves
         rows = torch.empty(n, c, dtype=self.dtype)
         made = {"x": x, "weight": rows[0], "bias": rows[0], "pre_bias": rows, "scale": scale, "shift": shift}
         given = {name: made[name] if name in ("x", *self.extras) else None for name in DIFFERENTIABLE}
@@ -58,13 +59,14 @@ class Build:
         given = self.arguments()
         sizes = problem_of(given.x.shape, self.groups, self.dtype)
         layout = not given.x.is_contiguous()
-        clusters = self.clusters and given.pre_bias is None
+        clusters = self.clusters and entry.may_take_clusters(given)
         plan = self.forward or forward.plan_forward(sizes, layout, device, clusters)
         recipe = forward.recipe_of(plan, sizes, device, given.eps, self.activation)
         y, mean, rstd = entry.follow_forward(recipe, given)
         needs = Needs._make(isinstance(getattr(given, name), Tensor) for name in DIFFERENTIABLE)
         plan = self.backward or backward.plan_backward(sizes, layout, device)
-        recipe_back = backward.recipe_of(plan, sizes, device, self.activation, needs)
+        of_channels = entry.of_channels(given, needs)
+        recipe_back = backward.recipe_of(plan, sizes, device, self.activation, of_channels)
         entry.follow_backward(recipe_back, y, given, mean, rstd, needs)
 
 

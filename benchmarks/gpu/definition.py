@@ -23,12 +23,13 @@ Inputs = dict[str, Tensor]
 
 
 def define(inputs: Inputs, groups: int, eps: float) -> Tensor:
-    """Compute y of float64 inputs: x (N, C, *spatial), weight and bias (C,), the others (N, C)."""
+    """Compute y of float64 inputs: x (N, C, *spatial), weight and bias (C,), the others (N, C), or maps as x."""
     x = inputs["x"]
     spatial = (1,) * (x.dim() - 2)
 
     def per_sample(name: str) -> Tensor:
-        return inputs[name].reshape(*inputs[name].shape, *spatial)
+        values = inputs[name]
+        return values if values.shape == x.shape else values.reshape(*values.shape, *spatial)
 
     h = x + per_sample("pre_bias") if "pre_bias" in inputs else x
     grouped = h.reshape(h.shape[0], groups, -1)

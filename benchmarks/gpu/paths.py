@@ -99,7 +99,7 @@ def run_backward(
 ) -> Inputs:
     """Compute the gradient of each tensor that is given, by that plan."""
     needs = Needs._make(getattr(given, name) is not None for name in DIFFERENTIABLE)
-    recipe = backward.recipe_of(plan, problem(case), device, given.activation, needs)
+    recipe = backward.recipe_of(plan, problem(case), device, given.activation, entry.of_channels(given, needs))
     gradients = entry.follow_backward(recipe, dy, given, mean, rstd, needs)
     return {name: value for name, value in zip(DIFFERENTIABLE, gradients, strict=True) if value is not None}
 

@@ -21,7 +21,12 @@ SHAPES: tuple[Shape, ...] = (
 )
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-EXTRAS: dict[str, tuple[str, ...]] = {"none": (), "pre_bias": ("pre_bias",), "scale_shift": ("scale", "shift")}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "pre_bias": ("pre_bias",),
+    "scale_shift": ("scale", "shift"),
+    "maps": ("scale", "shift", "maps"),  # of x's own shape
+}
 PASSES = ("forward", "backward")
 
 # Elements of a group that a block holds on chip, by pass and layout: forward at 16 bits each, backward at any (xhat and
@@ -69,7 +74,9 @@ class Case:
             "weight": random(c),
             "bias": random(c),
         }
-        if "scale" in EXTRAS[self.extras]:
+        if self.extras == "maps":
+            made |= {name: torch.randn_like(made["x"]) for name in ("scale", "shift")}
+        elif "scale" in EXTRAS[self.extras]:
             made["scale"], made["shift"] = random(n, 2 * c).chunk(2, dim=1)
         if "pre_bias" in EXTRAS[self.extras]:
             made["pre_bias"] = random(n, c)
@@ -80,9 +87,12 @@ class Case:
 
         Forward: x once and y where a group fits on chip (or a cluster holds it), else x twice. Backward: x, dy once and
         dx where xhat and dz of a group fit on chip, else x and dy twice. For 16 bits: 4, 6, 6 and 10 bytes an element.
-        What fits depends on the layout (ON_CHIP).
+        What fits depends on the layout (ON_CHIP). Two maps are read with y and with dx, and with the sums, too, where
+        those are a pass of their own; their gradients are written once.
         """
         once, again = (2, 3) if which == "forward" else (3, 5)
+        if self.extras == "maps":
+            once, again = (4, 5) if which == "forward" else (7, 11)
         on_chip = clusters or self._fits_on_chip(which)
         return self.elements * self.itemsize * (once if on_chip else again)
 
@@ -94,8 +104,9 @@ class Case:
         return length * bytes_of_one <= ON_CHIP[which, self.layout] * 2
 
     def bytes_read(self, which: str) -> int:
-        """Count the bytes of the large tensors that a call of the pass reads: x, and dy in the backward pass."""
-        return self.elements * self.itemsize * (1 if which == "forward" else 2)
+        """Count the bytes of the large tensors that a call of the pass reads: x, maps, and dy in the backward pass."""
+        tensors = (1 if which == "forward" else 2) + (2 if self.extras == "maps" else 0)
+        return self.elements * self.itemsize * tensors
 
     def describe(self) -> dict[str, Any]:
         return {"shape": list(self.shape), "dtype": self.dtype, "layout": self.layout, "extras": self.extras}

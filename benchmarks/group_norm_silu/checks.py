@@ -39,7 +39,8 @@ class Check:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, self.dtype)
 
-        scale, shift = random(n, 2 * c).chunk(2, dim=1)
+        maps = "maps" in self.extras
+        scale, shift = (random(*self.shape), random(*self.shape)) if maps else random(n, 2 * c).chunk(2, dim=1)
         made = {"weight": random(c), "bias": random(c), "pre_bias": random(n, c), "scale": scale, "shift": shift}
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         memory_format = formats[len(self.shape)] if self.channels_last else torch.contiguous_format
@@ -64,7 +65,7 @@ def checks() -> Iterator[Check]:
     for shape, groups in shapes:
         for channels_last in (False, True):
             for dtype in TOLERANCE:
-                for extras in (("weight", "bias"), SMALL, ("pre_bias",), ()):
+                for extras in (("weight", "bias"), SMALL, ("pre_bias",), (), (*SMALL, "maps")):
                     yield Check(shape, groups, dtype, channels_last, extras)
             if shape[2] > 1:
                 yield Check(shape, groups, torch.float32, channels_last, SMALL, mean=1000.0)

@@ -31,7 +31,8 @@ def eager(inputs: dict[str, Tensor], groups: int = NUM_GROUPS) -> Tensor:
         x = x + inputs["pre_bias"][:, :, None, None]
     z = F.group_norm(x, groups, inputs["weight"], inputs["bias"])
     if "scale" in inputs:
-        z = z * (1 + inputs["scale"][:, :, None, None]) + inputs["shift"][:, :, None, None]
+        scale, shift = (t if t.dim() == x.dim() else t[:, :, None, None] for t in (inputs["scale"], inputs["shift"]))
+        z = z * (1 + scale) + shift
     return F.silu(z)
 
 

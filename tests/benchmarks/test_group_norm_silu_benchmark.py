@@ -54,7 +54,7 @@ def test_the_limits_bytes_at_16_bits_are_those_of_the_design(
 def test_every_shape_dtype_and_layout_is_measured_and_the_extras_in_bfloat16() -> None:
     everything = cases()
     assert len({(c.shape, c.dtype, c.layout) for c in everything if c.extras == "none"}) == 12 * 3 * 2
-    assert {c.extras for c in everything if c.dtype == "bfloat16"} == {"none", "pre_bias", "scale_shift"}
+    assert {c.extras for c in everything if c.dtype == "bfloat16"} == {"none", "pre_bias", "scale_shift", "maps"}
     assert len(everything) == len(set(everything))
     assert set(cases(quick=True)) < set(everything)
 

@@ -136,9 +136,10 @@ def run_backward(
     dy = tensors["dy"]
     assert dy is not None
     needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
-    of_channels = needs._replace(scale=False, shift=False) if case.maps else needs
+    arguments = arguments_of(case, tensors)
+    of_channels = entry.of_channels(arguments, needs)
     recipe = backward.recipe_of(plan, case.problem, INTERPRETER, case.activation, of_channels)
-    gradients = entry.follow_backward(recipe, dy, arguments_of(case, tensors), mean, rstd, needs)
+    gradients = entry.follow_backward(recipe, dy, arguments, mean, rstd, needs)
     return {name: g for name, g in zip(DIFFERENTIABLE, gradients, strict=True) if g is not None}
 
 

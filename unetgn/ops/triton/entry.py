@@ -26,8 +26,7 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     x has elements and is dense, contiguous or channels_last. The definition: `unetgn.ops.reference`.
     """
     x = arguments.x
-    # Clusters never take pre_bias: Triton's planner of cluster layouts fails on some of those builds (3.7.1). Nor maps.
-    clusters = device.clusters_chosen() and arguments.pre_bias is None and not has_maps(arguments)
+    clusters = device.clusters_chosen() and may_take_clusters(arguments)
     recipe = forward_recipe(
         x.shape,
         x.dtype,
@@ -39,6 +38,11 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         clusters,
     )
     return follow_forward(recipe, arguments)
+
+
+def may_take_clusters(arguments: Arguments) -> bool:
+    """Return False with pre_bias, where Triton 3.7.1 fails to plan some layouts over clusters, and with maps."""
+    return arguments.pre_bias is None and not has_maps(arguments)
 
 
 def follow_forward(recipe: Recipe, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,9 +63,7 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
 
     dy and x are dense in the same layout.
     """
-    x, of_channels = arguments.x, needs
-    if has_maps(arguments):  # whose gradients the kernels write that meet each element, not those of the parameters
-        of_channels = needs._replace(scale=False, shift=False)
+    x = arguments.x
     recipe = backward_recipe(
         x.shape,
         x.dtype,
@@ -69,9 +71,14 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
         x.device,
         arguments.num_groups,
         arguments.activation,
-        of_channels,
+        of_channels(arguments, needs),
     )
     return follow_backward(recipe, dy, arguments, mean, rstd, needs)
+
+
+def of_channels(arguments: Arguments, needs: Needs) -> Needs:
+    """Return what is asked of the kernel of parameters: not maps, whose gradients are written where dz is computed."""
+    return needs._replace(scale=False, shift=False) if has_maps(arguments) else needs
 
 
 def follow_backward(
@@ -92,8 +99,8 @@ def follow_backward(
     if affine[5] is None and affine[6] is None:
         run(recipe, (x, dy, mean, rstd, *affine, *gradients, None, None), memory, strides)  # as BackwardOperands
     else:
-        of_channels, of_maps = gradients[:4], gradients[4:]
-        run(recipe, (x, dy, mean, rstd, *affine, *of_channels, None, None, *of_maps), memory, strides)
+        scale_shift = gradients[4:]
+        run(recipe, (x, dy, mean, rstd, *affine, *gradients[:4], None, None, *scale_shift), memory, strides)
     return tuple.__new__(Gradients, gradients)
 
 
