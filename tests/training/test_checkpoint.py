@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -23,11 +23,13 @@ from unetgn.training.checkpoint import (
     delete_old,
     find_checkpoint,
     list_checkpoints,
+    mark_best,
     newest_valid,
     put_aside,
     verify,
 )
 from unetgn.training.errors import CheckpointError
+from unetgn.training.files import delete
 from unetgn.training.manifest import FORMAT, checksum
 
 
@@ -204,3 +206,35 @@ def test_a_file_that_cannot_be_read_this_time_is_no_damage(
         with pytest.raises(OSError, match=re.escape(os.strerror(error))):
             look(tmp_path)
     assert len(list_checkpoints(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("moment", ["read", "sha256"])
+@pytest.mark.parametrize("asked", ["checkpoints/best", "checkpoints", "."])
+def test_a_checkpoint_that_is_deleted_while_it_is_looked_at_makes_way_for_the_one_that_came(
+    asked: str, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on meanwhile: it has a better or a newer one, and keeps no other."""
+    folder = tmp_path / "checkpoints"
+    write(folder, 3)
+    mark_best(folder, folder / "step-000003")
+    owner, name = (Checkpoint, "read") if moment == "read" else (checkpoint, "sha256")
+    original, seen = getattr(owner, name), list[object]()
+
+    def go_on(*arguments: Any) -> Any:
+        seen.append(arguments)
+        if len(seen) == 1:
+            write(folder, 4)
+            mark_best(folder, folder / "step-000004")
+            delete(folder / "step-000003")
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, go_on)
+    assert find_checkpoint(tmp_path / asked).path.name == "step-000004"
+
+
+def test_a_checkpoint_that_is_deleted_after_it_was_found_is_said_to_be(tmp_path: Path) -> None:
+    found = find_checkpoint(write(tmp_path, 3))
+    delete(found.path)
+    for read in (lambda: found.tensors("model"), found.unet_config, found.scheduler_config, lambda: found.config_file):
+        with pytest.raises(CheckpointError, match=r"step-000003 has been deleted since it was found, by a run that"):
+            read()

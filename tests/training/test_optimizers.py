@@ -21,7 +21,7 @@ from unetgn.training.data.config import DataConfig
 from unetgn.training.errors import CheckpointError, ConfigError
 from unetgn.training.objective import Objective, ObjectiveConfig
 from unetgn.training.optimizer import check_optimizer_tensors, optimizer_to_tensors
-from unetgn.training.optimizers import CLASSES, NEVER_NEGATIVE, READ_BY, OptimizerConfig, split
+from unetgn.training.optimizers import CLASSES, NEVER_NEGATIVE, READ_BY, OptimizerConfig, split, state_of
 from unetgn.training.processes import make_accelerator
 from unetgn.training.step import TrainState
 
@@ -145,6 +145,40 @@ def test_a_strangers_state_is_refused_before_anything_is_changed(
             assert str(caught.value).isprintable(), (name, edit)
             assert ours.step == 0
     assert same(tensors(ours), before)
+
+
+def test_a_strangers_state_of_8_bits_is_refused_without_the_library_too(tmp_path: Path) -> None:
+    """What bitsandbytes keeps of a parameter of 4,096 elements and more, and of a smaller one."""
+    network, config = nn.Linear(64, 65), OptimizerConfig(name="adamw_8bit")
+    wanted = state_of(config, network, (0.9, 0.999), {})
+    torch.manual_seed(0)
+    found = {name: torch.rand(tensor.shape).to(tensor.dtype) for name, tensor in wanted.items()}
+    assert {name: found[name].dtype for name in found if name.startswith("weight/")} == {
+        "weight/step": torch.int64, "weight/state1": torch.uint8, "weight/qmap1": torch.float32,
+        "weight/absmax1": torch.float32, "weight/state2": torch.uint8, "weight/qmap2": torch.float32,
+        "weight/absmax2": torch.float32
+    }  # fmt: skip
+    assert (found["weight/absmax1"].shape, found["bias/state1"].dtype) == ((17,), torch.float32)
+
+    def check(tensors: dict[str, Tensor]) -> None:
+        check_optimizer_tensors(tensors, config, network, (0.9, 0.999), tmp_path / "file", stepped=True)
+
+    check(found)
+    tried = 0
+    for name in found:
+        for edit, change in EDITS.items():
+            whole = not found[name].is_floating_point()
+            edited = {key: tensor.clone() for key, tensor in found.items()}
+            if (whole and edit in ("NaN", "infinite")) or (edit == "negative" and found[name].dtype == torch.uint8):
+                continue
+            change(edited, name)
+            never = edit != "negative" or name.rpartition("/")[2] in NEVER_NEGATIVE
+            changed = edited.keys() != found.keys() or not alike(edited, found, name) or edit in ("NaN", "infinite")
+            if never and (changed or edit == "negative"):
+                tried += 1
+                with pytest.raises(CheckpointError, match="file"):
+                    check(edited)
+    assert tried > 90
 
 
 def alike(one: dict[str, Tensor], other: dict[str, Tensor], name: str) -> bool:

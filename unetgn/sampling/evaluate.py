@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 
 from unetgn.programs.last_words import lacks_memory, last_words, say
 from unetgn.sampling.curve import beside, draw_curve, gather
@@ -32,9 +32,10 @@ from unetgn.training.checkpoint import Checkpoint, find_checkpoint, run_of
 from unetgn.training.config_files import load_config
 from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import open_images, split_images
-from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError
+from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError, reason
 from unetgn.training.files import check_file, write_json
-from unetgn.training.processes import LONGEST_WAIT, ask_main
+from unetgn.training.meeting import LEFT_ALONE, left_alone, start_processes
+from unetgn.training.processes import ask_main
 
 __all__ = ["Pictures", "evaluate", "frechet_distance", "label_agreement", "make_parser", "novelty", "read_real",
            "read_samples"]  # fmt: skip
@@ -126,12 +127,6 @@ def make_judge(
 def evaluate(samples: Path, config: str = DEFAULT, **options: Any) -> dict[str, Any]:
     """Compute the figures of samples, with their number; `options` are those of `make_judge`."""
     return make_judge(config, **options).judge(samples)
-
-
-def start_processes() -> Accelerator:
-    """Make Accelerate's view of the processes that a launcher started."""
-    wait = InitProcessGroupKwargs(timeout=LONGEST_WAIT)  # the main process alone looks at pixels
-    return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[wait])
 
 
 def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
@@ -238,6 +233,9 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"evaluate.py: error: {error}")
         return 2
     except (MemoryError, RuntimeError) as error:
+        if left_alone(error):
+            say(f"evaluate.py: {LEFT_ALONE}: {reason(error)}; what was drawn stays")
+            return 1
         if not lacks_memory(error):
             raise
         say(f"evaluate.py: error: {NO_MEMORY}; what was drawn stays")

@@ -48,8 +48,9 @@ from unetgn.sampling.trained import Trained, load_trained, open_autoencoder, ope
 from unetgn.training.checkpoint import find_checkpoint
 from unetgn.training.data.autoencoder import digest
 from unetgn.training.data.pictures import normalize, open_picture
-from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError
+from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError, reason
 from unetgn.training.files import write_png
+from unetgn.training.meeting import LEFT_ALONE, left_alone, start_processes
 from unetgn.training.processes import ask_main
 from unetgn.training.run_directory import RunDirectory
 
@@ -226,7 +227,7 @@ def open_drawing(arguments: argparse.Namespace, accelerator: Accelerator) -> tup
 
 def run(arguments: argparse.Namespace) -> None:
     """Go from the parsed arguments to the folder of images."""
-    accelerator, out = Accelerator(cpu=not torch.accelerator.is_available()), arguments.out
+    accelerator, out = start_processes(), arguments.out
     drawing, subjects = open_drawing(arguments, accelerator)
     folder = RunDirectory(out)
 
@@ -265,6 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"sample.py: {error}; the images that were made stay")
         return 1
     except (MemoryError, RuntimeError) as error:
+        if left_alone(error):
+            say(f"sample.py: {LEFT_ALONE}: {reason(error)}; the images that were made stay")
+            return 1
         if not lacks_memory(error):
             raise
         say(f"sample.py: error: {NO_MEMORY}; the images that were made stay")

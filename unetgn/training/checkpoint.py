@@ -37,6 +37,8 @@ ASIDE = DAMAGED, LEFT, OTHER = "damaged", "left", "other-version"
 
 TensorFile = Literal["model", "ema", "optimizer", "averages"]
 TENSORS: tuple[TensorFile, ...] = ("model", "ema", "optimizer")  # of every checkpoint
+# What is the best, or the newest, of a run that goes on is another one a moment later.
+GONE = "has been deleted since it was found, by a run that goes on: start again, for its newest or best one"
 BASE = "base.json"  # of adapters: the sha256 of the weights that they are for
 CONFIGS = CONFIG, UNET_CONFIG, SCHEDULER_CONFIG = "config.yaml", "config.json", "scheduler_config.json"
 
@@ -203,6 +205,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.path} is damaged: {said(error)}") from error
 
     def _file(self, name: str) -> Path:
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path} {GONE}")
         if name not in self.sha256:
             raise CheckpointError(f"{self.path} is damaged: {MANIFEST} has no sha256 of {name}")
         return self.path / name
@@ -388,7 +392,11 @@ def newest_valid(folder: Path, check: Check | None = None) -> Checkpoint | None:
             return verify(path, check)
         except CheckpointFormatError:
             raise
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
+            if not os.path.lexists(path):  # a run that goes on has deleted it, and has a newer one
+                return newest_valid(folder, check)
+            if isinstance(error, OSError):
+                raise
             logger.warning("passing over a checkpoint: %s", error)
     if checkpoints:
         raise CheckpointError(f"all {len(checkpoints)} checkpoints in {folder} are damaged; nothing to go on from")
@@ -401,8 +409,13 @@ def find_checkpoint(path: Path, check: Check | None = None) -> Checkpoint:
     Raises CheckpointError where there is none, or none that is sound.
     """
     wanted = "give a run's folder or one of its checkpoints/step-… folders"
-    if path.name == BEST and (found := best(path.parent)) is not None:
-        path = found  # by its own name: another step's may be the best tomorrow
+    if path.name == BEST and (found := best(path.parent)) is not None and found.name != BEST:
+        try:
+            return find_checkpoint(found, check)  # by its own name: another step's may be the best tomorrow
+        except (CheckpointError, OSError):
+            if os.path.lexists(found) or best(path.parent) == found:
+                raise
+        return find_checkpoint(path, check)  # it is another one by now, and that one has been deleted
     if not path.is_dir():
         raise CheckpointError(f"{path} is {'a file' if path.exists() else 'not there'}; {wanted}")
     if (path / MANIFEST).is_file() or path.name.startswith(PREFIX):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -27,15 +26,16 @@ from unetgn.training.config import RunConfig, conditional_only
 from unetgn.training.data.samples import Samples
 from unetgn.training.errors import ConfigError, reason
 from unetgn.training.lora import check_installed, count_trained
+from unetgn.training.meeting import LEFT_ALONE, connecting
 from unetgn.training.optimizers import ELEMENTWISE, describe_optimizer, load_class
-
-LONGEST_WAIT = timedelta(hours=2)  # of a process for another: the main one reads every image before the first step
 
 T = TypeVar("T")
 
 
 def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
-    """Make Accelerate's view of the processes. Raises ConfigError where it is not what was configured or launched."""
+    """Make Accelerate's view of the processes. Raises ConfigError where it is not what was configured or launched,
+    ConnectionError where another one does not come.
+    """
     check_trackers(config.train.trackers)
     try:
         load_class(config.optimizer.name)
@@ -53,15 +53,17 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
             f"accelerate was launched with --mixed_precision {launched}, but train.mixed_precision is "
             f"{config.train.mixed_precision}: set train.mixed_precision={launched}, or leave the launcher's out"
         )
+    plugin = fully_sharded(config)
     try:
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # said outright, processes without GPUs find each other
-            mixed_precision=config.train.mixed_precision,
-            log_with=list(config.train.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tb")),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT), data_parallel(config)],
-            fsdp_plugin=fully_sharded(config),
-        )
+        with connecting() as timeout:
+            accelerator = Accelerator(
+                cpu=not torch.accelerator.is_available(),  # said outright, processes without GPUs find each other
+                mixed_precision=config.train.mixed_precision,
+                log_with=list(config.train.trackers) or None,
+                project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tb")),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout), data_parallel(config)],
+                fsdp_plugin=plugin,
+            )
     except ValueError as error:
         raise ConfigError(f"train.mixed_precision is {config.train.mixed_precision}: {error}") from error
     check_processes(accelerator.num_processes, config.train.processes)
@@ -89,7 +91,7 @@ def ask_main(accelerator: Accelerator, question: Callable[[], T]) -> T:
     try:
         found, refusal = broadcast_object_list([found, refusal])
     except RuntimeError as error:  # gloo's and NCCL's
-        raise ConnectionError(f"another process of this start has ended: {reason(error)}") from error
+        raise ConnectionError(f"{LEFT_ALONE}: {reason(error)}") from error
     if refusal is not None:
         raise refusal
     return cast(T, found)

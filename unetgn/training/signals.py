@@ -20,7 +20,7 @@ import torch.distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
 from unetgn.training.errors import Diverged, Failed, one_line
-from unetgn.training.processes import LONGEST_WAIT
+from unetgn.training.meeting import connect_over_cpus
 
 # What a scheduler, a terminal or a user ends a run by. SLURM sends what it is told to, often SIGUSR1; a limit on the
 # processor's time SIGXCPU; a terminal that goes SIGHUP.
@@ -102,7 +102,7 @@ class StopSignals:
         self.interruptible = False  # then a signal raises Interrupted, once
         self.failure: BaseException | None = None  # what was noted on this rank
         # Over the CPU, so that asking does not wait for the GPU.
-        self._group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) if ranks > 1 else None
+        self._group = connect_over_cpus() if ranks > 1 else None
         self._ranks = ranks
         self._previous: dict[int, Any] = {}
         self._child_ended: Any = None  # what torch does when a child ends: it raises, wherever this process is

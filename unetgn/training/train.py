@@ -37,12 +37,14 @@ from unetgn.training.errors import (
     Preempted,
     RunDirectoryError,
     one_line,
+    reason,
 )
 from unetgn.training.evaluation import Evaluator
 from unetgn.training.files import delete_unfinished, user_path, write_text
 from unetgn.training.loop import Loop
 from unetgn.training.lora import FOLDER as ADAPTER_FOLDER
 from unetgn.training.lora import merged
+from unetgn.training.meeting import LEFT_ALONE, left_alone
 from unetgn.training.network import load_initial_weights, make_network, outline
 from unetgn.training.objective import Objective
 from unetgn.training.pipeline import save_adapter, save_pipeline
@@ -155,6 +157,7 @@ def goes_on_from(output: RunDirectory, resume: str) -> Path | None:
 def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespace) -> Loop | None:
     """Make everything ready for the first step; for a dry run, only say what would be done."""
     accelerator = make_accelerator(config, output.path)
+    signals = StopSignals(accelerator.num_processes)  # now, when all are there
     import_pyplot()  # what is missing is said now, not at the first preview
     if arguments.push_to_hub is not None:
         ask_main(accelerator, lambda: push.check_target(arguments.push_to_hub))
@@ -178,7 +181,6 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
     objective = Objective(config.objective, config.model.num_classes, conditions.empty_text)
     network = make_network(config, initial, start)
     state = TrainState(network, objective, config.train, config.ema, accelerator, config.seed, config.optimizer)
-    signals = StopSignals(accelerator.num_processes)
     loop = Loop(config, state, samples, held_out, conditions, output, signals, evaluator)
     if start is not None:
         loop.restore(start)
@@ -357,6 +359,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, DataError) as error:  # before the first step: a full disk, a folder that may not be written
         say(f"train.py: {error}; what was saved before is as it was")
         return 1
+    except RuntimeError as error:
+        if not left_alone(error):
+            raise
+        say(f"train.py: {LEFT_ALONE}: {reason(error)}; what was saved before is as it was")
+        return 1
     finally:  # C++ may abort a process that leaves its process group to the exit
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -367,7 +374,8 @@ def main(arguments: list[str] | None = None) -> int:
 def say_failure(error: Failed) -> None:
     """Say what ended the run and what was saved; before it, where that is a surprise, from where it came."""
     cause = error.__cause__
-    if not isinstance(cause, (Failed, DataError, OSError, MemoryError, KeyboardInterrupt, type(None))):
+    told = cause is None or isinstance(cause, (Failed, DataError, OSError, MemoryError, KeyboardInterrupt))
+    if cause is not None and not told and not left_alone(cause):
         say("".join(traceback.format_exception(cause, chain=False)).rstrip())
     if not isinstance(cause, Failed) or os.environ.get("LOCAL_RANK", "0") == "0":  # else another rank says the same
         say(f"train.py: {error}")

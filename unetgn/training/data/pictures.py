@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, features
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError, features
 
 from unetgn.training.data.folders import check_ordinary
 
@@ -77,11 +77,17 @@ class Facts:
 def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a file, or the contents of one, whatever its ending says; nothing but its head is decoded.
 
-    Of several pictures in it the first is taken. Raises TooLarge; and whatever Pillow raises of a broken file.
+    Of several pictures in it the first is taken. Raises TooLarge; UnidentifiedImageError for one that is empty, or
+    of no format that is read; and whatever Pillow raises of a broken file.
     """
     if not isinstance(source, bytes):
         check_ordinary(source)
-    picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    if not (len(source) if isinstance(source, bytes) else source.stat().st_size):
+        raise UnidentifiedImageError("it is empty")
+    try:
+        picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except UnidentifiedImageError as error:  # which names the file, or where in memory its contents are
+        raise UnidentifiedImageError("it is no picture of a format that is read") from error
     width, height = picture.size
     if width * height > max_pixels:
         picture.close()
