@@ -11,14 +11,12 @@ from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C
 
 # isort: split
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +25,9 @@ from torch import Tensor
 import unetgn
 from benchmarks.device_name import device_name
 from benchmarks.host_overhead import LAYOUTS
-from unetgn.training.files import user_path
+from benchmarks.result_file import result_file
+from unetgn.programs.paths import user_path
+from unetgn.training.files import write_json
 
 GROUPS = 32
 SHAPES = [(128, 32, 8, 8), (128, 64, 4, 4), (8, 128, 32, 32), (8, 256, 16, 16), (1, 320, 64, 64), (2, 256, 128, 128)]
@@ -97,14 +97,16 @@ def described(row: dict[str, object]) -> str:
     )
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row")
     parser.add_argument("--mean", type=float, default=0.0, help="of x, in standard deviations")
     parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    name = device_name("cpu")
+    out = result_file(parser, arguments.out, f"cpu_core_{name.replace(' ', '_')}.json")
     torch.set_num_threads(arguments.threads)
     rows = []
     for shape in SHAPES:
@@ -113,7 +115,6 @@ def main() -> None:
                 row = measure(shape, layout, arguments.mean, arguments.seconds, pre_bias=pre_bias)
                 rows.append(row)
                 print(described(row), flush=True)
-    name = device_name("cpu")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "device": name,
@@ -126,9 +127,7 @@ def main() -> None:
         "load_average": os.getloadavg(),
         "rows": rows,
     }
-    out = arguments.out or Path(__file__).parent / "results" / f"cpu_core_{name.replace(' ', '_')}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(out, result)
     print(f"load average {result['load_average']}; written to {out}")
 
 

@@ -36,6 +36,7 @@ from benchmarks.fuse_instances import Recipe, build
 from benchmarks.fuse_recipes_autoencoders import AUTOENCODER_RECIPES
 from benchmarks.fuse_recipes_unets import CONTROLNET_RECIPES, UNET_RECIPES
 from benchmarks.fuse_watching import OperatorWatcher, PlaceWatcher
+from benchmarks.result_file import result_file
 
 UNREPORTED = "not in the report"
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4}  # of the largest difference, relative to the largest output
@@ -216,22 +217,24 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         yield from _tensors(list(output.values()))
 
 
-def main() -> int:
+def main(given: list[str] | None = None) -> int:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of the path of the classes to go through; writes no file")
     parser.add_argument("--readme", action="store_true", help="print README's rows from the recorded results")
-    only, for_readme = parser.parse_args().only, parser.parse_args().readme
-    if for_readme:
+    arguments = parser.parse_args(given)
+    only = arguments.only
+    if arguments.readme:
         print(readme_table(recorded()))
         return 0
+    out = None if only else result_file(parser, None, RESULTS.name)
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
     rows = list(coverage(only))
     print(table(rows))
-    if not only:
+    if out is not None:
         versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
-        RESULTS.write_text(json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        out.write_text(json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     wrong = [row for row in rows if row.wrong]
     for row in wrong:
         print(f"{row.model} {row.variant}: {row.wrong}", file=sys.stderr)

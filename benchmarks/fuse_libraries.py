@@ -28,7 +28,9 @@ import torch
 
 from benchmarks.fuse_coverage import Row, measure, table
 from benchmarks.fuse_recipes_libraries import LIBRARIES, Library
-from unetgn.training.files import user_path
+from benchmarks.result_file import result_file
+from unetgn.programs.paths import user_path
+from unetgn.training.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "fuse_libraries.json"
 Counted = dict[str, Any]  # of one library: its name, where its classes come from, and rows, or why there are none
@@ -83,7 +85,7 @@ def record(counted: Counted) -> None:
     others = [other for other in recorded() if other["library"] != counted["library"]] if RESULTS.is_file() else []
     order = [library.name for library in LIBRARIES]
     libraries = sorted([*others, counted], key=lambda one: order.index(one["library"]))
-    RESULTS.write_text(json.dumps({"libraries": libraries}, indent=1) + "\n", encoding="utf-8")
+    write_json(RESULTS, {"libraries": libraries})
 
 
 def guide_table(libraries: list[Counted]) -> str:
@@ -117,14 +119,14 @@ def _commit(folder: Path, library: Library) -> str:
     return f"{library.repository} {head.stdout.strip()}"
 
 
-def main() -> int:
+def main(given: list[str] | None = None) -> int:
     """Print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", type=user_path, default=Path("sources"), help="the folder that holds the clones")
     parser.add_argument("--only", default="", help="part of the names of the libraries to go through")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--guide", action="store_true", help="print the guide's rows from the recorded results")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.guide:
         print(guide_table(recorded()))
         return 0
@@ -132,6 +134,7 @@ def main() -> int:
         library = next(library for library in LIBRARIES if library.name == arguments.one)
         print(json.dumps(count(library, arguments.sources)))
         return 0
+    result_file(parser, None, RESULTS.name)  # which `record` writes
     counted = []
     for library in LIBRARIES:
         if arguments.only in library.name:

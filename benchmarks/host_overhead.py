@@ -11,21 +11,21 @@ from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C
 
 # isort: split
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import unetgn
 from benchmarks.device_name import device_name
-from unetgn.training.files import user_path
+from benchmarks.result_file import result_file
+from unetgn.programs.paths import user_path
+from unetgn.training.files import write_json
 
 SHAPE = (1, 32, 4, 4)
 GROUPS = 8
@@ -93,17 +93,18 @@ def measure(device: str, rounds: int, repeats: int) -> list[dict[str, object]]:
     return rows
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda: there the time to enqueue is taken")
     parser.add_argument("--rounds", type=int, default=2001)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    name = device_name(arguments.device)
+    out = result_file(parser, arguments.out, f"host_overhead_{name.replace(' ', '_')}.json")
     torch.set_num_threads(1)
     rows = measure(arguments.device, arguments.rounds, arguments.repeats)
-    name = device_name(arguments.device)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "device": name,
@@ -114,9 +115,7 @@ def main() -> None:
         "load_average": os.getloadavg(),
         "rows": rows,
     }
-    out = arguments.out or Path(__file__).parent / "results" / f"host_overhead_{name.replace(' ', '_')}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(out, result)
     for row in rows:
         print(
             f"{row['call']:9} {row['layout']:14} {row['passes']:9} ours {row['ours_us']:7} µs  eager "

@@ -11,14 +11,12 @@ from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C
 
 # isort: split
 import argparse
-import json
 import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,10 +27,12 @@ from triton.backends.compiler import GPUTarget
 import unetgn
 from benchmarks.device_name import device_name
 from benchmarks.host_overhead import LAYOUTS
+from benchmarks.result_file import result_file
 from unetgn.ops import dispatch
 from unetgn.ops.triton import backward, entry, forward
 from unetgn.ops.triton.device import Device
-from unetgn.training.files import user_path
+from unetgn.programs.paths import user_path
+from unetgn.training.files import write_json
 
 SHAPES: dict[tuple[int, ...], str] = {(1, 320, 8, 8): "resident", (1, 320, 64, 64): "resident forward, split backward"}
 GROUPS = 32
@@ -120,13 +120,15 @@ def measure(shape: tuple[int, ...], layout: str, rounds: int, repeats: int) -> d
     return row
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    name = device_name("cpu")
+    out = result_file(parser, arguments.out, f"host_triton_{name.replace(' ', '_')}.json")
     torch.set_num_threads(1)
     pretend()
     rows = []
@@ -135,7 +137,6 @@ def main() -> None:
             rows.append(measure(shape, layout, arguments.rounds, arguments.repeats))
             figures = "  ".join(f"{name} {rows[-1][f'{name}_us']}" for name in ("inference", "recorded", "backward"))
             print(f"{shape!s:17} {layout:13} {figures}  floor {rows[-1]['floor_us']} µs", flush=True)
-    name = device_name("cpu")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "device": name,
@@ -146,9 +147,7 @@ def main() -> None:
         "load_average": os.getloadavg(),
         "rows": rows,
     }
-    out = arguments.out or Path(__file__).parent / "results" / f"host_triton_{name.replace(' ', '_')}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(out, result)
     print(f"load average {result['load_average']}; written to {out}")
 
 

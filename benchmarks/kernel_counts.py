@@ -29,6 +29,7 @@ from benchmarks.gpu.checks import name_of
 from benchmarks.gpu.prepare import believed, target_of
 from benchmarks.group_norm_silu.cases import LAYOUTS, SHAPES, Case
 from benchmarks.kernel_model import CARDS, GAP, MULTIPROCESSORS, Card, Work, cached, nanoseconds, resident_programs
+from benchmarks.result_file import result_file
 from unetgn.ops.triton.device import Device
 from unetgn.ops.triton.problem import ceil_div
 
@@ -207,12 +208,14 @@ def lines(rows: Iterable[Row]) -> Iterable[str]:
             )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Count, print, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", action="append", help="such as 8x320x64x64: print the launches of this shape alone")
     parser.add_argument("--layout", choices=LAYOUTS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    part = given.shape or given.layout
+    out = None if part else result_file(parser, None, RESULTS.name)
     shapes = [tuple(map(int, shape.split("x"))) for shape in given.shape or ()] or SHAPES
     layouts = [given.layout] if given.layout else list(LAYOUTS)
     found = []
@@ -221,9 +224,8 @@ def main() -> None:
             rows = table(Case(shape, "bfloat16", layout))  # type: ignore[arg-type]
             print("\n".join(lines(rows)), flush=True)
             found += rows
-    if given.shape or given.layout:
-        return
-    RESULTS.write_text(json.dumps({"triton": triton.__version__, "target": "sm_90", "rows": found}, indent=1) + "\n")
+    if out is not None:
+        out.write_text(json.dumps({"triton": triton.__version__, "target": "sm_90", "rows": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

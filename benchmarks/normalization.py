@@ -35,8 +35,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.device_name import device_name
+from benchmarks.result_file import result_file
 from unetgn.nn.conv_norm_act import ConvNormAct, NormKind
-from unetgn.training.files import user_path
+from unetgn.programs.paths import user_path
+from unetgn.training.files import write_json
 
 KINDS: tuple[NormKind, ...] = get_args(NormKind)
 BATCH_SIZES = (32, 16, 8, 4, 2, 1)
@@ -171,25 +173,29 @@ def provenance() -> dict[str, str]:
     return {"device": device_name("cpu"), "torch": torch.__version__, "commit": commit, "command": command}
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Train all networks, write JSON after each, draw the plot, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=user_path, default=Path(__file__).parent / "results" / "normalization.json")
+    parser.add_argument("--out", type=user_path, help="JSON file, with the plot beside it as PNG; by default under "
+                        "benchmarks/results")  # fmt: skip
     parser.add_argument("--plot-only", action="store_true", help="draw the plot of an existing JSON again")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    out = result_file(parser, arguments.out, "normalization.json")
+    plot = result_file(parser, out.with_suffix(".png"), "")
+    if plot == out or (arguments.plot_only and not out.is_file()):
+        parser.error(f"argument --out: {out} is {'that of the plot' if plot == out else 'not there'}: give a JSON file")
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     if arguments.plot_only:
-        rows = json.loads(arguments.out.read_text())["rows"]
+        rows = json.loads(out.read_text())["rows"]
     else:
         data, origin = digits(), provenance()
         runs = [(s, w, b, n) for s in SEEDS for w in (False, True) for b in BATCH_SIZES for n in KINDS]
         for seed, standardize, batch_size, norm in runs:
             rows.append(train(norm, standardize, batch_size, seed, data))
             print(rows[-1], flush=True)
-            result = {**origin, "rows": rows}
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    draw(rows, arguments.out.with_suffix(".png"))
+            write_json(out, {**origin, "rows": rows})
+    draw(rows, plot)
     for standardize in (False, True):
         for norm in KINDS:
             errors = {size: f"{100 * error:.2f}" for size, error in mean_errors(rows, norm, standardize).items()}

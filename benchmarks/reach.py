@@ -27,8 +27,10 @@ import diffusers
 import torch
 
 from benchmarks.reach_small import MOST, inputs, small_copy
+from benchmarks.result_file import result_file
 from unetgn import UNet
-from unetgn.training.files import user_path
+from unetgn.programs.paths import user_path
+from unetgn.training.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "reach.json"
 EXACT, ROUNDED = 1e-10, 1e-4  # where sinusoids are exact in float32, as diffusers has them, and where they are not
@@ -171,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="?", type=user_path, help="the file of configurations")
-    parser.add_argument("--output", type=user_path, default=RESULTS, help="where the result is written")
+    parser.add_argument("--output", type=user_path, help="JSON file; by default under benchmarks/results")
     parser.add_argument("--readme", action="store_true", help="print README's table from the recorded results")
     options = parser.parse_args(arguments)
     if options.readme:
@@ -179,14 +181,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.configs is None:
         parser.error("give the file of configurations")
+    out = result_file(parser, options.output, RESULTS.name, option="--output")
     warnings.filterwarnings("ignore")
     diffusers.utils.logging.set_verbosity_error()
     entries = json.loads(options.configs.read_text(encoding="utf-8"))
     rows = [judge(entry["name"], entry["class"], entry["config"]) for entry in entries]
     print(table(rows), refusals(rows), sep="\n\n")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers")}
-    text = json.dumps({"versions": versions, "rows": [asdict(row) for row in rows]}, indent=1)
-    options.output.write_text(text + "\n", encoding="utf-8")
+    write_json(out, {"versions": versions, "rows": [asdict(row) for row in rows]})
     wrong = [row for row in rows if row.verdict == "wrong"]
     for row in wrong:
         print(f"wrong: {row.name} is {row.error:.1e} off", file=sys.stderr)

@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +27,10 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from benchmarks.device_name import device_name
+from benchmarks.result_file import result_file
 from unetgn import UNet
-from unetgn.training.files import user_path
+from unetgn.programs.paths import user_path
+from unetgn.training.files import write_json
 
 GRADES = ("none", "activations", "blocks")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -139,7 +140,7 @@ def _summary(times: dict[str, list[dict[str, float]]], clock: str) -> dict[str, 
     }
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="cifar10")
@@ -149,11 +150,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21, help="at least 2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    name = device_name(arguments.device)
+    out = result_file(parser, arguments.out, f"unet_step_{arguments.shape}_{name.replace(' ', '_')}.json")
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, arguments.dtype)
     figures = measure(arguments.shape, arguments.device, dtype, arguments.rounds, arguments.channels_last)
-    name = device_name(arguments.device)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "device": name,
@@ -164,12 +166,7 @@ def main() -> None:
         "load_average": os.getloadavg(),
         **figures,
     }
-    out = (
-        arguments.out
-        or Path(__file__).parent / "results" / f"unet_step_{arguments.shape}_{name.replace(' ', '_')}.json"
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(out, result)
     print(json.dumps({key: value for key, value in figures.items() if "ratio" in key or "seconds" in key}, indent=1))
     print(f"load average {result['load_average']}; written to {out}")
 

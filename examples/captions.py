@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
 
 from unetgn import UNet
+from unetgn.programs.paths import file_to_write
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LENGTH, WIDTH, STEPS, STRONG_NOISE = 5, 32, 150, 600
@@ -113,5 +114,5 @@ def draw(model: UNet, contexts: Tensor, scheduler: DDIMScheduler, out: Path) -> 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="where to save the picture")
+    parser.add_argument("--out", type=file_to_write, help="where to save the picture")
     main(parser.parse_args().out)

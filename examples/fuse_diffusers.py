@@ -23,6 +23,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
 
 import unetgn
+from unetgn.programs.paths import folder_to_write
 
 SIZE, STEPS = 16, 40
 
@@ -97,5 +98,5 @@ def main(out: Path | None = None) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="the folder for the fine-tuned model")
+    parser.add_argument("--out", type=folder_to_write, help="the folder for the fine-tuned model")
     main(parser.parse_args().out)

@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
 
 from unetgn import Downsample, GroupNormSiLU, ResBlock, SelfAttention, Upsample
 from unetgn.nn import NormConfig
+from unetgn.programs.paths import file_to_write
 
 CROP, STEPS, NOISE = 64, 50, 2.0
 
@@ -116,5 +117,5 @@ def main(out: Path | None = None) -> tuple[float, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="where to save the picture")
+    parser.add_argument("--out", type=file_to_write, help="where to save the picture")
     main(parser.parse_args().out)

@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
 
 from unetgn import Downsample, ResBlock, Upsample
 from unetgn.nn import NormConfig
+from unetgn.programs.paths import file_to_write
 
 WINDOW, WIDTHS, STEPS = 256, (16, 32, 64), 100
 
@@ -114,5 +115,5 @@ def draw(clean: Tensor, noisy: Tensor, denoised: Tensor, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="where to save the picture")
+    parser.add_argument("--out", type=file_to_write, help="where to save the picture")
     main(parser.parse_args().out)

@@ -19,6 +19,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from unetgn.programs.paths import folder_to_write
+
 try:
     from unetgn.training.config_files import known_keys
     from unetgn.training.values import as_meant, fits
@@ -80,7 +82,7 @@ if __name__ == "__main__":
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument(
         "--out",
-        type=lambda path: Path(path).expanduser(),
+        type=folder_to_write,
         default=Path("runs/sweep"),
         help="folder of the runs (default: %(default)s)",
     )

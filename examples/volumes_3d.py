@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(f'{error.name} is not installed: pip install -e ".[train]"') from None
 
 from unetgn import UNet
+from unetgn.programs.paths import file_to_write
 
 SHAPE, STEPS = (16, 16, 8), 60
 
@@ -89,5 +90,5 @@ def draw(noisy: Tensor, wanted: Tensor, found: Tensor, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="where to save the picture")
+    parser.add_argument("--out", type=file_to_write, help="where to save the picture")
     main(parser.parse_args().out)

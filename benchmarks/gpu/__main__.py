@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return prepare_cache(options)
     if options.out is None:
         return refuse("--out is missing: the folder that results are written to")
-    options.out.mkdir(parents=True, exist_ok=True)
+    if wrong := make_folder(options.out):
+        return refuse(wrong)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `timeout` sends it: end as after Ctrl-C
     command = [sys.executable, "-m", "benchmarks.gpu", "worker", *["--rehearse"][: options.rehearse]]
     deadline = began + options.seconds - FOR_THE_SUMMARY
@@ -138,11 +139,24 @@ def prepare_cache(options: argparse.Namespace) -> int:
         prepare.target_of(options.arch)
     except ValueError as error:
         return refuse(str(error))
-    options.out.mkdir(parents=True, exist_ok=True)
+    if wrong := make_folder(options.out):
+        return refuse(wrong)
     found = prepare.prepare(options.out, options.arch, options.jobs, options.first)
     prepare.shrink(options.out)
     print(", ".join(f"{count} {what}" for what, count in found.items()) + f"; in {options.out}")
     return int("failed" in found or "processes that failed" in found)
+
+
+def make_folder(out: Path) -> str:
+    """Make the folder of results; return what is wrong with it, "" where nothing is.
+
+    `unetgn.programs.paths` would import torch, which the workers alone do.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"--out {out} is no folder: {error.strerror}"
+    return "" if os.access(out, os.W_OK | os.X_OK) else f"--out {out} cannot be written: it permits it not"
 
 
 def refuse(reason: str) -> int:

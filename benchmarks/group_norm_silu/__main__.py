@@ -19,7 +19,7 @@ from benchmarks.group_norm_silu.cases import DTYPES, SHAPES, Shape, cases
 from benchmarks.group_norm_silu.record import OtherResults, Record, commit_of, environment
 from benchmarks.group_norm_silu.run import CANNOT_RUN, measure_clusters, measure_plain, measure_with_clusters
 from benchmarks.group_norm_silu.timing import find_gpu
-from unetgn.training.files import user_path
+from unetgn.programs.paths import check_file, folder_to_write
 
 RESULTS = Path(__file__).parents[1] / "results"
 COMMIT_VARIABLE = "UNETGN_COMMIT"
@@ -53,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--clusters", action="store_true", help="then check and time clusters, in a process of their own")
     made.add_argument("--clusters-alone", action="store_true", help="check and time clusters in this process, no more")
     made.add_argument("--commit", help=f"of the code, where git cannot tell; or the variable {COMMIT_VARIABLE}")
-    made.add_argument("--output", type=user_path, default=RESULTS, help="folder for the JSON (benchmarks/results)")
+    made.add_argument(
+        "--output", type=folder_to_write, default=RESULTS, help="folder for the JSON (benchmarks/results)"
+    )
     return made
 
 
@@ -72,9 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     suffix = "" if options.part == (1, 1) else "_part{}of{}".format(*options.part)
     path = options.output / f"group_norm_silu_{found['device'].lower().replace(' ', '_')}{suffix}.json"
     try:
+        check_file(path)
         record = Record.open(path, found)
     except OtherResults as error:
         return _refusal(str(error))
+    except OSError as error:
+        return _refusal(f"--output: {error}")
     todo = cases(
         quick=options.quick, dtypes=options.dtype or tuple(DTYPES), shapes=options.shape or SHAPES, part=options.part
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.group_norm_silu.record import merged
-from unetgn.training.files import user_path
+from unetgn.programs.paths import user_path
 
 Row = dict[str, Any]
 PEERS = ("eager", "compiled", "liger", "apex")

@@ -1,6 +1,7 @@
 """For every option of sample.py and evaluate.py: what contradicts it is said before anything is drawn or written."""
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,40 @@ def test_too_little_memory_is_said_in_one_line_and_no_other_fault_is(
         return
     assert sample.main(line) == 1
     assert "the memory does not hold so many images at a time: give a smaller --batch-size" in capsys.readouterr().err
+
+
+DRAWN = "--checkpoint {}/run --seeds 0-3 --steps 2"
+ALL = f"{DRAWN} --out {{}}/out --npz --webdataset --strip --interpolate 3 --animation webp"
+PLACES = [*sample.names_of_files(options.parse_arguments(ALL.split())), "shards", "000001.png"]
+JUDGED = f"{DRAWN} --real {{}}/greys --all-checkpoints --out {{}}/judged.json"
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_what_lies_where_a_file_is_to_be_written_is_named_before_the_first_step_and_stays(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(PLACES) == 11
+    monkeypatch.setattr(UNetPipeline, "__call__", lambda *_, **__: pytest.fail("a step was made"))
+    place = folder / "out" / name
+    if name == "shards":
+        place.parent.mkdir()
+        place.write_text("mine")
+    else:
+        (place / "mine").mkdir(parents=True)
+    refused(sample.main, ALL, folder)
+    said = capsys.readouterr().err
+    assert str(place) in said
+    assert "move it, or give another --out" in said
+    shutil.rmtree(folder / "out")
+
+
+@pytest.mark.parametrize("name", ["judged.json", "judged-frechet_distance.png", "run/evaluation/step-000002/{}"])
+def test_what_lies_where_figures_are_to_be_written_is_named_before_the_first_step(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(UNetPipeline, "__call__", lambda *_, **__: pytest.fail("a step was made"))
+    place = folder / name.format("2-steps/evaluation.json")
+    (place / "mine").mkdir(parents=True)
+    refused(evaluate.main, JUDGED, folder)
+    assert str(place) in capsys.readouterr().err
+    shutil.rmtree(place)

@@ -28,6 +28,7 @@ FIELDS: dict[str, Any] = {
     "seeds": "0-3",
     "subject": IN_TURN,
     "prompt": None,
+    "negative_prompt": None,
     "scheduler": "ddim",
     "steps": 5,
     "guidance_scale": 1,
@@ -139,6 +140,7 @@ def test_the_strip_comes_to_be_from_the_left_and_ends_with_the_images(artist: Ar
         ({"size": "8.5"}, "size is '8.5'"),
         ({"size": "9" * 1999}, "size is"),
         ({"prompt": "x" * 5000}, "prompt has 5000 characters"),
+        ({"negative_prompt": "x" * 5000}, "negative prompt has 5000 characters"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -156,6 +158,7 @@ def test_what_is_too_much_or_no_number_is_refused(more: dict[str, Any], message:
         ({"guidance_scale": 2, "subject": NO_CLASS}, "no class_labels"),
         ({"subject": "10"}, "classes are the numbers 0 to 9"),
         ({"prompt": "a digit"}, "reads no text"),
+        ({"negative_prompt": "a digit", "guidance_scale": 2}, "reads no text"),
         ({"scheduler": "edm_euler"}, "edm_euler"),
         ({"scheduler": "DPMSolverSDEScheduler"}, "torchsde"),
         ({"scheduler": ""}, "is unknown"),

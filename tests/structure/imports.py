@@ -37,7 +37,7 @@ class Import:
 
 def modules() -> dict[str, Path]:
     """Find every module of the repository that can be imported, by dotted name."""
-    tops = sorted({names[0].partition(".")[0] for names in LAYERS} | {"examples"})
+    tops = sorted({name.partition(".")[0] for names in LAYERS for name in names})
     files = (path for top in tops for path in (ROOT / top).rglob("*.py"))
     return {name_of(path): path for path in files}
 

@@ -364,8 +364,8 @@ def test_a_damaged_cache_is_an_error_before_the_first_step(
 
 def drawn(artist: Artist, **fields: Any) -> tuple[str, np.ndarray]:
     """Draw by the fields of the page; return the last words, and the pixels of the grid."""
-    asked = {"seeds": "0-3", "subject": None, "prompt": None, "scheduler": "ddim", "steps": 2, "guidance_scale": 1,
-             "size": ""} | fields  # fmt: skip
+    asked = {"seeds": "0-3", "subject": None, "prompt": None, "negative_prompt": None, "scheduler": "ddim", "steps": 2,
+             "guidance_scale": 1, "size": ""} | fields  # fmt: skip
     *_, last = artist.draw(read_asked(**asked))
     assert last.grid is not None
     return last.words, np.asarray(last.grid).astype(int)
@@ -383,8 +383,15 @@ def test_the_page_draws_latents_by_prompt_and_says_what_it_cannot(text_config: P
     assert "4 images of step 1 in" in words
     assert abs(grid - np.asarray(tile_pixels(torch.stack(expected)))).max() <= 1
     assert abs(drawn(artist, prompt="a dog", guidance_scale=2)[1] - grid).max() > 1
+    led_away = [pixels_of(picture) for picture in pipeline(range(4), negative_prompt="a dog", **settings).images]
+    negative = drawn(artist, **cat, negative_prompt="a dog")[1]
+    assert abs(negative - np.asarray(tile_pixels(torch.stack(led_away)))).max() <= 1
+    assert abs(negative - grid).max() > 1
+    assert np.array_equal(drawn(artist, **cat, negative_prompt="")[1], grid)
     assert drawn(artist, **cat, size="24")[1].shape == (100, 100, 3)  # twice enlarged, two a row, a line around each
     assert drawn(artist, prompt="a dog " * 9)[0].endswith("; the prompt is cut off after 12 tokens")
+    both = {"prompt": "a dog " * 9, "negative_prompt": "a cat " * 9, "guidance_scale": 2}
+    assert drawn(artist, **both)[0].endswith("; the prompt and the negative prompt are cut off after 12 tokens")
     nothing = drawn(artist)[1]  # a field that nobody has touched is the empty prompt
     assert np.array_equal(drawn(artist, prompt="")[1], nothing)
     for fields, said in {
@@ -395,6 +402,8 @@ def test_the_page_draws_latents_by_prompt_and_says_what_it_cannot(text_config: P
     }.items():
         with pytest.raises(SamplingError, match=said):
             drawn(artist, **cat | dict([fields]))
+    with pytest.raises(ValueError, match="negative_prompt was given, but guidance_scale is 1"):
+        drawn(artist, prompt="a cat", negative_prompt="a dog")
     artist.close()
 
 

@@ -18,6 +18,7 @@ from unetgn.interop.from_diffusers import from_diffusers
 from unetgn.interop.to_diffusers import to_diffusers
 from unetgn.json_files import read_object
 from unetgn.programs.last_words import say
+from unetgn.programs.paths import folder_to_write, user_path
 from unetgn.unet import UNet
 
 
@@ -51,12 +52,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="unetgn convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a safetensors file, or a folder")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write, which must not be there")
+    parser.add_argument("source", type=user_path, metavar="SOURCE", help="a safetensors file, or a folder")
+    parser.add_argument("out", type=folder_to_write, metavar="OUT", help="the folder to write, which must not be there")
     parser.add_argument("options", nargs="*", type=option, metavar="name=value", help="options of the original network")
     parser.add_argument("--to", choices=("unetgn", "diffusers"), default="unetgn", help="whose model (default: unetgn)")
     parser.add_argument("--family", choices=[*FAMILIES], help="whose file it is (default: recognised by its tensors)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the authors' YAML file")
+    parser.add_argument("--config", type=user_path, metavar="FILE", help="the authors' YAML file")
     parser.add_argument("--ema", action="store_true", help="the averaged weights of a CompVis file")
     return parser
 
@@ -64,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return its exit code: 0 done, 1 where writing failed, 2 where there is nothing to convert."""
     parsed = make_parser().parse_intermixed_args(arguments)
-    source, out = parsed.source.expanduser(), parsed.out.expanduser()
+    source, out = parsed.source, parsed.out
     try:
         if out.exists():
             raise ValueError(f"{out} is there already: give another folder")

@@ -14,6 +14,8 @@ from unetgn.training.files import writing
 from unetgn.training.power_averages import AVERAGES
 from unetgn.training.preview import import_pyplot
 
+BESIDE = "evaluation.json"  # the figures of a folder of samples, in it
+
 
 def judged_by(row: dict[str, Any]) -> dict[str, Any]:
     """Return what rows have to agree in, so that their figures can be compared."""
@@ -23,7 +25,7 @@ def judged_by(row: dict[str, Any]) -> dict[str, Any]:
 
 def beside(samples: Path) -> Path:
     """Name the file of figures beside samples."""
-    return samples / "evaluation.json" if samples.is_dir() else samples.with_suffix(".evaluation.json")
+    return samples / BESIDE if samples.is_dir() else samples.with_suffix(".evaluation.json")
 
 
 def gather(
@@ -36,7 +38,7 @@ def gather(
     homes = sorted(run.glob(f"{AVERAGES}/width-*/{EVALUATION}")) if widths else [run / EVALUATION]
     found, left_out = list(rows), []
     judged = {(row["step"], row.get("width")) for row in rows}
-    for file in (file for home in homes for file in sorted(home.glob(f"{PREFIX}*/{name}/{beside(home).name}"))):
+    for file in (file for home in homes for file in sorted(home.glob(f"{PREFIX}*/{name}/{BESIDE}"))):
         try:
             row = read_object(file)
             if ("width" in row) != widths or (key := (int(row["step"]), row.get("width"))) in judged:

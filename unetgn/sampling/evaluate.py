@@ -11,6 +11,7 @@ compared with. All figures are printed, then written as JSON.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import torch
 from accelerate import Accelerator
 
 from unetgn.programs.last_words import lacks_memory, last_words, say
-from unetgn.sampling.curve import beside, draw_curve, gather
-from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all, look_ahead, make_averages
+from unetgn.programs.paths import check_file
+from unetgn.sampling.curve import BESIDE, beside, draw_curve, gather
+from unetgn.sampling.drawn import EVALUATION, Drawing, draw, find_all, folder_of, look_ahead, make_averages
 from unetgn.sampling.extractors import Extractor, ExtractorError, default_name, open_extractor
 from unetgn.sampling.features import default_folder
 from unetgn.sampling.figures import frechet_distance, label_agreement, novelty
@@ -33,7 +35,7 @@ from unetgn.training.config_files import load_config
 from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import open_images, split_images
 from unetgn.training.errors import CheckpointError, ConfigError, RunDirectoryError, reason
-from unetgn.training.files import check_file, write_json
+from unetgn.training.files import write_json
 from unetgn.training.meeting import LEFT_ALONE, left_alone, start_processes
 from unetgn.training.processes import ask_main
 
@@ -150,6 +152,8 @@ def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
         figures = judge.judge(parsed.samples)
         return (parsed.out or beside(parsed.samples), figures) if accelerator.is_main_process else None
     judge.check(ahead, parsed.metric)
+    metric = parsed.metric or ("fid" if judge.extractor is not None else "frechet_distance")
+    ask_main(accelerator, lambda: check_outputs(parsed, checkpoints, drawing, metric))
     rows: list[dict[str, Any]] = []
     for width, checkpoint in found:
         samples = draw(checkpoint, drawing)
@@ -163,24 +167,41 @@ def run(parsed: argparse.Namespace) -> tuple[Path, dict[str, Any]] | None:
         return None
     if not several:
         return parsed.out or beside(samples), rows[0]
-    return draw_several(parsed, rows, drawing, "fid" if judge.extractor is not None else "frechet_distance")
+    return draw_several(parsed, rows, drawing, metric)
 
 
 def draw_several(
     parsed: argparse.Namespace, rows: list[dict[str, Any]], drawing: Drawing, metric: str
 ) -> tuple[Path, dict[str, Any]]:
-    """Draw the curve of a metric, unless another is asked for; return its file of figures, and these.
+    """Draw the curve of a metric; return its file of figures, and these.
 
     What other checkpoints or widths were found to be worth before stands beside them.
     """
-    metric, widths = parsed.metric or metric, parsed.widths is not None
-    run = run_of(find_checkpoint(parsed.checkpoint))
-    rows, left_out = gather(run, drawing.name(), rows, widths=widths)
+    widths = parsed.widths is not None
+    rows, left_out = gather(run_of(find_checkpoint(parsed.checkpoint)), drawing.name(), rows, widths=widths)
     for words in left_out:
         say(f"evaluate.py: {words}")
-    out = parsed.out or run / EVALUATION / f"{drawing.name()}{'-widths' if widths else ''}.json"
-    draw_curve(rows, metric, out.with_name(f"{out.stem}-{metric}.png"), along="width" if widths else "step")
+    out, curve = curve_files(parsed, drawing, metric)
+    draw_curve(rows, metric, curve, along="width" if widths else "step")
     return out, {"metric": metric, "checkpoints": rows}
+
+
+def curve_files(parsed: argparse.Namespace, drawing: Drawing, metric: str) -> tuple[Path, Path]:
+    """Name the file of the figures of several checkpoints or widths, and that of their curve."""
+    end = "-widths.json" if parsed.widths is not None else ".json"
+    out = parsed.out or run_of(find_checkpoint(parsed.checkpoint)) / EVALUATION / f"{drawing.name()}{end}"
+    return out, out.with_name(f"{out.stem}-{metric}.png")
+
+
+def check_outputs(parsed: argparse.Namespace, checkpoints: Sequence[Checkpoint], drawing: Drawing, metric: str) -> None:
+    """Raise OSError, with what would do, where the figures of what is to be drawn could not be written."""
+    files = [folder_of(checkpoint, drawing) / BESIDE for checkpoint in checkpoints]
+    if parsed.all_checkpoints or parsed.widths is not None:
+        files += curve_files(parsed, drawing, metric)
+    elif parsed.out is not None:
+        files = [parsed.out]
+    for file in files:
+        check_file(file)
 
 
 def find(parsed: argparse.Namespace) -> list[tuple[float | None, Checkpoint]]:

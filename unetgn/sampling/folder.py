@@ -20,6 +20,7 @@ import torch
 from unetgn.json_files import read_object
 from unetgn.messages import short
 from unetgn.pipelines.pictures import tile_pixels
+from unetgn.programs.paths import check_file, check_folder
 from unetgn.training.data.pictures import open_picture
 from unetgn.training.files import delete_unfinished, write_json, write_png, writing
 
@@ -163,6 +164,27 @@ def check_space(
         )
 
 
+def check_places(out: Path, subjects: dict[int, Subject], names: Iterable[str]) -> None:
+    """Raise SamplingError where an image, or a file of one of these names, cannot be written. Changes nothing.
+
+    A user's folder of such a name would be put aside at the end.
+    """
+    there = [path for folder in (out, *folders(out)) for path in folder.glob("*.png") if path.stem.isdecimal()]
+    files = [path for path in there if not path.is_file()] + [out / name for name in names]
+    try:
+        for folder in {file_of(out, seed).parent for seed in subjects}:
+            check_folder(folder)
+        for file in files:
+            check_file(file)
+    except OSError as error:
+        raise SamplingError(f"{error}: move it, or give another --out") from error
+
+
+def shard_name(number: int) -> str:
+    """Name a shard in a folder of samples."""
+    return f"shards/{number:06d}.tar"
+
+
 def write_summary(out: Path, subjects: dict[int, Subject], *, npz: bool, webdataset: bool = False) -> str:
     """Write grid.png, samples.csv and, where asked for, samples.npz and shards, of the images of `subjects`.
 
@@ -212,7 +234,7 @@ def write_shards(out: Path, subjects: dict[int, Subject]) -> None:
     seeds = list(subjects)
     for first in range(0, len(seeds), PER_SHARD):
         with (
-            writing(out / "shards" / f"{first // PER_SHARD:06d}.tar") as unfinished,
+            writing(out / shard_name(first // PER_SHARD)) as unfinished,
             tarfile.open(unfinished, "w", format=tarfile.USTAR_FORMAT) as shard,
         ):
             for seed in seeds[first : first + PER_SHARD]:

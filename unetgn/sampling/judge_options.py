@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
+from unetgn.programs.paths import file_to_write, user_path
 from unetgn.sampling.drawn import Drawing
 from unetgn.sampling.judge import Part
 from unetgn.sampling.options import above_zero, add_parts, finite, parse_seeds, scheduler_name
-from unetgn.training.files import user_path
 
 DEFAULT = "digits8_ddpm"
 CURVES = ("fid", "kid", "precision", "recall", "label_agreement", "frechet_distance", "novelty")
@@ -45,7 +45,7 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=user_path, metavar="FOLDER", help="keeps features of real images (default: "
                         "~/.cache/unetgn/features)")  # fmt: skip
     parser.add_argument(
-        "--out", type=user_path, help="JSON file to write (default: evaluation.json beside the samples)"
+        "--out", type=file_to_write, help="JSON file to write (default: evaluation.json beside the samples)"
     )
     parser.add_argument(
         "--all-checkpoints", action="store_true", help="judge every checkpoint of the run, draw a curve"

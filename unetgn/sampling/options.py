@@ -13,9 +13,9 @@ from PIL import features
 
 from unetgn.pipelines.sampling import Guidance
 from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS, check_name
+from unetgn.programs.paths import user_path
 from unetgn.sampling.folder import SamplingError, Subject
 from unetgn.training.data.images import shorten
-from unetgn.training.files import user_path
 
 DEFAULT_STRENGTH, DEFAULT_MASKED_STRENGTH = 0.8, 1.0
 MOST_SEEDS, MOST_FRAMES = 10**7, 1000

@@ -24,14 +24,18 @@ from unetgn.programs.last_words import lacks_memory, last_words, say
 from unetgn.programs.parent import stop_with_parent
 from unetgn.sampling.folder import (
     NO_MEMORY,
+    PER_SHARD,
+    REQUEST,
     Request,
     SamplingError,
     Subject,
+    check_places,
     check_request,
     check_space,
     claim,
     file_of,
     missing,
+    shard_name,
     write_summary,
 )
 from unetgn.sampling.options import (
@@ -225,6 +229,20 @@ def open_drawing(arguments: argparse.Namespace, accelerator: Accelerator) -> tup
     return prepare(arguments, trained, subjects, accelerator), subjects
 
 
+def names_of_files(arguments: argparse.Namespace) -> list[str]:
+    """Name the files that are written beside the images, in their folder."""
+    shards = range(-(-len(arguments.seeds) // PER_SHARD) if arguments.webdataset else 0)
+    shown = [name for name, asked in (("denoise", arguments.strip), ("interpolation", arguments.interpolate)) if asked]
+    return [
+        REQUEST,
+        "samples.csv",
+        "grid.png",
+        *(["samples.npz"] if arguments.npz else []),
+        *map(shard_name, shards),
+        *(f"{name}.{ending}" for name in shown for ending in ("png", arguments.animation)),
+    ]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Go from the parsed arguments to the folder of images."""
     accelerator, out = start_processes(), arguments.out
@@ -233,6 +251,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     def take() -> None:
         folder.check_writable()
+        check_places(out, subjects, names_of_files(arguments))
         more = {name: getattr(arguments, name) for name in ("npz", "webdataset")}
         check_space(out, subjects, drawing.shape, drawing.pipeline.vae_scale_factor, **more)
         check_request(out, drawing.request, subjects)  # before a lock is there

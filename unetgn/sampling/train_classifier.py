@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from unetgn.programs.last_words import last_words, say
+from unetgn.programs.paths import check_file, file_to_write
 from unetgn.sampling.classifier import FOLDER, Classifier, Trained, save
 from unetgn.sampling.sets import EvaluationError
 from unetgn.training.config import RunConfig
@@ -27,7 +28,6 @@ from unetgn.training.config_yaml import find_config
 from unetgn.training.data.config import open_images, split_images
 from unetgn.training.data.images import Images, fingerprint
 from unetgn.training.errors import ConfigError
-from unetgn.training.files import check_file, user_path
 
 BATCH, LEARNING_RATE = 64, 2e-3
 
@@ -125,8 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="train_classifier.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="configuration that names the images")
-    parser.add_argument("--out", type=user_path, help="file to write (default: sampling/classifiers/NAME.safetensors, "
-                        "where evaluate.py finds that of an embedded data set)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=file_to_write,
+        help="file to write (default: sampling/classifiers/NAME.safetensors, where evaluate.py finds that of an "
+        "embedded data set)",
+    )
     parser.add_argument("--epochs", type=int, default=20, help="passes over the images (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of the images (default: 0)")
     parsed = parser.parse_args(arguments)

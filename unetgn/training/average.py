@@ -12,10 +12,11 @@ import shutil
 from pathlib import Path
 
 from unetgn.programs.last_words import last_words, say
+from unetgn.programs.paths import check_folder, folder_to_write, user_path
 from unetgn.training.checkpoint import CHECKPOINTS, Checkpoint, check_tensors, checkpoint_path, find_checkpoint, verify
 from unetgn.training.data.report import DATA
 from unetgn.training.errors import CheckpointError
-from unetgn.training.files import user_path, writing
+from unetgn.training.files import writing
 from unetgn.training.power_averages import AVERAGES, list_snapshots, make_average
 
 
@@ -24,6 +25,8 @@ def average(run: Path, width: float, *, step: int | None = None, out: Path | Non
 
     Raises CheckpointError where the run lacks what is needed, ValueError for a width that no average has.
     """
+    out = out or run / AVERAGES / f"width-{width:g}"
+    check_folder(out)
     snapshots = list_snapshots(run / AVERAGES)
     step = snapshots[-1].step if step is None else step
     made = make_average(snapshots, width, step)
@@ -34,7 +37,6 @@ def average(run: Path, width: float, *, step: int | None = None, out: Path | Non
     if unknown := made.keys() - weights.keys():
         raise CheckpointError(f"the snapshots in {run / AVERAGES} are of another network: {sorted(unknown)[0]}")
     check_tensors(averaged, weights, snapshots[-1].file)
-    out = out or run / AVERAGES / f"width-{width:g}"
     checkpoint = Checkpoint(
         checkpoint_path(out / CHECKPOINTS, step),
         step=step,
@@ -66,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=user_path, required=True, help="a run's folder, with its averages")
     parser.add_argument("--width", type=float, required=True, help="sigma_rel: as long as this share of the training")
     parser.add_argument("--step", type=int, help="the step whose average is made (default: that of the last snapshot)")
-    parser.add_argument("--out", type=user_path, help="folder to write (default: RUN/averages/width-WIDTH)")
+    parser.add_argument("--out", type=folder_to_write, help="folder to write (default: RUN/averages/width-WIDTH)")
     return parser
 
 

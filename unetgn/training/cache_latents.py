@@ -20,6 +20,7 @@ import torch
 
 from unetgn.messages import short
 from unetgn.programs.last_words import last_words, say
+from unetgn.programs.paths import folder_to_write, user_path
 from unetgn.training.config_files import load_data_config
 from unetgn.training.data.autoencoder import Autoencoder, digest, load_autoencoder
 from unetgn.training.data.config import DataConfig, open_images
@@ -30,7 +31,7 @@ from unetgn.training.data.pixels import size_text
 from unetgn.training.data.report import report_images
 from unetgn.training.data.text import TextEncoder, read_captions
 from unetgn.training.errors import ConfigError, DataError, RunDirectoryError
-from unetgn.training.files import TEMPORARY, sha256, user_path
+from unetgn.training.files import TEMPORARY, sha256
 from unetgn.training.run_directory import RunDirectory
 
 logger = logging.getLogger("unetgn.training")
@@ -52,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--autoencoder", type=user_path, required=True, metavar="FOLDER",
                         help="diffusers' AutoencoderKL, or a pipeline that has one")  # fmt: skip
-    parser.add_argument("--out", type=user_path, required=True, help="folder of the cache")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder of the cache")
     parser.add_argument("--flip", action="store_true", help="encode the mirrored images too, for data.random_flip")
     parser.add_argument("--text-encoder", type=user_path, metavar="FOLDER",
                         help="a Stable Diffusion pipeline: encode captions too, with its text_encoder/ and tokenizer/. "

@@ -16,9 +16,9 @@ import yaml
 
 from unetgn.json_files import LIMIT, check_depth
 from unetgn.messages import plain, said, short
+from unetgn.programs.paths import user_path
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import ConfigError
-from unetgn.training.files import user_path
 from unetgn.training.manifest import MANIFEST
 from unetgn.training.run_directory import STATUS
 

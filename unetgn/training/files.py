@@ -53,27 +53,6 @@ def writing(path: Path) -> Iterator[Path]:
     flush(path.parent)
 
 
-def user_path(text: str) -> Path:
-    """Return the path that a user wrote: ~ is the home folder, ~name somebody else's.
-
-    Raises ValueError for an empty one, which would be the current folder.
-    """
-    if not text:
-        raise ValueError("the path is empty; the current folder is .")
-    return Path(os.path.expanduser(text))
-
-
-def check_file(path: Path) -> None:
-    """Raise OSError, with what would do, where no file could be written at `path`. Writes nothing."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path} cannot be written: {nearest} permits it not")
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     with writing(path) as unfinished:

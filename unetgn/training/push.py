@@ -18,10 +18,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from unetgn.json_files import read_object
 from unetgn.programs.last_words import last_words, say
+from unetgn.programs.paths import user_path
 from unetgn.training.card import check_licence, finish_card
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import one_line, plain, reason
-from unetgn.training.files import TEMPORARY, user_path
+from unetgn.training.files import TEMPORARY
 from unetgn.training.lora import FOLDER as ADAPTER
 from unetgn.training.lora import WEIGHTS
 from unetgn.training.run_directory import STATUS

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from unetgn.programs.paths import check_folder
 from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, LEFT, list_checkpoints
 from unetgn.training.errors import RunDirectoryError
 from unetgn.training.files import delete, delete_unfinished, lines_within, write_json, write_text, writing
@@ -80,16 +81,12 @@ class RunDirectory:
         Writes nothing.
         """
         for folder in (self.path, self.checkpoints):
-            if folder.is_symlink() and not folder.exists():
-                raise RunDirectoryError(
-                    f"{folder} is a link to {os.readlink(folder)}, which is not there: mount or make it, or remove the "
-                    "link"
-                )
-            nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-            if not nearest.is_dir():
-                raise RunDirectoryError(f"{folder} cannot be a run's folder: {nearest} is a file; give another folder")
-            if not os.access(nearest, os.W_OK | os.X_OK):
-                raise RunDirectoryError(f"{folder} cannot be written: {nearest} permits it not; give another folder")
+            try:
+                check_folder(folder)
+            except FileNotFoundError as error:
+                raise RunDirectoryError(str(error)) from error
+            except OSError as error:
+                raise RunDirectoryError(f"{error}; give another folder") from error
 
     def lock(self) -> None:
         """Take the folder, making it where it is not there, and delete what a killed process left half-written.

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from unetgn.programs.last_words import flush_output, keep_output, last_words, say
 from unetgn.programs.parent import stop_with_parent
+from unetgn.programs.paths import user_path
 from unetgn.training import push
 from unetgn.training.card import finish_card
 from unetgn.training.checkpoint import CONFIG, LEFT, Checkpoint, aside, list_checkpoints, newer, old, put_aside
@@ -40,7 +41,7 @@ from unetgn.training.errors import (
     reason,
 )
 from unetgn.training.evaluation import Evaluator
-from unetgn.training.files import delete_unfinished, user_path, write_text
+from unetgn.training.files import delete_unfinished, write_text
 from unetgn.training.loop import Loop
 from unetgn.training.lora import FOLDER as ADAPTER_FOLDER
 from unetgn.training.lora import merged
@@ -158,6 +159,7 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
     """Make everything ready for the first step; for a dry run, only say what would be done."""
     accelerator = make_accelerator(config, output.path)
     signals = StopSignals(accelerator.num_processes)  # now, when all are there
+    ask_main(accelerator, output.check_writable)  # before images are read, which may take long
     import_pyplot()  # what is missing is said now, not at the first preview
     if arguments.push_to_hub is not None:
         ask_main(accelerator, lambda: push.check_target(arguments.push_to_hub))

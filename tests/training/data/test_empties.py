@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from unetgn.training.data.config import DataConfig, open_images
-from unetgn.training.prepare import read_all
 from unetgn.training.data.stream import ShardStream
+from unetgn.training.prepare import read_all
 
 LONGEST = 2000  # characters of a line, of which paths are a part
 FEW = 500

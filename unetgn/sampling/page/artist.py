@@ -58,11 +58,14 @@ class Studio:
     pipeline: UNetPipeline
     text_encoder: TextEncoder | None
 
-    def cut_off(self, prompt: str | None) -> str:
+    def cut_off(self, asked: Asked) -> str:
         """Say, to go on with, that the end of a prompt is not read; "" where all of it is."""
-        if prompt is None or self.text_encoder is None or not self.text_encoder.too_long([prompt]):
+        given = {"prompt": asked.prompt, "negative prompt": asked.negative_prompt}
+        encoder = self.text_encoder
+        cut = [name for name, text in given.items() if text and encoder is not None and encoder.too_long([text])]
+        if encoder is None or not cut:
             return ""
-        return f"; the prompt is cut off after {self.text_encoder.tokens} tokens"
+        return f"; the {' and the '.join(cut)} {'is' if len(cut) == 1 else 'are'} cut off after {encoder.tokens} tokens"
 
 
 class Artist:
@@ -140,9 +143,8 @@ class Artist:
         if trained.reads_text:
             asked = replace(asked, prompt=asked.prompt or "")
             trained.check_prompts([asked.prompt or ""], "prompt")
-        trained.check_guidance(
-            asked.guidance_scale, "guidance", prompts=None if asked.prompt is None else [asked.prompt]
-        )
+        texts = [text for text in (asked.prompt, asked.negative_prompt) if text is not None]
+        trained.check_guidance(asked.guidance_scale, "guidance", prompts=texts if trained.reads_text else None)
         factor = pipeline.vae_scale_factor
         size = pipeline.facts().sample_size
         asked.check_size(None if size is None else (size[0] * factor, size[1] * factor), factor)
@@ -173,6 +175,7 @@ class Artist:
                 asked.seeds[part],
                 class_labels=None if labels is None else labels[part],
                 prompt=asked.prompt,
+                negative_prompt=asked.negative_prompt,
                 guidance_scale=asked.guidance_scale,
                 num_inference_steps=asked.steps,
                 height=height,
@@ -181,7 +184,7 @@ class Artist:
             ).images
         seconds = time.monotonic() - started
         words = f"{len(pictures)} images of step {studio.checkpoint.step} in {seconds:.1f} s"
-        words += studio.cut_off(asked.prompt)
+        words += studio.cut_off(asked)
         show(Look(words, strip.picture(), to_one(pictures, columns), settings_of(asked, studio)))
 
 

@@ -38,6 +38,8 @@ class Asked:
     """A class by number, IN_TURN (seed n has class n modulo their count) or NO_CLASS; networks without have that."""
     prompt: str | None
     """None where there is none: networks that read text take it for an empty one."""
+    negative_prompt: str | None
+    """What guidance leads away from; None is the empty text."""
     scheduler: str
     steps: int
     guidance_scale: float
@@ -85,13 +87,14 @@ def read_asked(
     seeds: str | None,
     subject: str | None,
     prompt: str | None,
+    negative_prompt: str | None,
     scheduler: str | None,
     steps: float | None,
     guidance_scale: float | None,
     size: str | None,
 ) -> Asked:
     """Read the fields of the page, of which any may be empty. Raises SamplingError for what is missing or too much."""
-    for name, text in (("seeds", seeds), ("prompt", prompt), ("size", size)):
+    for name, text in (("seeds", seeds), ("prompt", prompt), ("negative prompt", negative_prompt), ("size", size)):
         if text is not None and len(text) > LONGEST:
             raise SamplingError(f"{name} has {len(text)} characters; {LONGEST} at most")
     try:
@@ -102,6 +105,7 @@ def read_asked(
         seeds=numbers,
         subject=subject or NO_CLASS,
         prompt=prompt or None,
+        negative_prompt=negative_prompt or None,
         scheduler=scheduler or "",
         steps=read_whole("steps", steps, MOST_STEPS),
         guidance_scale=1.0 if guidance_scale is None else guidance_scale,

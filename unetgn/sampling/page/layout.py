@@ -46,6 +46,10 @@ def lay_out_drawing(choices: Choices, artist: Artist) -> None:
                 subjects.append(("none in particular", NO_CLASS))
             subject = gr.Dropdown(subjects, value=subjects[0][1], label="Class", visible=bool(choices.classes))
             prompt = gr.Textbox(None, label="Prompt", max_length=LONGEST, visible=choices.reads_text)
+            negative = gr.Textbox(
+                None, label="Negative prompt", info="what guidance leads away from", max_length=LONGEST,
+                visible=choices.reads_text,
+            )  # fmt: skip
             seeds = gr.Textbox(
                 "0-39",
                 label="Seeds",
@@ -80,7 +84,7 @@ def lay_out_drawing(choices: Choices, artist: Artist) -> None:
                 pictures = (gr.skip() if picture is None else picture for picture in (look.strip, look.grid))
                 yield look.words, *pictures, download
 
-    fields = [seeds, subject, prompt, scheduler, steps, guidance, size]
+    fields = [seeds, subject, prompt, negative, scheduler, steps, guidance, size]
     drawn = draw.click(
         drawing, fields, [words, strip, grid, file], show_progress="minimal", show_progress_on=words, **PRIVATE
     )
