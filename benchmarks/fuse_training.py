@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import unetgn
+from benchmarks.fuse_recipes_libraries import without_torchvisions_operators
 
 RESULTS = Path(__file__).parent / "results" / "fuse_training.json"
 STEPS, TOLERANCE = 50, 1e-5
@@ -30,6 +31,7 @@ Program = tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]  # a network, 
 
 def physicsnemo_edm() -> Program:
     """Make PhysicsNeMo's EDM network (DDPM++), with its preconditioning and its loss."""
+    without_torchvisions_operators()
     from physicsnemo.diffusion.metrics.legacy_losses import EDMLoss
     from physicsnemo.diffusion.preconditioners.legacy import EDMPrecond
 

@@ -4,7 +4,8 @@ The file is a list of {"name", "class", "config"}: constructor options of diffus
 model is built at its full size without memory, and converted: every key has its place, or it is refused. One that loads
 is then run beside diffusers' own, as it is or as a small copy of the same kind, with random weights in float64; where
 they differ, it is wrong. Prints a table in Markdown and the reasons of refusals, and writes
-`benchmarks/results/reach.json`; `--readme` prints README's table from that file. Exit code 1 where one is wrong.
+`benchmarks/results/reach.json`; `--readme` and `--guide` print, from that file, the tables that README and the guide
+have. Exit code 1 where one is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,7 +143,7 @@ def _line(error: Exception) -> str:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Write README's table: a line for each family, and a sum."""
+    """Write the guide's table: a line for each family, and a sum."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         counts.setdefault(row.family, Counter())[row.verdict] += 1
@@ -152,6 +153,14 @@ def table(rows: Iterable[Row]) -> str:
         lines.append(f"| {name} | {' | '.join(str(count[verdict]) for verdict in verdicts)} |")
     total = sum(counts.values(), Counter[str]())
     return "\n".join([*lines, f"| **all** | {' | '.join(f'**{total[verdict]}**' for verdict in verdicts)} |"])
+
+
+def readme_table(rows: Iterable[Row]) -> str:
+    """Write README's table: the families of which any load, the others in one line, and the sum."""
+    rows = list(rows)
+    loading = {row.family for row in rows if row.verdict != "refused"}
+    others = ", ".join(dict.fromkeys(row.family for row in rows if row.family not in loading))
+    return table(row if row.family in loading else replace(row, family=others) for row in rows)
 
 
 def refusals(rows: Iterable[Row]) -> str:
@@ -175,9 +184,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("configs", nargs="?", type=user_path, help="the file of configurations")
     parser.add_argument("--output", type=user_path, help="JSON file; by default under benchmarks/results")
     parser.add_argument("--readme", action="store_true", help="print README's table from the recorded results")
+    parser.add_argument("--guide", action="store_true", help="print the guide's table from the recorded results")
     options = parser.parse_args(arguments)
-    if options.readme:
-        print(table(recorded()))
+    if options.readme or options.guide:
+        print((readme_table if options.readme else table)(recorded()))
         return 0
     if options.configs is None:
         parser.error("give the file of configurations")

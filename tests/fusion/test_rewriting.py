@@ -25,11 +25,11 @@ from tests.fusion.forwards import (
     inputs,
 )
 from unetgn.fusion.norms import norm_rule
-from unetgn.fusion.rewriting import additions, branches, expressions, steps
+from unetgn.fusion.rewriting import additions, apart, branches, expressions, steps
 from unetgn.fusion.rewriting.forward import rewrite
-from unetgn.fusion.rewriting.names import Names
+from unetgn.fusion.rewriting.names import Names, Parts
 
-REWRITINGS = (additions, branches, expressions, steps)
+REWRITINGS = (additions, apart, branches, expressions, steps)
 
 EXAMPLE = re.compile(r"Before::\n\n(?P<before>.*?)\n\nAfter::\n\n(?P<after>.*?)(?=\n\n\S|\Z)", re.DOTALL)
 
@@ -67,7 +67,8 @@ def as_definition(source: str) -> ast.FunctionDef:
 @pytest.mark.parametrize(("name", "before", "after"), examples(), ids=[name for name, _, _ in examples()])
 def test_the_examples_in_the_docstrings_are_what_is_rewritten(name, before, after):
     definition = as_definition(before)
-    names = Names(frozenset({"norm"}), frozenset({"act"}), {"F": F, "torch": torch}, frozenset())
+    parts = Parts(frozenset({"norm"}), frozenset({"act"}), frozenset({"drop"}))
+    names = Names(parts, {"F": F, "torch": torch}, frozenset())
     rewrite(names, definition)
     rewritten = ast.unparse(ast.fix_missing_locations(definition))
     for added, shown in (("unetgn_scale", "scale_"), ("unetgn_shift", "shift_"), ("unetgn_", "")):
@@ -79,12 +80,13 @@ def test_every_rewriting_has_an_example():
     named = [name for name, _, _ in examples()]
     assert {name: named.count(name) for name in named} == {
         "pass_by_position": 1,
-        "visit_Call": 2,
+        "visit_Call": 3,
         "fuse_read_once": 1,
         "take_in_condition": 1,
         "visit_BinOp": 1,
         "push_norm": 1,
-        "fuse_with_norm_before": 4,
+        "fuse_with_norm_before": 5,
+        "take_apart": 1,
         "sink_activations": 1,
         "take_in_additions": 2,
     }

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unetgn.fusion.classes import forward_of
+from unetgn.fusion.identities import hands_on
 from unetgn.fusion.recognition import has_own_call, is_bare, is_silu_forward, is_silu_function, uses_only
 
 
@@ -40,14 +41,21 @@ def is_bare_silu(act: Callable[[Tensor], Tensor]) -> bool:
     return isinstance(act, FunctionType) and act in _silu_functions
 
 
-def early(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return `act` where it is SiLU, which may be taken earlier than the forward does; else what changes nothing."""
-    return act if is_bare_silu(act) else _unchanged
+def early(act: Callable[[Tensor], Tensor], *between: Any) -> Callable[[Tensor], Tensor]:
+    """Return `act` where it is SiLU, which may be taken earlier than the forward does; else what changes nothing.
+
+    `between` are the modules that the forward calls before `act`: they have to hand on what they are given.
+    """
+    return act if _may_be_early(act, between) else _unchanged
 
 
-def late(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def late(act: Callable[[Tensor], Tensor], x: Tensor, *between: Any) -> Tensor:
     """Compute act(x) where `early` has put it off."""
-    return x if is_bare_silu(act) else act(x)
+    return x if _may_be_early(act, between) else act(x)
+
+
+def _may_be_early(act: Callable[[Tensor], Tensor], between: tuple[Any, ...]) -> bool:
+    return is_bare_silu(act) and all(is_bare(module) and hands_on(module) for module in between)
 
 
 def _unchanged(x: Tensor) -> Tensor:

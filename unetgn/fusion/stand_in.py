@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
 from torch import nn
 
 from unetgn.fusion.rewriting.forward import rewrite_forward
+from unetgn.fusion.rewriting.names import Parts
 from unetgn.fusion.wrappers import rewrap
 
 RECORD = "_unetgn_stand_in"
@@ -27,20 +28,21 @@ class StandIn:
     """Says what runs in the place of `method`: `function`, or without one what rewriting makes of the method.
 
     `norms` are the paths of the norms that it fuses; `only` says of some of them that not every call is fused.
-    `activations` are the block's children whose calls rewriting may take for SiLU; `off` are attributes that have to be
-    False. Modules that are fused alike have equal stand-ins.
+    `parts` is what rewriting may use; `off` are attributes that have to be False. Modules that are fused alike have
+    equal stand-ins.
     """
 
     method: str
     norms: tuple[str, ...]
     function: Callable[..., Any] | None = None
-    activations: frozenset[str] = frozenset()
+    parts: Parts | None = None
     only: tuple[tuple[str, str], ...] = ()
     off: tuple[str, ...] = ()
 
     def function_for(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function of the module, within the decorators of the class's method. Raises CannotWrapError."""
-        return rewrap(method, self.function or rewrite_forward(method, frozenset(self.norms), self.activations))
+        parts = replace(self.parts or Parts(frozenset()), norms=frozenset(self.norms))
+        return rewrap(method, self.function or rewrite_forward(method, parts))
 
 
 def stand_in_of(module: nn.Module) -> StandIn | None:

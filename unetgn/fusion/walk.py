@@ -10,7 +10,7 @@ from torch import nn
 from unetgn.fusion import rules
 from unetgn.fusion.activations import is_silu_module, register_activation, register_silu_functions
 from unetgn.fusion.classes import forward_of
-from unetgn.fusion.identities import register_identity
+from unetgn.fusion.identities import hands_on, register_identity
 from unetgn.fusion.norms import (
     calls_group_norm,
     child_norms,
@@ -24,7 +24,7 @@ from unetgn.fusion.norms import (
 from unetgn.fusion.projections import norm_before_projections, transposed_group_norm
 from unetgn.fusion.report import FusedPlace, LeftPlace, Report
 from unetgn.fusion.rewriting.forward import find_pairs
-from unetgn.fusion.rewriting.names import OWN
+from unetgn.fusion.rewriting.names import OWN, Parts
 from unetgn.fusion.source import CannotRewriteError, why_source_is_in_doubt
 from unetgn.fusion.stand_in import StandIn, install, remove, stand_in_of
 from unetgn.fusion.wrappers import CannotWrapError
@@ -165,9 +165,9 @@ def _fuse_by_rewriting(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:
     fusable = frozenset(name for name in norms if name not in left)
     if not fusable:
         return _settle(module, None, left)
-    activations = _activations(module)
+    parts = _parts(module, fusable)
     try:
-        pairs = find_pairs(type(module).forward, fusable, activations)
+        pairs = find_pairs(type(module).forward, parts)
     except CannotRewriteError as error:
         return _settle(module, None, left | dict.fromkeys(sorted(fusable), str(error)))
     doubt = None if rules.is_readable(type(module)) else why_source_is_in_doubt(type(module).forward)
@@ -178,7 +178,7 @@ def _fuse_by_rewriting(module: nn.Module, norms: dict[str, nn.Module]) -> _Done:
     instead = dict(pairs.instead)
     rest = (name for name in norms if name in fusable and name not in pairs.norms)
     left |= {name: instead.get(name) or _no_silu_after(module, name) for name in rest}
-    return _settle(module, StandIn("forward", pairs.norms, activations=activations, only=pairs.only), left)
+    return _settle(module, StandIn("forward", pairs.norms, parts=parts, only=pairs.only), left)
 
 
 def _own_pairs(module: nn.Module) -> StandIn | None:
@@ -186,16 +186,16 @@ def _own_pairs(module: nn.Module) -> StandIn | None:
     cls: Any = type(module)
     if not calls_group_norm(module) or child_norms(module) or rules.block_rule(cls) is not None:
         return None
-    activations = _activations(module)
+    parts = _parts(module, frozenset({OWN}))
     try:
-        pairs = find_pairs(cls.forward, frozenset({OWN}), activations)
+        pairs = find_pairs(cls.forward, parts)
     except CannotRewriteError:
         return None
     doubt = None if rules.is_readable(cls) else why_source_is_in_doubt(cls.forward)
     if not pairs.norms or doubt is not None:
         return None
     only = ((OWN, "where its own forward takes SiLU of it"),)
-    return StandIn("forward", pairs.norms, activations=activations, only=only)
+    return StandIn("forward", pairs.norms, parts=parts, only=only)
 
 
 def _settle(module: nn.Module, wanted: StandIn | None, left: dict[str, str]) -> _Done:
@@ -272,9 +272,11 @@ def _named_norm(module: nn.Module, path: str) -> nn.Module:
         raise ValueError(f"the rule for {name} lists the norm {path!r}, which this {name} does not have") from None
 
 
-def _activations(module: nn.Module) -> frozenset[str]:
-    modules = frozenset(name for name, child in children(module) if is_silu_module(child))
-    return modules | register_silu_functions(module)
+def _parts(module: nn.Module, norms: frozenset[str]) -> Parts:
+    """Return what counts of a module when its forward is rewritten."""
+    activations = frozenset(name for name, child in children(module) if is_silu_module(child))
+    identities = frozenset(name for name, child in children(module) if hands_on(child))
+    return Parts(norms, activations | register_silu_functions(module), identities, type(module))
 
 
 def _check_is_module(model: Any, function: str) -> None:

@@ -8,14 +8,13 @@ import copy
 from unetgn.fusion.rewriting.calls import SCALE, SHIFT, Forward, assign
 from unetgn.fusion.rewriting.patterns import (
     assignment,
-    before_layouts,
     is_aside,
     is_step_aside,
     mentions,
     name_of,
     names_in,
 )
-from unetgn.fusion.rewriting.steps import norm_aside
+from unetgn.fusion.rewriting.steps import before_asides, norm_aside
 
 
 def push_norm(forward: Forward, done: list[ast.stmt], statement: ast.stmt) -> ast.stmt:
@@ -115,11 +114,13 @@ def sink_activations(forward: Forward, statements: list[ast.stmt]) -> list[ast.s
         else:
             h = self.conv(x)
             h = self.act(h)
+
+    A module that hands on what it is given and stands before the activation goes along.
     """
     sunk: list[ast.stmt] = []
-    for statement in statements:
+    for place, statement in enumerate(statements):
         last = sunk[-1] if sunk else None
-        step = forward.names.activation_step(statement)
+        step = forward.names.activation_step(_first_not_handed_on(forward, statements[place:]))
         if isinstance(statement, ast.If) and not statement.orelse and len(statement.body) == 1:
             step = forward.names.activation_step(statement.body[0])  # under a condition
             step = None if step is None or mentions(statement.test, step[0]) else step
@@ -131,9 +132,16 @@ def sink_activations(forward: Forward, statements: list[ast.stmt]) -> list[ast.s
     return sunk
 
 
+def _first_not_handed_on(forward: Forward, statements: list[ast.stmt]) -> ast.stmt:
+    """Return the first statement, or where that hands on what it assigns to, the first that does something else."""
+    target = assignment(statements[0])[0]
+    others = (statement for statement in statements if forward.names.identity_step(statement, target) is None)
+    return next(others, statements[0])
+
+
 def _ends_in_norm(forward: Forward, statements: list[ast.stmt], target: str | None) -> bool:
     """Return True where a norm, with what may follow it, or an `if` with such a branch, comes last."""
-    last = statements[before_layouts(statements, target)] if statements else None
+    last = statements[before_asides(forward, statements, target)[0]] if statements else None
     if isinstance(last, ast.If):
         return any(_ends_in_norm(forward, branch, target) for branch in (last.body, last.orelse))
     assigned, made = assignment(last)

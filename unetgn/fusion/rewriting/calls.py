@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,14 +68,14 @@ def count(node: ast.AST, name: str | None) -> int:
     return sum(name_of(part) == name for part in ast.walk(node))
 
 
-def early_call(activation: ast.expr) -> ast.expr:
-    """Build `early(act)`."""
-    return ast.Call(ast.Name(EARLY, ast.Load()), [activation], [])
+def early_call(activation: ast.expr, between: Iterable[ast.expr] = ()) -> ast.expr:
+    """Build `early(act, *between)`."""
+    return ast.Call(ast.Name(EARLY, ast.Load()), copy.deepcopy([activation, *between]), [])
 
 
-def late_call(activation: ast.expr, target: str, where: ast.AST) -> ast.expr:
-    """Build `late(act, target)`."""
-    arguments = [copy.deepcopy(activation), ast.Name(target, ast.Load())]
+def late_call(activation: ast.expr, x: ast.expr, where: ast.AST, between: Iterable[ast.expr] = ()) -> ast.expr:
+    """Build `late(act, x, *between)`."""
+    arguments = [copy.deepcopy(activation), x, *copy.deepcopy([*between])]
     return ast.copy_location(ast.Call(ast.Name(LATE, ast.Load()), arguments, []), where)
 
 

@@ -6,23 +6,29 @@ import ast
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
+from torch import nn
 
 from unetgn.fusion.activations import early, late
 from unetgn.fusion.division import divide
 from unetgn.fusion.norm_silu import norm_silu
 from unetgn.fusion.operands import operand, tensor
+from unetgn.fusion.rewriting.above import ABOVE, call_above, class_below
 from unetgn.fusion.rewriting.additions import take_in_additions
+from unetgn.fusion.rewriting.apart import take_apart
 from unetgn.fusion.rewriting.branches import push_norm, sink_activations, take_in_condition
 from unetgn.fusion.rewriting.calls import DIVIDE, EARLY, LATE, NORM_SILU, Forward
 from unetgn.fusion.rewriting.expressions import Expressions, pass_by_position
-from unetgn.fusion.rewriting.names import OWN, SILU, Names
+from unetgn.fusion.rewriting.names import OWN, SILU, Names, Parts
 from unetgn.fusion.rewriting.paths import bindings, matches
 from unetgn.fusion.rewriting.patterns import OPERAND, TENSOR, name_of
 from unetgn.fusion.rewriting.steps import fuse_read_once, fuse_with_norm_before, note_sum
-from unetgn.fusion.source import compile_forward, parse_forward
+from unetgn.fusion.rules import is_readable
+from unetgn.fusion.source import CannotRewriteError, compile_forward, parse_forward, why_source_is_in_doubt
+from unetgn.fusion.wrappers import CannotWrapError, rewrap
 
 
 @dataclass(frozen=True)
@@ -38,36 +44,69 @@ class Pairs:
     instead: tuple[tuple[str, str], ...]
 
 
+class Above(NamedTuple):
+    """Holds the forward that another one calls by `super().forward` in class `below`, and its pairs."""
+
+    below: type
+    forward: FunctionType
+    pairs: Pairs
+
+
 @functools.cache
-def rewrite_forward(
-    forward: Callable[..., Any], norms: frozenset[str], activations: frozenset[str]
-) -> Callable[..., Any]:
+def rewrite_forward(forward: Callable[..., Any], parts: Parts) -> Callable[..., Any]:
     """Return the rewritten `forward` of a class: a function of the module and what the forward takes, undecorated.
 
-    `norms` and `activations` are the attributes of `self` that may be fused; functions that serve as activations
-    (`F.silu`, a module's `nonlinearity`) are found through the forward's globals. Raises CannotRewriteError.
+    Functions that serve as activations (`F.silu`, a module's `nonlinearity`) are found through the forward's globals.
+    Raises CannotRewriteError.
     """
     definition, original = parse_forward(forward)
-    rewrite(Names.of(original, norms, activations), definition)
+    names = Names.of(original, parts)
+    above = _forward_above(names, definition)
+    rewrite(names, definition, above)
     added = {NORM_SILU: norm_silu, SILU: F.silu, DIVIDE: divide, EARLY: early, LATE: late}
     added |= {OPERAND: operand, TENSOR: tensor}
+    if above is not None:
+        added[ABOVE] = rewrap(above.forward, rewrite_forward(above.forward, parts))
     return compile_forward(definition, original, added)
 
 
 @functools.cache
-def find_pairs(forward: Callable[..., Any], norms: frozenset[str], activations: frozenset[str]) -> Pairs:
-    """Find those of `norms` that `rewrite_forward` would fuse; nothing of the forward is run.
+def find_pairs(forward: Callable[..., Any], parts: Parts) -> Pairs:
+    """Find those of the norms that `rewrite_forward` would fuse; nothing of the forward is run.
 
     Raises CannotRewriteError.
     """
     definition, original = parse_forward(forward)
-    rewritten = rewrite(Names.of(original, norms, activations), definition)
+    names, norms = Names.of(original, parts), parts.norms
+    above = _forward_above(names, definition)
+    rewritten = rewrite(names, definition, above)
     fused = [norm for path in rewritten.fused for norm in _named(path, norms)]
     left = _calls(rewritten.names, definition)
-    only = ((norm, _limit(norm, rewritten.fused, left)) for norm in dict.fromkeys(fused))
+    limits = {} if above is None else dict(above.pairs.only)
+    only = ((norm, limits.get(norm) or _limit(norm, rewritten.fused, left)) for norm in dict.fromkeys(fused))
     found = ((norm, sentence) for path, sentence in rewritten.instead.items() for norm in _named(path, norms))
     instead = tuple((norm, sentence) for norm, sentence in found if norm not in fused)
     return Pairs(tuple(dict.fromkeys(fused)), tuple((norm, limit) for norm, limit in only if limit), instead)
+
+
+def _forward_above(names: Names, definition: ast.FunctionDef) -> Above | None:
+    """Return what `super().forward` of a forward is in the module's class, where there is something in it to fuse."""
+    below = {class_below(names, node) for node in ast.walk(definition)} - {None}
+    cls, owner = names.parts.cls, below.pop() if len(below) == 1 else None
+    if cls is None or owner is None or not issubclass(cls, owner):
+        return None
+    forward = getattr(super(owner, cls), "forward", None)
+    if not isinstance(forward, FunctionType) or forward is nn.Module.forward:
+        return None
+    defining = next(base for base in cls.__mro__ if vars(base).get("forward") is forward)
+    if not is_readable(defining) and why_source_is_in_doubt(forward) is not None:
+        return None
+    try:
+        rewrap(forward, forward)
+        pairs = find_pairs(forward, replace(names.parts, norms=names.parts.norms - {OWN}))
+    except (CannotRewriteError, CannotWrapError):
+        return None
+    return Above(owner, forward, pairs) if pairs.norms else None
 
 
 def _limit(norm: str, fused: list[str], left: list[str]) -> str:
@@ -79,13 +118,16 @@ def _limit(norm: str, fused: list[str], left: list[str]) -> str:
     return f"only where SiLU comes right after it: {of_all}" if calls else ""
 
 
-def rewrite(names: Names, definition: ast.FunctionDef) -> Forward:
+def rewrite(names: Names, definition: ast.FunctionDef, above: Above | None = None) -> Forward:
     """Rewrite a function's body, in place, from the outermost statements inwards; return what was done."""
     for node in ast.walk(definition):
         if isinstance(node, ast.Call) and names.is_called_by_keyword(node):
             pass_by_position(node)
     forward = Forward.of(replace(names, bound=bindings(definition)), definition)
     definition.body = _block(forward, definition.body)
+    take_apart(forward, definition)
+    if above is not None:
+        call_above(forward, definition, above.below, above.pairs.norms)
     return forward
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from unetgn.fusion.activations import register_silu_function
 from unetgn.fusion.recognition import codes
-from unetgn.fusion.rewriting.paths import matches, module_path
+from unetgn.fusion.rewriting.paths import Bindings, matches, module_path
 from unetgn.fusion.rewriting.patterns import (
     Modulation,
     assignment,
@@ -30,29 +30,42 @@ AMBIGUOUS = frozenset({"pre_bias", "scale", "shift", None})  # keywords of norm_
 
 
 @dataclass(frozen=True)
-class Names:
-    """Says what the names in a forward stand for.
+class Parts:
+    """Names the attributes of a module that count when its forward is rewritten.
 
-    norms and activations are attributes of self: the norms that may be fused, and the modules that compute SiLU.
-    outer are the values of the names that are not local. shared are the local names that inner functions see, too.
-    bound are those local names that stand for one attribute of self, or for one of the modules that it holds.
+    norms: those that may be fused. activations: what computes SiLU. identities: modules that hand on what they get.
+    cls: the class of the module, which decides whose forward `super().forward` is.
     """
 
     norms: frozenset[str]
-    activations: frozenset[str]
+    activations: frozenset[str] = frozenset()
+    identities: frozenset[str] = frozenset()
+    cls: type | None = None
+
+
+@dataclass(frozen=True)
+class Names:
+    """Says what the names in a forward stand for.
+
+    parts are attributes of self. outer are the values of the names that are not local. shared are the local names that
+    inner functions see, too. bound are those local names that stand for one attribute of self, or for one of the
+    modules that it holds.
+    """
+
+    parts: Parts
     outer: Mapping[str, Any]
     shared: frozenset[str]
-    bound: Mapping[str, str] = field(default_factory=dict)
+    bound: Bindings = field(default_factory=dict)
 
     @classmethod
-    def of(cls, function: FunctionType, norms: frozenset[str], activations: frozenset[str]) -> Names:
-        """Return the names of a forward whose norms and activations are known."""
+    def of(cls, function: FunctionType, parts: Parts) -> Names:
+        """Return the names of a forward whose module has these parts."""
         shared = {name for code in codes(function.__code__) for name in code.co_cellvars}
         local = shared.union(*(code.co_varnames for code in codes(function.__code__)))
         outer = {name: value for name, value in function.__globals__.items() if name not in local}
         closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         outer |= {name: cell.cell_contents for name, cell in closure if cell != CellType()}
-        return cls(norms, activations, outer, frozenset(shared))
+        return cls(parts, outer, frozenset(shared))
 
     def norm(self, node: Any) -> str | None:
         """Return `norm` where the node is `self.norm(x, …)` with one of the norms that may be fused.
@@ -62,9 +75,9 @@ class Names:
         if not isinstance(node, ast.Call) or not node.args or AMBIGUOUS & {keyword.arg for keyword in node.keywords}:
             return None
         path = self.path(node.func)
-        if path is not None and any(matches(path, norm) for norm in self.norms):
+        if path is not None and any(matches(path, norm) for norm in self.parts.norms):
             return path
-        return OWN if OWN in self.norms and self._is_own(node) else None
+        return OWN if OWN in self.parts.norms and self._is_own(node) else None
 
     def path(self, node: ast.AST) -> str | None:
         """Return the path of what a node stands for within self, or None where it is nothing of self."""
@@ -95,12 +108,23 @@ class Names:
         """
         if not isinstance(node, ast.Call) or len(node.args) != 1:
             return None
-        if self.path(node.func) in self.activations:
+        if self.path(node.func) in self.parts.activations:
             return None if node.keywords else node.func
         function = self._silu_function(node.func)
         if function is None or not node.keywords:
             return node.func if function is not None else None
         return _with_inplace(node) if function is F.silu and _is_only_inplace(node.keywords) else None
+
+    def identity(self, node: Any) -> tuple[ast.expr, ast.expr] | None:
+        """Return `drop` and `y` where the node is `self.drop(y)` with a module that hands on what it is given."""
+        is_call = isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords
+        return (node.func, node.args[0]) if is_call and self.path(node.func) in self.parts.identities else None
+
+    def identity_step(self, statement: ast.stmt, target: str | None) -> ast.expr | None:
+        """Return `drop` where the statement is `target = self.drop(target)`, of such a module."""
+        assigned, made = assignment(statement)
+        found = self.identity(made) if target is not None and assigned == target else None
+        return found[0] if found is not None and name_of(found[1]) == target else None
 
     def activation_step(self, statement: ast.stmt) -> tuple[str, ast.expr] | None:
         """Return `a` and `act` where the statement is `a = act(a)`, `a = a * torch.sigmoid(a)` or that with `*=`."""
@@ -124,7 +148,7 @@ class Names:
 
     def is_called_by_keyword(self, call: ast.Call) -> bool:
         """Return True for `norm(input=x)`, `act(input=x)` and `F.silu(input=x, inplace=…)`."""
-        is_known = self.path(call.func) in self.norms | self.activations or self._silu_function(call.func)
+        is_known = self.path(call.func) in self.parts.norms | self.parts.activations or self._silu_function(call.func)
         names = {keyword.arg for keyword in call.keywords}
         return bool(is_known) and not call.args and {"input"} <= names <= {"input", "inplace"}
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from unetgn.fusion.rewriting.patterns import name_of
 
 
-def module_path(node: ast.AST, bound: Mapping[str, str]) -> str | None:
+class Binding(NamedTuple):
+    """Holds what a local name stands for, as a path, in lines `first` to `last` of the file."""
+
+    path: str
+    first: float
+    last: float
+
+
+Bindings = Mapping[str, tuple[Binding, ...]]
+
+
+def module_path(node: ast.AST, bound: Bindings) -> str | None:
     """Return `norms.a` for `self.norms.a`, `self.norms["a"]` or a name bound to it; `norms.*` for any other index."""
     if isinstance(node, ast.Name):
-        return bound.get(node.id)
+        line = getattr(node, "lineno", -1)
+        return next((path for path, first, last in bound.get(node.id, ()) if first <= line <= last), None)
     if not isinstance(node, (ast.Attribute, ast.Subscript)) or isinstance(getattr(node, "slice", None), ast.Slice):
         return None
     part = node.attr if isinstance(node, ast.Attribute) else _index(node.slice)
@@ -32,21 +45,32 @@ def matches(path: str, norm: str) -> bool:
     return len(parts) == len(others) and all(part in ("*", other) for part, other in zip(parts, others, strict=True))
 
 
-def bindings(definition: ast.FunctionDef) -> dict[str, str]:
-    """Return the paths of the local names that are bound once, to a part of self or to each of what a part holds.
+def bindings(definition: ast.FunctionDef) -> Bindings:
+    """Return the paths of the local names that are bound to a part of self or to each of what a part holds.
 
     `norm = self.norms["a"]`, `norm, act = self.norm, self.act`, `for norm in self.norms` and such loops over `zip`,
-    `enumerate`, `values` and `items`.
+    `enumerate`, `values` and `items`. Where a name is bound several times, those of loops count, in their bodies.
     """
-    nodes = list(ast.walk(definition))
-    stored = [node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)]
-    stored += [node.arg for node in ast.walk(definition.args) if isinstance(node, ast.arg)]
-    pairs = [pair for node in nodes for pair in _bound_pairs(node)]
-    bound: dict[str, str] = {}
+    stored = _stored([definition.args, *definition.body])
+    bound: dict[str, tuple[Binding, ...]] = {}
+    pairs = [(*pair, 0.0, float("inf")) for node in ast.walk(definition) for pair in _bound_pairs(node)]
+    pairs = [pair for pair in pairs if stored.count(pair[0]) == 1]
+    for loop in (node for node in ast.walk(definition) if isinstance(node, ast.For)):
+        inside, last = _stored(loop.body), loop.body[-1].end_lineno or loop.body[-1].lineno
+        again = (pair for pair in _bound_pairs(loop) if stored.count(pair[0]) > 1 and pair[0] not in inside)
+        pairs += [(*pair, loop.body[0].lineno, last) for pair in again]
     for _ in pairs:  # a name may be bound through another
-        found = ((target, module_path(value, bound)) for target, value in pairs)
-        bound |= {name: path for name, path in found if path is not None and stored.count(name) == 1}
+        paths = [(name, module_path(value, bound), first, last) for name, value, first, last in pairs]
+        found = [(name, Binding(path, first, last)) for name, path, first, last in paths if path is not None]
+        bound = {name: tuple(binding for other, binding in found if other == name) for name, _ in found}
     return bound
+
+
+def _stored(nodes: Iterable[ast.AST]) -> list[str]:
+    """Return the names that are bound in nodes, each as often as it is."""
+    within = [node for outer in nodes for node in ast.walk(outer)]
+    names = [node.id for node in within if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)]
+    return names + [node.arg for node in within if isinstance(node, ast.arg)]
 
 
 def _bound_pairs(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:

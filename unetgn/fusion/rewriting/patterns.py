@@ -123,14 +123,6 @@ def is_layout(statement: ast.stmt, target: str | None) -> bool:
     return name_of(made) == target
 
 
-def before_layouts(statements: list[ast.stmt], target: str | None) -> int:
-    """Return the index of the last statement that is no step of layout of the target; of the first where all are."""
-    at = len(statements) - 1
-    while at > 0 and is_layout(statements[at], target):
-        at -= 1
-    return at
-
-
 def mentions(node: ast.AST, name: str | None) -> bool:
     """Return True where a name occurs in the node."""
     return any(name_of(part) == name for part in ast.walk(node))

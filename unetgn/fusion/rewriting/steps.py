@@ -7,8 +7,8 @@ import ast
 from unetgn.fusion.rewriting.calls import Forward, Swap, assign, count, early_call, late_call
 from unetgn.fusion.rewriting.patterns import (
     assignment,
-    before_layouts,
     is_aside,
+    is_layout,
     is_step_aside,
     mentions,
     name_of,
@@ -60,12 +60,25 @@ def fuse_with_norm_before(forward: Forward, done: list[ast.stmt], statement: ast
         h = norm_silu(self.norm, early(self.act), x)
         h = h.unflatten(0, (2, -1)).permute(0, 2, 1, 3, 4)
         h = late(self.act, h)
+
+    A module that hands on what it is given, such as dropout that drops nothing, may stand there, too: for as long as it
+    does so. Before::
+
+        h = self.norm(x)
+        h = self.drop(h)
+        h = self.act(h)
+
+    After::
+
+        h = norm_silu(self.norm, early(self.act, self.drop), x)
+        h = self.drop(h)
+        h = late(self.act, h, self.drop)
     """
     step = forward.names.activation_step(statement)
     if step is None:
         return False
     target, activation = step
-    at = before_layouts(done, target)
+    at, between = before_asides(forward, done, target)
     before, normed = assignment(done[at]) if at >= 0 else (None, None)
     if before != target:
         return False
@@ -74,21 +87,42 @@ def fuse_with_norm_before(forward: Forward, done: list[ast.stmt], statement: ast
         if forward.names.norm(normed) is None and forward.names.cast_norm(normed) is None:
             return False
         is_next = at == len(done) - 1 and forward.names.norm(normed) is not None  # without a cast
-        done[at] = assign(target, forward.fuse(normed, activation if is_next else early_call(activation)), statement)
+        earlier = activation if is_next else early_call(activation, between)
+        done[at] = assign(target, forward.fuse(normed, earlier), statement)
         if not is_next:
-            done.append(assign(target, late_call(activation, target, statement), statement))
+            done.append(_late_step(activation, target, statement, between))
         return True
     first = norm_aside(forward, done, at - 1, target)
     normed = assignment(done[first])[1] if first is not None else None
     if first is None or not is_aside(found.extras, target, normed, forward.aliases):
         return False
     is_next = at == len(done) - 1
-    made = forward.fuse(normed, activation if is_next else early_call(activation), **found.handed_on())
+    earlier = activation if is_next else early_call(activation, between)
+    made = forward.fuse(normed, earlier, **found.handed_on())
     done[at] = assign(target, made, statement)
     del done[first]
     if not is_next:
-        done.append(assign(target, late_call(activation, target, statement), statement))
+        done.append(_late_step(activation, target, statement, between))
     return True
+
+
+def before_asides(forward: Forward, statements: list[ast.stmt], target: str | None) -> tuple[int, list[ast.expr]]:
+    """Return the index of the last statement that does not merely lay out the target or hand it on; 0 where all do.
+
+    And the modules that hand it on after that.
+    """
+    at, between = len(statements) - 1, list[ast.expr]()
+    while at > 0:
+        module = forward.names.identity_step(statements[at], target)
+        if module is None and not is_layout(statements[at], target):
+            break
+        between = between if module is None else [module, *between]
+        at -= 1
+    return at, between
+
+
+def _late_step(activation: ast.expr, target: str, statement: ast.stmt, between: list[ast.expr]) -> ast.stmt:
+    return assign(target, late_call(activation, ast.Name(target, ast.Load()), statement, between), statement)
 
 
 def norm_aside(forward: Forward, done: list[ast.stmt], at: int, target: str | None) -> int | None:
@@ -139,7 +173,7 @@ def fuse_read_once(forward: Forward, done: list[ast.stmt], statement: ast.stmt) 
         is_last = is_last and count(statement.value, target) == inside  # type: ignore[attr-defined]
         if is_all or is_last:
             done[first] = assign(target, forward.fuse(normed, early_call(silu[0])), done[first])
-            Swap(node, late_call(silu[0], target, node)).visit(statement)
+            Swap(node, late_call(silu[0], ast.Name(target, ast.Load()), node)).visit(statement)
             return
 
 
