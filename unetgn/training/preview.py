@@ -34,8 +34,8 @@ class PreviewConfig:
     every: int = 1000
     """Steps between two previews, and there is one at the end; 0 is off."""
     first: int = 0
-    """Step of an early first preview, which others follow at twice its step, four times, … below `every`; 0: none
-    early."""
+    """Step of an early first preview; others follow at twice its step, four times, …, as long as these are below
+    `every`. 0: none early."""
     count: int = 16
     """Images a preview; image n has seed n, classes cycle, and so do the captions of the first training images."""
     scheduler: str = AUTO
@@ -49,14 +49,8 @@ class PreviewConfig:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"preview.every is {self.every}; it must not be negative (0 is off)")
-        if self.first < 0 or 0 < self.every <= self.first:
-            raise ValueError(
-                f"preview.first is {self.first}; it must be below preview.every, which is {self.every} (0: none early)"
-            )
-        if self.first and not self.every:
-            raise ValueError(
-                f"preview.first is {self.first}, but preview.every is 0, which is off: set both, or neither"
-            )
+        if self.first < 0:
+            raise ValueError(f"preview.first is {self.first}; it must not be negative (0: none early)")
         if self.count < 1:
             raise ValueError(f"preview.count is {self.count}; it must be at least 1 (preview.every 0 is off)")
         try:
