@@ -62,8 +62,8 @@ def configuration() -> str:
         for field in dataclasses.fields(cls):
             if not nested(hints[field.name]):
                 cells = (f"`{prefix}{field.name}`", f"`{typed(hints[field.name])}`", f"`{default(field)}`",
-                         " ".join(said.get(field.name, "").split()))  # fmt: skip
-                rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+                         " ".join(said.get(field.name, "").split()).replace("|", "\\|"))  # fmt: skip
+                rows.append(f"| {' | '.join(cells)} |")  # within `…` a | is one of the text
         parts.append("\n".join(rows) if len(rows) > 2 else "")
     return "\n\n".join(part for part in parts if part) + "\n"
 

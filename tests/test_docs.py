@@ -3,6 +3,7 @@
 Every link and anchor is checked by the build, which is strict. The blocks of a page run in their order, as one program.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -68,8 +69,20 @@ def test_every_exported_name_is_in_the_reference_with_its_docstring(site: Path) 
 
 
 @pytest.mark.thorough
+def test_a_signature_stands_at_every_function_and_class_with_its_arguments(site: Path) -> None:
+    page = (site / "reference" / "unetgn.html").read_text(encoding="utf-8")
+    for name in import_module("unetgn").__all__:
+        value = getattr(import_module("unetgn"), name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            entry = page.partition(f'id="unetgn.{name}"')[2].partition('id="unetgn.')[0]
+            shown = re.sub(r"<[^>]+>", "", entry)
+            assert [argument for argument in inspect.signature(value).parameters if argument not in shown] == [], name
+
+
+@pytest.mark.thorough
 def test_every_key_of_a_run_is_listed(site: Path) -> None:
     text = (site / "reference" / "configuration.html").read_text(encoding="utf-8")
+    assert "\\|" not in text  # of types, such as int | null
     listed = set(re.findall(r"<tr>\s*<td><code>([\w.]+)</code></td>", text))
     assert {name for name, key in known_keys().items() if not key.group} == listed
 

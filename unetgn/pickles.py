@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from unetgn.json_files import read_object
+from unetgn.messages import plain
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 INDEX_LIMIT = 2**26  # bytes: a hundred for each tensor
 NAMES = ("diffusion_pytorch_model", "pytorch_model", "model")  # diffusers' and transformers', without ending
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, before it wrote zip archives
+LOOKED_AT = 2**24  # bytes of the pickle in an archive of torch.save; Stable Diffusion's has a fiftieth
 ADVICE = """A pickle runs any code, so none is opened here. Where you trust it, convert it once, and give {converted!r}:
     import torch; from safetensors.torch import save_file
     states = [torch.load(open(name, "rb"), map_location="cpu", weights_only=True) for name in {pickles!r}]
     state = {{k: v for state in states for k, v in state.get("state_dict", state).items()}}
     save_file({{k: v.clone().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}}, {converted!r})"""
 
+OF_OBJECTS = """A pickle runs any code, so none is opened here, and this one has to: it holds {objects}.
+Where you trust it, convert it once, where the code that wrote it can be imported (for EDM's files: in a checkout of
+NVlabs/edm), and give {converted!r}:
+    import pickle, torch; from safetensors.torch import save_file
+    found = {read}
+    found = found.get("ema", found.get("state_dict", found)) if isinstance(found, dict) else found
+    state = found.state_dict() if isinstance(found, torch.nn.Module) else found
+    save_file({{k: v.clone().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}}, {converted!r})"""
+
 
 def advice(pickles: Sequence[Path], converted: Path) -> str:
     """Write the lines that make one safetensors file of pickles."""
+    if len(pickles) == 1:
+        (file,) = pickles
+        if is_of_pickle_module(file):
+            read = f'pickle.load(open({str(file)!r}, "rb"))'
+            return OF_OBJECTS.format(objects="whole objects", read=read, converted=str(converted))
+        if objects := objects_in(file):
+            read = f'torch.load(open({str(file)!r}, "rb"), map_location="cpu", weights_only=False)'
+            return OF_OBJECTS.format(objects=plain(", ".join(objects)), read=read, converted=str(converted))
     return ADVICE.format(pickles=[str(file) for file in pickles], converted=str(converted))
 
 
@@ -31,6 +52,29 @@ def is_pickle(file: Path) -> bool:
     with file.open("rb") as opened:
         start = opened.read(8)
     return start.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[4:] != bytes(4)
+
+
+def is_of_pickle_module(file: Path) -> bool:
+    """Return True for what Python's own `pickle` wrote, as EDM's networks are; False for torch.save's."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(len(LEGACY))
+    except OSError:
+        return False
+    return start.startswith(b"\x80") and start != LEGACY and is_pickle(file)
+
+
+def objects_in(file: Path) -> list[str]:
+    """Name what a file of torch.save holds that `weights_only=True` refuses; its pickle is scanned, not opened."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if any(part.file_size > LOOKED_AT for part in archive.infolist() if part.filename.endswith("data.pkl")):
+                return []
+        return sorted(get_unsafe_globals_in_checkpoint(str(file)))
+    except Exception:  # whatever is wrong with it: the lines for tensors alone are said then
+        return []
 
 
 def refuse_pickle(file: Path) -> None:

@@ -1,5 +1,11 @@
 """Checks checkpoints in files: safetensors with the prefixes and copies of published files, never a pickle."""
 
+import importlib
+import pickle
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -7,6 +13,7 @@ from safetensors.torch import save_file
 from tests.interop.fixtures import fixture
 from unetgn.interop import load
 
+EDM = "edm_song_ddpmpp_class_augment"
 NAME = "adm_conv_additive_legacy"
 
 
@@ -88,3 +95,41 @@ def test_sixteen_bit_files_give_sixteen_bit_networks_and_mixed_ones_the_wider_ty
     save_file(halves, tmp_path / "mixed.safetensors")
     unet = load("guided-diffusion", tmp_path / "mixed.safetensors", class_name="UNetModel", **options)
     assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
+
+
+def write_by_pickle(net, file):
+    with file.open("wb") as opened:  # as EDM's training does
+        pickle.dump({"ema": net, "loss_fn": None, "dataset_kwargs": {"path": "x.zip"}}, opened)
+
+
+OBJECTS = {
+    "EDM's": ("edm.pkl", write_by_pickle),
+    "EDM's, called safetensors": ("edm.safetensors", write_by_pickle),
+    "a whole module": ("whole.pt", lambda net, file: torch.save(net, file)),
+    # Stable Diffusion's first files have a class of Lightning's as a key.
+    "of Lightning": ("sd.ckpt", lambda net, file: torch.save(
+        {"callbacks": {type(net): 0}, "state_dict": net.state_dict(), "epoch": 3}, file)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "write"), OBJECTS.values(), ids=OBJECTS)
+def test_a_pickle_of_objects_loads_after_the_lines_that_its_error_says(name, write, tmp_path, monkeypatch):
+    """Their code is a module in the folder where the lines run, as in a checkout of EDM."""
+    it = fixture(EDM)
+    (tmp_path / "their_code.py").write_text(
+        "import torch\n\nclass Precond(torch.nn.Module):\n"
+        "    def state_dict(self, **_):\n        return {f'model.{name}': part for name, part in self.held.items()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module("their_code").Precond()
+    net.held = it.state_dict()
+    write(net, tmp_path / name)
+    monkeypatch.delitem(sys.modules, "their_code")
+    with pytest.raises(ValueError, match="A pickle runs any code, so none is opened here") as refused:
+        load(tmp_path / name)
+    assert "their_code" not in sys.modules
+    said = str(refused.value)
+    lines = "\n".join(line[4:] for line in said.splitlines() if line.startswith("    "))
+    subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, check=True, timeout=60)
+    converted = tmp_path / re.findall(r"[\w.]*\.safetensors(?='\)$)", said)[0]
+    assert same_weights(load(converted), it.converted())

@@ -19,8 +19,12 @@ for number in range(40):
     bar.update()
     if number % 10 == 9:
         bar.set_postfix_str(f"loss {number}")
+    if number == 14:
+        bar.say("a step takes 4 s")
 bar.close()
-Bar(total=3, disable=True).close()
+bar = Bar(total=3, disable=True)
+bar.say("nothing")
+bar.close()
 """
 
 
@@ -30,6 +34,7 @@ def test_in_a_file_progress_is_lines_of_which_none_says_nothing_new(tmp_path: Pa
     lines = (tmp_path / "log").read_text().split("\n")
     assert lines.pop() == ""
     assert "\r" not in "".join(lines)
+    lines.remove("a step takes 4 s")
     assert [line.split(" [")[0] for line in lines] == [
         "10 of 50 steps, 20%",
         *(f"{done} of 50 steps, {2 * done}%" for done in (20, 30, 40, 50)),
@@ -48,6 +53,8 @@ def test_on_a_terminal_it_is_a_bar() -> None:
             said += part.decode()
     os.close(ours)
     os.close(its)
+    assert "\ra step takes 4 s\r\n" in said  # a line of its own, above the bar, which comes again
+    assert "nothing" not in said
     assert said.replace("\r\n", "").count("\r") > 3
     assert "50/50" in said
     assert "steps" not in said

@@ -1,4 +1,4 @@
-"""A preview draws any number of images a batch at a time, and they are the same."""
+"""Previews: the steps after which they are drawn, and any number of images, a batch at a time."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.training.loops import Runs, spare_time
 from unetgn import UNet
 from unetgn.training import preview
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
@@ -26,3 +27,38 @@ def test_many_images_are_drawn_in_batches_of_a_bounded_size(tmp_path: Path, monk
     assert sizes == {10, 4, 2}
     for part in (preview_file(Path(), 1), Path("denoise", "step-000001.png")):
         assert (tmp_path / "4" / part).read_bytes() == (tmp_path / "64" / part).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("first", "every", "steps"),
+    [
+        (50, 1000, [50, 100, 200, 400, 800, 1000, 2000, 3000]),
+        (250, 1000, [250, 500, 1000, 2000, 3000]),
+        (999, 1000, [999, 1000, 2000, 3000]),
+        (0, 1000, [1000, 2000, 3000]),
+        (1, 3000, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3000]),
+        (0, 0, []),
+        (50, 0, []),  # off
+        (1500, 1000, [1000, 2000, 3000]),
+    ],
+)
+def test_early_previews_come_at_twice_the_step_until_the_others_do(first: int, every: int, steps: list[int]) -> None:
+    config = PreviewConfig(first=first, every=every)
+    assert [step for step in range(1, 3001) if config.is_at(step)] == steps
+    for step in range(3000 if steps else 0):
+        assert config.next_step(step) == next(later for later in steps if later > step)
+
+
+def test_a_negative_step_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"preview\.first is -1"):
+        PreviewConfig(first=-1)
+
+
+def test_a_run_draws_early_and_draws_what_a_stop_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spare_time(monkeypatch.setattr)
+    runs, keys = Runs(tmp_path), ("preview.first=1", "preview.every=5", "checkpoint.every=2", "train.validate_every=0")
+    run = runs.run("run", *keys)
+    assert sorted(file.name for file in (run / "samples").iterdir()) == [f"step-{n:06d}.png" for n in (1, 2, 4, 5, 6)]
+    preview_file(run, 4).unlink()  # as a kill between checkpoint and preview leaves it
+    runs.run("run", *keys, resume=str(run / "checkpoints" / "step-000004"))
+    assert preview_file(run, 4).is_file()

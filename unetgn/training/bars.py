@@ -16,6 +16,7 @@ class Bar(tqdm):
     """Shows progress as tqdm does, but in a file as a line every half a minute, and one where something new is said."""
 
     disable: bool
+    fp: TextIO
 
     def __init__(self, **options: Any) -> None:
         self.in_a_file = not _is_terminal(sys.stderr)
@@ -29,6 +30,16 @@ class Bar(tqdm):
             self._decr_instances(self)
             self.disable = True
         super().close()
+
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the bar on a terminal; nothing where the bar is disabled."""
+        if self.disable:
+            return
+        if self.in_a_file:
+            self.fp.write(f"{text}\n")
+            self.fp.flush()
+        else:
+            self.write(text, file=self.fp)
 
     @staticmethod
     def status_printer(file: TextIO) -> Callable[[str], None]:

@@ -30,6 +30,7 @@ from unetgn.training.data.samples import IndexedSamples, Restarting, Samples, St
 from unetgn.training.data.standing import RankState
 from unetgn.training.errors import Diverged, Failed, Preempted
 from unetgn.training.evaluation import Evaluator
+from unetgn.training.forecast import Forecast
 from unetgn.training.looks import Looks
 from unetgn.training.mishaps import Mishaps
 from unetgn.training.power_averages import AVERAGES, save_snapshot, snapshot_file
@@ -117,11 +118,14 @@ class Loop(Rescue, Looks):
             with self.signals.noting():
                 self.batches = self.load()
             self.catch_up()
+            forecast = Forecast(self.config, state.step, on_cpu=self.accelerator.device.type == "cpu")
             while state.step < train.steps:
                 with self.signals.noting(), self.mishaps.beside("the profile"):
                     self.profile.before_step()
+                forecast.begin_step()
                 self.next_step()
                 self.show(lambda bar: bar.update())
+                self.say(forecast.end_step())
                 self.report()
             if self.accelerator.is_main_process and self.saved_step == state.step:
                 with self.signals.noting():  # where a run was killed after its last checkpoint, before this
@@ -155,6 +159,11 @@ class Loop(Rescue, Looks):
             self.bar.disable = True
             self.bar = None
             self.signals.note(error)
+
+    def say(self, text: str) -> None:
+        """Print a line beside the progress bar, if there is anything to say."""
+        if text:
+            self.show(lambda bar: bar.say(text))
 
     def next_step(self) -> None:
         """Read the batches of a step and make it. Raises Preempted, Failed and Diverged."""
@@ -200,7 +209,7 @@ class Loop(Rescue, Looks):
             self.save()
         if self.due(config.train.validate_every):
             self.validate()
-        if self.due(config.preview.every):
+        if self.preview_due():
             self.preview()
         if self.due(config.evaluate.every):
             self.evaluate()
@@ -229,7 +238,7 @@ class Loop(Rescue, Looks):
                 missing = main and step not in self.run.losses("validation.csv")[0]
             if self.signals.told_by_main(missing):
                 self.validate()
-        if self.due(self.config.preview.every):
+        if self.preview_due():
             missing = main and not preview_file(self.run.path, step).exists()
             if self.signals.told_by_main(missing):
                 self.preview()
@@ -243,6 +252,10 @@ class Loop(Rescue, Looks):
     def due(self, every: int) -> bool:
         """Return True where this step is one of every `every`, or the last."""
         return every > 0 and (self.state.step % every == 0 or self.state.step == self.config.train.steps)
+
+    def preview_due(self) -> bool:
+        """Return True where samples are drawn after this step."""
+        return self.due(self.config.preview.every) or self.config.preview.is_at(self.state.step)
 
     def agree(self, *, reading: int) -> bool:
         """Return True where any rank was told to stop, after reading the numbers of the first `reading` unread steps.

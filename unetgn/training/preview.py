@@ -32,7 +32,10 @@ class PreviewConfig:
     """Configures the images drawn during training: from the same seeds every time, with the averaged weights."""
 
     every: int = 1000
-    """Steps between two previews; 0 is off."""
+    """Steps between two previews, and there is one at the end; 0 is off."""
+    first: int = 0
+    """Step of an early first preview; others follow at twice its step, four times, …, as long as these are below
+    `every`. 0: none early."""
     count: int = 16
     """Images a preview; image n has seed n, classes cycle, and so do the captions of the first training images."""
     scheduler: str = AUTO
@@ -46,6 +49,8 @@ class PreviewConfig:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"preview.every is {self.every}; it must not be negative (0 is off)")
+        if self.first < 0:
+            raise ValueError(f"preview.first is {self.first}; it must not be negative (0: none early)")
         if self.count < 1:
             raise ValueError(f"preview.count is {self.count}; it must be at least 1 (preview.every 0 is off)")
         try:
@@ -55,6 +60,30 @@ class PreviewConfig:
             raise ValueError(f"preview.scheduler: {error}") from error
         if self.steps < 1:
             raise ValueError(f"preview.steps is {self.steps}; it must be at least 1")
+
+    def early_steps(self) -> list[int]:
+        """List the steps of the early previews: first, 2·first, 4·first, …, below every."""
+        steps, step = [], self.first
+        while 0 < step < self.every:
+            steps.append(step)
+            step *= 2
+        return steps
+
+    def is_at(self, step: int) -> bool:
+        """Return True where a preview is drawn after this step; the one after a run's last step is not known here."""
+        return self.every > 0 and (step % self.every == 0 or step in self.early_steps())
+
+    def next_step(self, step: int) -> int | None:
+        """Return the step of the next preview; None where they are off."""
+        if not self.every:
+            return None
+        return min([early for early in self.early_steps() if early > step] + [(step // self.every + 1) * self.every])
+
+    def plan(self, last: int) -> str:
+        """Say when samples come in a run to this last step; an empty text where none come."""
+        early = [step for step in self.early_steps() if step < last]
+        said = [f"after step {', '.join(map(str, early))}"] if early else []
+        return " and ".join([*said, f"every {min(self.every, last)} steps"]) if self.every else ""
 
     def scheduler_for(self, trained: Any) -> str:
         """Name the scheduler to draw with, for a network that was trained with `trained`."""

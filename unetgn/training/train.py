@@ -175,8 +175,8 @@ def prepare(config: RunConfig, output: RunDirectory, arguments: argparse.Namespa
         dry = dry_run_words(config, output, start) if arguments.dry_run else ""
         curves = f"\nits curves: {shlex.join(['tensorboard', '--logdir', str(output.path)])}"
         watch = curves if "tensorboard" in config.train.trackers and not arguments.dry_run else ""
-        every = 0 if arguments.dry_run else min(config.preview.every, config.train.steps)
-        seen = f"\nits samples, every {every} steps: {output.path / 'samples'}" if every else ""
+        drawn = "" if arguments.dry_run else config.preview.plan(config.train.steps)
+        seen = f"\nits samples, {drawn}: {output.path / SAMPLES}" if drawn else ""
         print(f"{what}\n{taken}\nwriting to {output.path}{after}{dry}{watch}{seen}", flush=True)
     if arguments.dry_run:
         return None
