@@ -5,7 +5,7 @@ Each rewriting keeps the meaning whatever the names stand for. `norm_silu(norm, 
 each element by itself. A forward that does anything else between norm and activation is left as it is.
 
 `forward.py` takes a forward through all rewritings; `expressions.py`, `steps.py`, `branches.py`, `apart.py` and
-`additions.py` have them, each shown before and after in its docstring; `above.py` follows `super().forward`. They recognize by `names.py` and `patterns.py`, and build by
-`calls.py`. Names that a rewriting adds begin with `unetgn_`, so that they meet no name of the forward; the examples
-leave that away.
+`additions.py` have them, each shown before and after in its docstring; `above.py` follows `super().forward`. They
+recognize by `names.py` and `patterns.py`, and build by `calls.py`. Names that a rewriting adds begin with `unetgn_`, so
+that they meet no name of the forward; the examples leave that away.
 """
