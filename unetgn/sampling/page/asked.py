@@ -39,7 +39,7 @@ class Asked:
     prompt: str | None
     """None where there is none: networks that read text take it for an empty one."""
     negative_prompt: str | None
-    """What guidance leads away from; None is the empty text."""
+    """The text that guidance leads away from; None is the empty one."""
     scheduler: str
     steps: int
     guidance_scale: float
