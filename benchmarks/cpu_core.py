@@ -11,10 +11,7 @@ from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C
 
 # isort: split
 import argparse
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -23,11 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import unetgn
-from benchmarks.device_name import device_name
 from benchmarks.host_overhead import LAYOUTS
-from benchmarks.result_file import result_file
-from unetgn.programs.paths import user_path
-from unetgn.training.files import write_json
+from benchmarks.record import add_out, head, out_path, write
 
 GROUPS = 32
 SHAPES = [(128, 32, 8, 8), (128, 64, 4, 4), (8, 128, 32, 32), (8, 256, 16, 16), (1, 320, 64, 64), (2, 256, 128, 128)]
@@ -103,10 +97,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row")
     parser.add_argument("--mean", type=float, default=0.0, help="of x, in standard deviations")
-    parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
+    add_out(parser)
     arguments = parser.parse_args(given)
-    name = device_name("cpu")
-    out = result_file(parser, arguments.out, f"cpu_core_{name.replace(' ', '_')}.json")
+    out = out_path(parser, arguments.out, "cpu_core")
     torch.set_num_threads(arguments.threads)
     rows = []
     for shape in SHAPES:
@@ -115,20 +108,13 @@ def main(given: list[str] | None = None) -> None:
                 row = measure(shape, layout, arguments.mean, arguments.seconds, pre_bias=pre_bias)
                 rows.append(row)
                 print(described(row), flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "device": name,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "threads": arguments.threads,
+        **head("cpu_core"),
         "seconds_are": "passed" if arguments.threads > 1 else "of the processor",
         "groups": GROUPS,
-        "load_average": os.getloadavg(),
         "rows": rows,
     }
-    write_json(out, result)
-    print(f"load average {result['load_average']}; written to {out}")
+    write(out, result)
 
 
 if __name__ == "__main__":

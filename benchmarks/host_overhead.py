@@ -11,10 +11,7 @@ from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C
 
 # isort: split
 import argparse
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -22,10 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import unetgn
-from benchmarks.device_name import device_name
-from benchmarks.result_file import result_file
-from unetgn.programs.paths import user_path
-from unetgn.training.files import write_json
+from benchmarks.record import add_out, head, out_path, write
 
 SHAPE = (1, 32, 4, 4)
 GROUPS = 8
@@ -99,29 +93,22 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda: there the time to enqueue is taken")
     parser.add_argument("--rounds", type=int, default=2001)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
+    add_out(parser)
     arguments = parser.parse_args(given)
-    name = device_name(arguments.device)
-    out = result_file(parser, arguments.out, f"host_overhead_{name.replace(' ', '_')}.json")
+    out = out_path(parser, arguments.out, "host_overhead", arguments.device)
     torch.set_num_threads(1)
     rows = measure(arguments.device, arguments.rounds, arguments.repeats)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "device": name,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
+        **head("host_overhead", arguments.device),
         "shape": SHAPE,
-        "load_average": os.getloadavg(),
         "rows": rows,
     }
-    write_json(out, result)
     for row in rows:
         print(
             f"{row['call']:9} {row['layout']:14} {row['passes']:9} ours {row['ours_us']:7} µs  eager "
             f"{row['eager_us']:7} µs  extra {row['extra_us']:7} µs {row['extra_us_quartiles']}"
         )
-    print(f"load average {result['load_average']}; written to {out}")
+    write(out, result)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,7 @@ from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C
 
 # isort: split
 import argparse
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,14 +22,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 import unetgn
-from benchmarks.device_name import device_name
 from benchmarks.host_overhead import LAYOUTS
-from benchmarks.result_file import result_file
+from benchmarks.record import add_out, head, out_path, write
 from unetgn.ops import dispatch
 from unetgn.ops.triton import backward, entry, forward
 from unetgn.ops.triton.device import Device
-from unetgn.programs.paths import user_path
-from unetgn.training.files import write_json
 
 SHAPES: dict[tuple[int, ...], str] = {(1, 320, 8, 8): "resident", (1, 320, 64, 64): "resident forward, split backward"}
 GROUPS = 32
@@ -125,10 +119,9 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
+    add_out(parser)
     arguments = parser.parse_args(given)
-    name = device_name("cpu")
-    out = result_file(parser, arguments.out, f"host_triton_{name.replace(' ', '_')}.json")
+    out = out_path(parser, arguments.out, "host_triton")
     torch.set_num_threads(1)
     pretend()
     rows = []
@@ -137,18 +130,11 @@ def main(given: list[str] | None = None) -> None:
             rows.append(measure(shape, layout, arguments.rounds, arguments.repeats))
             figures = "  ".join(f"{name} {rows[-1][f'{name}_us']}" for name in ("inference", "recorded", "backward"))
             print(f"{shape!s:17} {layout:13} {figures}  floor {rows[-1]['floor_us']} µs", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "device": name,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "load_average": os.getloadavg(),
+        **head("host_triton", packages=("triton",)),
         "rows": rows,
     }
-    write_json(out, result)
-    print(f"load average {result['load_average']}; written to {out}")
+    write(out, result)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,6 @@ from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, get_args
@@ -34,7 +32,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.device_name import device_name
+from benchmarks.record import head
 from benchmarks.result_file import result_file
 from unetgn.nn.conv_norm_act import ConvNormAct, NormKind
 from unetgn.programs.paths import user_path
@@ -166,13 +164,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def provenance() -> dict[str, str]:
-    """Say where and how the figures arise: device, version of torch, commit and command."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    command = " ".join(["python -m benchmarks.normalization", *sys.argv[1:]])
-    return {"device": device_name("cpu"), "torch": torch.__version__, "commit": commit, "command": command}
-
-
 def main(given: list[str] | None = None) -> None:
     """Train all networks, write JSON after each, draw the plot, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,7 +180,7 @@ def main(given: list[str] | None = None) -> None:
     if arguments.plot_only:
         rows = json.loads(out.read_text())["rows"]
     else:
-        data, origin = digits(), provenance()
+        data, origin = digits(), head("normalization")
         runs = [(s, w, b, n) for s in SEEDS for w in (False, True) for b in BATCH_SIZES for n in KINDS]
         for seed, standardize, batch_size, norm in runs:
             rows.append(train(norm, standardize, batch_size, seed, data))

@@ -1,174 +1,151 @@
-"""Measures a training step of our U-Net against diffusers' with the same weights: `python -m benchmarks.unet_step`.
+"""Measures training steps of U-Nets: `python -m benchmarks.unet_step`.
 
-Figures, for each grade of recomputation and relative to diffusers in the same run:
+Ours, diffusers', diffusers' after `unetgn.fuse`, and MONAI's, on four networks, in both layouts, in float32 and bf16:
 
+- time of forward and backward: contenders take turns, a ratio is that of one round, the figure their median;
 - bytes kept for the backward pass: what saved-tensor hooks see, each storage once, parameters not counted;
-- time of forward and backward: competitors take turns, a ratio is that of one round, the figure their median. Wall
-  clock, and on the CPU the time of the process too, which other processes on the machine disturb less.
+- peak memory: of a process of its own that makes two steps (float32, contiguous);
+- a step's time by parts, beside what the machine's own matrix product could do at best (float32, contiguous).
 
-Writes JSON under benchmarks/results. Use one thread and an otherwise idle machine; the load average is written too.
+`--compiled` compares what torch.compile makes of them instead, of CIFAR-10's network by default: each takes a minute or
+more to compile. Use an otherwise idle machine; the load average is written too. MONAI takes part where it is installed
+(`pip install -e ".[train,peers]"`).
 """
 
 from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
-from torch import Tensor, nn
 
-from benchmarks.device_name import device_name
-from benchmarks.result_file import result_file
-from unetgn import UNet
-from unetgn.programs.paths import user_path
-from unetgn.training.files import write_json
+from benchmarks.breakdown import breakdown, operations_per_second
+from benchmarks.contenders import BASE, COMPARED, COMPILED, Absent, Step, kept_bytes, make_step
+from benchmarks.fresh import call
+from benchmarks.host_overhead import LAYOUTS
+from benchmarks.networks import NETWORKS, network_of
+from benchmarks.record import add_out, head, out_path, write
+from benchmarks.turns import summary, take_turns, timed
 
-GRADES = ("none", "activations", "blocks")
-SHAPES: dict[str, dict[str, Any]] = {
-    "cifar10": {  # google/ddpm-cifar10-32
-        "batch": 8,
-        "options": {
-            "sample_size": 32,
-            "block_out_channels": (128, 256, 256, 256),
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            "attention_head_dim": None,
-            "downsample_padding": 0,
-            "flip_sin_to_cos": False,
-            "freq_shift": 1,
-            "norm_eps": 1e-6,
-        },
-    },
-    "butterflies128": {  # anton-l/ddpm-butterflies-128
-        "batch": 1,
-        "options": {
-            "sample_size": 128,
-            "block_out_channels": (128, 128, 256, 256, 512, 512),
-            "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
-        },
-    },
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FIRST = {"layout": "contiguous", "dtype": "float32"}  # the case that has peaks of memory and parts, too
+BROKEN_DOWN = (BASE, "diffusers, fused", "ours")
+COMPILED_ONES = (BASE, f"{BASE}{COMPILED}", f"ours{COMPILED}")
+PACKAGES = ("diffusers", "monai")
+Row = dict[str, Any]
 
 
-def saved_bytes(model: nn.Module, x: Tensor, timesteps: Tensor) -> int:
-    """Count the bytes that a forward pass keeps for the backward pass, each storage once, parameters not counted."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, Any] = {}
+def measure(case: dict[str, str], arguments: argparse.Namespace) -> list[Row]:
+    """Measure one case: a row for each contender, with the reason in the place of figures where it is absent."""
+    steps: dict[str, Step] = {}
+    absent: list[Row] = []
+    for name in COMPILED_ONES if arguments.compiled else COMPARED:
+        try:
+            steps[name] = make_step(name, network_of(case["network"]), layout=case["layout"],
+                                    dtype=DTYPES[case["dtype"]], device=arguments.device)  # fmt: skip
+        except Absent as reason:
+            absent.append({**case, "contender": name, "absent": str(reason)})
+    # A compiled one keeps what its compiler chose, which depends on no layer of ours: times alone are compared.
+    kept = {} if arguments.compiled else {name: kept_bytes(step) for name, step in steps.items()}
+    wait = torch.cuda.synchronize if arguments.device == "cuda" else None
+    calls = {name: timed(step, wait) for name, step in steps.items()}
+    figures = summary(take_turns(calls, seconds=arguments.seconds, at_least=arguments.rounds), BASE)
+    batch = network_of(case["network"]).batch
+    rows: list[Row] = [{**case, "batch": batch, "contender": name, **figures[name]} for name in steps]
+    for row in rows:
+        if row["contender"] in kept:
+            row["kept_bytes"] = kept[row["contender"]]
+            row["kept_ratio"] = round(row["kept_bytes"] / kept[BASE], 4)
+    return rows + absent
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x, timesteps)
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def step_times(step: Callable[[], None], device: str) -> dict[str, float]:
-    """Return the seconds of one step: wall clock and, on the CPU, of the process."""
-    _synchronize(device)
-    wall, process = time.perf_counter(), time.process_time()
+def peak(name: str, network: str, layout: str, dtype: str) -> dict[str, int]:
+    """Make two steps, in a process of its own; how much memory that takes is seen by `benchmarks.fresh`."""
+    step = make_step(name, network_of(network), layout=layout, dtype=DTYPES[dtype])
     step()
-    _synchronize(device)
-    times = {"wall": time.perf_counter() - wall}
-    return times | ({"process": time.process_time() - process} if device == "cpu" else {})
+    step()
+    return {}
 
 
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def parts_of(case: dict[str, str], rate: float) -> list[Row]:
+    """Measure the parts of a step of those contenders that keep to one kernel a layer."""
+    rows = []
+    for name in BROKEN_DOWN:
+        step = make_step(name, network_of(case["network"]), layout=case["layout"], dtype=DTYPES[case["dtype"]])
+        rows.append({**case, "contender": name, "parts": breakdown(step, rate)})
+    return rows
 
 
-def measure(shape: str, device: str, dtype: torch.dtype, rounds: int, channels_last: bool) -> dict[str, Any]:
-    """Measure bytes and times of diffusers' network and of ours in each grade."""
-    torch.manual_seed(0)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    theirs = UNet2DModel(**SHAPES[shape]["options"]).to(device, dtype).train()
-    ours = UNet.from_diffusers(theirs).train()
-    for model in (theirs, ours):
-        model.to(memory_format=layout)
-    size, batch = SHAPES[shape]["options"]["sample_size"], SHAPES[shape]["batch"]
-    x = torch.randn(batch, 3, size, size, device=device, dtype=dtype).contiguous(memory_format=layout)
-    timesteps = torch.arange(batch, device=device)
-
-    def step_of(model: nn.Module, grade: str | None) -> Callable[[], None]:
-        def step() -> None:
-            if grade is not None:
-                ours.set_checkpointing(grade)
-            model(x, timesteps).sample.square().mean().backward()
-            model.zero_grad()
-
-        return step
-
-    steps = {"diffusers": step_of(theirs, None)} | {grade: step_of(ours, grade) for grade in GRADES}
-    kept = {"diffusers": saved_bytes(theirs, x, timesteps)}
-    for grade in GRADES:
-        ours.set_checkpointing(grade)
-        kept[grade] = saved_bytes(ours, x, timesteps)
-    for step in steps.values():
-        step()
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(step_times(step, device))
-    return {"kept_bytes": kept, "kept_ratio": {grade: kept[grade] / kept["diffusers"] for grade in GRADES}} | {
-        f"{clock}_{what}": value for clock in times["diffusers"][0] for what, value in _summary(times, clock).items()
-    }
+def add_peaks(rows: list[Row], case: dict[str, str], threads: int) -> None:
+    """Add to the rows of a case the most memory that a process with this contender alone holds."""
+    for row in rows:
+        if "absent" not in row:
+            answer = call("benchmarks.unet_step", "peak", {"name": row["contender"], **case}, threads=threads)
+            row["peak_bytes"] = answer["peak_bytes"]
 
 
-def _summary(times: dict[str, list[dict[str, float]]], clock: str) -> dict[str, Any]:
-    base = [one[clock] for one in times["diffusers"]]
-    ratios = {grade: [one[clock] / b for one, b in zip(times[grade], base, strict=True)] for grade in GRADES}
-    return {
-        "seconds": {name: round(statistics.median(one[clock] for one in values), 5) for name, values in times.items()},
-        "ratio": {grade: round(statistics.median(values), 4) for grade, values in ratios.items()},
-        "ratio_quartiles": {
-            grade: [round(q, 4) for q in statistics.quantiles(values, n=4)[::2]] for grade, values in ratios.items()
-        },
-    }
+def described(row: Row) -> str:
+    """Describe a row in a line."""
+    what = f"{row['network']:14} {row['layout']:13} {row['dtype']:8} {row['contender']:22}"
+    if "absent" in row:
+        return f"{what} absent: {row['absent']}"
+    kept = f", {row['kept_bytes'] / 1e6:.0f} MB kept ({row['kept_ratio']:.2f})" if "kept_bytes" in row else ""
+    return f"{what} {row['seconds']:.3f} s ({row['ratio']:.3f} {row['ratio_quartiles']}){kept}"
+
+
+def cases(arguments: argparse.Namespace) -> list[dict[str, str]]:
+    """List the cases that are asked for."""
+    return [
+        {"network": network, "layout": layout, "dtype": dtype}
+        for network in arguments.networks
+        for dtype in arguments.dtypes
+        for layout in arguments.layouts
+    ]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*NETWORKS, "tiny"]
+    parser.add_argument("--networks", nargs="+", choices=names, help="default: all; with --compiled, cifar10")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, help="default: both; with --compiled, contiguous")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="default: both; with --compiled, float32")
+    parser.add_argument("--compiled", action="store_true", help="compare what torch.compile makes of them")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="peaks and parts are a CPU's alone")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=12.0, help="for each case")
+    parser.add_argument("--rounds", type=int, default=3, help="for each case at least")
+    parser.add_argument("--quick", action="store_true", help="a tiny network, a round: to see that all of it works")
+    add_out(parser)
+    return parser
 
 
 def main(given: list[str] | None = None) -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="cifar10")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--rounds", type=int, default=21, help="at least 2")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=user_path, default=None, help="JSON file; by default under benchmarks/results")
+    parser = make_parser()
     arguments = parser.parse_args(given)
-    name = device_name(arguments.device)
-    out = result_file(parser, arguments.out, f"unet_step_{arguments.shape}_{name.replace(' ', '_')}.json")
+    if arguments.quick:
+        arguments.networks, arguments.seconds, arguments.rounds = arguments.networks or ["tiny"], 0.0, 1
+    arguments.networks = arguments.networks or (["cifar10"] if arguments.compiled else list(NETWORKS))
+    arguments.layouts = arguments.layouts or (["contiguous"] if arguments.compiled else list(LAYOUTS))
+    arguments.dtypes = arguments.dtypes or (["float32"] if arguments.compiled else list(DTYPES))
+    out = out_path(parser, arguments.out, "unet_step_compiled" if arguments.compiled else "unet_step", arguments.device)
     torch.set_num_threads(arguments.threads)
-    dtype = getattr(torch, arguments.dtype)
-    figures = measure(arguments.shape, arguments.device, dtype, arguments.rounds, arguments.channels_last)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {
-        "device": name,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit,
-        "command": {key: str(value) for key, value in vars(arguments).items()},
-        "load_average": os.getloadavg(),
-        **figures,
-    }
-    write_json(out, result)
-    print(json.dumps({key: value for key, value in figures.items() if "ratio" in key or "seconds" in key}, indent=1))
-    print(f"load average {result['load_average']}; written to {out}")
+    result = {**head("unet_step", arguments.device, packages=PACKAGES), "rows": [], "parts": []}
+    if with_parts := arguments.device == "cpu" and not arguments.compiled:
+        size, seconds = (64, 0.0) if arguments.quick else (1536, 1.0)
+        result["operations_per_second"] = operations_per_second(torch.float32, size=size, seconds=seconds)
+    for case in cases(arguments):
+        start = time.perf_counter()
+        rows = measure(case, arguments)
+        if with_parts and case == {"network": case["network"], **FIRST}:
+            add_peaks(rows, case, arguments.threads)
+            result["parts"] += parts_of(case, result["operations_per_second"])
+        result["rows"] += rows
+        print("\n".join(map(described, rows)), f"\n{time.perf_counter() - start:.0f} s", flush=True)
+    write(out, result)
 
 
 if __name__ == "__main__":

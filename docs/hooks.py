@@ -112,14 +112,16 @@ def benchmarks() -> str:
     from benchmarks.fuse_coverage import readme_table as coverage
     from benchmarks.fuse_coverage import recorded
     from benchmarks.normalization import BATCH_SIZES, KINDS, mean_errors
+    from benchmarks.tables import PLOT, origin, pages, results
 
     parts = [
         "# Benchmarks",
         "Made from the JSON files in `benchmarks/results`; `benchmarks/README.md` has the commands and says how each "
         "is measured. Where a table names no GPU, none was measured.",
     ]
-    for path in sorted(RESULTS.glob("unet_step_*.json")):
-        parts += [f"## A training step of {path.stem.split('_')[2]}", unet_step(json.loads(path.read_text()))]
+    parts += pages(results())
+    if (RESULTS / PLOT).is_file():
+        parts.append(f"![Memory of a training step](assets/{PLOT})")
     for path in sorted(RESULTS.glob("host_overhead_*.json")):
         parts += ["## What a call costs on the host", host_overhead(json.loads(path.read_text()))]
     parts += ["## How much of diffusers is fused", coverage(recorded())]
@@ -137,21 +139,10 @@ def benchmarks() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def origin(result: dict[str, Any]) -> str:
-    """Say where figures arose."""
-    return f"On {result['device']}, torch {result['torch']}, commit {result['commit'][:10]}."
-
-
-def unet_step(result: dict[str, Any]) -> str:
-    """Write the table of one network: what is kept for backward, and time, beside diffusers'."""
-    rows = ["| checkpointing | bytes kept, of diffusers' | time, of diffusers' |", "|---|---|---|"]
-    for name, kept in result["kept_ratio"].items():
-        rows.append(f"| `{name}` | {kept:.2f} | {result['wall_ratio'][name]:.2f} |")
-    return origin(result) + "\n\n" + "\n".join(rows)
-
-
 def host_overhead(result: dict[str, Any]) -> str:
     """Write the table of one machine."""
+    from benchmarks.tables import origin
+
     rows = ["| call | layout | passes | ours, µs | eager, µs | more, µs |", "|---|---|---|---|---|---|"]
     for row in result["rows"]:
         figures = (row["ours_us"], row["eager_us"], row["extra_us"])

@@ -136,6 +136,7 @@ def test_the_constraints_pin_every_dependency() -> None:
         *extras["onnx"],
         *extras["app"],
         *extras["docs"],
+        *extras["peers"],
     ]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")}

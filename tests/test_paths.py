@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -39,6 +40,10 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
     "benchmarks.host_triton": ("--out", "file", "measure"),
     "benchmarks.normalization": ("--out", "file", "train"),
     "benchmarks.unet_step": ("--out", "file", "measure"),
+    "benchmarks.train": ("--out", "file", "prepare"),
+    "benchmarks.sample": ("--out", "file", "compare"),
+    "benchmarks.memory": ("--out", "file", "measure"),
+    "benchmarks.startup": ("--out", "file", "measure"),
     "benchmarks.reach": ("nowhere --output", "file", "judge"),
     "benchmarks.group_norm_silu.__main__": ("--commit abc --output", "folder", "find_gpu"),
     "benchmarks.gpu.__main__": ("--out", "folder", "Supervisor"),
@@ -53,6 +58,7 @@ RUN_BY = {
     "unetgn.sampling.options": "unetgn.sampling.sample",
     "unetgn.sampling.judge_options": "unetgn.sampling.evaluate",
 }
+SHARED = "benchmarks.record"  # adds the option for the programs that call its `add_out`
 # What writes where a constant says: what must not be called where no file can be written there.
 FIXED = {
     "benchmarks.fuse_coverage": "coverage",
@@ -65,12 +71,14 @@ def with_outputs() -> set[str]:
     """Find the modules that add an option for a path to write to."""
     found = set()
     for name, file in modules().items():
-        if "add_argument" not in (text := file.read_text()):
+        if name == SHARED or not {"add_argument", "add_out"} & set(re.findall(r"\w+", text := file.read_text())):
             continue
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
                 names = {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
                 found |= {f"{name}.__main__" if file.stem == "__init__" else name} if names & OPTIONS else set()
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "add_out":
+                found.add(name)
     return found
 
 

@@ -27,7 +27,7 @@ STOPPED = {
 BASE = ("torch", "diffusers", "huggingface_hub", "accelerate", "einops", "safetensors", "numpy")
 TRAIN = ("jsonargparse", "yaml", "docstring_parser", "tensorboard", "matplotlib", "PIL", "tqdm", "sklearn", "scipy")
 DATA = ("datasets", "pyarrow", "fsspec")
-DEV = ("transformers", "monai", "triton")
+DEV = ("transformers", "triton")
 EXTRAS = {
     **dict.fromkeys(BASE, ""),
     **dict.fromkeys(TRAIN, "[train]"),
@@ -36,6 +36,7 @@ EXTRAS = {
     "torch_fidelity": "[train,fid]",
     "gradio": "[train,app]",
     "peft": "[train,lora]",
+    "monai": "[train,peers]",
 }
 
 
