@@ -20,7 +20,7 @@ from benchmarks.networks import NETWORKS, network_of
 from benchmarks.record import add_out, head, out_path, write
 
 CONTENDERS = ("diffusers", "diffusers, checkpointed", "ours", "ours, activations", "ours, blocks")
-POINTS = ((1, 32), (4, 32), (16, 32), (1, 64), (1, 128))  # (batch, height and width)
+POINTS = ((1, 32), (4, 32), (8, 32), (1, 64), (1, 128))  # (batch, height and width)
 PACKAGES = ("diffusers",)
 
 

@@ -1,7 +1,7 @@
 """Holds the networks that whole programs are measured on, as diffusers describes them, with a batch each.
 
 They are published ones, at their own width where two CPU cores make a step in a second or so, and narrowed elsewhere.
-MONAI's have the same plan of channels and attention, as far as MONAI can express it; `monai_lacks` says what it cannot.
+MONAI's have the same plan of channels and attention, as far as MONAI can express it; `monai_differs` says where not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Network:
     """True for UNet2DConditionModel, which reads a text; else UNet2DModel."""
     monai: dict[str, Any] | None = None
     """Arguments of MONAI's DiffusionModelUNet."""
-    monai_lacks: str = ""
+    monai_differs: str = ""
 
     @property
     def size(self) -> int:
@@ -77,7 +77,7 @@ CIFAR10 = Network(  # google/ddpm-cifar10-32
         "num_head_channels": 256,
         "norm_eps": 1e-6,
     },
-    monai_lacks="convolutions pad both ends where they halve",
+    monai_differs="convolutions pad both ends where they halve",
 )
 BUTTERFLIES = Network(  # anton-l/ddpm-butterflies-128
     "butterflies-128's at half its width",
@@ -97,7 +97,7 @@ BUTTERFLIES = Network(  # anton-l/ddpm-butterflies-128
 )
 ADM = Network(  # Dhariwal & Nichol 2021's ImageNet-64, as openai/diffusers-cd_imagenet64_l2 has it
     "ADM's for ImageNet-64 at a third of its width",
-    batch=2,
+    batch=1,
     options={
         "sample_size": 64,
         "block_out_channels": (64, 128, 192, 256),
@@ -118,11 +118,11 @@ ADM = Network(  # Dhariwal & Nichol 2021's ImageNet-64, as openai/diffusers-cd_i
         "num_class_embeds": 1000,
         "resblock_updown": True,
     },
-    monai_lacks="the time is added, and scales nothing",
+    monai_differs="the time is added, and scales nothing",
 )
 SD15 = Network(  # runwayml/stable-diffusion-v1-5, which has 320 to 1280 channels
     "Stable Diffusion 1.5's at a quarter of its width, for 256×256",
-    batch=2,
+    batch=1,
     options={
         "sample_size": 32,
         "block_out_channels": (80, 160, 320, 320),

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = "DDIMPipeline"
 STEPS = 50
 BATCH = 64
-NETWORK: dict[str, Any] = {"sample_size": 32, "channels": (64, 128, 128), "depth": 1, "attention_levels": (2,)}
+NETWORK: dict[str, Any] = {"sample_size": 32, "channels": (32, 64, 64), "depth": 1, "attention_levels": (2,)}
 DIGITS = """
 model: {sample_size: 8, in_channels: 1, out_channels: 1, channels: [32, 64], depth: 1, attention_levels: [1],
         norm: {num_groups: 8}}
@@ -124,7 +124,7 @@ def main(given: list[str] | None = None) -> None:
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="at batch 1 ten times as many")
+    parser.add_argument("--rounds", type=int, default=3, help="at batch 1 ten times as many")
     parser.add_argument("--images", type=int, default=1000, help="of the script")
     parser.add_argument("--quick", action="store_true", help="a tiny network, a round: to see that all of it works")
     add_out(parser)

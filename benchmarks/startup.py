@@ -68,7 +68,7 @@ def main(given: list[str] | None = None) -> None:
     """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="and one before, which is not counted")
+    parser.add_argument("--rounds", type=int, default=4, help="and one before, which is not counted")
     parser.add_argument("--quick", action="store_true", help="two imports, once: to see that all of it works")
     add_out(parser)
     arguments = parser.parse_args(given)

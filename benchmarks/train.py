@@ -42,15 +42,15 @@ PACKAGES = ("diffusers", "accelerate")
 class Work:
     """Holds what both train: sizes, and for how long."""
 
-    steps: int = 60
-    batch_size: int = 16
+    steps: int = 50
+    batch_size: int = 8
     channels: tuple[int, ...] = (64, 128, 128)
     size: int = 32
     pictures: int = 1024
     num_workers: int = 1
 
 
-QUICK = Work(steps=2 * WINDOW, batch_size=2, channels=(32, 32), size=8, pictures=64)
+QUICK = Work(steps=2 * WINDOW, batch_size=2, channels=(32, 32), size=8, pictures=64, num_workers=0)
 
 
 def cut_pictures(folder: Path, count: int, side: int) -> None:
@@ -152,7 +152,7 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--threads", type=int, default=2, help="of all processes together")
-    parser.add_argument("--blocks", type=int, default=4, help="runs of each program")
+    parser.add_argument("--blocks", type=int, default=3, help="runs of each program")
     parser.add_argument("--quick", action="store_true", help="a tiny network, a run: to see that all of it works")
     add_out(parser)
     arguments = parser.parse_args(given)

@@ -52,12 +52,14 @@ def measure(case: dict[str, str], arguments: argparse.Namespace) -> list[Row]:
     wait = torch.cuda.synchronize if arguments.device == "cuda" else None
     calls = {name: timed(step, wait) for name, step in steps.items()}
     figures = summary(take_turns(calls, seconds=arguments.seconds, at_least=arguments.rounds), BASE)
-    batch = network_of(case["network"]).batch
-    rows: list[Row] = [{**case, "batch": batch, "contender": name, **figures[name]} for name in steps]
+    network = network_of(case["network"])
+    rows: list[Row] = [{**case, "batch": network.batch, "contender": name, **figures[name]} for name in steps]
     for row in rows:
         if row["contender"] in kept:
             row["kept_bytes"] = kept[row["contender"]]
             row["kept_ratio"] = round(row["kept_bytes"] / kept[BASE], 4)
+        if row["contender"] == "MONAI" and network.monai_differs:
+            row["differs"] = network.monai_differs
     return rows + absent
 
 
@@ -115,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--compiled", action="store_true", help="compare what torch.compile makes of them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="peaks and parts are a CPU's alone")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=12.0, help="for each case")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each case")
     parser.add_argument("--rounds", type=int, default=3, help="for each case at least")
     parser.add_argument("--quick", action="store_true", help="a tiny network, a round: to see that all of it works")
     add_out(parser)
