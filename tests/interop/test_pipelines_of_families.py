@@ -163,12 +163,17 @@ QUICK = ("SDXL img2img", "Karlo")
     "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 )
 def test_the_images_are_those_of_diffusers_u_net(family):
-    converted = []
+    """And so is what the network gives in each step: of random weights images are often black and white."""
+    theirs, ours = ([], []), ([], [])
 
-    def ours(theirs: Any) -> UNet:
-        converted.append(UNet.from_diffusers(theirs))
-        return converted[-1]
+    def watched(unet: Any, made: tuple[list[Any], list[torch.Tensor]]) -> Any:
+        made[0].append(unet)
+        unet.register_forward_hook(lambda _, given, result: made[1].append(result[0]))
+        return unet
 
-    expected = RUNS[family](lambda theirs: theirs)
-    torch.testing.assert_close(RUNS[family](ours), expected, rtol=1e-4, atol=1e-4)
-    assert converted
+    expected = RUNS[family](lambda unet: watched(unet, theirs))
+    images = RUNS[family](lambda unet: watched(UNet.from_diffusers(unet), ours))
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-4)
+    assert len(ours[1]) >= 2
+    assert {type(unet) for unet in ours[0]} == {UNet}
