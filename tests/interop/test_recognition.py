@@ -203,6 +203,26 @@ def test_flags_of_guided_diffusion_are_its_constructors_options(name):
     assert known(found) == known(expected)
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_flags_say_the_class_too(large, tmp_path):
+    it = fixture("adm_conv_additive_legacy")
+    flags = {"image_size": 16, "num_channels": 64, "attention_resolutions": "8", "channel_mult": "1,2", "num_heads": 4}
+    flags |= {"num_res_blocks": 1, "use_scale_shift_norm": False} | (
+        {"large_size": 16, "small_size": 8} if large else {}
+    )
+    state, first, path = it.state_dict(), "input_blocks.0.0.weight", tmp_path / "it.safetensors"
+    state |= {first: torch.cat([state[first]] * 2, dim=1)} if large else {}
+    save_file(state, path)
+    (tmp_path / "flags.yaml").write_text(yaml.safe_dump(flags))
+    unets = [
+        load(path, config=flags),
+        load(path, config=tmp_path / "flags.yaml"),
+        load("guided-diffusion", path, **flags),
+    ]
+    assert {unet.unet_config.in_channels for unet in unets} == {6 if large else 3}
+    assert large or all(same_weights(unet, it.converted()) for unet in unets)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unetgn.interop import compvis, diffusers_condition, diffusers_unet2d, edm, guided_diffusion, monai, sgm
 from unetgn.interop.files import read_checkpoint, unpacked
-from unetgn.interop.original_configs import has_flags, read_original
+from unetgn.interop.original_configs import class_of_flags, has_flags, read_original
 from unetgn.interop.recognition import recognise
 from unetgn.messages import short
 from unetgn.unet import UNet
@@ -64,8 +64,8 @@ def load(
     Without a family the network is recognised by the names and shapes of its tensors (`unetgn.interop.recognition`).
     config: the authors' YAML file, or what is in one, or guided-diffusion's flags; options of the original constructor
     may be given by name, and count before it. class_name: the original class, which may be left out where the family
-    has one only. ema: take the averaged copies of a CompVis file. Prefixes are stripped and other networks in the file
-    left out, as `read_checkpoint` says.
+    has one only, or flags say it. ema: take the averaged copies of a CompVis file. Prefixes are stripped and other
+    networks in the file left out, as `read_checkpoint` says.
     Raises what `convert` raises; ValueError for a file that is not recognised, naming the candidates and the option
     that decides, for a pickle, with a safe way to convert it, and for a file that is no safetensors file;
     FileNotFoundError where there is none.
@@ -83,6 +83,8 @@ def load(
         named_family = named_family or said or ("guided-diffusion" if has_flags(read) else None)
     state = read_checkpoint(path, ema=ema)
     options = {**read, **options}
+    if FAMILIES.get(named_family or "") is guided_diffusion and has_flags(options):
+        options.setdefault("class", class_of_flags(options))
     if named_family is None:
         named_family, options = recognise(state, str(path), options)
     return _convert(named_family, options, state, copy=False, named="class_name")

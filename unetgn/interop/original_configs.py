@@ -99,6 +99,11 @@ def has_flags(options: Mapping[str, Any]) -> bool:
     return isinstance(options.get("num_channels"), (int, str)) or isinstance(options.get("attention_resolutions"), str)
 
 
+def class_of_flags(options: Mapping[str, Any]) -> str:
+    """Say whose flags these are: its scripts for super-resolution alone have a large_size."""
+    return "SuperResModel" if "large_size" in options else "UNetModel"
+
+
 def read_flags(options: Mapping[str, Any]) -> dict[str, Any]:
     """Turn guided-diffusion's flags into its constructor's options, as its `create_model` does.
 
