@@ -156,7 +156,8 @@ def test_the_authors_configuration_is_read(name, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: {target: somewhere.Else, params: {}}", "describes no U-Net that is known here"),
+        ("model: {target: somewhere.Else, params: {}}", "describes no U-Net that is known here: no UNetModel"),
+        ("model: {p: [{target: sgm.video_model.VideoUNet}]}", r"that is known here .VideoUNet is none.: no UNetModel"),
         ("- 1", "holds no keys"),
         ("a: [", "cannot be read as YAML"),
         (

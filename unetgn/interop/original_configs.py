@@ -20,6 +20,7 @@ MODULES = {  # whose classes are of which family, by the beginning of their dott
     "monai": "monai",
     "generative": "monai",
 }
+NETWORKS = ("UNetModel", "SuperResModel", "SongUNet", "DhariwalUNet", "DiffusionModelUNet")
 CLASSES = {"ControlledUnetModel": "UNetModel"}  # the same network, with an argument of its own
 DIFFUSION_FLAGS = {  # of guided-diffusion, which do not concern the network
     *("diffusion_steps", "noise_schedule", "timestep_respacing", "use_kl", "predict_xstart", "rescale_timesteps"),
@@ -51,7 +52,11 @@ def read_original(config: str | Path | Mapping[str, Any]) -> tuple[str | None, d
     if found:
         return found[0]
     if any(isinstance(value, Mapping) for value in tree.values()):
-        raise ValueError(f"{where} describes no U-Net that is known here: no target of {', '.join(MODULES)}")
+        others = ", ".join(dict.fromkeys(plain(name) for name in _targets(tree, set()) if "unet" in name.lower()))
+        raise ValueError(
+            f"{where} describes no U-Net that is known here{f' ({others} is none)' if others else ''}: "
+            f"no {', '.join(NETWORKS)} of {', '.join(MODULES)}"
+        )
     return None, dict(tree)
 
 
@@ -79,19 +84,24 @@ def _networks(tree: Any, seen: set[int]) -> Iterator[tuple[str, dict[str, Any]]]
         module, _, name = target.rpartition(".")
         family = next((family for start, family in MODULES.items() if f"{module}.".startswith(f"{start}.")), None)
         name = CLASSES.get(name, name)
-        if family is not None and name in (
-            "UNetModel",
-            "SuperResModel",
-            "SongUNet",
-            "DhariwalUNet",
-            "DiffusionModelUNet",
-        ):
+        if family is not None and name in NETWORKS:
             inner = next((tree[key] for key in ARGUMENTS if isinstance(tree.get(key), Mapping)), None)
             own = {key: value for key, value in tree.items() if key not in TARGET} if inner is None else inner
             yield family, {**own, "class": name}
             return
     for value in tree.values() if isinstance(tree, Mapping) else tree:
         yield from _networks(value, seen)
+
+
+def _targets(tree: Any, seen: set[int]) -> Iterator[str]:
+    """Yield the names of all classes in a tree of mappings and lists; what aliases share is looked at once."""
+    if id(tree) in seen or not isinstance(tree, (Mapping, list)):
+        return
+    seen.add(id(tree))
+    for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        if key in TARGET and isinstance(value, str):
+            yield value.rpartition(".")[2]
+        yield from _targets(value, seen)
 
 
 def has_flags(options: Mapping[str, Any]) -> bool:
