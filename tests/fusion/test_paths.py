@@ -33,6 +33,9 @@ BODIES = {  # forwards, the norms of which SiLU is taken, and what the report sa
     "for n in self.listed[1:]:\n  x = F.relu(n(x))\nreturn x": ([], EXACT),
     "n = self.norms['a']\nh = n(x)\nreturn F.silu(h) + h": ([], EXACT),
     "act = self.relu\nreturn act(self.norm(x))": ([], EXACT),
+    "h = self.norm(x)\nact = self.act\nz = act(h)\nreturn z": ([], EXACT),
+    "h = self.norm(x)\nif x.sum() < 1e9:\n  act, other = self.act, self.other\nh = act(h)\nreturn h": ([], EXACT),
+    "for act in [self.act]:\n  h = self.norm(x)\n  x = self.other(x)\n  h = act(h)\nreturn h": ([], EXACT),
 }
 
 

@@ -12,6 +12,7 @@ from unetgn.fusion.rewriting.patterns import (
     is_step_aside,
     mentions,
     name_of,
+    names_in,
 )
 
 
@@ -164,7 +165,7 @@ def fuse_read_once(forward: Forward, done: list[ast.stmt], statement: ast.stmt) 
         if first is None:
             continue
         before, normed = assignment(done[first])
-        if before != target or forward.names.norm(normed) is None:
+        if before != target or forward.names.norm(normed) is None or _binds(done[first + 1 :], silu[0]):
             continue
         inside = count(node, target)
         is_all = forward.mentioned[target] == inside + 1 and not mentions(normed, target)
@@ -175,6 +176,12 @@ def fuse_read_once(forward: Forward, done: list[ast.stmt], statement: ast.stmt) 
             done[first] = assign(target, forward.fuse(normed, early_call(silu[0])), done[first])
             Swap(node, late_call(silu[0], ast.Name(target, ast.Load()), node)).visit(statement)
             return
+
+
+def _binds(statements: list[ast.stmt], activation: ast.expr) -> bool:
+    """Return True where one of the statements binds a name of the activation: before it, that may not be there yet."""
+    names = (node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name))
+    return any(node.id in names_in(activation) for node in names if not isinstance(node.ctx, ast.Load))
 
 
 def note_sum(forward: Forward, done: list[ast.stmt], statement: ast.stmt) -> None:
