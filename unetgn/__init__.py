@@ -2,8 +2,7 @@
 
 `import unetgn` registers the operator with PyTorch (`torch.ops.unetgn`), and what networks return, so that a program
 that was exported with them can be loaded: beside the import of torch that takes no time. Names are loaded when they are
-first asked for; neither diffusers nor Triton nor PyTorch's compiler is imported here. To export one more name, add one
-line to the table below.
+first asked for; neither diffusers nor Triton nor PyTorch's compiler is imported here.
 """
 
 from unetgn import programs as _programs  # noqa: F401  # the first of all: its module says why
@@ -36,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run __getattr__
 
 __version__ = "0.1.0"
 
+# To export one more name, add one line here.
 _HOME = {
     "group_norm_silu": "unetgn.ops",
     "fuse": "unetgn.fusion",

@@ -80,9 +80,10 @@ def test_a_pickle_under_another_name_is_refused_too(tmp_path):
         load("compvis", tmp_path / "model.safetensors")
 
 
-def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
-        load("compvis", tmp_path / "absent.safetensors")
+@pytest.mark.parametrize("name", ["absent.safetensors", "absent.ckpt"])
+def test_a_file_that_is_not_there_is_said_to_be_missing(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(name)):
+        load("compvis", tmp_path / name)
 
 
 def test_sixteen_bit_files_give_sixteen_bit_networks_and_mixed_ones_the_wider_type(case, tmp_path):

@@ -40,6 +40,11 @@ def test_a_step_is_measured_without_the_first_and_without_what_comes_between_ste
     assert line == ("21: a step takes 0.5 s, the next samples (step 800) are 40 s away, the last step (50000) 6.8 h")
 
 
+def test_of_slow_steps_one_is_enough(my_images: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = said(my_images, 0, 80.0, monkeypatch, on_cpu=False)
+    assert line.startswith("2: a step takes 80 s, the next samples (step 50) are 64 min away, ")
+
+
 def test_a_long_run_on_a_cpu_is_told_what_is_quicker(my_images: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = said(my_images, 0, 4.0, monkeypatch, on_cpu=True)
     assert line.endswith("; on a CPU a smaller network and smaller images are quicker by far: --config my_images32")

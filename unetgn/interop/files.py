@@ -26,6 +26,8 @@ def read_checkpoint(path: str | Path, *, ema: bool = False) -> dict[str, Tensor]
     FileNotFoundError where there is no file.
     """
     path = Path(path)
+    if not path.exists():  # before its name is judged: what is not there cannot be converted
+        raise FileNotFoundError(f"No such file or directory: {path}")
     refuse_pickle(path)
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise ValueError(f"{path} is no file; give a safetensors file")

@@ -7,7 +7,7 @@ import time
 from unetgn.training.config import RunConfig
 
 SECONDS = 10.0  # that are measured at least, the first step, in which all is begun, left out
-STEPS = 3
+STEPS = 3  # and so many, but one is enough where steps take STEPS · SECONDS
 LONG = 24 * 3600.0  # a run that is said to be long
 SMALL = 32  # pixels of my_images32
 
@@ -34,7 +34,8 @@ class Forecast:
         if self.said or not self.steps:
             return ""
         self.seconds += time.perf_counter() - self.began
-        if self.steps < STEPS or self.seconds < SECONDS or self.step >= self.config.train.steps:
+        enough = (self.seconds >= SECONDS and self.steps >= STEPS) or self.seconds >= STEPS * SECONDS
+        if not enough or self.step >= self.config.train.steps:
             return ""
         self.said = True
         return self.describe(self.seconds / self.steps)
