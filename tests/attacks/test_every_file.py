@@ -24,6 +24,7 @@ UNREAD = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", CHEAP, ids=CHEAP.values())
 def test_every_file_of_a_folder_is_attacked(make) -> None:
     readables = [readable for readable in READABLE if readable.make == make]
