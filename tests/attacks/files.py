@@ -35,7 +35,15 @@ from tests.training.test_step import batches
 from unetgn import UNet
 from unetgn.interop import load
 from unetgn.sampling.folder import Request, SamplingError, Subject, claim, file_of
-from unetgn.training.checkpoint import Checkpoint, checkpoint_path, newest_valid, put_aside, verify
+from unetgn.training.checkpoint import (
+    CONFIGS,
+    TENSORS,
+    Checkpoint,
+    checkpoint_path,
+    newest_valid,
+    put_aside,
+    verify,
+)
 from unetgn.training.config import EMAConfig, TrainConfig
 from unetgn.training.config_files import load_config, to_yaml
 from unetgn.training.data.autoencoder import load_autoencoder
@@ -183,6 +191,35 @@ def make_checkpoints(folder: Path) -> None:
         checkpoint = Checkpoint(checkpoint_path(folder, state.step), state.step, 1, "images", **facts)
         scheduler = state.objective.scheduler.to_json_string()
         checkpoint.write(state.tensors(), config=whole, unet_config=state.config_json, scheduler_config=scheduler)
+
+
+def make_adapters(folder: Path) -> None:
+    """Make a checkpoint that says which weights its tensors are for, has power averages, and where readers stood."""
+    make_checkpoints(folder)
+    checkpoint = verify(checkpoint_path(folder, 2))
+    texts = [(checkpoint.path / name).read_text() for name in CONFIGS]
+    tensors = {name: checkpoint.tensors(name) for name in TENSORS}
+    averages = {f"{width}/{name}": tensor.clone() for name, tensor in tensors["ema"].items() for width in (0.05, 0.1)}
+    stood = {"readers": [{"begun": 1, "number": 0, "taken": 2, "finished": [3]}]}
+    more: dict[str, Any] = {"samples": [stood], "base": "a" * 64}
+    made = dict(zip(("config", "unet_config", "scheduler_config"), texts, strict=True))
+    checkpoint.write({**tensors, "averages": averages}, **made, **more)
+
+
+def read_adapters(folder: Path) -> dict[str, Any]:
+    checkpoint = verify(checkpoint_path(folder, 2))
+    more = {"base": checkpoint.base(), "samples": checkpoint.samples(), "averages": checkpoint.tensors("averages")}
+    return {**contents(checkpoint), **more}
+
+
+def read_strangers_adapters(folder: Path) -> Any:
+    """Read what the sums of a stranger's are right for: a base is a sha256, or there is none."""
+    checkpoint = verify(checkpoint_path(folder, 2))
+    base = checkpoint.base()
+    if base is not None and (not isinstance(base, str) or len(base) != 64):
+        raise Wrong(f"a base that is none: {base!r}")
+    checkpoint.samples()
+    return "read"
 
 
 def contents(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -552,6 +589,9 @@ READABLE = [
     CHECKPOINTS,
     Readable("checkpoint of a stranger", make_checkpoints, resume_from_a_stranger, CHECKED, ("step-000002/*",),
              seal_checkpoint),
+    Readable("checkpoint of adapters", make_adapters, read_adapters, CHECKED, ("step-000002/*",)),
+    Readable("base and samples of a stranger", make_adapters, read_strangers_adapters, CHECKED,
+             ("step-000002/base.json", "step-000002/samples.json"), seal_checkpoint),
     Readable("newest checkpoint", make_checkpoints, take_newest, CHECKED, writes=True),
     RUNS,
     Readable("sampling of a run", make_run, sample_run, files=("run/checkpoints/step-000006/*", "run/*"), writes=True),

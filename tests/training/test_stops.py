@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.forked import LAUNCHER, finish, start
+from tests.training.forked import LAUNCHER, finish, start, succeed
 from tests.training.launched import BAD_RANK, ROOT, TWO, launcher_line
-from tests.training.runs import logged, status, wait_until, weights
+from tests.training.runs import assert_equal_bits, logged, status, wait_until, weights
+from tests.training.train_with_a_signal_at_the_end import PLACES
 
 A_BAD_RANK = {"script": BAD_RANK, "launcher": TWO, "processes": 2}
 
@@ -80,3 +81,28 @@ def test_no_process_group_is_left_to_the_exit(keys: Sequence[str], code: int, ti
     done = finish(*line, script=script, launcher=TWO, environment=alone)
     assert done.code == code, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "a process group is left: False"
+
+
+AT_THE_END = [(place, rank) for place in PLACES for rank in (0, 1)]
+OFTEN = [("the last save", 1), ("the last status", 0)]
+
+
+@pytest.mark.parametrize(
+    ("place", "rank"), [pytest.param(*end, marks=() if end in OFTEN else pytest.mark.slow) for end in AT_THE_END]
+)
+def test_a_signal_in_the_last_step_or_after_it_loses_nothing(place: str, rank: int, tiny: Path, tmp_path: Path) -> None:
+    keys = ["train.steps=3", "checkpoint.every=2", "preview.every=0"]
+    at = {"SIGNAL_AT": place, "SIGNAL_ON": str(rank)}
+    script = ROOT / "tests" / "training" / "train_with_a_signal_at_the_end.py"
+    line = ["--config", str(tiny), "--resume", "auto", *keys, "--output"]
+    done = finish(*line, str(tmp_path / "a"), script=script, environment=at, launcher=TWO, processes=2)
+    assert status(tmp_path / "a")["step"] == 3
+    if rank == 0 and place in ("the end", "the last status"):  # rank 1 may be there while rank 0 still writes
+        assert status(tmp_path / "a")["state"] == "completed"
+        assert done.codes == [0, 0]
+    assert {*done.codes} <= {0, 1}
+    for run in "ab":
+        succeed(*line, str(tmp_path / run), launcher=TWO, processes=2)
+    assert status(tmp_path / "a")["state"] == "completed"
+    assert_equal_bits(tmp_path / "a", tmp_path / "b", 3)
+    assert (tmp_path / "a" / "pipeline" / "model_index.json").is_file()

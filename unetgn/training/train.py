@@ -270,7 +270,7 @@ def train(loop: Loop, *, licence: str | None = None) -> None:
                     write_pipeline(loop, licence)
             finally:
                 end_training(loop)
-        loop.write_status("completed")
+            loop.write_status("completed")  # while a signal still asks, and does not end this
     except Preempted:
         loop.write_status("preempted")
         raise
