@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -425,20 +426,76 @@ def test_without_a_class_the_null_class_is_drawn_where_it_was_trained() -> None:
         pipeline(0, class_labels=1, guidance_scale=2.0)
 
 
-@pytest.mark.parametrize("how", ["bfloat16", "channels_last", pytest.param("compiled", marks=pytest.mark.slow)])
-def test_precision_layout_and_compilation_change_the_image_little(how: str) -> None:
-    pipeline, settings = digits(), {"class_labels": CLASSES, "num_inference_steps": 10, "output_type": "pt"}
-    expected = pipeline(range(10), **settings).images
+def with_its_own_network(pipeline: UNetPipeline) -> UNetPipeline:
+    """Copy a pipeline with a network that may be changed: other tests draw with the same one."""
     unet = UNet.from_config(pipeline.unet.config).eval()
     unet.load_state_dict(pipeline.unet.state_dict())
-    pipeline.register_modules(unet=torch.compile(unet) if how == "compiled" else unet)
-    if how == "bfloat16":
-        pipeline.to(torch.bfloat16)
+    pipeline.register_modules(unet=unet)
+    return pipeline
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "float16", "channels_last"])
+def test_precision_and_layout_change_the_image_little(how: str) -> None:
+    settings = {"class_labels": CLASSES, "num_inference_steps": 10, "output_type": "pt"}
+    expected = digits()(range(10), **settings).images
+    pipeline = with_its_own_network(digits())
     if how == "channels_last":
-        unet.to(memory_format=torch.channels_last)
+        pipeline.unet.to(memory_format=torch.channels_last)
+    else:
+        pipeline.to(getattr(torch, how))
     images = pipeline(range(10), **settings).images
     assert images.dtype == torch.float32
-    assert (images - expected).abs().mean() < (0.03 if how == "bfloat16" else 1e-4)
+    assert (images - expected).abs().mean() < {"bfloat16": 0.03, "float16": 0.003, "channels_last": 1e-4}[how]
+
+
+@pytest.mark.parametrize(
+    ("way", "backend"),
+    [
+        ("in place", "eager"),
+        pytest.param("assigned", "aot_eager", marks=pytest.mark.slow),
+        pytest.param("assigned", "inductor", marks=pytest.mark.slow),
+        pytest.param("in place", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_network_draws_and_saves_the_same_pictures(way: str, backend: str, tmp_path: Path) -> None:
+    """In one graph: nothing of the network is left to Python."""
+    settings = {"class_labels": [1, 2], "num_inference_steps": 3}
+    torch.manual_seed(0)
+    unet = UNet(sample_size=8, in_channels=1, out_channels=1, channels=[8], depth=1, attention_levels=[0],
+                num_classes=10, norm={"num_groups": 4}).eval()  # fmt: skip
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
+    pipeline = UNetPipeline(unet, make_scheduler(ObjectiveConfig()))
+    expected = [np.asarray(image).astype(int) for image in pipeline([3, 4], **settings).images]
+    torch._dynamo.reset()
+    if way == "assigned":
+        pipeline.unet = torch.compile(pipeline.unet, backend=backend, fullgraph=True)
+    else:
+        pipeline.unet.compile(backend=backend, fullgraph=True)
+    drawn = pipeline([3, 4], **settings).images
+    pipeline.save_pretrained(tmp_path)
+    again = UNetPipeline.from_pretrained(tmp_path)([3, 4], **settings).images
+    for images in (drawn, again):
+        assert max(abs(np.asarray(image) - wanted).max() for image, wanted in zip(images, expected, strict=True)) <= 1
+
+
+def test_every_part_is_brought_to_the_device_before_it_computes(
+    latent: UNetPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `enable_model_cpu_offload` does, also where a part computes by another method than its forward."""
+    settings = {"image": Image.fromarray(np.zeros((16, 16, 3), np.uint8)), "num_inference_steps": 3, "strength": 0.7}
+    expected = np.stack([np.asarray(image) for image in latent([3, 4], **settings).images])
+    brought: list[str] = []
+    before = CpuOffload.pre_forward
+
+    def bring(self: CpuOffload, module: torch.nn.Module, *arguments: Any, **more: Any) -> Any:
+        brought.append(type(module).__name__)
+        return before(self, module, *arguments, **more)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", bring)
+    latent.enable_model_cpu_offload(device="cpu")
+    drawn = np.stack([np.asarray(image) for image in latent([3, 4], **settings).images])
+    assert np.array_equal(drawn, expected)
+    assert (brought[0], "UNet" in brought, brought[-1]) == ("AutoencoderKL", True, "AutoencoderKL")
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """What stands behind the page: who draws, within which bounds, and what is seen of a run."""
 
+import inspect
 import json
 import shutil
 import threading
@@ -16,7 +17,7 @@ from unetgn.pipelines.schedulers import EDM_SCHEDULERS, SCHEDULERS
 from unetgn.sampling.app import find_run, fitting, main
 from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.page.artist import Artist, LeftError, Look
-from unetgn.sampling.page.asked import IN_TURN, MOST_IMAGES, MOST_SIDE, MOST_STEPS, NO_CLASS, Asked, read_asked
+from unetgn.sampling.page.asked import IN_TURN, MOST_IMAGES, MOST_SIDE, MOST_STEPS, NO_CLASS, Asked, Choices, read_asked
 from unetgn.sampling.page.watching import KEPT, Watcher, ago
 from unetgn.sampling.trained import load_trained, open_pipeline
 from unetgn.training.checkpoint import find_checkpoint
@@ -116,6 +117,23 @@ def test_the_strip_comes_to_be_from_the_left_and_ends_with_the_images(artist: Ar
     strip, grid = looks[-1].strip, looks[-1].grid
     assert strip is not None and grid is not None  # noqa: PT018
     assert abs(tiles(strip, 10)[9::10] - tiles(grid, 2)).max() <= 1
+
+
+@pytest.mark.thorough  # which imports Gradio
+@pytest.mark.parametrize("reads_text", [False, True])
+def test_texts_are_asked_for_where_a_network_reads_them(
+    reads_text: bool, run: Path, artist: Artist, tmp_path: Path
+) -> None:
+    layout = pytest.importorskip("unetgn.sampling.page.layout", exc_type=ImportError)
+    choices = Choices("run", [], True, reads_text, ["ddim"])
+    page = layout.lay_out(choices, artist, Watcher(run, tmp_path, steps=20))
+    components = {part["id"]: part["props"] for part in page.config["components"]}
+    shown = {props.get("label"): props["visible"] for props in components.values() if "visible" in props}
+    assert (shown["Prompt"], shown["Negative prompt"]) == (reads_text, reads_text)
+    (taken,) = [event["inputs"] for event in page.config["dependencies"] if event["inputs"]]
+    wanted = list(inspect.signature(read_asked).parameters)
+    labels = {"Class": "subject", "Guidance": "guidance_scale", "Negative prompt": "negative_prompt"}
+    assert [labels.get(name := components[part]["label"], name.lower()) for part in taken] == wanted
 
 
 @pytest.mark.parametrize(
