@@ -30,7 +30,7 @@ PLACES = {
         "unetgn.training.train.make_accelerator",
     ),
     ("unetgn.sampling.sample", "--checkpoint x --seeds 0 --out y"): (
-        "unetgn.sampling.sample.find_checkpoint", "unetgn.sampling.sample.Accelerator",
+        "unetgn.sampling.sample.find_checkpoint", "unetgn.sampling.sample.start_processes",
         "unetgn.sampling.sample.parse_arguments",
     ),
     ("unetgn.sampling.evaluate", "--samples {}"): (

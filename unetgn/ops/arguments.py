@@ -48,17 +48,6 @@ class Gradients(NamedTuple):
     dshift: Tensor | None
 
 
-def has_maps(arguments: Arguments) -> bool:
-    """Return True where scale and shift, or the one that is given, are maps."""
-    scale, shift = arguments.scale, arguments.shift
-    return (scale is not None and scale.dim() > 2) or (shift is not None and shift.dim() > 2)
-
-
-def without_maps(arguments: Arguments) -> Arguments:
-    """Return the arguments that belong to channels: without scale and shift where these are maps."""
-    return arguments._replace(scale=None, shift=None) if has_maps(arguments) else arguments
-
-
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",

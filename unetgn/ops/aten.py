@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetgn.ops.arguments import Arguments, Gradients, Needs, has_maps, without_maps
+from unetgn.ops.arguments import Arguments, Gradients, Needs
+from unetgn.ops.checks import has_maps, without_maps
 from unetgn.ops.layout import ACCUMULATION_DTYPE
 
 # PyTorch's forward kernels for the CPU lose digits where the mean of a group is many times its standard deviation.

@@ -1,4 +1,4 @@
-"""Refuses wrong arguments of the operator, with what was given and what would be right."""
+"""Refuses wrong arguments of the operator, with what was given and what would be right; tells maps from the others."""
 
 import math
 import sys
@@ -51,6 +51,17 @@ def check_arguments(arguments: Arguments) -> None:
                 f"scale and shift must both be (N, C), or both of x's shape {tuple(shape)}, got {tuple(scale.shape)} "
                 f"and {tuple(shift.shape)}; for one (N, C) beside a map, give .reshape(N, C, 1, ...).expand_as(x)"
             )
+
+
+def has_maps(arguments: Arguments) -> bool:
+    """Return True where scale and shift, or the one that is given, are maps."""
+    scale, shift = arguments.scale, arguments.shift
+    return (scale is not None and scale.dim() > 2) or (shift is not None and shift.dim() > 2)
+
+
+def without_maps(arguments: Arguments) -> Arguments:
+    """Return the arguments that belong to channels: without scale and shift where these are maps."""
+    return arguments._replace(scale=None, shift=None) if has_maps(arguments) else arguments
 
 
 def check_num_groups(num_groups: int, num_channels: int) -> None:

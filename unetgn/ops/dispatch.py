@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from unetgn.ops import aten, reference
-from unetgn.ops.arguments import Arguments, Gradients, Needs, has_maps, tensors_of
+from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
+from unetgn.ops.checks import has_maps
 from unetgn.ops.layout import ACCUMULATION_DTYPE, memory_format_of
 
 IMPLEMENTATIONS = ("auto", "triton", "aten", "reference")

@@ -22,7 +22,8 @@ import math
 import torch
 from torch import Tensor
 
-from unetgn.ops.arguments import Arguments, Gradients, Needs, has_maps, without_maps
+from unetgn.ops.arguments import Arguments, Gradients, Needs
+from unetgn.ops.checks import has_maps, without_maps
 from unetgn.ops.layout import ACCUMULATION_DTYPE, memory_format_of
 
 

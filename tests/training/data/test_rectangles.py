@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_said_before_the_first_step(
 def test_the_page_s_size_is_that_of_the_longer_side(
     size: int | None, trained: tuple[int, int], factor: int, expected: tuple[int | None, int | None]
 ) -> None:
-    asked = Asked([0], IN_TURN, None, "ddim", 2, 1.0, size)
+    asked = Asked([0], IN_TURN, None, None, "ddim", 2, 1.0, size)
     assert asked.height_and_width(trained, factor) == expected
 
 

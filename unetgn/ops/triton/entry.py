@@ -9,7 +9,8 @@ Results are deterministic: every slot of every intermediate has one writer, and 
 import torch
 from torch import Tensor
 
-from unetgn.ops.arguments import Arguments, Gradients, Needs, has_maps, tensors_of
+from unetgn.ops.arguments import Arguments, Gradients, Needs, tensors_of
+from unetgn.ops.checks import has_maps
 from unetgn.ops.layout import ACCUMULATION_DTYPE
 from unetgn.ops.triton import device
 from unetgn.ops.triton.backward import backward_recipe
