@@ -22,6 +22,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def its_own_threads() -> Iterator[None]:
+    """What a test, or a program that it runs, sets of threads holds for that test alone: bits depend on them."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def its_own_hub() -> Iterator[None]:
     """What a test tells libraries about the hub and proxies, as the page does, holds for that test alone."""
     before = {name: value for name, value in os.environ.items() if name.startswith(OF_THE_HUB)}
