@@ -213,6 +213,16 @@ CHANGES = [
 ]
 
 
+def assert_equal_after(change, block, twin, x):
+    """Change both, and compare their results; dropout draws the same in both."""
+    results = []
+    for one in (block, twin):
+        change(one)
+        torch.manual_seed(1)
+        results.append(one(x))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("body", DROPPED)
 def test_what_hands_on_between_norm_and_silu_may_change_later(body, tmp_path, calls):
     torch.manual_seed(0)
@@ -221,12 +231,7 @@ def test_what_hands_on_between_norm_and_silu_may_change_later(body, tmp_path, ca
         block, twin = copy.deepcopy(original), copy.deepcopy(original)
         assert len(unetgn.fuse(block).fused) == (0 if body == "its own group norm" else 1)
         calls.clear()
-        results = []
-        for one in (block, twin):
-            change(one)
-            torch.manual_seed(1)
-            results.append(one(x))
-        torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+        assert_equal_after(change, block, twin, x)
         assert number or bool(calls) == (body != "its own group norm")
 
 
@@ -256,10 +261,5 @@ def test_a_norm_with_drop_and_activation_within_is_fused(fast, change, calls):
     block.drop = nn.Dropout(0.0)
     twin = copy.deepcopy(block)
     assert [place.path for place in unetgn.fuse(nn.Sequential(block)).fused] == ["0"]
-    results = []
-    for one in (block, twin):
-        change(one)
-        torch.manual_seed(1)
-        results.append(one(x))
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+    assert_equal_after(change, block, twin, x)
     assert fast or change is not CHANGES[0] or len(calls) == 1

@@ -107,3 +107,29 @@ def test_whatever_a_modulation_is_spread_over_values_and_dtype_stay(scale_of: st
     inside = scale_of.partition(" in")[0] == shift_of
     assert bool(watcher.reached) == inside  # else SiLU comes after the operator
     torch.testing.assert_close(y, block(x, scale, shift))
+
+
+@pytest.mark.parametrize("hooked", ["", "norm_layer", "norm_layer.norm_layer"])
+def test_a_norm_with_a_cache_notes_that_it_ran_with_a_hook_or_without(hooked: str) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl_kvae_video import KVAECachedSpatialNorm3D
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = KVAECachedSpatialNorm3D(64, 3)
+
+        def forward(self, x: Tensor, zq: Tensor, cache: dict) -> Tensor:
+            return F.silu(self.norm(x, zq, cache))
+
+    torch.manual_seed(0)
+    block, caches = Cached().double(), ({"norm": {}}, {"norm": {}})
+    twin = copy.deepcopy(block)
+    assert unetgn.fuse(twin).fused
+    seen: list[Tensor] = []
+    if hooked:
+        twin.norm.get_submodule(hooked).register_forward_hook(lambda _, __, output: seen.append(output))
+    for frames in (3, 2):  # the first call enlarges its first frame by itself, the second has none such
+        x, zq = (torch.randn(2, c, frames, 4, 4, dtype=torch.float64) for c in (64, 3))
+        torch.testing.assert_close(twin(x, zq, caches[0]), block(x, zq, caches[1]))
+        assert caches[0] == caches[1] == {"norm": {"mean": 1, "var": 1}}
+    assert len(seen) == (2 if hooked else 0)
