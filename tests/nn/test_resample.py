@@ -76,6 +76,37 @@ def test_strides_leave_an_axis_alone():
     assert Upsample(2, strides=(1, 2)).double()(x).shape == (1, 2, 6, 12)
 
 
+LAYOUTS = {
+    "contiguous": lambda x: x.clone(),
+    "channels_last": lambda x: x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1),
+    "strided": lambda x: torch.stack([x, x], -1)[..., 0],
+}
+SHAPES = [((5,), (2,)), ((3, 4), (2, 2)), ((3, 4), (1, 2)), ((3, 4), (2, 1)), ((1, 1), (2, 2)), ((2, 3, 4), (1, 2, 2))]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("size", "strides"), SHAPES)
+def test_the_nearest_neighbour_and_its_gradient_are_pytorchs_however_x_lies(size, strides, dtype, layout):
+    x = noise(2, 4, *size).to(dtype)
+    ours, theirs = (LAYOUTS[layout](x).requires_grad_() for _ in range(2))
+    up = Resample("up", spatial_dims=len(size), strides=strides)
+    usual = [length * stride for length, stride in zip(size, strides, strict=True)]
+    got, expected = up(ours), F.interpolate(theirs, size=usual, mode="nearest")
+    assert torch.equal(got, expected)
+    assert torch.equal(up(ours, size=torch.Size(usual)), expected)
+    grad = torch.arange(expected.numel()).reshape(expected.shape).remainder(7).to(dtype)  # sums of four are exact
+    got.backward(grad)
+    expected.backward(grad)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_what_is_exported_enlarges_by_one_operation():
+    exported = torch.export.export(Resample("up"), (noise(1, 2, 3, 3).float(),))
+    called = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    assert called == [torch.ops.aten.upsample_nearest2d.vec]
+
+
 @pytest.mark.parametrize(("padding", "zeros"), [("both", (1, 1, 1, 1)), ("end", (0, 1, 0, 1))])
 def test_the_strided_convolution_pads_where_it_is_told(padding, zeros):
     x, layer = noise(2, 4, 8, 8), Downsample(4, 6, padding=padding).double()

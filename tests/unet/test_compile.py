@@ -39,8 +39,9 @@ def test_it_compiles_as_one_graph_once_for_all_timesteps(unet, grade):
     assert counter.frame_count == 1
     gradients = torch.autograd.grad(output.square().sum(), list(unet.parameters()))
     expected = torch.autograd.grad(unet(x, t, class_labels=LABELS).sample.square().sum(), list(unet.parameters()))
+    rounding = 1e-7 * max(float(other.abs().max()) for other in expected)  # all that the bias of attention's keys has
     for one, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()) + rounding)
 
 
 def test_its_blocks_compile_alone_as_those_of_diffusers_models_do():
