@@ -1,7 +1,11 @@
 """What tests of several parts share."""
 
-import json
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it: bits depend on it, and tests run side by side
+
+# isort: split
+import json
 from collections.abc import Iterator
 
 import pytest
