@@ -34,6 +34,8 @@ def test_a_backward_pass_without_native_kernels_gives_the_same(draw, in_double, 
 WAYS = {
     ((2, 6, 4, 5), 3, 0.0, False): ("native", "native"),
     ((2, 6, 4, 5), 3, 40.0, False): ("native centred", "native"),
+    ((520, 4, 2, 3), 2, 0.2, False): ("native", "native"),
+    ((520, 4, 2, 3), 2, 3.0, False): ("native", "native"),
     ((2, 16, 4, 5), 2, 0.0, True): ("native", "native"),
     ((2, 16, 4, 5), 2, 6.0, True): ("native centred", "native"),
     ((2, 16, 2, 3, 4), 2, 0.0, True): ("native", "native"),
@@ -66,6 +68,8 @@ def test_each_way_gives_the_definition_in_the_layout_of_x(draw, in_double, param
     with operators_of_pytorch() as called:
         gradients = dispatch.backward(inputs.dy, arguments, *statistics, needs)
     assert ("native" if "aten::native_group_norm_backward" in called else "centred") == backward
+    few_groups = shape[0] * groups <= 1024
+    assert ("aten::native_group_norm" in called) == (few_groups and not channels_last)  # that computes z once more
 
     expected_y, expected = in_double(inputs, groups)
     torch.testing.assert_close(y, expected_y)

@@ -1,27 +1,28 @@
 """Computes the gradients: the backward pass.
 
-It takes h itself where every mean is near zero, else h - mean; z is computed again by one pass. The derivative of SiLU
-works in place.
+It takes h itself where every mean is near zero, else h - mean; z is computed once more. The derivative of SiLU works
+in place.
 """
 
 import torch
 from torch import Tensor
 
-from unetgn.ops.arguments import Arguments, Gradients, Needs
+from unetgn.ops.arguments import UNKNOWN_EPS, Arguments, Gradients, Needs
+from unetgn.ops.aten.normalize import native
 from unetgn.ops.aten.operands import (
-    MANY_ELEMENTS,
     SHORT_RUN,
     affine,
     as_dtype_of,
+    as_native,
     by_group,
-    channels_last_strides,
+    grouped,
     is_off_centre,
     modulate,
     of_channels,
 )
 from unetgn.ops.checks import has_maps, without_maps
 
-_BEYOND_THE_CACHE = 2**20  # 4 MB: from here on a second pass costs more than batch normalization. Measured on x86.
+_FEW_GROUPS = 1024  # up to here, a call of PyTorch's group norm costs less than some calls on small tensors. On x86.
 
 # The backward pass may take its sums over h itself, instead of h - mean, where |mean| * rstd is at most this. S1 is a
 # difference of such sums: the gradient of the weight is off by up to 3e-6 then, over 64 to 262,144 positions, where
@@ -34,35 +35,68 @@ _GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default
 
 def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
     """Compute the gradients by the closed form that `reference` has; dx in the dtype and layout of x."""
-    x, pre_bias, maps = arguments.x, arguments.pre_bias, None
+    x, maps = arguments.x, None
     if has_maps(arguments):
         maps, arguments = arguments, without_maps(arguments)
     a, b = affine(mean, arguments)
-    h, dz = as_dtype_of(mean, x), as_dtype_of(mean, dy)
-    n, groups = mean.shape
-    shape = (n, groups, x.shape[1] // groups, -1)
-    h, dz = h.view(shape), dz.view(shape)
-    a, b = (None if t is None else by_group(t, groups) for t in (a, b))
-    average, gain = mean.view(n, groups, 1, 1), rstd.view(n, groups, 1, 1)
-    gain = gain if a is None else gain * a
-    centre = None  # what is still to be taken from h
-    if pre_bias is not None:
-        h = h + (by_group(as_dtype_of(mean, pre_bias), groups) - average)
-    elif _is_near_zero(h, mean, rstd):
-        centre = average
-    else:
-        h = h - of_channels(average, h)
+    h, centre = _centred_where_needed(as_dtype_of(mean, x), arguments.pre_bias, mean, rstd)
+    dz = as_dtype_of(mean, dy)
     if maps is not None:
-        dz, dscale, dshift = _backward_of_maps(dz, _scaled(h, centre, gain, b), maps, needs)
+        z = _once_more(h, centre, rstd, a, b, arguments.eps)
+        dz, dscale, dshift = _backward_of_maps(dz, z, maps, needs)
         needs = needs._replace(scale=False, shift=False)
     elif arguments.activation:
-        z = _scaled(h, centre, gain, b)
+        z = _once_more(h, centre, rstd, a, b, arguments.eps)
         dz = _SILU_BACKWARD(dz, z, grad_input=z)
     way = _native_backward if _native_backward_is_good(h, rstd, a) else _plain_backward
-    dh, s0, s1 = way(dz, h, centre, rstd, a, gain, needs.x or needs.pre_bias)
-    dx = as_dtype_of(x, dh.view(x.shape)) if dh is not None and needs.x else None
+    dh, s0, s1 = way(dz, h, centre, rstd, a, needs.x or needs.pre_bias)
+    dx = as_dtype_of(x, dh).view(x.shape) if dh is not None and needs.x else None
     gradients = _with_parameter_gradients(dx, dh, s0, s1, arguments, needs)
     return gradients if maps is None else gradients._replace(dscale=dscale, dshift=dshift)
+
+
+def _centred_where_needed(
+    x: Tensor, pre_bias: Tensor | None, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return h - mean and None, or, where that can wait since every mean is near zero, h itself and mean."""
+    if pre_bias is None and x.is_cpu and not is_off_centre(mean, rstd, _LIMIT_OF_PRODUCTS):
+        return x, mean
+    h, centre = grouped(x, mean), mean.view(*mean.shape, 1, 1)
+    if pre_bias is None:
+        h = h - of_channels(centre, h)
+    else:
+        h = h + (by_group(as_dtype_of(mean, pre_bias), mean.shape[1]) - centre)
+    return h.view(x.shape), None
+
+
+def _once_more(
+    h: Tensor, centre: Tensor | None, rstd: Tensor, a: Tensor | None, b: Tensor | None, eps: float
+) -> Tensor:
+    """Compute z = (h - centre) * rstd * a + b once more.
+
+    PyTorch's group norm does that for a contiguous h, with statistics that are known already: one call costs less than
+    those that make rstd * a and b - centre * rstd * a, and one pass less than a product and a sum. It takes some 40 ns
+    a group, though. (`addcmul`, one pass too, is vectorized for values of each element alone.)
+    """
+    contiguous = h.is_contiguous()
+    if contiguous and h.is_cpu and rstd.numel() <= _FEW_GROUPS and eps != UNKNOWN_EPS:
+        return native(h, rstd.shape[1], a, b, eps)[0]
+    shape, h = h.shape, grouped(h, rstd)
+    gain, b = _gain(rstd, a), None if b is None else by_group(b, h.shape[1])
+    if centre is not None:
+        shift = centre.view(*centre.shape, 1, 1) * gain
+        b = -shift if b is None else b - shift
+    if contiguous:
+        z = h * gain
+        return (z if b is None else z.add_(b)).view(shape)
+    gain = of_channels(gain, h)
+    return (h * gain if b is None else torch.addcmul(of_channels(b, h), h, gain)).view(shape)
+
+
+def _gain(rstd: Tensor, a: Tensor | None) -> Tensor:
+    """Return rstd * a (N, G, C/G, 1), or without a (N, G, 1, 1)."""
+    rstd = rstd.view(*rstd.shape, 1, 1)
+    return rstd if a is None else rstd * by_group(a, rstd.shape[1])
 
 
 def _backward_of_maps(
@@ -111,50 +145,20 @@ def _with_parameter_gradients(
     )
 
 
-def _is_near_zero(h: Tensor, mean: Tensor, rstd: Tensor) -> bool:
-    """Return True where the backward pass may take its sums over h itself, and h is large enough to be worth asking."""
-    if not h.is_cpu or h.numel() < MANY_ELEMENTS:
-        return False
-    return not is_off_centre(mean, rstd, _LIMIT_OF_PRODUCTS)
-
-
-def _scaled(h: Tensor, centre: Tensor | None, gain: Tensor, b: Tensor | None) -> Tensor:
-    """Compute z = (h - centre) * gain + b in one pass.
-
-    In contiguous tensors gain and b are numbers for whole rows. For these PyTorch's vectorized functions on the CPU are
-    a product and a sum, which is the fastest where the product stays in the cache, and, for one pass over memory, batch
-    normalization in evaluation: here of one sample with rows for channels, by mean 0 and variance 0 + 1. (`addcmul` is
-    vectorized for values of each element alone.)
-    """
-    if centre is not None:
-        b = -centre * gain if b is None else torch.addcmul(b, centre, gain, value=-1)
-    if h.is_cpu and h.is_contiguous():
-        if b is None or h.numel() < _BEYOND_THE_CACHE:
-            z = h * gain
-            return z if b is None else z.add_(b)
-        rows = h.shape[:3].numel()
-        zeros = gain.new_zeros(rows)
-        gain = gain.expand(*h.shape[:3], 1).reshape(rows)
-        b = b.expand(*h.shape[:3], 1).reshape(rows)
-        return torch.native_batch_norm(h.view(1, rows, -1), gain, b, zeros, zeros, False, 0.0, 1.0)[0].view(h.shape)
-    gain = of_channels(gain, h)
-    return h * gain if b is None else torch.addcmul(of_channels(b, h), h, gain)
-
-
 def _native_backward_is_good(h: Tensor, rstd: Tensor, a: Tensor | None) -> bool:
     """Return True where PyTorch's backward is right and fast.
 
     It has been tried on the CPU alone. Groups of one element have dh = 0 exactly, which PyTorch's sums miss. In
     channels_last it is slow for few channels a group, and an `a` of each sample cannot be given to it: the view as one
-    sample of N * C channels, which `_native_backward` takes for that, exists for contiguous tensors alone.
+    sample of N * C channels, which `as_native` makes for that, exists for contiguous tensors alone.
     """
     if not h.is_cpu or h.numel() == rstd.numel():
         return False
-    return h.is_contiguous() or (h.shape[2] >= SHORT_RUN and (a is None or a.dim() == 3))
+    return h.is_contiguous() or (h.shape[1] // rstd.shape[1] >= SHORT_RUN and (a is None or a.dim() == 1))
 
 
 def _native_backward(
-    dz: Tensor, h: Tensor, centre: Tensor | None, rstd: Tensor, a: Tensor | None, gain: Tensor, needs_dh: bool
+    dz: Tensor, h: Tensor, centre: Tensor | None, rstd: Tensor, a: Tensor | None, needs_dh: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Compute dh, S0 and S1 by PyTorch's backward of group norm.
 
@@ -162,32 +166,30 @@ def _native_backward(
     PyTorch has summed over samples, and they are (C,).
     PyTorch computes S1 as a difference of sums, which cancels with a mean far from zero: h is h - mean then.
     """
-    shape = n, groups, width, elements = h.shape
-    sizes, mask = (n, groups * width, elements), [needs_dh, True, True]
-    mean = torch.zeros_like(rstd) if centre is None else centre.view(n, groups)
-    of_samples = a is not None and a.dim() == 4
-    if a is None:  # PyTorch has no gradient of the bias alone
-        a = h.new_ones(groups * width)
-    if of_samples:
-        sizes, groups = (1, n * groups * width, elements), n * groups
-        mean, rstd = mean.view(1, groups), rstd.view(1, groups)
-    elif not h.is_contiguous():
-        mask[0] = True  # PyTorch 2.13 writes dh in channels_last whether asked or not, and crashes
-        image = torch.Size((*sizes, 1))
-        dz, h = (t.as_strided(image, channels_last_strides(image)) for t in (dz, h))
-    dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, h, mean, rstd, a.reshape(-1), *sizes, groups, mask)
-    if of_samples:
-        s0, s1 = s0.view(n, -1), s1.view(n, -1)
-    return dh.view(shape) if needs_dh else None, s0, s1
+    mean = torch.zeros_like(rstd) if centre is None else centre
+    a = h.new_ones(h.shape[1]) if a is None else a  # PyTorch has no gradient of the bias alone
+    flat, sizes = as_native(h, rstd.shape[1], a)
+    dz, _ = as_native(dz, rstd.shape[1], a)
+    mask = [needs_dh or not h.is_contiguous(), True, True]  # in channels_last PyTorch 2.13 crashes without dh
+    if a.dim() == 1:
+        dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, flat, mean, rstd, a, *sizes, mask)
+    else:
+        mean, rstd, row = mean.view(1, -1), rstd.view(1, -1), a.view(-1)
+        dh, s1, s0 = _GROUP_NORM_BACKWARD(dz, flat, mean, rstd, row, *sizes, mask)
+        s0, s1 = s0.view(a.shape), s1.view(a.shape)
+    return dh if needs_dh else None, s0, s1
 
 
 def _plain_backward(
-    dz: Tensor, h: Tensor, centre: Tensor | None, rstd: Tensor, a: Tensor | None, gain: Tensor, needs_dh: bool
+    dz: Tensor, h: Tensor, centre: Tensor | None, rstd: Tensor, a: Tensor | None, needs_dh: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Compute dh, S0 and S1 (N, C) in any layout, with one more tensor of h's size, that of dh."""
+    h, dz, gain = grouped(h, rstd), grouped(dz, rstd), _gain(rstd, a)
     product = dz * h
     s0, s1 = dz.sum(3, keepdim=True), product.sum(3, keepdim=True)
     rstd = rstd.view(*rstd.shape, 1, 1)
+    a = None if a is None else by_group(a, rstd.shape[1])
+    centre = None if centre is None else centre.view(rstd.shape)
     s1 = (s1 if centre is None else s1 - s0 * centre) * rstd
     sums = s0.flatten(1), s1.flatten(1)
     if not needs_dh:

@@ -12,8 +12,9 @@ from unetgn.ops.aten.operands import (
     SHORT_RUN,
     affine,
     as_dtype_of,
+    as_native,
     by_group,
-    channels_last_strides,
+    grouped,
     is_off_centre,
     modulate,
     of_channels,
@@ -46,7 +47,7 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     maps = has_maps(arguments)
     a, b = affine(h, without_maps(arguments) if maps else arguments)
     if h.is_contiguous():
-        z, mean, rstd = _native(h, num_groups, a, b, eps)
+        z, mean, rstd = native(h, num_groups, a, b, eps)
         exact = not h.is_cpu or not is_off_centre(mean, rstd, _LIMIT_OF_SUMS)
     elif _native_channels_last_is_good(h, num_groups):
         z, mean, rstd = _native_channels_last(h, num_groups, a, b, eps)
@@ -68,23 +69,14 @@ def _limit_of_squares(h: Tensor) -> float:
     return min(_LIMIT_OF_SQUARES, math.sqrt(allowed))
 
 
-def _native(
-    h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def native(h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Compute z, mean and rstd of a contiguous h by PyTorch's group norm."""
-    shape = h.shape  # asked once: PyTorch makes a new one each time
-    n, channels = shape[0], shape[1]
-    elements = h.numel() // (n * channels)
-    if a is not None and b is not None and a.dim() == 2:
-        rows, groups = n * channels, n * num_groups
-        flat = h.view(1, rows, elements)
-        z, mean, rstd = torch.native_group_norm(flat, a.flatten(), b.flatten(), 1, rows, elements, groups, eps)
-        return z.view(shape), mean.view(n, num_groups), rstd.view(n, num_groups)
-    if len(shape) > 3 and (channels == 1 or elements == 1):  # with four axes PyTorch may read it as channels_last
-        flat = h.view(n, channels, elements)
-        z, mean, rstd = torch.native_group_norm(flat, a, b, n, channels, elements, num_groups, eps)
-        return z.view(shape), mean, rstd
-    return torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
+    flat, sizes = as_native(h, num_groups, a)
+    if flat is h:
+        return torch.native_group_norm(h, a, b, *sizes, eps)
+    a, b = (None if t is None else t.view(-1) for t in (a, b))
+    z, mean, rstd = torch.native_group_norm(flat, a, b, *sizes, eps)
+    return z.view(h.shape), mean.view(h.shape[0], num_groups), rstd.view(h.shape[0], num_groups)
 
 
 def _native_channels_last_is_good(h: Tensor, num_groups: int) -> bool:
@@ -99,21 +91,14 @@ def _native_channels_last_is_good(h: Tensor, num_groups: int) -> bool:
 def _native_channels_last(
     h: Tensor, num_groups: int, a: Tensor | None, b: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute z, mean and rstd of a channels_last h on the CPU by PyTorch's group norm.
-
-    PyTorch reads the layout from all strides, and those of an axis of one element may be any: they are set first.
-    """
-    shape = h.shape
-    if 1 in shape and h.stride() != channels_last_strides(shape):
-        h = h.as_strided(shape, channels_last_strides(shape))
-    n, channels = shape[0], shape[1]
-    elements = h.numel() // (n * channels)
+    """Compute z, mean and rstd of a channels_last h on the CPU by PyTorch's group norm."""
+    h, sizes = as_native(h, num_groups, None)
     if a is None or a.dim() == 1:
-        return torch.native_group_norm(h, a, b, n, channels, elements, num_groups, eps)
-    z, mean, rstd = torch.native_group_norm(h, None, None, n, channels, elements, num_groups, eps)
-    flat = z.view(n, num_groups, channels // num_groups, elements).mul_(by_group(a, num_groups))
+        return torch.native_group_norm(h, a, b, *sizes, eps)
+    z, mean, rstd = torch.native_group_norm(h, None, None, *sizes, eps)
+    by_channel = grouped(z, mean).mul_(by_group(a, num_groups))
     if b is not None:
-        flat.add_(by_group(b, num_groups))
+        by_channel.add_(by_group(b, num_groups))
     return z, mean, rstd
 
 

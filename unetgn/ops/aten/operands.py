@@ -46,7 +46,8 @@ def is_off_centre(mean: Tensor, rstd: Tensor, limit: float) -> bool:
     a variance is at most about 1e-6 * mean^2, which makes |mean| * rstd large. NaN counts as off centre, since it may
     hide the other groups.
     """
-    return not (mean * rstd).abs_().max().item() <= limit
+    low, high = torch.aminmax(mean * rstd)
+    return not (-limit <= low.item() and high.item() <= limit)
 
 
 def of_channels(values: Tensor, h: Tensor) -> Tensor:
@@ -61,6 +62,32 @@ def by_group(values: Tensor, num_groups: int) -> Tensor:
     if values.dim() == 1:
         return values.view(num_groups, -1, 1)
     return values.reshape(values.shape[0], num_groups, -1, 1)
+
+
+def grouped(h: Tensor, statistics: Tensor) -> Tensor:
+    """View h (N, C, ...) as (N, G, C/G, L), by statistics (N, G)."""
+    n, groups = statistics.shape
+    return h.view(n, groups, h.shape[1] // groups, -1)
+
+
+def as_native(h: Tensor, num_groups: int, a: Tensor | None) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """View h such that PyTorch's group norm reads it right, and return the sizes that it asks for: N, C, L and G.
+
+    PyTorch takes an `a` of each channel only; with one of each sample (N, C), a contiguous h is one sample of N * C
+    channels in N * G groups. PyTorch reads the layout from all strides, and those of an axis of one element may be any.
+    """
+    shape = h.shape  # asked once: PyTorch makes a new one each time
+    n, channels = shape[0], shape[1]
+    elements = h.numel() // (n * channels)
+    if a is not None and a.dim() == 2:
+        rows = n * channels
+        return h.view(1, rows, elements), (1, rows, elements, n * num_groups)
+    if 1 in shape:
+        if not h.is_contiguous():
+            h = h.as_strided(shape, channels_last_strides(shape))
+        elif channels == 1 or elements == 1:  # with four axes PyTorch may read it as channels_last
+            h = h.view(n, channels, elements)
+    return h, (n, channels, elements, num_groups)
 
 
 def as_dtype_of(like: Tensor, values: Tensor) -> Tensor:
