@@ -10,6 +10,7 @@ from torch import Tensor
 from unetgn.ops.arguments import UNKNOWN_EPS, Arguments, Gradients, Needs
 from unetgn.ops.aten.normalize import native
 from unetgn.ops.aten.operands import (
+    MANY_ELEMENTS,
     SHORT_RUN,
     affine,
     as_dtype_of,
@@ -58,8 +59,12 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
 def _centred_where_needed(
     x: Tensor, pre_bias: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Return h - mean and None, or, where that can wait since every mean is near zero, h itself and mean."""
-    if pre_bias is None and x.is_cpu and not is_off_centre(mean, rstd, _LIMIT_OF_PRODUCTS):
+    """Return h - mean and None, or, where that can wait since every mean is near zero, h itself and mean.
+
+    In a small channels_last tensor the terms that the mean adds to sums cost more than a pass over h.
+    """
+    worth_asking = x.is_cpu and (x.is_contiguous() or x.numel() >= MANY_ELEMENTS)
+    if pre_bias is None and worth_asking and not is_off_centre(mean, rstd, _LIMIT_OF_PRODUCTS):
         return x, mean
     h, centre = grouped(x, mean), mean.view(*mean.shape, 1, 1)
     if pre_bias is None:
