@@ -7,8 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unetgn
-from unetgn.ops import aten, dispatch
+from unetgn.ops import dispatch
 from unetgn.ops.arguments import Needs
+from unetgn.ops.aten import differentiate
 from unetgn.ops.layout import memory_format_of
 
 
@@ -19,7 +20,7 @@ from unetgn.ops.layout import memory_format_of
 )
 def test_a_backward_pass_without_native_kernels_gives_the_same(draw, in_double, monkeypatch, parameters, channels_last):
     """As on MPS: the native backward of PyTorch is used on the CPU alone."""
-    monkeypatch.setattr(aten, "_native_backward_is_good", lambda *_: False)
+    monkeypatch.setattr(differentiate, "_native_backward_is_good", lambda *_: False)
     for activation in ("silu", None):
         inputs = draw(1, (2, 6, 4, 5), dtype=torch.float64, channels_last=channels_last, parameters=parameters)
         _, gradients = inputs.call(unetgn.group_norm_silu, 3, activation=activation)
@@ -33,6 +34,8 @@ def test_a_backward_pass_without_native_kernels_gives_the_same(draw, in_double, 
 WAYS = {
     ((2, 6, 4, 5), 3, 0.0, False): ("native", "native"),
     ((2, 6, 4, 5), 3, 40.0, False): ("native centred", "native"),
+    ((520, 4, 2, 3), 2, 0.2, False): ("native", "native"),
+    ((520, 4, 2, 3), 2, 3.0, False): ("native", "native"),
     ((2, 16, 4, 5), 2, 0.0, True): ("native", "native"),
     ((2, 16, 4, 5), 2, 6.0, True): ("native centred", "native"),
     ((2, 16, 2, 3, 4), 2, 0.0, True): ("native", "native"),
@@ -65,6 +68,8 @@ def test_each_way_gives_the_definition_in_the_layout_of_x(draw, in_double, param
     with operators_of_pytorch() as called:
         gradients = dispatch.backward(inputs.dy, arguments, *statistics, needs)
     assert ("native" if "aten::native_group_norm_backward" in called else "centred") == backward
+    few_groups = shape[0] * groups <= 1024
+    assert ("aten::native_group_norm" in called) == (few_groups and not channels_last)  # that computes z once more
 
     expected_y, expected = in_double(inputs, groups)
     torch.testing.assert_close(y, expected_y)

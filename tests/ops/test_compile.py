@@ -92,7 +92,6 @@ def test_opcheck_passes_for_the_registered_operators(draw, parameters, dtype, ch
     present = [value is not None for value in inputs.keywords().values()]
     for needs in ([True, *present], [True, *[False] * 5], [False, *present]):
         named = {"dy": inputs.dy, "mean": mean, "rstd": rstd, "needs": needs, **arguments._asdict()}
-        del named["eps"]
         torch.library.opcheck(torch.ops.unetgn.group_norm_silu_backward.default, (), named)
 
 
@@ -221,9 +220,23 @@ def test_exported_graphs_find_the_operators_with_the_arguments_that_they_were_sa
     )
     assert str(torch.ops.unetgn.group_norm_silu_backward.default._schema) == (
         "unetgn::group_norm_silu_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, SymInt num_groups, "
-        f"Tensor? weight, Tensor? bias, bool activation, {parameters}, bool[6] needs, str implementation) -> "
-        "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dpre_bias, Tensor dscale, Tensor dshift)"
+        f"Tensor? weight, Tensor? bias, bool activation, {parameters}, bool[6] needs, str implementation, "
+        "float eps=-1.) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dpre_bias, Tensor dscale, Tensor dshift)"
     )
+
+
+def test_a_graph_that_does_not_give_eps_backward_gets_the_same_gradients(draw, in_double):
+    """Such graphs lie on the disks of those who compiled with the operator as it was before."""
+    inputs = draw(3, (2, 6, 4, 5), dtype=torch.float64, parameters="weight bias")
+    arguments = inputs.arguments(3)
+    _, mean, rstd = torch.ops.unetgn.group_norm_silu(*arguments)
+    x, num_groups, weight, bias, _, *rest, implementation = arguments
+    needs = [True, True, True, False, False, False]
+    given = inputs.dy, x, mean, rstd, num_groups, weight, bias, *rest, needs, implementation
+    gradients = torch.ops.unetgn.group_norm_silu_backward(*given)
+    _, expected = in_double(inputs, 3)
+    for got, want in zip(gradients[:3], expected, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_a_draft_export_holds_the_definition():

@@ -27,10 +27,13 @@ def test_samples_are_normalized_where_they_lie(draw, mesh, parameters, compiled)
     torch._dynamo.reset()
     call = torch.compile(group_norm_silu, backend="aot_eager", fullgraph=True) if compiled else group_norm_silu
     inputs = draw(0, (4, 6, 3, 2), parameters=parameters)
-    x, dy = (distribute_tensor(part, mesh, [Shard(0)]) for part in (inputs.x, inputs.dy))
+    # Each process takes its part of what it has itself: no other is there to send it one.
+    x, dy = (distribute_tensor(part, mesh, [Shard(0)], src_data_rank=None) for part in (inputs.x, inputs.dy))
     given = {name: part for name, part in inputs.keywords().items() if part is not None}
     placed = {
-        name: distribute_tensor(part, mesh, [Replicate() if name in OF_CHANNELS else Shard(0)]).requires_grad_()
+        name: distribute_tensor(
+            part, mesh, [Replicate() if name in OF_CHANNELS else Shard(0)], src_data_rank=None
+        ).requires_grad_()
         for name, part in given.items()
     }
     y = call(x.requires_grad_(), 3, **placed)

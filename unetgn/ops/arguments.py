@@ -9,6 +9,8 @@ from typing import NamedTuple, get_type_hints
 
 from torch import Tensor
 
+UNKNOWN_EPS = -1.0  # in a backward pass that was not told: it has rstd
+
 
 # Named tuples, not dataclasses: one is made in each call, and a tuple takes a fifth of the time.
 class Arguments(NamedTuple):

@@ -69,7 +69,5 @@ def _is_mapped(dy: Tensor) -> bool:
 
 def _registered(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
     """Compute the gradients by the registered operator."""
-    named = arguments._asdict()
-    del named["eps"]
-    outputs = torch.ops.unetgn.group_norm_silu_backward(dy=dy, mean=mean, rstd=rstd, needs=needs, **named)
+    outputs = torch.ops.unetgn.group_norm_silu_backward(dy=dy, mean=mean, rstd=rstd, needs=needs, **arguments._asdict())
     return Gradients._make(out if need else None for out, need in zip(outputs, needs, strict=True))

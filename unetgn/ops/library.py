@@ -5,14 +5,13 @@ Eager calls do not come through here: the dispatcher's detour through Python cos
 Gradients that were not asked for come back as empty tensors, because an operator cannot return None.
 """
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unetgn.ops import autograd, dispatch
-from unetgn.ops.arguments import SCHEMA, Arguments, Gradients, Needs, tensors_of
+from unetgn.ops.arguments import SCHEMA, UNKNOWN_EPS, Arguments, Gradients, Needs, tensors_of
 from unetgn.ops.checks import check_arguments
 from unetgn.ops.layout import memory_format_of
 
@@ -31,6 +30,7 @@ BACKWARD_SCHEMA = {
     **{name: kind for name, kind in SCHEMA.items() if name not in ("x", "eps", "implementation")},
     "needs": f"bool[{len(Needs._fields)}] needs",
     "implementation": SCHEMA["implementation"],
+    "eps": f"{SCHEMA['eps']}={UNKNOWN_EPS}",  # last, and may be missing: older graphs on disk do not give it
 }
 _library.define(
     f"group_norm_silu_backward({', '.join(BACKWARD_SCHEMA.values())}) -> "
@@ -40,10 +40,10 @@ _library.define(
 
 
 def _by_name(values: tuple[Any, ...]) -> tuple[Tensor, Arguments, Tensor, Tensor, Needs]:
-    """Return dy, the arguments, mean, rstd and needs from what the registered backward is given; eps is not needed."""
-    named = dict(zip(BACKWARD_SCHEMA, values, strict=True))
+    """Return dy, the arguments, mean, rstd and needs from what the registered backward is given."""
+    named = {"eps": UNKNOWN_EPS, **dict(zip(BACKWARD_SCHEMA, values, strict=False))}  # PyTorch leaves a default out
     dy, mean, rstd, needs = (named.pop(name) for name in ("dy", "mean", "rstd", "needs"))
-    return dy, Arguments(eps=math.nan, **named), mean, rstd, Needs._make(needs)
+    return dy, Arguments(**named), mean, rstd, Needs._make(needs)
 
 
 @torch.library.impl(_library, "group_norm_silu", "CompositeExplicitAutograd")

@@ -22,7 +22,7 @@ from unetgn.ops.triton.kernels.forward_channels_last import (
     group_channels_of_step,
     in_tile,
     locate_strip,
-    map_tiles,
+    start_of_tile,
     strip_affine,
 )
 
@@ -157,8 +157,11 @@ def split_sums(
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
             centred = tl.where(inside, widen(tiles[t][0], compute, PTX) - centre[None, :], 0.0)
             z = centred * gain[None, :] + beta[None, :]
-            scale_tile, shift_tile = map_tiles(scale_map, shift_map, base, first + t, channels, TILE_ROWS)
-            dscale_tile, dshift_tile = map_tiles(dscale_map, dshift_map, base, first + t, channels, TILE_ROWS)
+            start = start_of_tile(base, first + t, channels, TILE_ROWS)
+            scale_tile = advance(scale_map, start)
+            shift_tile = advance(shift_map, start)
+            dscale_tile = advance(dscale_map, start)
+            dshift_tile = advance(dshift_map, start)
             dz = gradient_of_z(
                 widen(tiles[t][1], compute, PTX), z, scale_tile, shift_tile, dscale_tile, dshift_tile, offsets, inside,
                 SILU, PTX, compute,
@@ -224,7 +227,9 @@ def split_apply(
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
             centred = widen(tiles[t][0], compute, PTX) - centre[None, :]
             z = centred * gain[None, :] + beta[None, :]
-            scale_tile, shift_tile = map_tiles(scale_map, shift_map, base, first + t, channels, TILE_ROWS)
+            start = start_of_tile(base, first + t, channels, TILE_ROWS)
+            scale_tile = advance(scale_map, start)
+            shift_tile = advance(shift_map, start)
             dz = gradient_of_z(
                 widen(tiles[t][1], compute, PTX), z, scale_tile, shift_tile, None, None, offsets, inside, SILU, PTX,
                 compute,

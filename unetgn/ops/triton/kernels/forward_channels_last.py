@@ -199,10 +199,9 @@ def in_tile(tile, own, count, TILE_ROWS: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def map_tiles(scale_map, shift_map, base, tile, channels, TILE_ROWS: tl.constexpr):
-    """Return where a strip's tile begins in two maps, or in their gradients."""
-    start = base + number(tile, tl.int64) * TILE_ROWS * channels
-    return advance(scale_map, start), advance(shift_map, start)
+def start_of_tile(base, tile, channels, TILE_ROWS: tl.constexpr):
+    """Return where a strip's tile begins, in maps and in their gradients: elements from the tensor's first."""
+    return base + number(tile, tl.int64) * TILE_ROWS * channels
 
 
 @triton.jit
@@ -346,7 +345,9 @@ def split_apply(
         for t in tl.static_range(TILES):
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
             z = (widen(tiles[t], compute, PTX) - centre[None, :]) * gain[None, :] + beta[None, :]
-            scale_tile, shift_tile = map_tiles(scale_map, shift_map, base, first + t, channels, TILE_ROWS)
+            start = start_of_tile(base, first + t, channels, TILE_ROWS)
+            scale_tile = advance(scale_map, start)
+            shift_tile = advance(shift_map, start)
             z = modulate(z, scale_tile, shift_tile, offsets, inside, compute, PTX)
             result = activate(z, SILU, PTX).to(y.dtype.element_ty)
             tl.store(y + t * TILE_ROWS * channels + offsets, result, mask=inside)
