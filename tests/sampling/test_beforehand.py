@@ -61,7 +61,9 @@ SAMPLE: dict[str, list[tuple[str, str]]] = {
     "--precision": [("--precision fp8", "invalid choice")],
     "--interpolate": [("--interpolate 1", "2 frames or more"), ("--interpolate 9999", "1000 at most"),
                       ("--interpolate 4 --image {}/grey.png", "begins with neither"),
-                      ("--interpolate 4 --seeds 0", "two images or more")],
+                      ("--interpolate 4 --seeds 0", "two images or more"),
+                      ("--interpolate 4", "give --scheduler ddim"),
+                      ("--interpolate 4 --scheduler sa_solver --steps 9", "sa_solver draws more noise")],
     "--animation": [("--animation gif", "without --strip"), ("--animation webp", "without --strip")],
 }  # fmt: skip
 EVALUATE: dict[str, list[tuple[str, str]]] = {
@@ -190,7 +192,7 @@ def test_too_little_memory_is_said_in_one_line_and_no_other_fault_is(
 
 
 DRAWN = "--checkpoint {}/run --seeds 0-3 --steps 2"
-ALL = f"{DRAWN} --out {{}}/out --npz --webdataset --strip --interpolate 3 --animation webp"
+ALL = f"{DRAWN} --out {{}}/out --npz --webdataset --strip --interpolate 3 --animation webp --scheduler ddim"
 PLACES = [*sample.names_of_files(options.parse_arguments(ALL.split())), "shards", "000001.png"]
 JUDGED = f"{DRAWN} --real {{}}/greys --all-checkpoints --out {{}}/judged.json"
 

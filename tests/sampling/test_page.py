@@ -23,6 +23,7 @@ from unetgn.sampling.page.asked import IN_TURN, MOST_IMAGES, MOST_SIDE, MOST_STE
 from unetgn.sampling.page.watching import GONE, KEPT, Watcher, ago
 from unetgn.sampling.trained import load_trained, open_pipeline
 from unetgn.training.checkpoint import find_checkpoint
+from unetgn.training.edm import EDMConfig
 from unetgn.training.errors import CheckpointError, RunDirectoryError
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
 from unetgn.training.run_directory import RunDirectory
@@ -382,6 +383,17 @@ def test_what_is_no_run_and_what_cannot_be_served_is_said_in_one_line(
     said = capsys.readouterr().err
     assert "192.0.2.1 cannot be served" in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.thorough  # which imports Gradio
+@pytest.mark.parametrize(
+    ("objective", "wanted"),
+    [(ObjectiveConfig(), "dpmsolver++"), (ObjectiveConfig(edm=EDMConfig()), "edm_dpmsolver++")],
+    ids=["DDPM", "EDM"],
+)
+def test_the_page_begins_with_a_scheduler_of_few_steps(objective: ObjectiveConfig, wanted: str) -> None:
+    layout = pytest.importorskip("unetgn.sampling.page.layout", exc_type=ImportError)
+    assert layout.prefer(layout.QUICK, fitting(make_scheduler(objective))) == wanted
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squared_cosine"])

@@ -20,6 +20,7 @@ from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.inputs import check_palette
 from unetgn.pipelines.planning import Settings
 from unetgn.pipelines.schedulers import default_name, set_to_steps
+from unetgn.pipelines.strips import draws_noise
 from unetgn.programs.last_words import lacks_memory, last_words, say
 from unetgn.programs.parent import stop_with_parent
 from unetgn.sampling.folder import (
@@ -207,6 +208,11 @@ def prepare(
     pipeline.set_progress_bar_config(disable=True)
     drawing = Drawing(pipeline, request, image, mask)
     drawing.check(subjects)
+    if arguments.interpolate is not None and draws_noise(set_to_steps(pipeline.scheduler, request.steps)):
+        raise SamplingError(
+            f"--interpolate leads from the noise of one seed to that of another, and {scheduler} draws more noise "
+            f"between its steps, which would hide it: give --scheduler {default_name(trained.scheduler, 'ddim')}"
+        )
     pipeline.to(accelerator.device)  # before the precision, of which diffusers says that a CPU has it not
     trained.unet.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision])
     return drawing

@@ -38,10 +38,7 @@ def write_strip(draw: Draw, subjects: dict[int, Subject], out: Path, *, ending: 
 def write_interpolation(
     draw: Draw, subjects: dict[int, Subject], out: Path, frames: int, *, batch: int, ending: str
 ) -> None:
-    """Write interpolation.png, a row from each seed to the next, and .gif or .webp, with the subject of the first.
-
-    What a scheduler draws between steps is that of the first seed in all pictures.
-    """
+    """Write interpolation.png, a row from each seed to the next, and .gif or .webp, with the subject of the first."""
     seeds = list(subjects)
     ways = [noise_between(one, other, frames, draw.shape) for one, other in itertools.pairwise(seeds)]
     noise = torch.cat([ways[0], *(way[1:] for way in ways[1:])])
