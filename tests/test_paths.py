@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.structure.imports import ROOT, modules
-from unetgn.programs.paths import check_file, check_folder, file_to_write, folder_to_write
+from unetgn.programs.paths import check_file, check_folder, file_to_write, folder_to_write, user_path
 from unetgn.training.train import main as train
 
 TINY = """
@@ -194,6 +194,15 @@ def test_what_can_be_written_is_taken_and_nothing_is_made(parse: Callable[[str],
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
     with pytest.raises(argparse.ArgumentTypeError, match="the path is empty"):
         parse("")
+
+
+@pytest.mark.parametrize("parse", [user_path, file_to_write, folder_to_write])
+def test_an_empty_path_is_refused_in_words(parse: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--path", type=parse)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--path", ""])
+    assert "argument --path: the path is empty; the current folder is ." in capsys.readouterr().err
 
 
 def test_a_file_or_a_folder_that_is_there_is_taken_again_and_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:

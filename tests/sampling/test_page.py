@@ -276,6 +276,7 @@ def test_a_run_that_was_killed_is_not_said_to_be_running(run: Path, tmp_path: Pa
         assert told.wait(30)
         for _ in range(3):  # looking takes nothing away
             assert watcher.facts()["state"] == "running"
+            assert RunDirectory(young).is_held() is True
             with pytest.raises(RunDirectoryError, match="in use by another run"):
                 RunDirectory(young).lock()
     finally:

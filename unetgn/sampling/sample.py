@@ -249,6 +249,14 @@ def names_of_files(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+def check_is_no_runs(out: Path) -> None:
+    """Raise SamplingError for the folder of a run, and for those that a run writes: nobody would tell what is whose."""
+    there = out.resolve()
+    run = next((path for path in (there, *there.parents) if RunDirectory(path).holds_a_run()), None)
+    if run is not None and RunDirectory(run).owns(there):
+        raise SamplingError(f"{out} is what a run writes; give a folder beside it, such as --out {run / 'drawn'}")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Go from the parsed arguments to the folder of images."""
     accelerator, out = start_processes(), arguments.out
@@ -256,6 +264,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = RunDirectory(out)
 
     def take() -> None:
+        check_is_no_runs(out)
         folder.check_writable()
         check_places(out, subjects, names_of_files(arguments))
         more = {name: getattr(arguments, name) for name in ("npz", "webdataset")}

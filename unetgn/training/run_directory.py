@@ -46,6 +46,7 @@ LONGEST_ROW = 1000  # characters
 
 AS_FILE = os.O_NOFOLLOW | os.O_NONBLOCK  # no link, no waiting for a pipe
 TAKEN = (errno.EACCES, errno.EAGAIN)  # of a lock that another process has
+OWN = (CHECKPOINTS, "samples", "denoise", AVERAGES, "pipeline", "lora", "tb", "profile")  # folders that a run writes
 LOCK, STATUS, TRACKER_ID = ".lock", "status.json", "tracker_id"
 TRACKER_ID_IS = re.compile("[0-9a-f]{16}")
 
@@ -66,6 +67,11 @@ class RunDirectory:
     def holds_a_run(self) -> bool:
         """Return True where a run was begun here."""
         return (self.path / CONFIG).exists() or bool(list_checkpoints(self.checkpoints))
+
+    def owns(self, path: Path) -> bool:
+        """Return True where a path is the folder of the run here, or one that a run writes, or below such a one."""
+        parts = path.resolve().relative_to(self.path.resolve()).parts
+        return self.holds_a_run() and (not parts or parts[0] in OWN)
 
     def tracker_id(self, *, new: bool) -> str:
         """Return the name that a tracker on a server knows the run by: another one where the run begins anew."""
