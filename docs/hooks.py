@@ -1,9 +1,15 @@
-"""Makes the pages that nobody writes: the reference, the keys of a run, the benchmarks. mkdocs calls `on_files`."""
+"""Makes the pages that nobody writes: the reference, the keys of a run, the benchmarks. mkdocs calls `on_files`.
+
+A page links to files of the repository, as one who reads it there needs; `on_page_markdown` leads such a link to what
+the site has of that file.
+"""
 
 import ast
 import dataclasses
 import inspect
 import json
+import posixpath
+import re
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,10 +19,18 @@ from typing import Any, get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MODULES = ("unetgn", "unetgn.pipelines", "unetgn.interop", "unetgn.fusion")
+# Files of the repository, and the pages that are made of them.
+MADE_OF = {
+    "benchmarks/README.md": "benchmarks.md",
+    "unetgn/__init__.py": "reference/unetgn.md",
+    "unetgn/training/config.py": "reference/configuration.md",
+    "unetgn/unet/description.py": "reference/unetgn.md",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -25,9 +39,27 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {"reference/configuration.md": configuration(), "benchmarks.md": benchmarks()}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
-    for path in [*sorted((ROOT / "assets").iterdir()), *sorted(RESULTS.glob("*.png"))]:
+    for path in pictures():
         files.append(File.generated(config, f"assets/{path.name}", abs_src_path=str(path)))
     return files
+
+
+def pictures() -> list[Path]:
+    """List the files that the site has under assets/."""
+    return [*sorted((ROOT / "assets").iterdir()), *sorted(RESULTS.glob("*.png"))]
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead links out of docs/ to the site's pages and pictures; others stay, and a strict build refuses them."""
+    folder = posixpath.dirname(page.file.src_uri)
+    places = {path.relative_to(ROOT).as_posix(): f"assets/{path.name}" for path in pictures()} | MADE_OF
+
+    def led(link: re.Match[str]) -> str:
+        path, mark, anchor = link[1].partition("#")
+        place = places.get(posixpath.normpath(posixpath.join("docs", folder, path)))
+        return f"]({posixpath.relpath(place, folder or '.')}{mark}{anchor})" if place else link[0]
+
+    return re.sub(r"\]\(([^\s()]+)\)", led, markdown)
 
 
 def reference(module: str) -> str:

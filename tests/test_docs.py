@@ -1,6 +1,7 @@
 """Builds the documentation, and runs the Python of its pages; tests/test_readme.py runs its commands.
 
-Every link and anchor is checked by the build, which is strict. The blocks of a page run in their order, as one program.
+The build, which is strict, checks every link and anchor that it knows; what it made is followed here. The blocks of a
+page run in their order, as one program.
 """
 
 import inspect
@@ -34,12 +35,14 @@ class Anchors(HTMLParser):
         super().__init__()
         self.ids: set[str] = set()
         self.asked: list[str] = []
+        self.links: list[str] = []
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.ids.add(values.get("id") or "")
         address = values.get("src") or (values.get("href") if tag == "link" else "") or ""
+        self.links += [link for name in ("src", "href") if (link := values.get(name))]
         if address.startswith(("http:", "https:", "//")) and values.get("rel") != "canonical":
             self.asked.append(address)
 
@@ -90,6 +93,24 @@ def test_every_key_of_a_run_is_listed(site: Path) -> None:
 @pytest.mark.thorough
 def test_no_page_asks_another_machine_for_anything(site: Path) -> None:
     assert [address for page in site.rglob("*.html") for address in Anchors(page).asked] == []
+
+
+@pytest.mark.thorough
+def test_every_link_and_image_of_a_page_leads_to_a_file_of_the_site(site: Path) -> None:
+    pages = {page: Anchors(page) for page in site.rglob("*.html")}
+    for page, read in pages.items():
+        links = [link.partition("#") for link in read.links if not re.match(r"\w+:|/", link)]
+        within = [(page.parent / path if path else page, anchor) for path, _, anchor in links]
+        assert [path for path, _ in within if not path.is_file()] == [], page
+        assert [anchor for path, anchor in within if anchor and anchor not in pages[path.resolve()].ids] == [], page
+
+
+@pytest.mark.thorough
+def test_the_pictures_of_the_written_pages_are_in_the_site(site: Path) -> None:
+    for page in PAGES:
+        shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+        links = Anchors(site / page.relative_to(ROOT / "docs").with_suffix(".html")).links
+        assert {Path(name).name for name in shown} <= {Path(link).name for link in links}
 
 
 def test_every_page_is_in_the_menu() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.structure.imports import ROOT, modules
-from unetgn.programs.paths import check_file, check_folder, file_to_write, folder_to_write
+from unetgn.programs.paths import check_file, check_folder, file_to_write, folder_to_write, user_path
 from unetgn.training.train import main as train
 
 TINY = """
@@ -153,6 +153,39 @@ def test_a_file_that_a_constant_names_is_looked_at_before_the_work_begins(
     assert "permits it not" in capsys.readouterr().err
 
 
+class Begun(Exception):
+    """Ends a program whose work has begun."""
+
+
+def begin(*_: Any, **__: Any) -> None:
+    """Be the work."""
+    raise Begun
+
+
+WORKS = {name: work for name, (_, _, work) in PROGRAMS.items()} | FIXED
+LINES = {
+    (f"{module}.__main__" if f"{module}.__main__" in WORKS else module, *arguments.split())
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+    if document.name != "CHANGELOG.md"  # which names what was
+    for module, arguments in re.findall(r"`python -m (benchmarks\.\w+)([^`]*)`", document.read_text(encoding="utf-8"))
+}
+
+
+@pytest.mark.parametrize("line", sorted(line for line in LINES if line[0] in WORKS), ids=" ".join)
+def test_a_line_of_a_benchmark_in_a_document_has_what_the_program_asks_for(
+    line: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those within a sentence; tests/test_readme.py runs what stands in blocks."""
+    (tmp_path / "CONFIGS").write_text('[{"name": "", "class": "", "config": {}}]')
+    (tmp_path / "DIR").mkdir()
+    monkeypatch.chdir(tmp_path)
+    name, *arguments = line
+    program: Any = importlib.import_module(name)
+    monkeypatch.setattr(program, WORKS[name], begin)
+    with pytest.raises(Begun):
+        program.main(arguments)
+
+
 @pytest.mark.parametrize("parse", [file_to_write, folder_to_write])
 def test_what_can_be_written_is_taken_and_nothing_is_made(parse: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
@@ -161,6 +194,15 @@ def test_what_can_be_written_is_taken_and_nothing_is_made(parse: Callable[[str],
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
     with pytest.raises(argparse.ArgumentTypeError, match="the path is empty"):
         parse("")
+
+
+@pytest.mark.parametrize("parse", [user_path, file_to_write, folder_to_write])
+def test_an_empty_path_is_refused_in_words(parse: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--path", type=parse)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--path", ""])
+    assert "argument --path: the path is empty; the current folder is ." in capsys.readouterr().err
 
 
 def test_a_file_or_a_folder_that_is_there_is_taken_again_and_a_name_that_is_too_long_is_said(tmp_path: Path) -> None:

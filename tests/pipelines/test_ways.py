@@ -25,9 +25,11 @@ from unetgn.pipelines.schedulers import (
     make_sampling_scheduler,
     set_to_steps,
 )
-from unetgn.pipelines.strips import Moments, noise_between, write_animation
+from unetgn.pipelines.strips import Moments, draws_noise, noise_between, write_animation
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
 
+SDES = {"ddpm", "ddpm_parallel", "sde-dpmsolver++", "sa_solver", "euler_ancestral", "kdpm2_ancestral",
+        "edm_sde-dpmsolver++"}  # fmt: skip
 OF_DIFFUSERS = sorted(
     name for name in dir(diffusers) if name.endswith("Scheduler") and isinstance(getattr(diffusers, name), type)
 )
@@ -254,6 +256,18 @@ def test_networks_of_edm_sample_what_they_know_through_their_preconditioning(nam
         assert abs(((made - 0.2) * (image - 0.2))[..., :8].mean()) / SPREAD**2 < 0.15
     both = sample(Preconditioned(), scheduler, [3, 4], (1, 16, 16))
     assert torch.equal(both[1:], sample(Preconditioned(), scheduler, [4], (1, 16, 16)))
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, *EDM_SCHEDULERS])
+def test_it_is_known_whether_a_scheduler_draws_noise_between_its_steps(name: str) -> None:
+    """Where it does, two images that begin with the same noise are not the same."""
+    trained = diffusers.EDMEulerScheduler() if name in EDM_SCHEDULERS else make_scheduler(ObjectiveConfig())
+    scheduler = make_sampling_scheduler(name, trained, 20)
+    network = Preconditioned() if name in EDM_SCHEDULERS else Gaussian(trained)
+    noise = draw_noise([2], (1, 4, 4))[0]
+    one, other = (sample(network, scheduler, [seed], (1, 4, 4), noise=noise) for seed in (0, 1))
+    assert draws_noise(scheduler) == (not torch.equal(one, other))
+    assert draws_noise(scheduler) == (name in SDES)
 
 
 def test_schedulers_of_edm_and_others_do_not_go_together() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from unetgn.pipelines import UNetPipeline
 from unetgn.sampling import evaluate, judge_options, options, sample
+from unetgn.training.run_directory import OWN
 from unetgn.training.train import main as train
 
 TINY = """
@@ -59,9 +60,11 @@ SAMPLE: dict[str, list[tuple[str, str]]] = {
                ("--image {}/grey.png --mask {}/wide.png", "--mask is 16×8 pixels"),
                ("--mask {}/grey.png", "it is for --image FILE")],
     "--precision": [("--precision fp8", "invalid choice")],
-    "--interpolate": [("--interpolate 1", "2 frames or more"), ("--interpolate 9999", "1000 at most"),
+    "--interpolate": [("--interpolate 4", "give --scheduler ddim"),
+                      ("--interpolate 1", "2 frames or more"), ("--interpolate 9999", "1000 at most"),
                       ("--interpolate 4 --image {}/grey.png", "begins with neither"),
-                      ("--interpolate 4 --seeds 0", "two images or more")],
+                      ("--interpolate 4 --seeds 0", "two images or more"),
+                      ("--interpolate 4 --scheduler sa_solver --steps 9", "sa_solver draws more noise")],
     "--animation": [("--animation gif", "without --strip"), ("--animation webp", "without --strip")],
 }  # fmt: skip
 EVALUATE: dict[str, list[tuple[str, str]]] = {
@@ -190,9 +193,17 @@ def test_too_little_memory_is_said_in_one_line_and_no_other_fault_is(
 
 
 DRAWN = "--checkpoint {}/run --seeds 0-3 --steps 2"
-ALL = f"{DRAWN} --out {{}}/out --npz --webdataset --strip --interpolate 3 --animation webp"
+ALL = f"{DRAWN} --out {{}}/out --npz --webdataset --strip --interpolate 3 --animation webp --scheduler ddim"
 PLACES = [*sample.names_of_files(options.parse_arguments(ALL.split())), "shards", "000001.png"]
 JUDGED = f"{DRAWN} --real {{}}/greys --all-checkpoints --out {{}}/judged.json"
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/step-000001", "samples", "denoise/mine", "pipeline"])
+def test_what_a_run_writes_is_not_drawn_into(place: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {path.name for path in (folder / "run").iterdir() if path.is_dir()} - {"evaluation"} <= {*OWN}
+    refused(sample.main, f"--checkpoint {{}}/run --seeds 0-3 --steps 2 --out {{}}/run/{place}", folder)
+    said = capsys.readouterr().err
+    assert f"{folder / 'run' / place} is what a run writes; give a folder beside it, such as --out" in said
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import multiprocessing
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from unetgn.sampling.app import find_run, fitting, main
 from unetgn.sampling.folder import SamplingError
 from unetgn.sampling.page.artist import Artist, LeftError, Look
 from unetgn.sampling.page.asked import IN_TURN, MOST_IMAGES, MOST_SIDE, MOST_STEPS, NO_CLASS, Asked, Choices, read_asked
-from unetgn.sampling.page.watching import KEPT, Watcher, ago
+from unetgn.sampling.page.watching import GONE, KEPT, Watcher, ago
 from unetgn.sampling.trained import load_trained, open_pipeline
 from unetgn.training.checkpoint import find_checkpoint
-from unetgn.training.errors import CheckpointError
+from unetgn.training.edm import EDMConfig
+from unetgn.training.errors import CheckpointError, RunDirectoryError
 from unetgn.training.objective import ObjectiveConfig, make_scheduler
+from unetgn.training.run_directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FIELDS: dict[str, Any] = {
@@ -252,6 +256,62 @@ def test_watching_tells_how_a_run_stands_and_writes_nothing_there(run: Path, tmp
     assert Image.open(sight.loss).size == (840, 480)
 
 
+def hold(run: Path, told: Any) -> None:
+    """Be a run that goes on, until it is killed."""
+    directory = RunDirectory(run)
+    directory.lock()
+    directory.write_status("running", 10)
+    told.set()
+    time.sleep(60)
+
+
+def test_a_run_that_was_killed_is_not_said_to_be_running(run: Path, tmp_path: Path) -> None:
+    young, context = tmp_path / "young", multiprocessing.get_context("fork")
+    shutil.copytree(run, young)
+    watcher, told = Watcher(young, tmp_path, steps=20), context.Event()
+    assert watcher.facts()["state"] == "completed"
+    held = context.Process(target=hold, args=(young, told))
+    held.start()
+    try:
+        assert told.wait(30)
+        for _ in range(3):  # looking takes nothing away
+            assert watcher.facts()["state"] == "running"
+            assert RunDirectory(young).is_held() is True
+            with pytest.raises(RunDirectoryError, match="in use by another run"):
+                RunDirectory(young).lock()
+    finally:
+        held.kill()
+        held.join()
+    assert watcher.facts()["state"] == GONE
+    again = RunDirectory(young)
+    again.lock()  # nor does it keep others out
+    again.unlock()
+    (young / ".lock").unlink(missing_ok=True)
+    assert watcher.facts()["state"] == "running"  # a copy of a run, of which nothing else is known
+    (young / ".lock").symlink_to(run / ".lock")
+    assert watcher.facts()["state"] == "running"
+
+
+def test_a_row_of_steps_that_nobody_timed_is_shown_without_a_speed(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, young := tmp_path / "young")
+    directory = RunDirectory(young)
+    assert "images a second" in Watcher(young, tmp_path, steps=20).facts()
+    directory.log("metrics.csv", {"step": 20, "epoch": 1.0, "loss": 0.5, "learning_rate": 1e-3, "gradient_norm": 1.0})
+    facts = Watcher(young, tmp_path, steps=20).facts()
+    assert (facts["loss"], "images a second" in facts) == ("0.5", False)
+
+
+@pytest.mark.parametrize(
+    ("more", "columns"),
+    [({"seeds": "0-19"}, 10), ({"seeds": "0-8"}, 3), ({"seeds": "0-19", "subject": "7"}, 5)],
+    ids=str,
+)
+def test_a_class_has_a_column_where_all_come_in_turn(artist: Artist, more: dict[str, Any], columns: int) -> None:
+    look = last(artist.draw(ask(steps=1, **more)))
+    assert look.grid is not None
+    assert look.grid.width == 64 * columns + 2 * columns
+
+
 def test_watching_follows_a_run(run: Path, tmp_path: Path) -> None:
     """From a folder that has a configuration alone, by rows, previews and a status that was cut short, to the end."""
     young, out = tmp_path / "young", tmp_path / "out"
@@ -324,6 +384,17 @@ def test_what_is_no_run_and_what_cannot_be_served_is_said_in_one_line(
     said = capsys.readouterr().err
     assert "192.0.2.1 cannot be served" in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.thorough  # which imports Gradio
+@pytest.mark.parametrize(
+    ("objective", "wanted"),
+    [(ObjectiveConfig(), "dpmsolver++"), (ObjectiveConfig(edm=EDMConfig()), "edm_dpmsolver++")],
+    ids=["DDPM", "EDM"],
+)
+def test_the_page_begins_with_a_scheduler_of_few_steps(objective: ObjectiveConfig, wanted: str) -> None:
+    layout = pytest.importorskip("unetgn.sampling.page.layout", exc_type=ImportError)
+    assert layout.prefer(layout.QUICK, fitting(make_scheduler(objective))) == wanted
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squared_cosine"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tests.training.loops import Runs, spare_time
@@ -27,6 +28,17 @@ def test_many_images_are_drawn_in_batches_of_a_bounded_size(tmp_path: Path, monk
     assert sizes == {10, 4, 2}
     for part in (preview_file(Path(), 1), Path("denoise", "step-000001.png")):
         assert (tmp_path / "4" / part).read_bytes() == (tmp_path / "64" / part).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "columns"), [(3, 9, 3), (3, 4, 3), (None, 9, 3), (None, 16, 4), (10, 9, 3), (20, 36, 6)]
+)
+def test_a_class_has_a_column_where_so_many_fit(classes: int | None, count: int, columns: int, tmp_path: Path) -> None:
+    unet = UNet(in_channels=1, out_channels=1, channels=[4], attention_levels=[], depth=1, norm={"num_groups": 2},
+                num_classes=classes)  # fmt: skip
+    config, shape = PreviewConfig(count=count, steps=1), Conditions((1, 8, 8))
+    draw_preview(unet.eval(), make_scheduler(ObjectiveConfig()), shape, config, tmp_path, 1, on_step=lambda: None)
+    assert Image.open(preview_file(tmp_path, 1)).width == 66 * columns
 
 
 @pytest.mark.parametrize(

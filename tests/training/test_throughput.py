@@ -4,6 +4,7 @@ import csv
 import logging
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,6 +54,29 @@ def test_a_row_has_the_means_of_its_steps_and_their_rate() -> None:
     row = window.close()
     assert row["loss"] == 7.0
     assert row["share_of_peak"] == pytest.approx(10 * 100 / 5000, rel=0.05)
+
+
+def test_a_resumed_run_counts_the_steps_that_it_timed_itself() -> None:
+    """Of a row's steps those before the interruption count for its means alone."""
+
+    def resumed(steps: int) -> Window:
+        before = Window(Accelerator(cpu=True), images_per_step=10, flops=lambda: 1 // 0)  # nobody asks
+        before.add([numbers(5.0)] * steps)
+        window = Window(Accelerator(cpu=True), images_per_step=10, flops=lambda: 1 // 0)
+        window.restore(SimpleNamespace(window_sums=before.all_sums(), window_steps=before.steps))  # type: ignore[arg-type]
+        window.peak, window.flops = 5000.0, 100
+        return window
+
+    for steps in (0, 1, 9):
+        window = resumed(steps)
+        for seconds in (2.0, 4.0):  # the second row is as any
+            window.add([numbers(7.0)] * 2)
+            window.since = time.perf_counter() - seconds
+            row = window.close()
+            assert row["images_per_second"] == pytest.approx(2 * 10 / seconds, rel=0.05)
+            assert row["share_of_peak"] == pytest.approx(row["images_per_second"] * 100 / 5000)
+            assert row["loss"] == pytest.approx((5.0 * steps + 14) / (steps + 2) if seconds == 2.0 else 7.0)
+    assert resumed(3).close() == {"loss": 5.0, "gradient_norm": 10.0}  # made up for: no time is known
 
 
 def close(window: Window, steps: int, waited: float) -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+WIDEST = 16  # classes in a row of a grid at most
 READABLE = 64  # pixels: an image in a grid is enlarged by a whole factor to about this size
 
 
@@ -22,6 +23,11 @@ def to_picture(pixels: Tensor) -> Image.Image:
         raise ValueError(f"an image of {pixels.shape[-1]} channels is no picture; 1 (grey) and 3 (RGB) are")
     array = pixels.cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def columns_in_turn(count: int, num_classes: int | None) -> int | None:
+    """Return the images in a row of a grid of classes in turn: a class a column where they fit; None, about square."""
+    return num_classes if num_classes is not None and num_classes <= min(count, WIDEST) else None
 
 
 def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:

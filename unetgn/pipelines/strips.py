@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -55,6 +58,22 @@ def noise_between(one: int, other: int, frames: int, shape: tuple[int, ...]) -> 
         raise ValueError(f"frames is {frames}; a way from one seed to another has at least 2")
     (first, last), _ = draw_noise((one, other), shape)
     return torch.stack([slerp(first, last, frame / (frames - 1)) for frame in range(frames)])
+
+
+def draws_noise(scheduler: Any) -> bool:
+    """Return True where a scheduler that is set to its steps draws noise between them: two seeds then part."""
+    if "generator" not in inspect.signature(scheduler.step).parameters:
+        return False
+    copies = [copy.deepcopy(scheduler), copy.deepcopy(scheduler)]
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    kept = [torch.zeros(1, 1, 1, 1)] * 2
+    for timestep in scheduler.timesteps:
+        for which, (one, generator) in enumerate(zip(copies, generators, strict=True)):
+            one.scale_model_input(kept[which], timestep)
+            kept[which] = one.step(torch.zeros(1, 1, 1, 1), timestep, kept[which], generator=generator).prev_sample
+        if kept[0] != kept[1]:
+            return True
+    return False
 
 
 def write_animation(path: Path, pictures: Sequence[Image.Image], *, milliseconds: int = 100, format: str) -> None:

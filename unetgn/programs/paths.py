@@ -9,13 +9,17 @@ from pathlib import Path
 LONGEST = 230  # bytes of a file's name: while it is written it has 20 more, and disks take 255
 
 
+class EmptyPathError(argparse.ArgumentTypeError, ValueError):
+    """Says that a path is empty: argparse shows the words of the one, and others catch the other."""
+
+
 def user_path(text: str) -> Path:
     """Return the path that a user wrote: ~ is the home folder, ~name somebody else's.
 
     Raises ValueError for an empty one, which would be the current folder.
     """
     if not text:
-        raise ValueError("the path is empty; the current folder is .")
+        raise EmptyPathError("the path is empty; the current folder is .")
     return Path(os.path.expanduser(text))
 
 

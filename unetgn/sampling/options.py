@@ -199,7 +199,8 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
         type=int,
         metavar="FRAMES",
         help="also write interpolation.png and an "
-        "animation: from each seed to the next in so many pictures, as the first one's class",
+        "animation: from each seed to the next in so many pictures, as the first one's class, with a --scheduler that "
+        "draws no noise between steps, such as ddim",
     )
     parser.add_argument(
         "--animation", choices=("gif", "webp"), help="format of --strip's and --interpolate's (default: gif)"

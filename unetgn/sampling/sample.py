@@ -20,6 +20,7 @@ from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.inputs import check_palette
 from unetgn.pipelines.planning import Settings
 from unetgn.pipelines.schedulers import default_name, set_to_steps
+from unetgn.pipelines.strips import draws_noise
 from unetgn.programs.last_words import lacks_memory, last_words, say
 from unetgn.programs.parent import stop_with_parent
 from unetgn.sampling.folder import (
@@ -207,6 +208,11 @@ def prepare(
     pipeline.set_progress_bar_config(disable=True)
     drawing = Drawing(pipeline, request, image, mask)
     drawing.check(subjects)
+    if arguments.interpolate is not None and draws_noise(set_to_steps(pipeline.scheduler, request.steps)):
+        raise SamplingError(
+            f"--interpolate leads from the noise of one seed to that of another, and {scheduler} draws more noise "
+            f"between its steps, which would hide it: give --scheduler {default_name(trained.scheduler, 'ddim')}"
+        )
     pipeline.to(accelerator.device)  # before the precision, of which diffusers says that a CPU has it not
     trained.unet.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision])
     return drawing
@@ -243,6 +249,14 @@ def names_of_files(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
+def check_is_no_runs(out: Path) -> None:
+    """Raise SamplingError for the folder of a run, and for those that a run writes: nobody would tell what is whose."""
+    there = out.resolve()
+    run = next((path for path in (there, *there.parents) if RunDirectory(path).holds_a_run()), None)
+    if run is not None and RunDirectory(run).owns(there):
+        raise SamplingError(f"{out} is what a run writes; give a folder beside it, such as --out {run / 'drawn'}")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Go from the parsed arguments to the folder of images."""
     accelerator, out = start_processes(), arguments.out
@@ -250,6 +264,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = RunDirectory(out)
 
     def take() -> None:
+        check_is_no_runs(out)
         folder.check_writable()
         check_places(out, subjects, names_of_files(arguments))
         more = {name: getattr(arguments, name) for name in ("npz", "webdataset")}

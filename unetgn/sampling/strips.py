@@ -17,7 +17,7 @@ from unetgn.sampling.folder import Subject
 from unetgn.training.files import write_png, writing
 
 SHOWN, MOMENTS, FRAMES = 4, 10, 60  # images of a strip, pictures of each in a strip, and in an animation at most
-COLUMNS = 16  # pictures in a row of an interpolation's strip
+COLUMNS = 16  # pictures of each way in an interpolation's strip at most
 
 Draw = Any  # of sampling.sample, which imports this module
 
@@ -38,10 +38,7 @@ def write_strip(draw: Draw, subjects: dict[int, Subject], out: Path, *, ending: 
 def write_interpolation(
     draw: Draw, subjects: dict[int, Subject], out: Path, frames: int, *, batch: int, ending: str
 ) -> None:
-    """Write interpolation.png and .gif or .webp: from each seed to the next, with the subject of the first.
-
-    What a scheduler draws between steps is that of the first seed in all pictures.
-    """
+    """Write interpolation.png, a row from each seed to the next, and .gif or .webp, with the subject of the first."""
     seeds = list(subjects)
     ways = [noise_between(one, other, frames, draw.shape) for one, other in itertools.pairwise(seeds)]
     noise = torch.cat([ways[0], *(way[1:] for way in ways[1:])])
@@ -49,7 +46,12 @@ def write_interpolation(
     for part in noise.split(batch):
         pictures += draw([seeds[0]] * len(part), [subjects[seeds[0]]] * len(part), latents=part)
     pixels = torch.stack([pixels_of(picture) for picture in pictures])
-    write_png(out / "interpolation.png", tile_pixels(pixels, min(COLUMNS, len(pictures))))
+    columns = min(COLUMNS, frames)
+    of_way = torch.linspace(0, frames - 1, columns).round().long()
+    rows = torch.cat(
+        [way * (frames - 1) + of_way for way in range(len(ways))]
+    )  # both ends: a seed ends, and begins one
+    write_png(out / "interpolation.png", tile_pixels(pixels[rows], columns))
     write_frames(out / f"interpolation.{ending}", [tile_pixels(one[None], 1) for one in pixels])
 
 

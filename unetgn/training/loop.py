@@ -294,7 +294,8 @@ class Loop(Rescue, Looks):
             **self.window.close(),
         }
         self.write_row("metrics.csv", row, {key: value for key, value in row.items() if key != "step"})
-        said = f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s"
+        rate = row.get("images_per_second")  # which a row of steps before a resume has not
+        said = f"loss {row['loss']:.4f}" + ("" if rate is None else f", {rate:.0f} images/s")
         self.show(lambda bar: bar.set_postfix_str(said))
 
     def count(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unetgn import UNet
 from unetgn.pipelines import UNetPipeline
-from unetgn.pipelines.pictures import to_grid
+from unetgn.pipelines.pictures import columns_in_turn, to_grid
 from unetgn.pipelines.schedulers import check_name, default_name
 from unetgn.pipelines.strips import Moments
 from unetgn.training.data.autoencoder import Autoencoder, load_autoencoder
@@ -129,7 +129,8 @@ def draw_preview(
     if conditions.autoencoder is not None:
         autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
         strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
-    pictures = {SAMPLES: to_grid(torch.cat(made)), STRIPS: to_grid(strip, columns=columns)}
+    classes = columns_in_turn(config.count, unet.config.num_classes)
+    pictures = {SAMPLES: to_grid(torch.cat(made), columns=classes), STRIPS: to_grid(strip, columns=columns)}
     write_png(run / STRIPS / f"step-{step:06d}.png", pictures[STRIPS])
     write_png(preview_file(run, step), pictures[SAMPLES])
     return pictures

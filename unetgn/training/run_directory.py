@@ -44,6 +44,9 @@ COLUMNS = {
 
 LONGEST_ROW = 1000  # characters
 
+AS_FILE = os.O_NOFOLLOW | os.O_NONBLOCK  # no link, no waiting for a pipe
+TAKEN = (errno.EACCES, errno.EAGAIN)  # of a lock that another process has
+OWN = (CHECKPOINTS, "samples", "denoise", AVERAGES, "pipeline", "lora", "tb", "profile")  # folders that a run writes
 LOCK, STATUS, TRACKER_ID = ".lock", "status.json", "tracker_id"
 TRACKER_ID_IS = re.compile("[0-9a-f]{16}")
 
@@ -64,6 +67,11 @@ class RunDirectory:
     def holds_a_run(self) -> bool:
         """Return True where a run was begun here."""
         return (self.path / CONFIG).exists() or bool(list_checkpoints(self.checkpoints))
+
+    def owns(self, path: Path) -> bool:
+        """Return True where a path is the folder of the run here, or one that a run writes, or below such a one."""
+        parts = path.resolve().relative_to(self.path.resolve()).parts
+        return self.holds_a_run() and (not parts or parts[0] in OWN)
 
     def tracker_id(self, *, new: bool) -> str:
         """Return the name that a tracker on a server knows the run by: another one where the run begins anew."""
@@ -98,7 +106,7 @@ class RunDirectory:
         self._made = [path for path in (*reversed(self.path.parents), self.path, lock) if not path.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # no link, no waiting for a pipe
+            flags = os.O_RDWR | os.O_CREAT | AS_FILE
             self._lock = open(lock, "r+b", opener=lambda path, _: os.open(path, flags, 0o666))  # noqa: SIM115
             if not stat.S_ISREG(os.fstat(self._lock.fileno()).st_mode):
                 raise OSError(f"{lock} is no file")
@@ -113,7 +121,7 @@ class RunDirectory:
             # A record lock belongs to this process alone: the loader's forked workers do not inherit it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
+            if error.errno in TAKEN:
                 self._lock, self._made = None, []  # they are the other's
                 raise RunDirectoryError(
                     f"{self.path} is in use by another run; wait for it, or give another folder"
@@ -128,6 +136,24 @@ class RunDirectory:
             self._lock.close()
             return self.lock()
         delete_unfinished(self.path)
+
+    def is_held(self) -> bool | None:
+        """Return True where a living process has the folder; None where that cannot be known. Writes nothing.
+
+        Of the processes of all machines, where the file system locks for them. Not for the process that has it itself:
+        it would lose it.
+        """
+        try:
+            lock = os.open(self.path / LOCK, os.O_RDONLY | AS_FILE)
+        except OSError:
+            return None
+        try:  # shared: two that look are not in each other's way, and what is taken goes with the file
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return True if error.errno in TAKEN else None
+        finally:
+            os.close(lock)
+        return False
 
     def unlock(self) -> None:
         """Give the folder back where it is taken, and leave of what `lock` made nothing that is empty."""

@@ -91,6 +91,8 @@ class Window:
         self.accelerator, self.images_per_step, self.batches = accelerator, images_per_step, batches
         self.flops = 0 if self.peak is None else flops()  # an image's; counting them takes a fifth of a second
         self.sums, self.steps = torch.zeros(2 if batches is None else 4, device=device), 0
+        self.restored = 0
+        """Of these steps, those of another process, before a run was resumed: how long they took is not known here."""
         self.closed: tuple[list[float], int] | None = None
         """Means over the ranks of the sums that the last row was made of, and of how many steps they are."""
         self.since, self.waited = time.perf_counter(), 0.0
@@ -107,19 +109,20 @@ class Window:
     def close(self) -> dict[str, float]:
         """Return mean loss over steps and ranks, mean gradient norm and images per second, and begin anew.
 
-        With `noise_scale` too, where these steps tell it.
+        With `noise_scale` too, where these steps tell it; without the rate where none of them was timed here.
         """
         means = self.accelerator.reduce(self.sums, reduction="mean")
         self.closed = means.tolist(), self.steps
         loss, norm, *parts = (means / self.steps).tolist()
         now = time.perf_counter()
         elapsed = now - self.since
-        rate = self.steps * self.images_per_step / elapsed
-        row = {"loss": loss, "gradient_norm": norm, "images_per_second": rate}
+        row = {"loss": loss, "gradient_norm": norm}
         if self.batches is not None:
             scale = noise_scale(*parts, small_batch=self.batches[0], large_batch=self.batches[1])
             row |= {} if scale is None else {"noise_scale": scale}
-        if self.peak is not None:
+        if timed := self.steps - self.restored:
+            row["images_per_second"] = rate = timed * self.images_per_step / elapsed
+        if timed and self.peak is not None:
             row["share_of_peak"] = rate * self.flops / (self.peak * self.accelerator.num_processes)
         self._watch_loader(elapsed)
         self.clear()
@@ -128,7 +131,7 @@ class Window:
 
     def clear(self) -> None:
         """Forget the sums since the last row."""
-        self.sums, self.steps = torch.zeros_like(self.sums), 0
+        self.sums, self.steps, self.restored = torch.zeros_like(self.sums), 0, 0
 
     def _watch_loader(self, elapsed: float) -> None:
         """Warn where steps wait for images, judged by whole rows: `JUDGED` steps of them or more."""
@@ -163,3 +166,4 @@ class Window:
         if len(sums) == self.accelerator.num_processes and all(len(each) == len(self.sums) for each in sums):
             rank = self.accelerator.process_index
             self.sums, self.steps = torch.tensor(sums[rank], device=self.sums.device), checkpoint.window_steps
+            self.restored = self.steps

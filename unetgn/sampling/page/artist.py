@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unetgn.pipelines import UNetPipeline
 from unetgn.pipelines.inputs import image_size
-from unetgn.pipelines.pictures import tile_pixels, to_grid
+from unetgn.pipelines.pictures import columns_in_turn, tile_pixels, to_grid
 from unetgn.pipelines.schedulers import set_to_steps
 from unetgn.pipelines.strips import Moments
 from unetgn.sampling.page.asked import IN_TURN, Asked
@@ -29,7 +29,6 @@ from unetgn.training.checkpoint import CHECKPOINTS, Checkpoint, find_checkpoint,
 from unetgn.training.data.text import TextEncoder
 
 PAUSE = 0.2  # seconds between two looks at a drawing, at least
-WIDEST = 16  # classes in a row of the grid at most
 
 
 class LeftError(Exception):
@@ -152,7 +151,8 @@ class Artist:
         pipeline.scheduler = trained.scheduler  # not the one before's
         pipeline.use_scheduler(asked.scheduler)
         labels = asked.labels(trained.unet.config.num_classes)
-        columns = columns_of(asked, trained.unet.config.num_classes)
+        classes = trained.unet.config.num_classes if asked.subject == IN_TURN else None
+        columns = columns_in_turn(len(asked.seeds), classes)
         pictures: list[Image.Image] = []
         strip = Strip(pipeline, asked, asked.seeds[: min(SHOWN, self.batch_size)])
         shown = 0.0
@@ -214,12 +214,6 @@ class Strip:
         """Lay the strip out, an image a row, and white what has not come yet."""
         white = [torch.ones_like(self.images[0])] * (self.columns - len(self.images))
         return to_grid(torch.stack([*self.images, *white], dim=1).flatten(0, 1), self.columns)
-
-
-def columns_of(asked: Asked, num_classes: int | None) -> int | None:
-    """Return the images in a row of the grid: a class a column, where they come in turn; None is about square."""
-    in_turn = asked.subject == IN_TURN and num_classes is not None and num_classes <= WIDEST
-    return num_classes if in_turn and num_classes is not None and num_classes <= len(asked.seeds) else None
 
 
 def to_one(pictures: list[Image.Image], columns: int | None) -> Image.Image | None:

@@ -21,6 +21,7 @@ from unetgn.training.errors import CheckpointError, ConfigError
 MOST_WAITING = 16  # drawings
 EVERY = 5  # seconds between two looks at a run
 KEPT = 600  # seconds that a picture stays on the disk
+QUICK = ("dpmsolver++", "edm_dpmsolver++")  # schedulers that twenty steps are enough for
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # the page's alone: there is no programming interface
 REFUSALS = (SamplingError, CheckpointError, ConfigError, LeftError, ValueError, OSError, torch.OutOfMemoryError)
 
@@ -58,7 +59,7 @@ def lay_out_drawing(choices: Choices, artist: Artist) -> None:
             )
             steps = gr.Number(20, label="Steps", info=f"{MOST_STEPS} at most")
             scheduler = gr.Dropdown(
-                list(choices.schedulers), value=prefer("dpmsolver++", choices.schedulers), label="Scheduler"
+                list(choices.schedulers), value=prefer(QUICK, choices.schedulers), label="Scheduler"
             )
             guidance = gr.Number(1, label="Guidance", info="uncond + guidance · (cond - uncond); 1 is off", step=0.5)
             size = gr.Textbox(
@@ -121,9 +122,9 @@ def picture_of(label: str, name: str) -> gr.Image:
     )  # fmt: skip
 
 
-def prefer(name: str, names: Sequence[str]) -> str:
-    """Return the name if it is there, and else the first one."""
-    return name if name in names else names[0]
+def prefer(wanted: Sequence[str], names: Sequence[str]) -> str:
+    """Return the first of `wanted` that is there, and else the first name."""
+    return next((name for name in wanted if name in names), names[0])
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from unetgn.training.run_directory import STATUS, RunDirectory
 
 LOGS = METRICS, VALIDATION = "metrics.csv", "validation.csv"
 MOST_POINTS = 2000  # of a curve: more than a picture has columns
+GONE = "no process has it: it was killed, or lost its machine; with --resume auto it goes on"
 KEPT = 3  # pictures of a kind: a browser may still be reading the one before the newest, or ask for it
 
 
@@ -59,12 +60,14 @@ class Watcher:
             state, step = "not started yet", "0"
         except (OSError, ValueError) as error:
             state, step = f"unknown: {said(error)}", "0"
+        if state == "running" and RunDirectory(self.run).is_held() is False:
+            state = GONE
         facts = {"state": state}
         rows = RunDirectory(self.run).rows(METRICS)
         last = rows[-1] if rows else {"step": step}
         facts["step"] = f"{last['step']} of {self.steps}"
         for name, words in (("loss", "loss"), ("images_per_second", "images a second")):
-            if name in last:
+            if last.get(name):  # a row of steps before a resume says no speed
                 facts[words] = f"{float(last[name]):.4g}"
         if held_out := RunDirectory(self.run).rows(VALIDATION):
             facts["held-out loss"] = f"{float(held_out[-1]['loss']):.4g} after step {held_out[-1]['step']}"
