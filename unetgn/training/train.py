@@ -353,17 +353,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(parse_arguments(arguments))
     except (ConfigError, RunDirectoryError, CheckpointError, push.PushError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the others say the same
-            say(f"train.py: error: {error}")
+        say_for_all(f"train.py: error: {error}")
         return 2
     except Failed as error:
         say_failure(error)
         return 1
     except Diverged as error:
-        say(f"train.py: {error}; the last checkpoint is as it was")
+        say_for_all(f"train.py: {error}; the last checkpoint is as it was")
         return 1
     except Preempted as error:
-        say(f"train.py: {error}; go on with --resume auto")
+        say_for_all(f"train.py: {error}; go on with --resume auto")
         return 1
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("train.py", error)
@@ -380,6 +379,12 @@ def main(arguments: list[str] | None = None) -> int:
             torch.distributed.destroy_process_group()
         flush_output()
     return 0
+
+
+def say_for_all(words: str) -> None:
+    """Say what every process would say, once on each machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        say(words)
 
 
 def say_failure(error: Failed) -> None:
