@@ -30,6 +30,21 @@ def test_many_images_are_drawn_in_batches_of_a_bounded_size(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
+    ("classes", "count", "columns"),
+    [(None, 10, 4), (3, 10, 3), (10, 40, 10), (16, 32, 16), (17, 40, 7), (3, 3, 2), (1, 10, 4)],
+)
+def test_a_class_is_a_column_where_there_are_few(classes: int | None, count: int, columns: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"channels": [8], "attention_levels": [], "depth": 1, "norm": {"num_groups": 4}}
+    unet = UNet(in_channels=1, out_channels=1, num_classes=classes, **small).eval()
+    config, conditions = PreviewConfig(count=count, steps=1), Conditions((1, 8, 8))
+    picture = draw_preview(unet, make_scheduler(ObjectiveConfig()), conditions, config, tmp_path, 1,
+                           on_step=lambda: None)["samples"]  # fmt: skip
+    tile = 64 + 2
+    assert picture.size == (columns * tile, -(-count // columns) * tile)
+
+
+@pytest.mark.parametrize(
     ("first", "every", "steps"),
     [
         (50, 1000, [50, 100, 200, 400, 800, 1000, 2000, 3000]),

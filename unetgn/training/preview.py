@@ -19,6 +19,7 @@ from unetgn.pipelines.strips import Moments
 from unetgn.training.data.autoencoder import Autoencoder, load_autoencoder
 from unetgn.training.files import write_png, writing
 
+COLUMNS = 16  # of classes; more are laid out as a square
 BATCH = 64  # images that are drawn at a time
 AUTO = "auto"
 STRIP = 10  # pictures in a strip from noise to image
@@ -129,10 +130,17 @@ def draw_preview(
     if conditions.autoencoder is not None:
         autoencoder = load_autoencoder(conditions.autoencoder)  # for these moments only: it takes memory
         strip, *made = (decode(autoencoder, latents.to(unet.device), on_step) for latents in (strip, *made))
-    pictures = {SAMPLES: to_grid(torch.cat(made)), STRIPS: to_grid(strip, columns=columns)}
+    samples = to_grid(torch.cat(made), columns=class_columns(config.count, unet.config.num_classes))
+    pictures = {SAMPLES: samples, STRIPS: to_grid(strip, columns=columns)}
     write_png(run / STRIPS / f"step-{step:06d}.png", pictures[STRIPS])
     write_png(preview_file(run, step), pictures[SAMPLES])
     return pictures
+
+
+def class_columns(count: int, num_classes: int | None) -> int | None:
+    """Return how many columns have one class each, of images whose classes cycle; None where they cannot."""
+    few = num_classes is not None and 2 <= num_classes <= min(COLUMNS, count - 1)
+    return num_classes if few else None
 
 
 def draw_images(
