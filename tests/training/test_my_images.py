@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unetgn.training import own_pictures
 from unetgn.training.config_files import find_in_data, load_config
 from unetgn.training.config_yaml import find_config
 from unetgn.training.errors import ConfigError
@@ -44,6 +45,51 @@ def test_a_folder_is_all_that_is_needed(photographs: Path, capfd: pytest.Capture
     assert (run / "pipeline" / "unet" / "config.json").is_file()
     assert list((run / "samples").glob("*.png"))
     assert "4 images from Holidays" in capfd.readouterr().out
+
+
+def on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_pictures, "trains_on_cpu", lambda: device == "cpu")
+
+
+@pytest.mark.parametrize(("device", "name", "size"), [("cpu", "my_images32", 32), ("cuda", "my_images", 64)])
+def test_the_device_decides_the_configuration_which_is_said_and_written(
+    device: str,
+    name: str,
+    size: int,
+    photographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    on(device, monkeypatch)
+    line = ["Holidays", "data.enlarge=true"]
+    assert main([*line, "--dry-run"]) == 0
+    assert capfd.readouterr().out.startswith(f"configuration: {name}, {size}×{size}")
+    assert main([*line, "--print-config"]) == 0
+    printed = capfd.readouterr().out
+    assert main(["--config", name, "data.path=Holidays", "data.enlarge=true", "--print-config"]) == 0
+    assert capfd.readouterr().out == printed  # which is the configuration, and nothing but it
+
+
+def test_a_run_that_goes_on_keeps_its_configuration_on_another_device(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    on("cpu", monkeypatch)
+    assert main(["Holidays", *SMALL]) == 0
+    on("cuda", monkeypatch)
+    for resumed in ("auto", "runs/Holidays"):
+        capfd.readouterr()
+        assert main(["Holidays", "--resume", resumed, "train.steps=3"]) == 0
+        assert "configuration: runs/Holidays/config.yaml, of the run that goes on" in capfd.readouterr().out
+    config = load_config(Path("runs/Holidays/config.yaml"))
+    assert (config.data.image_size, config.model.depth, config.train.steps) == (32, 1, 3)
+    assert main(["Holidays", *SMALL, "--config", "my_images", "--resume", "auto", "train.steps=4"]) == 2
+
+
+def test_a_launcher_that_takes_no_gpu_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    assert not own_pictures.trains_on_cpu()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # of `accelerate launch --cpu`
+    assert own_pictures.trains_on_cpu()
 
 
 @pytest.mark.parametrize(

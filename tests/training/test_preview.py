@@ -31,7 +31,8 @@ def test_many_images_are_drawn_in_batches_of_a_bounded_size(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("classes", "count", "columns"), [(3, 9, 3), (3, 4, 3), (None, 9, 3), (None, 16, 4), (10, 9, 3), (20, 36, 6)]
+    ("classes", "count", "columns"),
+    [(3, 9, 3), (3, 4, 3), (None, 9, 3), (None, 16, 4), (10, 9, 3), (20, 36, 6), (1, 9, 3)],
 )
 def test_a_class_has_a_column_where_so_many_fit(classes: int | None, count: int, columns: int, tmp_path: Path) -> None:
     unet = UNet(in_channels=1, out_channels=1, channels=[4], attention_levels=[], depth=1, norm={"num_groups": 2},

@@ -73,7 +73,7 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Sent:
         assert main(["train", "--config", "digits8_ddpm", "--output", str(run), *SMALL, *options]) == 0
         fetched = Path(huggingface_hub.snapshot_download("me/digits", cache_dir=cache))
     sent = Sent(run, hub.repositories["me/digits"].copy(), hub.private["me/digits"], said.getvalue(), fetched)
-    assert sent.files == files_of(run / "pipeline")
+    assert sent.files == as_sent(run / "pipeline")
     for step, kind, fid in ((2, "ddim-50-steps", 3.25), (1, "ddim-50-steps", 9.75), (2, "raw-ddim", 8.5)):
         folder = run / "evaluation" / f"step-{step:06d}" / kind
         folder.mkdir(parents=True)
@@ -98,6 +98,16 @@ def card_of(text: str) -> tuple[dict, str]:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def as_sent(pipeline: Path) -> dict[str, bytes]:
+    """What a pipeline is on the hub: its files, the lines of whose card load the repository, not the folder."""
+    files = files_of(pipeline)
+    card = files["README.md"].decode()
+    assert (card.count('"."'), card.count("FOLDER")) == (3, 0)
+    said = "These lines are for a Python that was started in this folder; from elsewhere write its path for `.`. "
+    files["README.md"] = card.replace('"."', '"me/digits"').replace(said, "").encode()
+    return files
 
 
 def test_a_run_sends_its_pipeline_when_it_is_done_and_a_friend_draws_with_what_is_fetched(sent: Sent) -> None:
@@ -126,7 +136,7 @@ def test_what_has_failed_to_be_sent_is_a_warning_with_the_line_that_sends_it(
     words = shlex.split(warned.partition("send it with: ")[2])
     assert words[0] == "unetgn"
     assert main(words[1:]) == 0
-    assert (hub.repositories["me/digits"], hub.private["me/digits"]) == (files_of(run / "pipeline"), True)
+    assert (hub.repositories["me/digits"], hub.private["me/digits"]) == (as_sent(run / "pipeline"), True)
     assert card_of(hub.repositories["me/digits"]["README.md"].decode())[0]["license"] == "mit"
 
 
@@ -204,7 +214,8 @@ def test_a_pipeline_of_a_run_that_went_on_and_stopped_is_sent_with_the_card_that
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"state": "preempted", "step": 2}))
     assert main(["push", str(run), "me/digits"]) == 0
-    assert card_of(hub.repositories["me/digits"]["README.md"].decode()) == card_of(before)
+    assert card_of(card.read_text()) == card_of(before)
+    assert hub.repositories["me/digits"]["README.md"] == as_sent(run / "pipeline")["README.md"]
     assert f"{run} is not at its end" in caplog.text
 
 
@@ -320,7 +331,7 @@ def test_a_friend_with_diffusers_alone_draws_by_the_name_on_the_hub(sent: Sent, 
     """In a process without unetgn, as the card says, but for the endpoint."""
     _, body = card_of(sent.files["README.md"].decode())
     (code,) = re.findall(r"```python\n(.*?)```", body, re.DOTALL)
-    code = f"import sys; sys.modules['unetgn'] = None\n{code.replace('FOLDER', 'me/digits')}"
+    code = f"import sys; sys.modules['unetgn'] = None\n{code}"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with serving() as hub:
         hub.repositories["me/digits"], hub.private["me/digits"] = sent.files, True

@@ -20,7 +20,9 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_and_names_its_own(tiny: Path,
     """The other rank sees it, too, in the gradient that both share."""
     line = ["--config", str(tiny), "--output", str(tmp_path / "a"), "preview.every=0"]
     bad = {"BAD": "nan", "BAD_FROM": str(6 * 8)}  # of the seventh step
-    assert finish(*line, **A_BAD_RANK, environment=bad).codes == [1, 1]
+    done = finish(*line, **A_BAD_RANK, environment=bad)
+    assert done.codes == [1, 1]
+    assert done.stderr.count("train.py: the loss is not finite at step 7, rank 1; the last checkpoint is") == 1
     assert status(tmp_path / "a")["error"] == "the loss is not finite at step 7, rank 1"
     assert status(tmp_path / "a")["state"] == "diverged"
 
@@ -33,7 +35,9 @@ def test_a_signal_to_one_rank_ends_the_other_ones_wait_for_its_loader(workers: i
         wait_until(lambda: len(logged(output)) > 6)  # six steps and the header
         time.sleep(1)
         os.kill(status(output)["pid"], signal.SIGTERM)  # rank 0
-        assert ranks.wait(timeout=30).codes == [1, 1]
+        done = ranks.wait(timeout=30)
+    assert done.codes == [1, 1]
+    assert done.stderr.count("train.py: stopped by a signal after step 6; go on with --resume auto") == 1
     assert status(output) | {"state": "preempted", "step": 6} == status(output)
     assert weights(output, 6)
 

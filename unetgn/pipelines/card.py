@@ -14,6 +14,9 @@ OURS = """---
 library_name: diffusers
 tags: [unetgn]
 """  # how ours begin; what the hub shows of a model follows, up to the next ---
+# The folder as the lines of a card name it, and what is said of that; on the hub there is a name, and nothing to say.
+HERE = '"."'
+WHERE = "These lines are for a Python that was started in this folder; from elsewhere write its path for `.`. "
 HEADER = f"{OURS}license: unknown\n---\n"
 
 
@@ -40,7 +43,7 @@ def model_card(facts: NetworkFacts, *, native: str | None, edm: bool = False) ->
         what.append("It reads prompts.")
     if facts.ours:
         need = "Its network is `unetgn.UNet`, which diffusers cannot express: `pip install unetgn`."
-        lines = ["from unetgn.pipelines import UNetPipeline", "", 'pipeline = UNetPipeline.from_pretrained("FOLDER")']
+        lines = ["from unetgn.pipelines import UNetPipeline", "", f"pipeline = UNetPipeline.from_pretrained({HERE})"]
     else:
         need = (
             "With diffusers alone (the sampler is in this folder, in plain Python: read it, since `trust_remote_code` "
@@ -49,7 +52,7 @@ def model_card(facts: NetworkFacts, *, native: str | None, edm: bool = False) ->
         lines = [
             "from diffusers import DiffusionPipeline",
             "",
-            'pipeline = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER", trust_remote_code=True)',
+            f"pipeline = DiffusionPipeline.from_pretrained({HERE}, custom_pipeline={HERE}, trust_remote_code=True)",
         ]
     code = "\n".join([*lines, f'pipeline({call}).images[0].save("image.png")'])
     parts = [
@@ -57,8 +60,8 @@ def model_card(facts: NetworkFacts, *, native: str | None, edm: bool = False) ->
         " ".join(what) + "\n",
         need + "\n",
         f"```python\n{code}\n```\n",
-        "FOLDER is this folder's path, or its name on the hub. Image n depends on the weights, the settings and seed n "
-        "alone. `help(pipeline.__call__)` lists what else it does: guidance in an interval of noise levels, schedulers "
+        f"{WHERE}Image n depends on the weights, the settings and seed n alone. "
+        "`help(pipeline.__call__)` lists what else it does: guidance in an interval of noise levels, schedulers "
         f'(`pipeline.use_scheduler("{"edm_euler" if edm else "dpmsolver++"}")`), image to image, inpainting.\n',
     ]
     if edm:
@@ -70,8 +73,8 @@ def model_card(facts: NetworkFacts, *, native: str | None, edm: bool = False) ->
         )
     if not facts.ours:
         parts.append(
-            'With unetgn installed, `unetgn.pipelines.UNetPipeline.from_pretrained("FOLDER")` runs no code from here.\n'
+            f"With unetgn installed, `unetgn.pipelines.UNetPipeline.from_pretrained({HERE})` runs no code from here.\n"
         )
     if native is not None:
-        parts.append(f'diffusers\' own `{native}.from_pretrained("FOLDER")` draws with this network, too.\n')
+        parts.append(f"diffusers' own `{native}.from_pretrained({HERE})` draws with this network, too.\n")
     return "\n".join(parts)

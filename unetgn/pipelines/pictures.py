@@ -27,7 +27,7 @@ def to_picture(pixels: Tensor) -> Image.Image:
 
 def columns_in_turn(count: int, num_classes: int | None) -> int | None:
     """Return the images in a row of a grid of classes in turn: a class a column where they fit; None, about square."""
-    return num_classes if num_classes is not None and num_classes <= min(count, WIDEST) else None
+    return num_classes if num_classes is not None and 1 < num_classes <= min(count, WIDEST) else None
 
 
 def to_grid(images: Tensor, columns: int | None = None) -> Image.Image:

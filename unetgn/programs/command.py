@@ -17,7 +17,7 @@ PROGRAMS = {
     "push": ("unetgn.training.push", "send a finished pipeline to Hugging Face's hub"),
     "configs": ("unetgn.training.configs", "list the configurations that come along, or print one"),
     "convert": ("unetgn.interop.convert_files", "convert somebody else's U-Net to ours, or ours to diffusers'"),
-    "completion": ("unetgn.programs.completion", "print what completes this command in bash"),
+    "completion": ("unetgn.programs.completion", "print what completes this command in bash, zsh or fish"),
     "fuse-report": ("unetgn.fusion.fuse_report", "say what `unetgn.fuse` would do to a model"),
 }
 

@@ -13,7 +13,7 @@ import yaml
 
 from unetgn.json_files import read_object
 from unetgn.messages import plain, short
-from unetgn.pipelines.card import NAME, OURS
+from unetgn.pipelines.card import HERE, NAME, OURS, WHERE
 from unetgn.training.checkpoint import CHECKPOINTS, CONFIG, list_checkpoints, step_of
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config
@@ -73,6 +73,17 @@ def finish_card(pipeline: Path, *, run: Path | None = None, licence: str | None 
         added = "".join(f"\n{paragraph}\n" for paragraph in paragraphs)
         body = f"{body.partition(BEGINNING)[0]}{BEGINNING}{added}{END}{body.partition(END)[2]}"
     write_text(file, f"{OURS}{yaml.safe_dump(fields, sort_keys=False)}---\n{body}")
+
+
+def as_on_hub(text: str, repo: str) -> str:
+    """Return a card as it is on the hub: its lines load the repository, where those in the folder load the folder.
+
+    What somebody wrote stays.
+    """
+    if not text.startswith(OURS):
+        return text
+    ours, training, added = text.partition(BEGINNING)
+    return ours.replace(WHERE, "").replace(HERE, f'"{repo}"') + training + added
 
 
 def carry_over(before: Path, card: Path) -> None:

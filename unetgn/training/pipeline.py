@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 
 from unetgn import UNet, interop
 from unetgn.pipelines import UNetPipeline
-from unetgn.pipelines.card import HEADER, NAME
+from unetgn.pipelines.card import HEADER, HERE, NAME, WHERE
 from unetgn.pipelines.networks import facts_of
 from unetgn.pipelines.schedulers import NO_SIGNAL, loses_the_image, without_pure_noise
 from unetgn.training.card import carry_over
@@ -98,12 +98,12 @@ its layers.
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("BASE")
-pipeline.load_lora_weights("FOLDER")
+pipeline.load_lora_weights({HERE})
 ```
 
-BASE is the pipeline that the network in `{base}` is of, and FOLDER this folder's path, or their names on the hub;
-diffusers needs the packages transformers and peft for it. `unetgn.UNet.from_diffusers(…)` takes it by
-`load_lora_adapter("FOLDER", prefix="unet")`.
+BASE is the pipeline that the network in `{base}` is of: its folder, or its name on the hub. {WHERE}diffusers needs
+the packages transformers and peft for it. `unetgn.UNet.from_diffusers(…)` takes it by
+`load_lora_adapter({HERE}, prefix="unet")`.
 """
 
 

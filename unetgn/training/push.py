@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, validate_repo_id
 
 from unetgn.json_files import read_object
+from unetgn.pipelines.card import NAME
 from unetgn.programs.last_words import last_words, say
 from unetgn.programs.paths import user_path
-from unetgn.training.card import check_licence, finish_card
+from unetgn.training.card import as_on_hub, check_licence, finish_card
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import one_line, plain, reason
 from unetgn.training.files import TEMPORARY
@@ -92,17 +94,26 @@ def push(folder: Path, repo: str, *, private: bool = False, licence: str | None 
         address = api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.repo_info(address.repo_id).private:
             raise PushError(f"{address} is there already and is public: make it private there, or leave out --private")
-        api.upload_folder(
-            repo_id=address.repo_id,
-            folder_path=pipeline,
-            commit_message="A pipeline of unetgn",
-            ignore_patterns=[f"{TEMPORARY}*", f"*/{TEMPORARY}*"],  # what a killed process left half-written
+        api.create_commit(
+            address.repo_id, list(contents(pipeline, address.repo_id)), commit_message="A pipeline of unetgn"
         )
     except PushError:
         raise
     except Exception as error:  # those of the network, of HTTP and of the libraries that send have no parent in common
         raise PushError(f"{repo} at {api.endpoint}: {why(error)}") from error
     return str(address)
+
+
+def contents(pipeline: Path, repo: str) -> Iterator[CommitOperationAdd]:
+    """List the files of a pipeline, with the card as it is to be on the hub, without what a killed process left."""
+    names = (path.relative_to(pipeline).as_posix() for path in sorted(pipeline.rglob("*")) if path.is_file())
+    left_out = [*DEFAULT_IGNORE_PATTERNS, f"{TEMPORARY}*", f"*/{TEMPORARY}*"]
+    for name in filter_repo_objects(names, ignore_patterns=left_out):
+        if name == NAME:
+            card = as_on_hub((pipeline / name).read_text(encoding="utf-8"), repo)
+            yield CommitOperationAdd(name, card.encode())
+        else:
+            yield CommitOperationAdd(name, pipeline / name)
 
 
 def why(error: BaseException) -> str:

@@ -48,6 +48,7 @@ from unetgn.training.lora import merged
 from unetgn.training.meeting import LEFT_ALONE, left_alone
 from unetgn.training.network import load_initial_weights, make_network, outline
 from unetgn.training.objective import Objective
+from unetgn.training.own_pictures import choose_config
 from unetgn.training.pipeline import save_adapter, save_pipeline
 from unetgn.training.power_averages import AVERAGES, put_snapshots_aside, snapshots_after
 from unetgn.training.prepare import prepare_samples, preview_conditions, report
@@ -69,7 +70,9 @@ def make_parser() -> argparse.ArgumentParser:
         prog="train.py", description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--config", help="a YAML file, or the name of one in configs/ (default: my_images, where PICTURES is given)"
+        "--config",
+        help="a YAML file, or the name of one in configs/ (default, where PICTURES is given: my_images, on a CPU "
+        "my_images32; for a run that goes on its own)",
     )
     parser.add_argument("--output", type=user_path, help="folder of the run (default: runs/NAME of the configuration)")
     parser.add_argument(
@@ -115,7 +118,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if parsed.config is None and not folders:
         parser.error("give --config NAME, or a folder of your own images: train.py PICTURES")
     if parsed.config is None:
-        parsed.config = "my_images"
         parsed.output = parsed.output or Path("runs") / user_path(folders[-1]).resolve().name
     if parsed.overfit is not None and parsed.overfit < 1:
         parser.error(f"argument --overfit: {parsed.overfit} images is none; at least 1 is needed")
@@ -126,16 +128,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Go from the parsed arguments to the finished run."""
-    path = find_config(arguments.config)
-    name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
-    output = RunDirectory(arguments.output or Path("runs") / name)
+    if arguments.config is None:
+        output = RunDirectory(arguments.output)
+        path, chosen = choose_config(goes_on_from(output, arguments.resume))
+    else:
+        path, chosen = find_config(arguments.config), ""
+        name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
+        output = RunDirectory(arguments.output or Path("runs") / name)
+    first = os.environ.get("RANK", "0") == "0"
+    if chosen and first and not arguments.print_config:
+        print(chosen, flush=True)  # before what may not fit it
     found = find_in_data(path, arguments.keys, goes_on_from(output, arguments.resume))
     config = load_config(path, arguments.keys + found)
     if arguments.print_config:
-        if os.environ.get("RANK", "0") == "0":
+        if first:
             print(to_yaml(config), end="")
         return
-    if found and os.environ.get("RANK", "0") == "0":
+    if found and first:
         print(f"left to the data: {' '.join(found)}", flush=True)
     try:
         loop = prepare(config, output, arguments)
@@ -344,17 +353,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(parse_arguments(arguments))
     except (ConfigError, RunDirectoryError, CheckpointError, push.PushError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the others say the same
-            say(f"train.py: error: {error}")
+        say_for_all(f"train.py: error: {error}")
         return 2
     except Failed as error:
         say_failure(error)
         return 1
     except Diverged as error:
-        say(f"train.py: {error}; the last checkpoint is as it was")
+        say_for_all(f"train.py: {error}; the last checkpoint is as it was")
         return 1
     except Preempted as error:
-        say(f"train.py: {error}; go on with --resume auto")
+        say_for_all(f"train.py: {error}; go on with --resume auto")
         return 1
     except (KeyboardInterrupt, ModuleNotFoundError) as error:
         return last_words("train.py", error)
@@ -371,6 +379,12 @@ def main(arguments: list[str] | None = None) -> int:
             torch.distributed.destroy_process_group()
         flush_output()
     return 0
+
+
+def say_for_all(words: str) -> None:
+    """Say what every process would say, once on each machine."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        say(words)
 
 
 def say_failure(error: Failed) -> None:

@@ -1,8 +1,10 @@
 """From pictures to arrays: sizes, colours, crops."""
 
+import io
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from unetgn.training.data.pixels import Framing, TooSmall
 
@@ -85,3 +87,68 @@ def test_a_picture_is_turned_as_its_camera_noted() -> None:
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6  # to be seen upright, turn clockwise by a quarter (Exif 2.3, Orientation)
     assert np.array_equal(to_bytes(Framing(8, 3)(turned)), np.asarray(upright))
+
+
+TURNED = 0x0112  # the orientation, in Exif data
+
+
+def photograph(width: int, height: int, orientation: int = 1) -> bytes:
+    """Make a JPEG with coarse shapes, fine ones, and the noise of a sensor."""
+    y, x = np.mgrid[:height, :width]
+    shades = [np.sin(x / 90), np.cos(y / 70), np.sin((x + 2 * y) / 11)]
+    noise = np.random.default_rng(0).normal(0, 5, (height, width, 1))
+    pixels = np.stack(shades, axis=-1) * 100 + 128 + noise
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[TURNED] = orientation
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=92, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("random_crop", [False, True])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [(16, 8), ((16, 24), 8), (32, 4), (100, 2), (101, 1)],  # 600 pixels are 3 · 16 · 8, but not 3 · 32 · 8
+    ids=str,
+)
+def test_a_large_jpeg_is_decoded_smaller_and_cut_to_the_same(
+    size: int | tuple[int, int], scale: int, orientation: int, random_crop: bool
+) -> None:
+    """As the definition, which decodes all, does, within a few shades, which the filters differ in."""
+    encoded = photograph(800, 600, orientation)
+    framing = Framing(size, 3, random_crop=random_crop, crop_scale=1.0)
+    assert framing.open(encoded).size == tuple(side // scale for side in ((800, 600), (600, 800))[orientation == 6])
+    with Image.open(io.BytesIO(encoded)) as opened:
+        whole = ImageOps.exif_transpose(opened)
+    found, expected = (framing.read(encoded, np.random.default_rng(0)), framing(whole, np.random.default_rng(0)))
+    apart = np.abs(found - expected) * 127.5
+    assert apart.max() <= (8 if scale > 1 else 0)
+    assert apart.mean() <= 0.7
+
+
+def test_a_jpeg_whose_sides_would_leave_a_rest_and_other_formats_are_decoded_whole() -> None:
+    file = io.BytesIO()
+    picture(800, 600).save(file, "PNG")
+    for encoded, size in ((photograph(801, 603), (801, 603)), (file.getvalue(), (800, 600))):
+        assert Framing(16, 3).open(encoded).size == size
+
+
+def test_a_large_jpeg_that_is_cut_short_is_refused_as_any() -> None:
+    encoded = photograph(800, 600)
+    with pytest.raises(OSError, match="truncated"):
+        Framing(16, 3).open(encoded[: len(encoded) // 2])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(40, 60), (60, 40)])
+def test_what_a_picture_is_large_enough_for_is_known_of_the_upright_one(
+    size: tuple[int, int], orientation: int
+) -> None:
+    """A picture of a telephone that was held upright lies in its file."""
+    encoded, framing = photograph(64, 48, orientation), Framing(size, 3)
+    if framing.unfit(framing.facts(encoded)):
+        with pytest.raises(TooSmall):
+            framing.read(encoded)
+    else:
+        assert framing.read(encoded).shape == (3, *size)
+    assert bool(framing.unfit(framing.facts(encoded))) == ((orientation < 5) == (size == (60, 40)))

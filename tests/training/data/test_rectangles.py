@@ -130,8 +130,8 @@ def test_such_a_run_is_sampled_judged_and_goes_on(folder: Path, tmp_path: Path) 
     assert evaluate(judged) == 0
     assert json.loads((tmp_path / "f.json").read_text())["samples"] == 6
     assert evaluate(["--samples", str(tmp_path / "same"), "--config", str(run), "--out", str(tmp_path / "g.json")]) == 0
-    keys = [*SMALL, "data.image_size=16,24", f"data.path={folder / 'pictures'}"]
-    again = ["--config", "my_images", *keys, "--output", str(run), "--resume", "auto"]
+    keys = [*SMALL, "data.image_size=16,24"]
+    again = [str(folder / "pictures"), *keys, "--output", str(run), "--resume", "auto"]
     assert train(again) == 0
 
 
