@@ -220,7 +220,7 @@ def test_auto_model_finds_our_class_in_our_folders(vae, tmp_path):
         UNet.from_diffusers(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", [name for name in THROUGH_DIFFUSERS if name != "attn_processors"])
+@pytest.mark.parametrize("name", THROUGH_DIFFUSERS)
 def test_what_our_unet_does_not_do_is_refused_with_the_way_that_does(name):
     _, ours = pair()
     assert not hasattr(ours, name)  # pipelines ask so, and go another way
@@ -230,8 +230,8 @@ def test_what_our_unet_does_not_do_is_refused_with_the_way_that_does(name):
 
 def test_other_arguments_for_attention_are_refused_by_name():
     _, ours = pair()
-    with pytest.raises(ValueError, match=r"cross_attention_kwargs=.'ip_adapter_masks'. are for attention processors"):
-        run(ours, cross_attention_kwargs={"ip_adapter_masks": None, "scale": 1.0})
+    with pytest.raises(ValueError, match=r"cross_attention_kwargs=.'gates'. are for attention processors"):
+        run(ours, cross_attention_kwargs={"gates": None, "scale": 1.0})
 
 
 def test_a_single_file_becomes_our_unet(tmp_path):

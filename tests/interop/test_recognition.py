@@ -6,12 +6,15 @@ import re
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests.interop.fixtures import GOLDEN, NAMES, fixture
 from tests.interop.test_files import same_weights
 from tests.interop.test_key_tables import INDEX, REFUSED, table
 from unetgn.interop import convert, load
+from unetgn.interop.files import AVERAGED, PREFIXES, WRAPPERS, network_of
 from unetgn.interop.openai_names import openai_sources
 from unetgn.interop.original_configs import MULTIPLIERS
 from unetgn.interop.recognition import recognise
@@ -112,6 +115,46 @@ def test_what_wrapping_a_model_puts_before_its_names_is_taken_off(prefix, tmp_pa
     it = fixture("edm_dhariwal_class_augment")
     save_file({prefix + key: value for key, value in it.state_dict().items()}, tmp_path / "it.safetensors")
     assert same_weights(load(tmp_path / "it.safetensors"), it.converted())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    prefixes=st.lists(st.sampled_from((*WRAPPERS, *PREFIXES, *AVERAGED)), max_size=5),
+    ema=st.sampled_from((None, True)),
+    beside=st.booleans(),
+)
+def test_prefixes_are_taken_off_however_they_are_nested(prefixes, ema, beside):
+    state = {"input_blocks.0.0.weight": torch.ones(2), "out.2.bias": torch.zeros(2), "label_emb.weight": torch.ones(1)}
+    wrapped = {"".join(prefixes) + key: value for key, value in state.items()}
+    ema = ema if any(prefix in AVERAGED for prefix in prefixes) else None
+    found = network_of({**wrapped, **({"n_averaged": torch.tensor(3)} if beside and prefixes else {})}, "it", ema=ema)
+    assert found.keys() == state.keys()
+    assert all(found[key] is value for key, value in state.items())
+
+
+@pytest.mark.parametrize("outer", ["", "module.", "state_dict._orig_mod."])
+@pytest.mark.parametrize("averaged", AVERAGED)
+@pytest.mark.parametrize("raw", ["", *PREFIXES])
+def test_averaged_and_trained_weights_are_chosen_between(outer, averaged, raw):
+    it = fixture("edm_dhariwal_class_augment")
+    state = it.state_dict()
+    both = {f"{outer}{raw}{key}": torch.zeros_like(value) for key, value in state.items()}
+    both |= {f"{outer}{averaged}module.{key}": value for key, value in state.items()}
+    both |= {f"{outer}first_stage.weight": torch.zeros(2), f"{outer}{averaged}step": torch.tensor(1)}
+    with pytest.raises(ValueError, match=r"it has weights under '.*' \(averaged\) and .* \(trained\): .*ema=True\) "):
+        network_of(both, "it")
+    chosen = network_of(both, "it", ema=True)
+    assert all(chosen[key] is value for key, value in state.items())
+    trained = network_of(both, "it", ema=False)
+    assert all(trained[key] is both[f"{outer}{raw}{key}"] for key in state)
+
+
+def test_weights_that_are_asked_for_and_not_there_are_an_error():
+    state = {"out.2.bias": torch.zeros(2)}
+    with pytest.raises(ValueError, match="it has no averaged copy of its weights; leave ema out"):
+        network_of({f"model.{key}": value for key, value in state.items()}, "it", ema=True)
+    with pytest.raises(ValueError, match=r"it has averaged weights alone, under 'ema_model.'; leave ema out"):
+        network_of({f"ema_model.{key}": value for key, value in state.items()}, "it", ema=False)
 
 
 @pytest.mark.parametrize("wrap", [

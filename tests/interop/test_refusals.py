@@ -37,7 +37,7 @@ def test_a_misshapen_key_is_listed_with_both_shapes(case, key):
 def test_a_prefix_makes_all_keys_missing_and_unexpected(case):
     config, state = case
     with pytest.raises(ValueError, match=r"128 missing: .* and 116 more; 128 unexpected"):
-        convert("guided-diffusion", config, {f"model.{key}": value for key, value in state.items()})
+        convert("guided-diffusion", config, {f"net.{key}": value for key, value in state.items()})
 
 
 def test_the_caller_keeps_a_state_dict_of_their_own(case):

@@ -56,6 +56,9 @@ def _wholes(model: nn.Module) -> Iterator[tuple[bool, str, str]]:
     holds = {name: [path for path, module in modules.items() if vars(module).get(name) is not None] for name in _MARKS}
     yield hasattr(model, "_orig_mod"), "is compiled", "convert model._orig_mod, and compile the result"
     yield isinstance(getattr(model, "module", None), nn.Module), "wraps a model", "convert model.module"
+    images = getattr(model, "encoder_hid_proj", None)
+    ip_adapters = hasattr(images, "image_projection_layers")
+    yield ip_adapters, "has IP-Adapters", "pipeline.unload_ip_adapter() first, and load them with the result"
     yield hasattr(model, "merge_and_unload"), "has adapters of PEFT", "convert model.merge_and_unload()"
     adapted = [path for path, module in modules.items() if hasattr(module, "base_layer")]
     unload = "model.fuse_lora() and model.unload_lora() first"

@@ -22,12 +22,13 @@ from unetgn.programs.paths import folder_to_write, user_path
 from unetgn.unet import UNet
 
 
-def read(source: Path, options: dict[str, Any], *, family: str | None, config: Path | None, ema: bool) -> UNet:
+def read(source: Path, options: dict[str, Any], *, family: str | None, config: Path | None, ema: bool | None) -> UNet:
     """Read a network of any kind. Raises ValueError or OSError, with what would do."""
     if not source.is_dir():
         given = (source,) if family is None else (family, source)
         return load(*given, config=config, ema=ema, **options)
-    for_files = [name for name, value in (("--family", family), ("--config", config), ("--ema", ema)) if value]
+    given_beside = (("--family", family), ("--config", config), ("--ema", ema))
+    for_files = [name for name, value in given_beside if value is not None]
     if for_files or options:
         raise ValueError(f"{', '.join([*for_files, *options])} is for a file; the folder {source} says what it is")
     network = source if (source / "config.json").is_file() else source / "unet"
@@ -58,7 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", choices=("unetgn", "diffusers"), default="unetgn", help="whose model (default: unetgn)")
     parser.add_argument("--family", choices=[*FAMILIES], help="whose file it is (default: recognised by its tensors)")
     parser.add_argument("--config", type=user_path, metavar="FILE", help="the authors' YAML file")
-    parser.add_argument("--ema", action="store_true", help="the averaged weights of a CompVis file")
+    either = "of a file that has both, the averaged weights, or the trained ones"
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help=either)
     return parser
 
 

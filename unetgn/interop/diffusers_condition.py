@@ -32,7 +32,7 @@ from unetgn.interop.condition_embedding import translate_condition, translate_ti
 from unetgn.interop.condition_options import SIMPLE_MIDDLE, ConditionOptions, refuse_options
 from unetgn.interop.diffusers_config import keep, read_options
 from unetgn.interop.diffusers_names import diffusers_sources
-from unetgn.interop.diffusers_unet2d import activation, block_kinds, middle_scale, resampling
+from unetgn.interop.diffusers_unet2d import activation, block_kinds, middle_scale, refuse_empty_levels, resampling
 from unetgn.interop.transfer import Names, check_lengths, fill
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.resample import ResampleConfig
@@ -68,6 +68,7 @@ def translate(options: ConditionOptions, *, class_name: str = "UNet2DConditionMo
     down = block_kinds(options.down_block_types, DOWN_BLOCKS, class_name, "down_block_types")
     up = block_kinds(options.up_block_types, UP_BLOCKS, class_name, "up_block_types")[::-1]
     refuse_options(options, class_name)
+    refuse_empty_levels(options.layers_per_block, class_name)
     places = read_places(options, down, up)
     encoder = tuple(level for level, kind in enumerate(places.encoder) if kind)
     decoder = tuple(level for level, kind in enumerate(places.decoder) if kind)

@@ -149,6 +149,7 @@ def _refuse(options: UNet2DOptions, class_name: str) -> None:
     refuse(
         class_name, options, "another resampling", downsample_type=("conv", "resnet"), upsample_type=("conv", "resnet")
     )
+    refuse_empty_levels(options.layers_per_block, class_name)
     if options.norm_num_groups is None:
         raise ValueError(f"{class_name}: norm_num_groups=None is not supported (only the NCSN++ blocks have it)")
 
@@ -177,6 +178,13 @@ def _is_narrow(options: UNet2DOptions, attending: set[int], class_name: str) -> 
     widths = [options.block_out_channels[level] for level in sorted(attending)]
     check_fit(class_name, options.attention_head_dim, widths)
     return any(width % options.attention_head_dim for width in widths)
+
+
+def refuse_empty_levels(layers: int | tuple[int, ...], class_name: str) -> None:
+    """Raise ValueError for levels without residual blocks, which diffusers leaves in other widths than ours."""
+    if min((layers,) if isinstance(layers, int) else layers, default=1) < 1:
+        given = layers if isinstance(layers, int) else list(layers)
+        raise ValueError(f"{class_name}: layers_per_block={given} is not supported (each level needs a residual block)")
 
 
 def check_fit(class_name: str, heads: int, widths: Iterable[int]) -> None:

@@ -256,5 +256,5 @@ def _places(unet: UNet, resolution: int) -> Iterator[tuple[str, str]]:
 def _blocks(level: Level, ours: str, theirs: str) -> Iterator[tuple[str, str]]:
     for index in range(len(level.resnets)):
         yield f"{ours}.resnets.{index}", f"{theirs}{index}"
-        if str(index) in level.attentions:
+        if level.attends(index):
             yield f"{ours}.attentions.{index}", f"{theirs}{index}"

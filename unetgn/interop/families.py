@@ -41,9 +41,9 @@ def convert(family: str, config: Mapping[str, Any], state_dict: Mapping[str, Ten
     """Build our U-Net with the architecture and weights of another project's network, in evaluation mode.
 
     family: a name in FAMILIES. config: the options of the original constructor, what is left out having its default
-    there, and "class", the name of the original class. state_dict: the weights under their original names, without a
-    prefix but for `module.`, or a checkpoint that holds them, as {"model": …}; they are copied. On the meta device it
-    works for shapes alone.
+    there, and "class", the name of the original class. state_dict: the weights under their original names, with
+    prefixes as files have them, or a checkpoint that holds them, as {"model": …}; they are copied. On the meta device
+    it works for shapes alone.
     Raises ValueError for an unknown family, class or option, an option that is not supported (naming it), and missing,
     unexpected or misshapen keys (listing them); TypeError for an option of a wrong type. Nothing is loaded halfway.
     """
@@ -56,7 +56,7 @@ def load(
     *,
     config: str | Path | Mapping[str, Any] | None = None,
     class_name: str | None = None,
-    ema: bool = False,
+    ema: bool | None = None,
     **options: Any,
 ) -> UNet:
     """Read a safetensors file and `convert` it: `load(path)`, or `load(family, path, …)`.
@@ -64,8 +64,9 @@ def load(
     Without a family the network is recognised by the names and shapes of its tensors (`unetgn.interop.recognition`).
     config: the authors' YAML file, or what is in one, or guided-diffusion's flags; options of the original constructor
     may be given by name, and count before it. class_name: the original class, which may be left out where the family
-    has one only, or flags say it. ema: take the averaged copies of a CompVis file. Prefixes are stripped and other
-    networks in the file left out, as `read_checkpoint` says.
+    has one only, or flags say it. ema: of a file with averaged and trained weights, True takes the former and False the
+    latter; None, of a CompVis file, the latter. Prefixes are stripped and other networks in the file left out
+    (`unetgn.interop.files.network_of`).
     Raises what `convert` raises; ValueError for a file that is not recognised, naming the candidates and the option
     that decides, for a pickle, with a safe way to convert it, and for a file that is no safetensors file;
     FileNotFoundError where there is none.

@@ -84,7 +84,7 @@ def _places(unet: UNet) -> Iterator[tuple[str, str]]:
             yield from _block(up_level, f"up_blocks.{i}", j, f"output_blocks.{count}")
             if j == last and len(up_level.upsamplers):
                 inner = isinstance(up_level.upsamplers[0], ResBlock)
-                ours, slot = f"up_blocks.{i}.upsamplers.0", 2 if str(j) in up_level.attentions else 1
+                ours, slot = f"up_blocks.{i}.upsamplers.0", 2 if up_level.attends(j) else 1
                 theirs = f"output_blocks.{count}.{slot}"
                 yield (ours, theirs) if inner else (f"{ours}.conv", f"{theirs}.conv")
             count += 1
@@ -92,12 +92,12 @@ def _places(unet: UNet) -> Iterator[tuple[str, str]]:
 
 def _block(level: Level, ours: str, index: int, theirs: str) -> Iterator[tuple[str, str]]:
     yield f"{ours}.resnets.{index}", f"{theirs}.0"
-    if str(index) in level.attentions:
+    if level.attends(index):
         yield f"{ours}.attentions.{index}", f"{theirs}.1"
 
 
 def _middle(unet: UNet) -> Iterator[tuple[str, str]]:
     for index in range(len(unet.mid_block.resnets)):
         yield f"mid_block.resnets.{index}", f"middle_block.{2 * index}"
-        if str(index) in unet.mid_block.attentions:  # its place stays empty where there is none
+        if unet.mid_block.attends(index):  # its place stays empty where there is none
             yield f"mid_block.attentions.{index}", f"middle_block.{2 * index + 1}"

@@ -1,5 +1,6 @@
 """Attends with several heads: pixels to pixels, and pixels to a context."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from unetgn.nn.conv import zero_parameters
 from unetgn.nn.fields import check_at_least, check_choice, freeze_lists
 from unetgn.nn.groups import NormConfig, build_norm
+from unetgn.nn.image_prompts import ImagePrompts
 
 
 def count_heads(channels: int, *, num_heads: int | None = None, head_dim: int | None = None) -> int:
@@ -95,6 +97,8 @@ def check_bias(bias: Tensor | None, key: Tensor) -> None:
 class _Attention(nn.Module):
     """Projects tokens and attends; subclasses say what the tokens are."""
 
+    image_prompts: ImagePrompts | None
+
     def __init__(
         self,
         channels: int,
@@ -119,16 +123,31 @@ class _Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
         self.norm_q = nn.RMSNorm(inner // self.heads, eps=1e-6) if qk_norm else None
         self.norm_k = nn.RMSNorm(inner // self.heads, eps=1e-6) if qk_norm else None
+        self.register_module("image_prompts", None)  # what an IP-Adapter adds: `unetgn.nn.image_prompts`
 
-    def attend(self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Map (N, L, channels) and an optional context (N, M, context_dim) to (N, L, channels)."""
-        source = tokens if context is None else context
-        return self.mix(self.to_q(tokens), self.to_k(source), self.to_v(source), bias)
+    def attend(
+        self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None, images: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Map (N, L, channels) and an optional context (N, M, context_dim) to (N, L, channels).
+
+        `images`, (N, T, context_dim) each, are what IP-Adapters read, where there are any.
+        """
+        source, query = tokens if context is None else context, self.to_q(tokens)
+        mixed = self.read(query, self.to_k(source), self.to_v(source), bias)
+        if self.image_prompts is not None:
+            for scale, key, value in self.image_prompts(images):
+                mixed = mixed + scale * self.read(query, key, value)
+        return self.to_out[0](mixed)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Mix values (N, M, channels) by projected queries (N, L, channels) and keys; returns (N, L, channels).
+        """Mix values (N, M, inner) by projected queries (N, L, inner) and keys, and project: (N, L, channels)."""
+        return self.to_out[0](self.read(query, key, value, bias))
 
-        `bias` (N, M) is added to the scores of each key. Raises ValueError where it has another shape.
+    def read(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute softmax(q k^T / sqrt(d)) v in each head: queries (N, L, inner), keys and values (N, M, inner).
+
+        Returns (N, L, inner). `bias` (N, M) is added to the scores of each key. Raises ValueError where it has another
+        shape.
         """
         check_bias(bias, key)
         query, key, value = (
@@ -140,8 +159,7 @@ class _Attention(nn.Module):
         if self.upcast and dtype in (torch.float16, torch.bfloat16):
             query, key, value = query.float(), key.float(), value.float()
         added = None if bias is None else bias[:, None, None].to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, added).to(dtype)
-        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return F.scaled_dot_product_attention(query, key, value, added).to(dtype).transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:
         channels, inner = self.to_q.in_features, self.to_q.out_features
@@ -157,13 +175,15 @@ class MultiHeadAttention(_Attention):
     attend to themselves. `bias` (N, M) is added to the scores of each key: a mask. `qk_norm` divides queries and keys
     by their root mean square in each head, with a learned gain (Dehghani et al. 2023, arXiv 2302.05442, in its RMS
     form); `upcast` computes in float32 what arrives in 16 bits. Parameters are named as in diffusers' Attention: to_q,
-    to_k, to_v, to_out.0.
+    to_k, to_v, to_out.0. `image_prompts` is None, or reads `images` for IP-Adapters (`unetgn.nn.image_prompts`).
     Raises ValueError where the heads do not divide the channels.
     Vaswani et al. 2017 (arXiv 1706.03762), equation 1; several heads: section 3.2.2.
     """
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        return self.attend(tokens, context, bias)
+    def forward(
+        self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None, images: Sequence[Tensor] = ()
+    ) -> Tensor:
+        return self.attend(tokens, context, bias, images)
 
 
 def pixels_to_tokens(x: Tensor) -> Tensor:

@@ -91,9 +91,9 @@ class TransformerBlock(nn.Module):
     Shapes: tokens (N, L, channels), context (N, M, context_dim) -> (N, L, channels).
     `bias` and `context_bias`, (N, keys), are added to the scores of the first attention's keys and of the context's.
     With `cross_only` the first attention reads the context as well. With `grounded` a gated layer follows that, which
-    reads `objects` (N, K, context_dim) where they are given (`unetgn.nn.grounding`). Parameters are named as in
-    diffusers' BasicTransformerBlock. Raises ValueError where the heads do not divide the channels, or `cross_only` or
-    `grounded` has no context.
+    reads `objects` (N, K, context_dim) where they are given (`unetgn.nn.grounding`). `images` are for IP-Adapters
+    (`unetgn.nn.image_prompts`). Parameters are named as in diffusers' BasicTransformerBlock.
+    Raises ValueError where the heads do not divide the channels, or `cross_only` or `grounded` has no context.
     Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
     """
 
@@ -135,11 +135,12 @@ class TransformerBlock(nn.Module):
         bias: Tensor | None = None,
         context_bias: Tensor | None = None,
         objects: Tensor | None = None,
+        *images: Tensor,
     ) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens), context if self.cross_only else None, bias)
         if self.fuser is not None and objects is not None:
             tokens = self.fuser(tokens, objects)
-        tokens = tokens + self.attn2(self.norm2(tokens), context, bias if context is None else context_bias)
+        tokens = tokens + self.attn2(self.norm2(tokens), context, bias if context is None else context_bias, images)
         return tokens + self.ff(self.norm3(tokens))
 
     def extra_repr(self) -> str:
@@ -162,7 +163,7 @@ class SpatialTransformer(nn.Module):
     Give `num_heads` or `head_dim`; neither is one head. The blocks are `inner_channels` wide, None is `channels`.
     Projections are 1x1 convolutions over `spatial_dims` axes, 2
     unless given, or linear layers (`linear_projection`), for any number of axes. context_dim None takes no context.
-    With `zero_init` the block starts as the identity. `grounded` is for the blocks, and `objects` with it.
+    With `zero_init` the block starts as the identity. `grounded` is for the blocks, and `objects` and `images` with it.
     Raises ValueError where heads or groups do not divide the channels, a context is missing, of another shape, or not
     expected, or spatial_dims is given beside linear layers; TypeError where norm is no NormConfig.
     Rombach et al. 2022 (arXiv 2112.10752), appendix E.2.1.
@@ -223,6 +224,7 @@ class SpatialTransformer(nn.Module):
         bias: Tensor | None = None,
         context_bias: Tensor | None = None,
         objects: Tensor | None = None,
+        *images: Tensor,
     ) -> Tensor:
         if self.context_dim is not None:
             check_context(context, x.shape[0], self.context_dim)
@@ -234,7 +236,7 @@ class SpatialTransformer(nn.Module):
         else:
             tokens = pixels_to_tokens(self.proj_in(hidden))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context, bias, context_bias, objects)
+            tokens = block(tokens, context, bias, context_bias, objects, *images)
         if self.linear_projection:
             return x + tokens_to_pixels(self.proj_out(tokens), x)
         return x + self.proj_out(tokens_to_pixels(tokens, x))

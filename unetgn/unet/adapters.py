@@ -10,9 +10,7 @@ from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from torch import nn
 
 THROUGH_DIFFUSERS = {  # attributes of diffusers' U-Net, and why there are none here
-    "set_attn_processor": "attention is computed in one way",
     "set_default_attn_processor": "attention is computed in one way",
-    "attn_processors": "attention is computed in one way",
     "load_attn_procs": "attention is computed in one way (load_lora_adapter loads LoRA)",
     "save_attn_procs": "attention is computed in one way (save_lora_adapter saves LoRA)",
     "fuse_qkv_projections": "projections are not joined",
@@ -20,14 +18,13 @@ THROUGH_DIFFUSERS = {  # attributes of diffusers' U-Net, and why there are none 
     "set_attention_slice": "attention keeps no scores that slices would save",
     "enable_freeu": "FreeU changes the decoder",
     "disable_freeu": "FreeU changes the decoder",
-    "_load_ip_adapter_weights": "IP-Adapter changes attention",
-    "_load_ip_adapter_loras": "IP-Adapter changes attention",
 }
+THE_WAY = "unetgn.interop.to_diffusers(unet) has it"
 
 
 def why_not(name: str) -> str:
     """Say why a U-Net of ours has no attribute `name` of THROUGH_DIFFUSERS, and what has."""
-    return f"UNet has no {name}: {THROUGH_DIFFUSERS[name]}. unetgn.interop.to_diffusers(unet) has it"
+    return f"UNet has no {name}: {THROUGH_DIFFUSERS[name]}. {THE_WAY}"
 
 
 @contextmanager
@@ -37,6 +34,11 @@ def scaled(unet: nn.Module, attention_kwargs: Mapping[str, Any]) -> Iterator[Non
     Raises ValueError for other keys, which diffusers hands on to attention processors.
     """
     others = sorted(set(attention_kwargs) - {"scale", "gligen"})
+    if "ip_adapter_masks" in others:
+        raise ValueError(
+            "cross_attention_kwargs has 'ip_adapter_masks', and UNet reads an IP-Adapter's image everywhere: leave the "
+            "masks out, or use unetgn.interop.to_diffusers(unet) and load the adapter there"
+        )
     if others:
         raise ValueError(
             f"cross_attention_kwargs={others} are for attention processors, and UNet has none: give 'scale' alone, or "

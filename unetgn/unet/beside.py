@@ -14,15 +14,22 @@ MASKED = -10000.0  # what a masked key's scores get: diffusers' number, which ha
 
 
 class Beside(NamedTuple):
-    """Holds what is added to the scores of keys, (N, keys), None where all are read, and GLIGEN's objects.
+    """Holds what is added to the scores of keys, (N, keys), None where all are read, GLIGEN's objects, and images.
 
     `mask` is for the pixels that a transformer's first attention reads, or the context where it reads that; in
     attention with added keys it is for the context, before `context_mask`, which is for the context everywhere.
+    `images` are IP-Adapters', (N, T, context_dim) each.
     """
 
     mask: Tensor | None = None
     context_mask: Tensor | None = None
     objects: Tensor | None = None
+    images: tuple[Tensor, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """List them in the order in which transformers take them: those that may be None, and the images."""
+        return (self.mask, self.context_mask, self.objects, *self.images)
 
 
 NOTHING = Beside()

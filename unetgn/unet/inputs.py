@@ -66,7 +66,9 @@ class Conditioning:
         self.add_embedding = _added_layer(condition, width)
         if config.addition_time_embed_dim is not None:
             self.add_time_proj = _sinusoid(config.addition_time_embed_dim, time)
-        self.encoder_hid_proj = self.position_net = None
+        self.encoder_hid_proj: Any = None
+        self.text_encoder_hid_proj: Any = None  # the former, while IP-Adapters take its name (`unetgn.unet.ip_adapter`)
+        self.position_net = None
         if config.transformer is not None and config.transformer.grounding is not None:
             self.position_net = box_embedding(cast(int, config.transformer.context_dim), config.transformer.grounding)
         if condition.context_dim is not None:
@@ -120,19 +122,20 @@ class Conditioning:
     ) -> Tensor | None:
         """Make what attention reads of encoder_hidden_states, of "image_embeds", or of both."""
         kind, width = self.unet_config.condition.context_projection, self.unet_config.condition.context_dim
-        if self.encoder_hid_proj is None or width is None:
+        project = self.encoder_hid_proj if self.text_encoder_hid_proj is None else self.text_encoder_hid_proj
+        if project is None or width is None:
             return context
         given, batch = added_cond_kwargs or {}, sample.shape[0]
         if kind == "image":
             if context is not None:
                 raise ValueError("encoder_hidden_states were given, but condition.context_projection is 'image'")
-            return self.encoder_hid_proj(_rows("image_embeds", given, batch, width, "condition.context_dim", sample))
+            return project(_rows("image_embeds", given, batch, width, "condition.context_dim", sample))
         check_context(context, batch, width)
         if kind == "text":
-            return self.encoder_hid_proj(context)
+            return project(context)
         own = cast(int, self.unet_config.context_dims)
         image = _rows("image_embeds", given, batch, own, "that of the context that attention reads", sample)
-        return self.encoder_hid_proj(context, image)
+        return project(context, image)
 
     def join_hint(self, sample: Tensor, added_cond_kwargs: Mapping[str, Tensor] | None) -> Tensor:
         """Append the channels that a hint, a picture of eight times the sample's size, becomes."""

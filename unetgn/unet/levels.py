@@ -30,28 +30,35 @@ class Level(nn.Module):
     def __init__(self, config: UNetConfig, plan: LevelPlan) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(_residual_block(config, block) for block in plan.blocks)
-        self.attentions = nn.ModuleDict(
-            {str(j): _attention(config, b.out_channels, b.attention) for j, b in enumerate(plan.blocks) if b.attention}
-        )
+        attentions = {
+            str(j): _attention(config, b.out_channels, b.attention) for j, b in enumerate(plan.blocks) if b.attention
+        }
+        self.attending = tuple(attentions)
+        if attentions:  # by whether there is this attribute diffusers' code knows where adapters go
+            self.attentions = nn.ModuleDict(attentions)
+
+    def attends(self, index: int) -> bool:
+        """Return True where attention stands behind residual block `index`."""
+        return str(index) in self.attending
 
     def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, beside: Beside) -> Tensor:
         """Apply residual block `index` and its attention."""
         if self.checkpoint is not None and torch.is_grad_enabled():
-            values = beside if any(value is not None for value in beside) else ()
+            values = beside.tensors if any(value is not None for value in beside.tensors) else ()
             return self.checkpoint(functools.partial(self._block, index), x, emb, context, *values)
-        return self._block(index, x, emb, context, *beside)
+        return self._block(index, x, emb, context, *beside.tensors)
 
     def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, *values: Tensor | None) -> Tensor:
         x = self.resnets[index](x, emb)
-        if str(index) not in self.attentions:
+        if not self.attends(index):
             return x
         attention = self.attentions[str(index)]
         if isinstance(attention, SelfAttention):
             return attention(x)
-        beside = Beside(*values)
         if isinstance(attention, AddedKVAttention):
-            return attention(x, context, beside.context_mask if beside.mask is None else beside.mask)
-        return attention(x, context, *beside)
+            mask, context_mask = values[:2] or (None, None)
+            return attention(x, context, context_mask if mask is None else mask)
+        return attention(x, context, *values)
 
 
 class EncoderLevel(Level):

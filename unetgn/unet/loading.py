@@ -13,9 +13,10 @@ from torch import nn
 from unetgn.messages import short
 from unetgn.pickles import refuse_pickle, refuse_pickles
 from unetgn.unet.adapters import block_scales
+from unetgn.unet.ip_adapter import IPAdapters
 
 
-class Loading(ModelMixin, PeftAdapterMixin):
+class Loading(ModelMixin, PeftAdapterMixin, IPAdapters):
     """Loads as diffusers' ModelMixin does, but reads safetensors files only, networks and adapters."""
 
     @classmethod
@@ -66,6 +67,14 @@ class Loading(ModelMixin, PeftAdapterMixin):
         unet = load(path, config=original_config, **options)
         return unet if dtype is None else unet.to(dtype)
 
+    def save_pretrained(self, save_directory: str | Path, *more: Any, **kwargs: Any) -> None:
+        """Save the network: diffusers' own method. Raises ValueError where it has IP-Adapters."""
+        if self.has_ip_adapters:
+            raise ValueError(
+                "the network has IP-Adapters, which from_pretrained would not load: pipeline.unload_ip_adapter() first"
+            )
+        super().save_pretrained(save_directory, *more, **kwargs)
+
     def set_adapters(self, adapter_names: str | Sequence[str], weights: Any = None) -> None:
         """Set the active adapters and their weights: numbers, or dicts of blocks as `block_scales` says."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -78,7 +87,7 @@ class Loading(ModelMixin, PeftAdapterMixin):
         """List the attention layers of each block that has any, by side."""
         sides = {"down": self.down_blocks, "mid": [self.mid_block], "up": self.up_blocks}
         return {
-            side: {index: sorted(level.attentions, key=int) for index, level in enumerate(levels) if level.attentions}
+            side: {index: list(level.attending) for index, level in enumerate(levels) if level.attending}
             for side, levels in sides.items()
         }
 

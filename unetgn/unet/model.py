@@ -132,7 +132,7 @@ class UNet(Loading, ConfigMixin, Conditioning):
         *,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
-        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
         timestep_cond: Tensor | None = None,
         attention_mask: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
@@ -147,7 +147,8 @@ class UNet(Loading, ConfigMixin, Conditioning):
         Shapes: sample (N, in_channels, *spatial), any size; timestep a number or (N,); encoder_hidden_states
         (N, M, context_dim); class_labels (N,) integers or (N, classes) rows; augment_labels (N, augment_dim);
         added_cond_kwargs {"text_embeds": (N, D), "time_ids": (N, K)} or {"vector": (N, vector_dim)}, or what
-        condition.added_embedding and condition.context_projection name; timestep_cond (N, time_cond_proj_dim);
+        condition.added_embedding and condition.context_projection name, and for IP-Adapters {"image_embeds":
+        [(N, images, …), …]}; timestep_cond (N, time_cond_proj_dim);
         masks, 1 or True for what is read and 0 for what is not: encoder_attention_mask (N, length of the context that
         attention reads, after its projection), attention_mask (N, pixels of the level) in transformers, the context's
         instead where pixels and context are attended to together (Karlo), `unetgn.unet.beside`;
@@ -181,6 +182,9 @@ class UNet(Loading, ConfigMixin, Conditioning):
         self._check_inputs(sample, encoder_hidden_states)
 
         # Conditions.
+        images: tuple[Tensor, ...] = ()
+        if self.has_ip_adapters:
+            added_cond_kwargs, images = self.read_images(added_cond_kwargs, sample.shape[0])
         emb = self.embed(
             sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond, encoder_hidden_states
         )
@@ -190,6 +194,8 @@ class UNet(Loading, ConfigMixin, Conditioning):
             beside = read_masks(self.unet_config, attention_mask, encoder_attention_mask, context, sample)
         if cross_attention_kwargs:
             beside = beside._replace(objects=embed_boxes(self.position_net, cross_attention_kwargs, sample.shape[0]))
+        if images:
+            beside = beside._replace(images=images)
         sample = self.join_hint(sample, added_cond_kwargs)
 
         # Encoder.
