@@ -66,6 +66,23 @@ def image_and_time(size: int = 16, channels: int = 3, **more: Callable[[], Any])
     }
 
 
+def without_a_gpu_or_weights() -> None:
+    """Tell ComfyUI's code, as Fooocus has it, that there is no GPU, and let its layers draw weights."""
+    importlib.import_module("ldm_patched.modules.args_parser").args.always_cpu = -1
+    layers = importlib.import_module("ldm_patched.modules.ops").disable_weight_init
+    for name in ("Linear", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm"):
+        getattr(layers, name).reset_parameters = getattr(torch.nn, name).reset_parameters
+
+
+def latent_time_context() -> dict[str, Any]:
+    """Draw what a latent U-Net reads."""
+    return {
+        "x": torch.randn(2, 4, 16, 16),
+        "timesteps": torch.tensor([3, 7]),
+        "context": torch.randn(2, 5, 16),
+    }
+
+
 def openai(path: str, variant: str = "", **config: Any) -> Recipe:
     """Return the recipe of a U-Net with the constructor of improved-diffusion's, which many took over."""
     sizes: dict[str, Any] = {"in_channels": 3, "model_channels": 32, "out_channels": 3, "num_res_blocks": 1}
@@ -77,6 +94,11 @@ LATENT = {"use_spatial_transformer": True, "context_dim": 16, "legacy": False}
 BOTH: dict[str, dict[str, Any]] = {
     "additive": {},
     "scale-shift": {"use_scale_shift_norm": True, "resblock_updown": True},
+}
+COMFY: dict[str, Any] = {
+    **{"in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": [1, 1]},
+    **{"channel_mult": (1, 2), "num_heads": 2, "use_spatial_transformer": True, "context_dim": 16},
+    **{"transformer_depth": [0, 1], "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1]},
 }
 AUTOENCODER = {
     **{"ch": 32, "out_ch": 3, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": [], "in_channels": 3},
@@ -421,19 +443,44 @@ LIBRARIES = [
         prepare=without_torchvisions_operators,
     ),
     Library(
+        "ComfyUI (Fooocus' copy)",
+        [
+            Recipe(
+                "ldm_patched.ldm.modules.diffusionmodules.openaimodel.UNetModel",
+                latent_time_context,
+                COMFY | {"image_size": 16} | options,
+                name,
+                dtype="float32",
+            )
+            for name, options in BOTH.items()
+        ],
+        repository="lllyasviel/Fooocus",
+        prepare=without_a_gpu_or_weights,
+    ),
+    Library(
+        "WebUI (Stability-AI's stablediffusion)",
+        [
+            Recipe(
+                "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+                latent_time_context,
+                {"image_size": 16, "in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": 1}
+                | {"attention_resolutions": [2], "channel_mult": (1, 2), "num_heads": 2}
+                | LATENT
+                | options,
+                name,
+                dtype="float32",
+            )
+            for name, options in BOTH.items()
+        ],
+        repository="Stability-AI/stablediffusion",
+    ),
+    Library(
         "Forge (ComfyUI's openaimodel)",
         [
             Recipe(
                 "backend.nn.unet.IntegratedUNet2DConditionModel",
-                lambda: {
-                    "x": torch.randn(2, 4, 16, 16),
-                    "timesteps": torch.tensor([3, 7]),
-                    "context": torch.randn(2, 5, 16),
-                },
-                {"in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": [1, 1]}
-                | {"channel_mult": (1, 2), "num_heads": 2, "use_spatial_transformer": True, "context_dim": 16}
-                | {"transformer_depth": [0, 1], "transformer_depth_middle": 1, "transformer_depth_output": [0, 0, 1, 1]}
-                | options,
+                latent_time_context,
+                COMFY | options,
                 name,
                 dtype="float32",
             )

@@ -201,6 +201,39 @@ def test_one_module_that_hands_on_its_input_says_nothing_of_others_of_its_class(
     torch.testing.assert_close(model(x), expected)
 
 
+class WeightsElsewhere(nn.GroupNorm):
+    """Computes by a method of its own where the class says so, as ComfyUI's layers do."""
+
+    cast_weights = False
+
+    def forward_elsewhere(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, 2 * self.weight, self.bias, self.eps)
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        if self.cast_weights:
+            return self.forward_elsewhere(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+
+class Elsewhere(WeightsElsewhere):
+    cast_weights = True
+
+
+class ElsewhereInDouble(WeightsElsewhere):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_elsewhere(x) if x.type() == "torch.DoubleTensor" else super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "fused"), [(WeightsElsewhere, 1), (Elsewhere, 0), (ElsewhereInDouble, 0)])
+def test_a_norm_with_a_way_of_its_own_is_fused_where_it_does_not_go_it(kind, fused):
+    block, (x, _) = Block(kind(2, 4)).double(), inputs()
+    expected = block(x)
+    assert len(unetgn.fuse(block).fused) == fused
+    torch.testing.assert_close(block(x), expected)
+    block.norm.cast_weights = True
+    torch.testing.assert_close(block(x), Block(Elsewhere(2, 4)).double()(x))
+
+
 class DropoutInShiftThenScale(Block):
     def forward(self, x: Tensor) -> Tensor:
         ones = torch.ones(2, 4, 1, 1, dtype=x.dtype)

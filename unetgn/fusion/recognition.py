@@ -166,14 +166,29 @@ def _gives_group_norm(cls: type, settings: Settings = ()) -> bool:
 def settings_of_group_norm(norm: nn.GroupNorm) -> Settings | None:
     """Return the attributes with which a norm's class casts and does nothing else; None where it does something else.
 
-    They are numbers, words and None, which its forward uses beside the names of casts and of SiLU.
+    They are numbers, words and None, which its forward uses beside the names of casts and of SiLU. A method that it
+    uses too may do anything, but with these attributes it must not be called (as in ComfyUI's code).
     """
-    cls = type(norm)
-    own = {name: value for name, value in vars(norm).items() if name in used_names(cls.forward) - PARTS}
-    settings = tuple(sorted(own.items()))
-    is_plain = all(isinstance(value, (int, float, str, type(None))) for value in own.values())
-    known = CASTING | SIGMOID | own.keys()
-    return settings if is_plain and uses_only(cls.forward, known) and _gives_group_norm(cls, settings) else None
+    cls, known = type(norm), CASTING | SIGMOID
+    own = {name: getattr(norm, name) for name in used_names(cls.forward) - known - PARTS if hasattr(norm, name)}
+    methods = {name for name, value in own.items() if inspect.ismethod(value)}
+    settings = tuple(sorted((name, own[name]) for name in own.keys() - methods))
+    is_plain = all(isinstance(value, (int, float, str, type(None))) for _, value in settings)
+    if not is_plain or not uses_only(cls.forward, known | own.keys()):
+        return None
+    try:
+        same = _gives_group_norm(cls, settings + tuple((name, _call) for name in methods))
+    except _CalledError:
+        return None
+    return settings if same else None
+
+
+class _CalledError(BaseException):
+    """Says that what was not to be called was; no trial, which takes any Exception for an answer, catches it."""
+
+
+def _call(*arguments: Any, **keywords: Any) -> None:
+    raise _CalledError
 
 
 def dtypes_of_group_norm(cls: type, settings: Settings = ()) -> frozenset[tuple[torch.dtype, torch.dtype]]:
