@@ -7,9 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unetgn
-from unetgn.ops import dispatch
+from unetgn.ops import aten, dispatch
 from unetgn.ops.arguments import Needs
-from unetgn.ops.aten import differentiate
 from unetgn.ops.layout import memory_format_of
 
 
@@ -20,7 +19,7 @@ from unetgn.ops.layout import memory_format_of
 )
 def test_a_backward_pass_without_native_kernels_gives_the_same(draw, in_double, monkeypatch, parameters, channels_last):
     """As on MPS: the native backward of PyTorch is used on the CPU alone."""
-    monkeypatch.setattr(differentiate, "_native_backward_is_good", lambda *_: False)
+    monkeypatch.setattr(aten, "_native_backward_is_good", lambda *_: False)
     for activation in ("silu", None):
         inputs = draw(1, (2, 6, 4, 5), dtype=torch.float64, channels_last=channels_last, parameters=parameters)
         _, gradients = inputs.call(unetgn.group_norm_silu, 3, activation=activation)

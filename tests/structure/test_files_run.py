@@ -35,7 +35,7 @@ def test_few_files_run(what: str, most: int, counted: dict[str, list[str]]):
 def test_the_files_that_must_run_are_seen(counted: dict[str, list[str]]):
     """A trace that sees nothing would pass."""
     must = {
-        "a forward": {"unetgn/unet/model.py", "unetgn/nn/resblock.py", "unetgn/ops/aten/normalize.py"},
+        "a forward": {"unetgn/unet/model.py", "unetgn/nn/resblock.py", "unetgn/ops/aten.py"},
         "a training step": {"unetgn/training/step.py", "unetgn/training/data/samples.py", "unetgn/ops/autograd.py"},
         "a launch, warm": {"unetgn/ops/functional.py", "unetgn/ops/triton/entry.py", "unetgn/ops/triton/recipe.py"},
     }

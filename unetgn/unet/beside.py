@@ -26,11 +26,6 @@ class Beside(NamedTuple):
     objects: Tensor | None = None
     images: tuple[Tensor, ...] = ()
 
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """List them in the order in which transformers take them: those that may be None, and the images."""
-        return (self.mask, self.context_mask, self.objects, *self.images)
-
 
 NOTHING = Beside()
 

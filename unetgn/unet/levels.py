@@ -43,10 +43,11 @@ class Level(nn.Module):
 
     def block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, beside: Beside) -> Tensor:
         """Apply residual block `index` and its attention."""
+        tensors = (*beside[:3], *beside.images)  # as transformers take them: those that may be None, and the images
         if self.checkpoint is not None and torch.is_grad_enabled():
-            values = beside.tensors if any(value is not None for value in beside.tensors) else ()
+            values = tensors if any(value is not None for value in tensors) else ()
             return self.checkpoint(functools.partial(self._block, index), x, emb, context, *values)
-        return self._block(index, x, emb, context, *beside.tensors)
+        return self._block(index, x, emb, context, *tensors)
 
     def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, *values: Tensor | None) -> Tensor:
         x = self.resnets[index](x, emb)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 import diffusers
 import torch
 from diffusers import ConfigMixin
+from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
@@ -183,7 +184,7 @@ class UNet(Loading, ConfigMixin, Conditioning):
 
         # Conditions.
         images: tuple[Tensor, ...] = ()
-        if self.has_ip_adapters:
+        if isinstance(self.encoder_hid_proj, MultiIPAdapterImageProjection):  # as has_ip_adapters, in this file
             added_cond_kwargs, images = self.read_images(added_cond_kwargs, sample.shape[0])
         emb = self.embed(
             sample, timestep, class_labels, augment_labels, added_cond_kwargs, timestep_cond, encoder_hidden_states
