@@ -31,6 +31,7 @@ CASTS = frozenset({"float", "type", "type_as", "to"})
 PARTS = frozenset({"num_groups", "weight", "bias", "eps"})
 ABSENT = (("weight",), ("bias",), ("weight", "bias"))  # of the parts, those that a norm may go without
 CALLED = CASTING - {"super", "forward"} | PARTS | {"group_norm", "nn", "functional", "F"}
+_ABSENT = object()
 _STORES = frozenset({"STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "DELETE_ATTR", "DELETE_SUBSCR", "STORE_SLICE"})
 SIGMOID = frozenset({"torch", "th", "nn", "functional", "F", "sigmoid", "silu", "mul", "exp", "special", "expit"})
 
@@ -170,8 +171,9 @@ def settings_of_group_norm(norm: nn.GroupNorm) -> Settings | None:
     uses too may do anything, but with these attributes it must not be called (as in ComfyUI's code).
     """
     cls, known = type(norm), CASTING | SIGMOID
-    own = {name: getattr(norm, name) for name in used_names(cls.forward) - known - PARTS if hasattr(norm, name)}
-    methods = {name for name, value in own.items() if inspect.ismethod(value)}
+    own = {name: inspect.getattr_static(norm, name, _ABSENT) for name in used_names(cls.forward) - known - PARTS}
+    own = {name: value for name, value in own.items() if value is not _ABSENT}  # read without running a property
+    methods = {name for name, value in own.items() if inspect.isfunction(value)}
     settings = tuple(sorted((name, own[name]) for name in own.keys() - methods))
     is_plain = all(isinstance(value, (int, float, str, type(None))) for _, value in settings)
     if not is_plain or not uses_only(cls.forward, known | own.keys()):

@@ -196,7 +196,7 @@ def _once_more(
 ) -> Tensor:
     """Compute z = (h - centre) * rstd * a + b once more.
 
-    PyTorch's group norm does that for a contiguous h, with statistics that are known already: one call costs less than
+    PyTorch's group norm does that for a contiguous h, and computes the known statistics anew: one call costs less than
     those that make rstd * a and b - centre * rstd * a, and one pass less than a product and a sum. It takes some 40 ns
     a group, though. (`addcmul`, one pass too, is vectorized for values of each element alone.)
     """

@@ -48,9 +48,8 @@ def write_interpolation(
     pixels = torch.stack([pixels_of(picture) for picture in pictures])
     columns = min(COLUMNS, frames)
     of_way = torch.linspace(0, frames - 1, columns).round().long()
-    rows = torch.cat(
-        [way * (frames - 1) + of_way for way in range(len(ways))]
-    )  # both ends: a seed ends, and begins one
+    # A row has both of its ends: the picture of a seed ends one, and begins the next.
+    rows = torch.cat([way * (frames - 1) + of_way for way in range(len(ways))])
     write_png(out / "interpolation.png", tile_pixels(pixels[rows], columns))
     write_frames(out / f"interpolation.{ending}", [tile_pixels(one[None], 1) for one in pixels])
 

@@ -164,7 +164,7 @@ class TrainState:
         """Compute the norm of this rank's averaged weights, on the device: NaN or inf tells of such a weight.
 
         It tells of a finite one above 1e19 too, whose square float32 does not hold. The largest magnitude would not,
-        but takes ten times as long on a CPU: 2 % of a small network's step.
+        but PyTorch's kernel for it is not vectorized on a CPU.
         """
         parts = [part.to_local() if isinstance(part, DTensor) else part for part in self.ema.shadow_params]
         norms = torch._foreach_norm([part for part in parts if part.numel()])
