@@ -1,4 +1,4 @@
-"""Builds a small instance of a diffusers model, and inputs to run it with, for `fuse_coverage`.
+"""Builds small instances of models, and inputs to run them with, for `fuse_coverage` and `fuse_libraries`.
 
 A recipe is keyed by the path of its class, so that the installed diffusers decides which recipes are used; several
 recipes for one class are its variants. The inputs are seeded by the caller.
@@ -32,6 +32,26 @@ class Recipe:
     @property
     def name(self) -> str:
         return self.path.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Names a library, the package or repository that it is, and models of it. `prepare` runs before any import."""
+
+    name: str
+    recipes: list[Recipe]
+    package: str = ""
+    repository: str = ""
+    prepare: Callable[[], None] = lambda: None
+
+
+def image_and_time(size: int = 16, channels: int = 3, **more: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
+    """Return what draws an image and two timesteps, and what `more` draws."""
+    return lambda: {
+        "x": torch.randn(2, channels, size, size),
+        "time": torch.tensor([3, 7]),
+        **{name: make() for name, make in more.items()},
+    }
 
 
 def image(channels: int = 3, size: int = 16, **more: Any) -> Callable[[], dict[str, Any]]:

@@ -27,7 +27,8 @@ from typing import Any
 import torch
 
 from benchmarks.fuse_coverage import Row, measure, table
-from benchmarks.fuse_recipes_libraries import LIBRARIES, Library
+from benchmarks.fuse_instances import Library
+from benchmarks.fuse_recipes_libraries import LIBRARIES
 from benchmarks.result_file import result_file
 from unetgn.programs.paths import user_path
 from unetgn.training.files import write_json
