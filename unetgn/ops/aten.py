@@ -152,8 +152,15 @@ def _with_pre_bias(x: Tensor, pre_bias: Tensor | None) -> Tensor:
 
 
 def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
-    """Compute the gradients by the closed form that `reference` has; dx in the dtype and layout of x."""
+    """Compute the gradients by the closed form that `reference` has; dx in the dtype and layout of x.
+
+    Of a small channels_last tensor, copies cost less than the calls that its layout takes.
+    """
     x, maps = arguments.x, None
+    if x.is_cpu and not x.is_contiguous() and x.numel() < _MANY_ELEMENTS and not has_maps(arguments):
+        gradients = backward(dy.contiguous(), arguments._replace(x=x.contiguous()), mean, rstd, needs)
+        dx = gradients.dx
+        return gradients if dx is None else gradients._replace(dx=torch.empty_like(x).copy_(dx))
     if has_maps(arguments):
         maps, arguments = arguments, without_maps(arguments)
     a, b = _affine(mean, arguments)
@@ -176,12 +183,8 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
 def _centred_where_needed(
     x: Tensor, pre_bias: Tensor | None, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Return h - mean and None, or, where that can wait since every mean is near zero, h itself and mean.
-
-    In a small channels_last tensor the terms that the mean adds to sums cost more than a pass over h.
-    """
-    worth_asking = x.is_cpu and (x.is_contiguous() or x.numel() >= _MANY_ELEMENTS)
-    if pre_bias is None and worth_asking and not _is_off_centre(mean, rstd, _LIMIT_OF_PRODUCTS):
+    """Return h - mean and None, or, where that can wait since every mean is near zero, h itself and mean."""
+    if pre_bias is None and x.is_cpu and not _is_off_centre(mean, rstd, _LIMIT_OF_PRODUCTS):
         return x, mean
     h, centre = _grouped(x, mean), mean.view(*mean.shape, 1, 1)
     if pre_bias is None:
