@@ -14,6 +14,7 @@ import torch.distributed
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from unetgn.programs.allocator import keep_freed_memory
 from unetgn.training.errors import reason
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,9 @@ def start_processes() -> Accelerator:
     """Make Accelerate's view of the processes that a launcher started. Raises ConnectionError where one is missing."""
     with connecting() as timeout:
         handlers = [InitProcessGroupKwargs(timeout=timeout)]
-        return Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers)
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers)
+    keep_freed_memory(accelerator.device.type)
+    return accelerator
 
 
 def connect_over_cpus() -> torch.distributed.ProcessGroup:

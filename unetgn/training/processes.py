@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_ob
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 from unetgn import UNet
+from unetgn.programs.allocator import keep_freed_memory
 from unetgn.training.config import RunConfig, conditional_only
 from unetgn.training.data.samples import Samples
 from unetgn.training.errors import ConfigError, reason
@@ -73,6 +74,7 @@ def make_accelerator(config: RunConfig, output: Path) -> Accelerator:
             f"train.gradient_accumulation=2 train.batch_size={max(1, config.train.batch_size // 2)}, start several "
             "processes, or leave it out"
         )
+    keep_freed_memory(accelerator.device.type)
     return accelerator
 
 
