@@ -21,7 +21,7 @@ END = "<!-- end -->\n"
 PLOT = "memory.png"
 NOT_YET = "not measured yet"
 MIB = 2**20
-PROGRAMS = ("unet_step_compiled", "unet_step", "train", "sample", "memory", "startup")
+PROGRAMS = ("unet_step_compiled", "unet_step", "train_compiled", "train", "sample", "memory", "startup")
 Result = dict[str, Any]
 
 
@@ -84,6 +84,8 @@ def summary_rows() -> Iterator[tuple[str, Callable[[dict[str, Result]], str]]]:
         many = f"{processes} process{'es' * (processes > 1)}"
         yield (f"`training/train.py` and the loop of diffusers' example, {many}: time",
                told(row_of("train", processes=processes), "{ratio:.2f}"))  # fmt: skip
+    yield ("`training/train.py` with `train.compile=true`, and that loop, 1 process: time",
+           told(row_of("train_compiled", processes=1), "{ratio:.2f}"))  # fmt: skip
     for batch in (1, 64):
         yield (f"50 DDIM steps, {batch} image{'s' * (batch > 1)} at a time: time",
                told(row_of("sample", what="pipeline", batch=batch), "{ratio:.2f}"))  # fmt: skip
@@ -111,6 +113,7 @@ def pages(found: dict[str, dict[str, Result]]) -> list[str]:
     """Write the parts of the documentation's page: a heading, where the figures are from, a table."""
     titles = {
         "train": ("Training, whole programs", train),
+        "train_compiled": ("Training, whole programs, ours with `train.compile=true`", train),
         "sample": ("Drawing images", sample),
         "unet_step": ("Training steps of U-Nets", unet_step),
         "unet_step_compiled": ("Training steps of U-Nets, compiled", unet_step),

@@ -4,7 +4,8 @@ The same network, images, optimizer, schedule, batch size and number of loading 
 TensorBoard included, as each program has them: the peer logs every step, ours a row every ten (`train.log_every`'s
 default). In one process, and in two of one thread each. Whole programs are started in turns; a figure is images a
 second, the median over the windows of ten steps of a run, without the first, and over runs. The peer is
-`benchmarks/train_peer.py`. The images are cut out of the two photographs that scikit-learn has.
+`benchmarks/train_peer.py`. `--compiled` compares ours with `train.compile=true`: compiling falls into the first window,
+which is left out. The images are cut out of the two photographs that scikit-learn has.
 """
 
 from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
@@ -66,7 +67,7 @@ def cut_pictures(folder: Path, count: int, side: int) -> None:
         Image.fromarray(pixels[top : top + cut, left : left + cut]).save(folder / f"{number:05}.png")
 
 
-def prepare(folder: Path, work: Work) -> None:
+def prepare(folder: Path, work: Work, *, compiled: bool = False) -> None:
     """Write what the programs read: images, our configuration, diffusers' of the same network, the peer's settings."""
     cut_pictures(folder / "images", work.pictures, work.size)
     attention = len(work.channels) - 1
@@ -77,7 +78,7 @@ data: {{name: folder, path: {json.dumps(str(folder / "images"))}, image_size: {w
 objective: {{prediction_type: epsilon, schedule: linear}}
 train: {{steps: {work.steps}, batch_size: {work.batch_size}, learning_rate: 1e-4, learning_rate_schedule: cosine,
          warmup_steps: 10, betas: [0.95, 0.999], weight_decay: 1e-6, max_gradient_norm: 1.0, log_every: {WINDOW},
-         trackers: [tensorboard]}}
+         trackers: [tensorboard], compile: {json.dumps(compiled)}}}
 ema: {{decay: 0.9999}}
 checkpoint: {{every: {work.steps}}}
 preview: {{every: 0}}
@@ -153,16 +154,17 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--threads", type=int, default=2, help="of all processes together")
     parser.add_argument("--blocks", type=int, default=3, help="runs of each program")
+    parser.add_argument("--compiled", action="store_true", help="ours with train.compile=true, which needs g++")
     parser.add_argument("--quick", action="store_true", help="a tiny network, a run: to see that all of it works")
     add_out(parser)
     arguments = parser.parse_args(given)
-    out = out_path(parser, arguments.out, "train")
+    out = out_path(parser, arguments.out, "train_compiled" if arguments.compiled else "train")
     work, blocks = (QUICK, 1) if arguments.quick else (Work(), arguments.blocks)
     torch.set_num_threads(arguments.threads)
     result = {**head("train", packages=PACKAGES), **dataclasses.asdict(work), "rows": []}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        prepare(folder, work)
+        prepare(folder, work, compiled=arguments.compiled)
         for processes in arguments.processes:
             row = measure(folder, processes, max(1, arguments.threads // processes), blocks)
             result["rows"].append(row)

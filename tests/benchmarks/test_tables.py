@@ -18,6 +18,7 @@ HELD = {"kept_bytes": 2**21, "step_bytes": 3 * 2**20}
 MADE_UP: dict[str, list[dict[str, Any]]] = {
     "unet_step": [STEP, {**CASE, "contender": "MONAI", "absent": "it is not installed"}],
     "unet_step_compiled": [{**CASE, "batch": 4, "contender": "ours, compiled", **ONE}],
+    "train_compiled": [{"processes": 1, **ONE, **RATES}],
     "train": [{"processes": 2, **ONE, **RATES}],
     "sample": [{"what": "program", "images": 1000, "batch": 64, "size": 8, **ONE, **RATES}],
     "memory": [{"contender": "ours", "batch": batch, "size": size, **HELD} for batch, size in POINTS],

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from benchmarks import contenders, fresh, memory, sample, startup, tables, train, train_peer, unet_step
 from benchmarks.networks import NETWORKS, TINY
 from unetgn.sampling.sample import main as sample_main
+from unetgn.training.config_files import load_config
 from unetgn.training.train import main as train_main
 
 MAINS: dict[str, Callable[[list[str]], int]] = {"train.py": train_main, "sample.py": sample_main}
@@ -117,6 +118,12 @@ def test_train_measures_both_programs_on_the_same_images(here: Path):
         "ours": [windows],
     }
     assert min(row["images_per_second"].values()) > 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_train_compiles_ours_where_it_is_asked_for(tmp_path: Path, compiled: bool):
+    train.prepare(tmp_path, train.QUICK, compiled=compiled)
+    assert load_config(tmp_path / "ours.yaml", []).train.compile is compiled
 
 
 def test_the_peer_trains(here: Path, tmp_path: Path):
