@@ -432,8 +432,8 @@ def test_the_cifar10_network_keeps_far_fewer_bytes_for_its_backward_pass_than_di
     one = CIFAR10.at(batch=1, size=32)
     names = ("diffusers", "ours", "ours, activations")
     kept = {name: kept_bytes(make_step(name, one, layout="contiguous", dtype=torch.float32)) for name in names}
-    assert kept["ours"] <= 0.75 * kept["diffusers"]
-    assert kept["ours, activations"] <= 0.52 * kept["diffusers"]
+    assert kept["ours"] <= 0.67 * kept["diffusers"]
+    assert kept["ours, activations"] <= 0.41 * kept["diffusers"]
 
 
 @pytest.mark.parametrize("flag", [True, False, None])

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import check_spatial_dims, convolution
 from unetgn.nn.fields import check_choice, check_each, freeze_lists
+from unetgn.nn.remaking import remade, unkept
 
 ResampleKind = Literal["conv", "resblock", "plain"]
 PaddingKind = Literal["both", "end"]
@@ -78,13 +79,35 @@ def filter_kernel(taps: Sequence[float], spatial_dims: int) -> Tensor:
     return (kernel / kernel.sum()).to(torch.get_default_dtype())[None, None]
 
 
-def _copies_faster(x: Tensor) -> bool:
-    """Return True where copies take a fraction of PyTorch's own kernel: eager, on a CPU, contiguous."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and x.is_contiguous()
+def _enlarged_size(x: Tensor, strides: Sequence[int], size: Sequence[int] | None, *, spare: int) -> list[int]:
+    """Return `size`, or the usual one for None. Raises where it does not fit, by more than `spare` pixels an axis."""
+    usual = [length * stride for length, stride in zip(x.shape[2:], strides, strict=True)]
+    if size is None:
+        return usual
+    if isinstance(size, int):
+        raise TypeError(f"size must name one length for each of {len(strides)} axes, got {size}")
+    if len(size) != len(strides):
+        raise ValueError(f"size={tuple(size)} must name one length for each of {len(strides)} axes")
+    largest = [length + spare * (stride - 1) for length, stride in zip(usual, strides, strict=True)]
+    if any(length > most for length, most in zip(size, largest, strict=True)):
+        raise ValueError(f"cannot upsample {tuple(x.shape[2:])} to {tuple(size)}: {tuple(largest)} is the largest")
+    return list(size)
+
+
+def _nearest(x: Tensor, size: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """Enlarge x by the nearest neighbour to `size`, which is about `strides` times its own.
+
+    On a CPU, eager and contiguous, copies take a fraction of the time of PyTorch's own kernel.
+    """
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.is_contiguous():
+        pixels = zip(size, x.shape[2:], strides, strict=True)
+        if all(length == before * stride for length, before, stride in pixels):
+            return _repeat_pixels(x, strides)
+    return F.interpolate(x, size=size, mode="nearest")
 
 
 def _repeat_pixels(x: Tensor, strides: Sequence[int]) -> Tensor:
-    """Repeat each pixel `strides` times along its axes: the nearest neighbour, by copies.
+    """Repeat each pixel `strides` times along its axes, by copies.
 
     The last axis comes first: its pixels lie side by side, so that it is the slow one, and x is smallest then.
     """
@@ -130,25 +153,8 @@ class Resample(nn.Module):
             if size is not None:
                 raise ValueError(f"size={size} is for upsampling; downsampling halves what it is given")
             return self._mean(x) if self.kernel is None else self._filter_down(x, self.kernel)
-        usual = [length * stride for length, stride in zip(x.shape[2:], self.strides, strict=True)]
-        size = usual if size is None else self._lengths(size)
-        spare = 1 if self.kernel is None else 0
-        largest = [length + spare * (stride - 1) for length, stride in zip(usual, self.strides, strict=True)]
-        if any(length > most for length, most in zip(size, largest, strict=True)):
-            raise ValueError(f"cannot upsample {tuple(x.shape[2:])} to {tuple(size)}: {tuple(largest)} is the largest")
-        if self.kernel is not None:
-            return self._filter_up(x, self.kernel, size)
-        if size == usual and _copies_faster(x):
-            return _repeat_pixels(x, self.strides)
-        return F.interpolate(x, size=size, mode="nearest")
-
-    def _lengths(self, size: Sequence[int]) -> list[int]:
-        """Return a given size as a list. Raises TypeError for a number, ValueError for another number of axes."""
-        if isinstance(size, int):
-            raise TypeError(f"size must name one length for each of {self.spatial_dims} axes, got {size}")
-        if len(size) != self.spatial_dims:
-            raise ValueError(f"size={tuple(size)} must name one length for each of {self.spatial_dims} axes")
-        return list(size)
+        size = _enlarged_size(x, self.strides, size, spare=1 if self.kernel is None else 0)
+        return _nearest(x, size, self.strides) if self.kernel is None else self._filter_up(x, self.kernel, size)
 
     def _mean(self, x: Tensor) -> Tensor:
         return _AVERAGES[self.spatial_dims - 1](x, self.strides, self.strides, ceil_mode=True)
@@ -202,14 +208,15 @@ class Downsample(nn.Module):
         self.conv = convolution(spatial_dims, channels, width, stride=self.strides, padding=margin)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pad_end:
-            if min(x.shape[2:]) < 2:
-                raise ValueError(f"resample.padding='end' cannot halve {tuple(x.shape[2:])} pixels; use 'both'")
-            padding: list[int] = []
-            for stride in reversed(self.strides):
-                padding += [0, 1] if stride == 2 else [1, 1]
-            x = F.pad(x, padding)
-        return self.conv(x)
+        if not self.pad_end:
+            return self.conv(x)
+        if min(x.shape[2:]) < 2:
+            raise ValueError(f"resample.padding='end' cannot halve {tuple(x.shape[2:])} pixels; use 'both'")
+        padding: list[int] = []
+        for stride in reversed(self.strides):
+            padding += [0, 1] if stride == 2 else [1, 1]
+        with remade(partial(F.pad, pad=padding), x) as padded, unkept(padded):
+            return self.conv(padded)
 
     def extra_repr(self) -> str:
         return f"strides={self.strides}, padding={'end' if self.pad_end else 'both'!r}"
@@ -219,12 +226,10 @@ class Upsample(nn.Module):
     """Enlarges to twice the size by nearest neighbour, or to a given size, then convolves 3x3.
 
     Shapes: (N, C, *spatial) -> (N, out_channels, *size), size 2 * spatial unless given, at most one pixel more.
-    `strides` leaves out axes with 1. `recompute` enlarges the input again in the backward pass instead of keeping it.
+    `strides` leaves out axes with 1. The backward pass enlarges x again: the larger one is not kept.
     Ho et al. 2020 (arXiv 2006.11239), appendix B; nearest neighbour, then convolution: Odena et al. 2016
     (doi 10.23915/distill.00003).
     """
-
-    recompute = False
 
     def __init__(
         self,
@@ -235,13 +240,17 @@ class Upsample(nn.Module):
         strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.enlarge = Resample("up", spatial_dims=spatial_dims, strides=strides)
+        check_taps(BOX, strides)
+        self.strides = axis_strides(strides, spatial_dims)
         self.conv = convolution(spatial_dims, channels, channels if out_channels is None else out_channels)
 
     def forward(self, x: Tensor, *, size: Sequence[int] | None = None) -> Tensor:
-        if self.recompute:
-            return recomputed(lambda small: self.conv(self.enlarge(small, size=size)), x)
-        return self.conv(self.enlarge(x, size=size))
+        size = _enlarged_size(x, self.strides, size, spare=1)
+        with remade(partial(_nearest, size=size, strides=self.strides), x) as enlarged, unkept(enlarged):
+            return self.conv(enlarged)
+
+    def extra_repr(self) -> str:
+        return f"strides={self.strides}"
 
 
 class InputBranch(nn.Module):

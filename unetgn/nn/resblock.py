@@ -12,6 +12,7 @@ from unetgn.nn.conv import convolution, zero_parameters
 from unetgn.nn.fields import check_choice, check_kind, check_positive
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.norm import ACTIVATIONS, Activation, activate
+from unetgn.nn.remaking import unkept
 from unetgn.nn.resample import BOX, Resample
 
 
@@ -117,7 +118,8 @@ class ResBlock(nn.Module):
             raise ValueError(f"size={size} is for a ResBlock that upsamples: build it with resample='up'")
         modulation = self._modulation(emb)
         if self.recompute:
-            hidden = recomputed(self._first_half, x, size)
+            with unkept(x):
+                hidden = recomputed(self._first_half, x, size)
             random = self.training and self.dropout.p > 0
             hidden = recomputed(self._second_half, hidden, *modulation, random=random)
         else:
@@ -125,12 +127,14 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             x = self.resample(x, size=size)
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
+            with unkept(x):
+                x = self.conv_shortcut(x)
         total = x + hidden
         return total if self.config.residual_scale == 1.0 else total * self.config.residual_scale
 
     def _first_half(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
-        hidden = self.norm1(x)
+        with unkept(x):
+            hidden = self.norm1(x)
         if self.resample is not None:
             hidden = self.resample(hidden, size=size)
         return self.conv1(hidden)

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, cat, nn
 
 from unetgn.nn.attention import AddedKVAttention, SelfAttention
+from unetgn.nn.remaking import remade, unkept
 from unetgn.nn.resample import Downsample, InputBranch, Resample, Upsample
 from unetgn.nn.resblock import ResBlock
 from unetgn.nn.transformer import SpatialTransformer
@@ -46,7 +48,8 @@ class Level(nn.Module):
         tensors = (*beside[:3], *beside.images)  # as transformers take them: those that may be None, and the images
         if self.checkpoint is not None and torch.is_grad_enabled():
             values = tensors if any(value is not None for value in tensors) else ()
-            return self.checkpoint(functools.partial(self._block, index), x, emb, context, *values)
+            with unkept(x):
+                return self.checkpoint(functools.partial(self._block, index), x, emb, context, *values)
         return self._block(index, x, emb, context, *tensors)
 
     def _block(self, index: int, x: Tensor, emb: Tensor, context: Tensor | None, *values: Tensor | None) -> Tensor:
@@ -137,12 +140,15 @@ class DecoderLevel(Level):
     ) -> Tensor:
         """Return x, enlarged to `size` where the level doubles; of its own `skips` the last one is taken first."""
         for index in range(len(self.resnets)):
-            if index < len(skips):
-                x = cat([x, skips[-1 - index]], dim=1)
-            x = self.block(index, x, emb, context, beside)
+            with remade(_joined, x, skips[-1 - index]) if index < len(skips) else nullcontext(x) as x:
+                x = self.block(index, x, emb, context, beside)
         for upsample in self.upsamplers:
             x = upsample(x, emb, size=size) if isinstance(upsample, ResBlock) else upsample(x, size=size)
         return x
+
+
+def _joined(x: Tensor, skip: Tensor) -> Tensor:
+    return cat([x, skip], dim=1)
 
 
 def _residual_block(config: UNetConfig, plan: BlockPlan) -> ResBlock:
