@@ -33,6 +33,7 @@ class Build:
     channels_last: bool
     extras: tuple[str, ...]
     activation: bool = True
+    shortcut: bool = False  # its gradient is added to that of x
     clusters: bool = False
     forward: Plan | None = None
     backward: Plan | None = None
@@ -67,7 +68,7 @@ class Build:
         plan = self.backward or backward.plan_backward(sizes, layout, device)
         of_channels = entry.of_channels(given, needs)
         recipe_back = backward.recipe_of(plan, sizes, device, self.activation, of_channels)
-        entry.follow_backward(recipe_back, y, given, mean, rstd, needs)
+        entry.follow_backward(recipe_back, y, given, mean, rstd, needs, torch.empty_like(y) if self.shortcut else None)
 
 
 def builds(device: Device) -> Iterator[Build]:
