@@ -77,6 +77,8 @@ def builds(device: Device) -> Iterator[Build]:
         yield of_case(case)
     for case in checks.in_both_layouts(checks.PATH_SHAPES):
         yield from _paths(case, device)
+    for case in checks.in_both_layouts(checks.PATH_SHAPES):
+        yield replace(of_case(case), shortcut=True)
     yield from _launches(device)
     for name, sizes in networks.NORMS.items():
         for batch in networks.BATCHES[name]:
@@ -128,9 +130,11 @@ def _network(batch: int, side: int, channels: int, attention: bool = False) -> I
     for layout in LAYOUTS:
         plain = of_case(Case((batch, channels, side, side), "bfloat16", layout))
         yield plain
+        yield replace(plain, shortcut=True)
         yield replace(plain, extras=(*plain.extras, "pre_bias"))
         if attention:
             yield replace(plain, activation=False)
+            yield replace(plain, activation=False, shortcut=True)
 
 
 def _clusters(device: Device) -> Iterator[Build]:
