@@ -3,7 +3,8 @@
 Compiles the launches of the benchmark's cases (bf16, both layouts) and reads from their machine code: instructions an
 element, registers, spills. A loop counts as often as it turns. `kernel_model` predicts times from them. Writes
 `results/kernel_counts.json` and prints it as a table; `--shape 8x320x64x64` prints the launches of some shapes only and
-writes nothing. All times in it are predicted, none is measured.
+writes nothing, and so does `--shortcut`, which prints the backward pass with a shortcut's gradient: added to dx in the
+kernel that writes it, and by a kernel of its own. All times in it are predicted, none is measured.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,17 @@ from benchmarks.gpu.builds import Build, of_case
 from benchmarks.gpu.checks import name_of
 from benchmarks.gpu.prepare import believed, target_of
 from benchmarks.group_norm_silu.cases import LAYOUTS, SHAPES, Case
-from benchmarks.kernel_model import CARDS, GAP, MULTIPROCESSORS, Card, Work, cached, nanoseconds, resident_programs
+from benchmarks.kernel_model import (
+    CARDS,
+    GAP,
+    LATENCY,
+    MULTIPROCESSORS,
+    Card,
+    Work,
+    cached,
+    nanoseconds,
+    resident_programs,
+)
 from benchmarks.result_file import result_file
 from unetgn.ops.triton.device import Device
 from unetgn.ops.triton.problem import ceil_div
@@ -110,6 +122,9 @@ def count(kernel: Any, arguments: dict[str, Any], programs: int) -> Row:
         "loads": _widths(counted, "LDG"),
         "stores": _widths(counted, "STG"),
     }
+    shortcut = arguments.get("dshortcut")
+    if shortcut is not None:
+        row["read_anew"] = shortcut.nbytes
     for word in ("read", "written"):
         large = [arguments.get(name) for name, kind in LARGE.items() if kind == word]
         row[word] = sum(tensor.nbytes for tensor in large if tensor is not None)
@@ -156,7 +171,7 @@ def predict(rows: list[Row], card: Card) -> float:
     """Return the predicted microseconds of the launches of one pass, in order."""
     total, again = 0.0, False
     for row in rows:
-        loaded = cached(row["read"], card) if again else row["read"]
+        loaded = (cached(row["read"], card) if again else row["read"]) + row.get("read_anew", 0)
         again = again or row["read"] > 0
         total += GAP if total else 0.0
         total += nanoseconds(work_of(row, loaded), card)
@@ -194,6 +209,21 @@ def table(case: Case, *, predicted: bool = True) -> list[Row]:
     return rows
 
 
+def shortcut_line(case: Case) -> str:
+    """Predict the backward pass with a shortcut's gradient in both ways; autograd's kernel is a copy of 3 tensors."""
+    build, tensor = of_case(case), case.elements * case.itemsize
+    plain, within = (
+        [row for row in launches(one) if row["pass"] == "backward"] for one in (build, replace(build, shortcut=True))
+    )
+    words = []
+    for name, card in CARDS.items():
+        apart = predict(plain, card) + (GAP + LATENCY + 3 * tensor / card.copy) / 1000
+        together = predict(within, card)
+        words.append(f"{name} {together:.1f} us in the kernel, {apart:.1f} apart ({together / apart:.2f})")
+    spills = max(row["spills"] for row in within)
+    return f"{name_of(case)}: predicted {', '.join(words)}; {spills} B of spills"
+
+
 def lines(rows: Iterable[Row]) -> Iterable[str]:
     """Write rows as lines for a reader."""
     for row in rows:
@@ -213,14 +243,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", action="append", help="such as 8x320x64x64: print the launches of this shape alone")
     parser.add_argument("--layout", choices=LAYOUTS)
+    parser.add_argument("--shortcut", action="store_true", help="the backward pass with a shortcut's gradient")
     given = parser.parse_args(arguments)
-    part = given.shape or given.layout
+    part = given.shape or given.layout or given.shortcut
     out = None if part else result_file(parser, None, RESULTS.name)
     shapes = [tuple(map(int, shape.split("x"))) for shape in given.shape or ()] or SHAPES
     layouts = [given.layout] if given.layout else list(LAYOUTS)
     found = []
     for shape in shapes:
         for layout in layouts:
+            if given.shortcut:
+                print(shortcut_line(Case(shape, "bfloat16", layout)), flush=True)  # type: ignore[arg-type]
+                continue
             rows = table(Case(shape, "bfloat16", layout))  # type: ignore[arg-type]
             print("\n".join(lines(rows)), flush=True)
             found += rows

@@ -33,6 +33,7 @@ class Build:
     channels_last: bool
     extras: tuple[str, ...]
     activation: bool = True
+    shortcut: bool = False  # its gradient is added to that of x
     clusters: bool = False
     forward: Plan | None = None
     backward: Plan | None = None
@@ -67,7 +68,7 @@ class Build:
         plan = self.backward or backward.plan_backward(sizes, layout, device)
         of_channels = entry.of_channels(given, needs)
         recipe_back = backward.recipe_of(plan, sizes, device, self.activation, of_channels)
-        entry.follow_backward(recipe_back, y, given, mean, rstd, needs)
+        entry.follow_backward(recipe_back, y, given, mean, rstd, needs, torch.empty_like(y) if self.shortcut else None)
 
 
 def builds(device: Device) -> Iterator[Build]:
@@ -76,6 +77,8 @@ def builds(device: Device) -> Iterator[Build]:
         yield of_case(case)
     for case in checks.in_both_layouts(checks.PATH_SHAPES):
         yield from _paths(case, device)
+    for case in checks.in_both_layouts(checks.PATH_SHAPES):
+        yield replace(of_case(case), shortcut=True)
     yield from _launches(device)
     for name, sizes in networks.NORMS.items():
         for batch in networks.BATCHES[name]:
@@ -127,9 +130,11 @@ def _network(batch: int, side: int, channels: int, attention: bool = False) -> I
     for layout in LAYOUTS:
         plain = of_case(Case((batch, channels, side, side), "bfloat16", layout))
         yield plain
+        yield replace(plain, shortcut=True)
         yield replace(plain, extras=(*plain.extras, "pre_bias"))
         if attention:
             yield replace(plain, activation=False)
+            yield replace(plain, activation=False, shortcut=True)
 
 
 def _clusters(device: Device) -> Iterator[Build]:

@@ -117,9 +117,13 @@ def check_odd(some: list[Check], machine: Place) -> Data:
     return {"checks": len(some), "faults": found[:8]}
 
 
-def compare_twice(case: Case, machine: Place, run: Callable[[Inputs], Inputs], mean: float = 0.0) -> Data:
-    """Run twice, and compare the results with each other and with the definition."""
+def compare_twice(
+    case: Case, machine: Place, run: Callable[[Inputs], Inputs], mean: float = 0.0, *, shortcut: bool = False
+) -> Data:
+    """Run twice, and compare the results with each other and with the definition; with a dshortcut among the inputs."""
     inputs = case.inputs(machine.device, seed=0)
+    if shortcut:
+        inputs["dshortcut"] = case.inputs(machine.device, seed=1)["dy"]
     if mean:
         inputs["x"] = inputs["x"] + mean
     tolerance = OFF_CENTRE if mean else TOLERANCE[DTYPES[case.dtype]]

@@ -77,7 +77,10 @@ class Distance:
 
 
 def compare(found: Inputs, inputs: Inputs, groups: int, tolerance: float, eps: float = 1e-5) -> dict[str, Any]:
-    """Compare y and gradients with the definition: errors by name, and faults in words, none where all is right."""
+    """Compare y and gradients with the definition: errors by name, and faults in words, none where all is right.
+
+    A dshortcut among the inputs is part of the gradient of x.
+    """
     x, dy = inputs["x"], inputs["dy"]
     samples, channels = x.shape[:2]
     width = channels // groups
@@ -90,10 +93,12 @@ def compare(found: Inputs, inputs: Inputs, groups: int, tolerance: float, eps: f
         leaves = {
             name: (tensor[own] if tensor.dim() == 1 else tensor[one, own]).double().requires_grad_()
             for name, tensor in inputs.items()
-            if name != "dy"
+            if name not in ("dy", "dshortcut")
         }
         y = define(leaves, some.stop - some.start, eps)
         gradients = dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), dy[one, own].double()), strict=True))
+        if "dshortcut" in inputs:
+            gradients["x"] = gradients["x"] + inputs["dshortcut"][one, own].double()
         distances["y"].add(found["y"][one, own], y)
         for name, gradient in gradients.items():
             if name in sums:

@@ -21,7 +21,7 @@ def summary(folder: Path) -> str:
     same = [one for one in found if _origin(one) == _origin(found[-1])]
     latest = list({one["unit"]: one for one in same}.values())
     parts = [_heading(found[-1]), _counts(latest), *_failures(latest), *_speed(latest), *_host(latest)]
-    parts += [*_launches(latest), *_networks(latest)]
+    parts += [*_shortcuts(latest), *_launches(latest), *_networks(latest)]
     return "\n".join(parts)
 
 
@@ -105,6 +105,18 @@ def _host(found: Sequence[Line]) -> list[str]:
 
 
 HOST_CALLS = ("inference", "recorded", "backward")
+
+
+def _shortcuts(found: Sequence[Line]) -> list[str]:
+    some = [one for one in found if one["kind"] == "shortcut" and "kernel_us" in one.get("data", {})]
+    if not some:
+        return []
+    parts = ["µs of a backward pass with a shortcut's gradient: added in the kernel, added by autograd"]
+    for one in some:
+        parts.append(f"  {one['unit']:44}{one['data']['kernel_us']:9.1f}{one['data']['autograd_us']:9.1f}")
+    ratio = statistics.median(one["data"]["kernel_us"] / one["data"]["autograd_us"] for one in some)
+    verdict = "keep it" if ratio < 1 else "have unetgn.nn.norm.with_shortcut return norm(x), x"
+    return [*parts, f"  in the kernel {ratio:.2f} of the time in the median: {verdict}"]
 
 
 def _launches(found: Sequence[Line]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu import checks, launches, networks, prepare, rest, speed
+from benchmarks.gpu import checks, launches, networks, prepare, rest, shortcut, speed
 from benchmarks.gpu.machine import Card, Place, arch
 from benchmarks.gpu.worker import Data, Unit
 
@@ -16,7 +16,8 @@ SECONDS_OF_A_CALL = 0.8  # the kernels of a forward and a backward pass, with on
 
 
 def units(machine: Place) -> Iterator[Unit]:
-    """List all units: is it right, how fast, host time, launches alone, networks, clusters (they may hang), the rest.
+    """List all units: is it right, how fast, host time, shortcuts, launches alone, networks, clusters (they may hang),
+    the rest.
 
     Before them all, kernels are compiled by all processors, where that was not done elsewhere.
     """
@@ -25,6 +26,7 @@ def units(machine: Place) -> Iterator[Unit]:
     yield from checks.units(machine)
     yield from speed.units(machine)
     yield from speed.host_units(machine)
+    yield from shortcut.units(machine)
     yield from launches.units(machine)
     yield from networks.units(machine)
     yield from checks.odd_units(machine)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import checks, definition, networks, paths, rest, speed
+from benchmarks.gpu import checks, definition, networks, paths, rest, shortcut, speed
 from benchmarks.gpu.builds import builds
 from benchmarks.gpu.journal import lines
 from benchmarks.gpu.machine import Card, Rehearsal
@@ -29,7 +29,7 @@ MACHINE = Rehearsal(CPU, implementation="aten")
 
 
 def test_what_needs_no_kernel_of_its_own_runs_here(one_thread: None) -> None:
-    own = (checks.units, speed.units, speed.host_units, checks.odd_units, rest.units, networks.units)
+    own = (checks.units, speed.units, speed.host_units, shortcut.units, checks.odd_units, rest.units, networks.units)
     some = [unit for units in own for unit in units(MACHINE) if unit.kind != "path"]
     some = [unit for unit in some if "tower" in unit.name or not unit.kind.startswith("network")]
     reports = {unit.name: outcome(unit) for unit in some}
@@ -96,7 +96,7 @@ def test_the_list_is_in_the_order_of_worth_and_fits_twenty_minutes() -> None:
     kinds = [unit.kind for unit in full]
     order = [kind for kind, before in zip(kinds, [None, *kinds], strict=False) if kind != before]
     assert order == [
-        *("builds", "check", "path", "speed", "compiled", "host", "launch", "network", "network compiled"),
+        *("builds", "check", "path", "speed", "compiled", "host", "shortcut", "launch", "network", "network compiled"),
         *("odd", "cluster", "rest", "pytest"),
     ]
     plain = [unit for unit in full if unit.kind in ("check", "compiled")]

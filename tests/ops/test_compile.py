@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import unetgn
-from unetgn.ops import implementation
+from unetgn.ops import group_norm_silu_with_shortcut, implementation
 
 LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 
@@ -37,6 +37,20 @@ def test_a_compiled_call_without_graph_breaks_gives_the_eager_values(draw, place
         assert y.stride() == inputs.x.stride()
         if name != "reference":  # whose gradient is the compiler's
             assert gradients[0].stride() == inputs.x.stride()
+
+
+def test_a_shortcut_is_compiled_as_the_operator_and_x(draw):
+    inputs = draw(0, (2, 6, 4, 5))
+
+    def loss(x, function):
+        y, x = function(x, 3)
+        return (y.square() + x.sin()).sum()
+
+    x = inputs.x.requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (found,) = torch.autograd.grad(compiled(x, group_norm_silu_with_shortcut), x)
+    (expected,) = torch.autograd.grad(loss(x, lambda x, groups: (unetgn.group_norm_silu(x, groups), x)), x)
+    torch.testing.assert_close(found, expected)
 
 
 def test_dynamic_shapes_are_compiled_once(draw):

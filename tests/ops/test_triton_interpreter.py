@@ -24,7 +24,8 @@ def run_interpreted(*arguments: str | Path) -> None:
 
 
 def test_kernels_are_right_under_the_interpreter() -> None:
-    run_interpreted(FOLDER / "test_kernels_against_the_definition.py", FOLDER / "test_places.py")
+    files = "test_kernels_against_the_definition.py", "test_places.py", "test_shortcut.py"
+    run_interpreted(*(FOLDER / file for file in files))
 
 
 @pytest.mark.thorough

@@ -24,7 +24,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 2e-3, tor
 class Case:
     """Describes one call.
 
-    `extras`: which of weight, bias, pre_bias, scale and shift are given; with "maps" the last two have x's shape.
+    `extras`: which of weight, bias, pre_bias, scale and shift are given; with "maps" the last two have x's shape; with
+    "dshortcut" a gradient is added to that of x.
     """
 
     shape: tuple[int, ...]
@@ -62,6 +63,7 @@ class Case:
             "pre_bias": random(n, c).to(device, small),
             "scale": scale,
             "shift": shift,
+            "dshortcut": self.layout(random(*self.shape).to(device, self.dtype)),
         }
         return {name: t if name in ("x", "dy", *self.extras) else None for name, t in made.items()}
 
@@ -72,11 +74,12 @@ class Case:
         scale, shift = torch.empty(n, 2 * c, dtype=small, device="meta").chunk(2, dim=1)
         x = self.layout(torch.empty(self.shape, dtype=self.dtype, device="meta"))
         weight = torch.empty(c, dtype=small, device="meta")
-        made = {"x": x, "dy": x, "weight": weight, "bias": weight, "scale": scale, "shift": shift}
+        made = {"x": x, "dy": x, "dshortcut": x, "weight": weight, "bias": weight, "scale": scale, "shift": shift}
         if self.maps:
             made |= dict.fromkeys(("scale", "shift"), x.to(small))
         made["pre_bias"] = torch.empty(n, c, dtype=small, device="meta")
-        return {name: made[name] if name in ("x", "dy", *self.extras) else None for name in ("dy", *DIFFERENTIABLE)}
+        names = ("dy", "dshortcut", *DIFFERENTIABLE)
+        return {name: made[name] if name in ("x", "dy", *self.extras) else None for name in names}
 
     @property
     def problem(self) -> Problem:
@@ -93,7 +96,7 @@ class Case:
 
 def definition(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute y and all gradients in float64, by autograd through the formula."""
-    t = {name: v.double().requires_grad_() for name, v in tensors.items() if v is not None and name != "dy"}
+    t = {name: v.double().requires_grad_() for name, v in tensors.items() if v is not None and name in DIFFERENTIABLE}
     spatial = (1,) * (len(case.shape) - 2)
     n, c = case.shape[:2]
     h = t["x"]
@@ -113,8 +116,11 @@ def definition(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, d
     y = z * z.sigmoid() if case.activation else z
     dy = tensors["dy"]
     assert dy is not None
-    gradients = torch.autograd.grad(y, list(t.values()), dy.double())
-    return y.detach(), dict(zip(t, gradients, strict=True))
+    gradients = dict(zip(t, torch.autograd.grad(y, list(t.values()), dy.double()), strict=True))
+    dshortcut = tensors["dshortcut"]
+    if dshortcut is not None:
+        gradients["x"] = gradients["x"] + dshortcut.double()
+    return y.detach(), gradients
 
 
 def arguments_of(case: Case, tensors: dict[str, Tensor | None]) -> Arguments:
@@ -139,7 +145,7 @@ def run_backward(
     arguments = arguments_of(case, tensors)
     of_channels = entry.of_channels(arguments, needs)
     recipe = backward.recipe_of(plan, case.problem, INTERPRETER, case.activation, of_channels)
-    gradients = entry.follow_backward(recipe, dy, arguments, mean, rstd, needs)
+    gradients = entry.follow_backward(recipe, dy, arguments, mean, rstd, needs, tensors["dshortcut"])
     return {name: g for name, g in zip(DIFFERENTIABLE, gradients, strict=True) if g is not None}
 
 

@@ -81,7 +81,7 @@ def launches_of(case: Case, target: str, *, clusters: bool = False) -> tuple[lis
     of_channels = entry.of_channels(arguments, needs)
     with recorded() as second:
         recipe_back = backward.recipe_of(plan, case.problem, device, case.activation, of_channels)
-        entry.follow_backward(recipe_back, tensors["dy"], arguments, mean, rstd, needs)
+        entry.follow_backward(recipe_back, tensors["dy"], arguments, mean, rstd, needs, tensors["dshortcut"])
     return first, second
 
 

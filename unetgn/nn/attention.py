@@ -12,6 +12,7 @@ from unetgn.nn.conv import zero_parameters
 from unetgn.nn.fields import check_at_least, check_choice, freeze_lists
 from unetgn.nn.groups import NormConfig, build_norm
 from unetgn.nn.image_prompts import ImagePrompts
+from unetgn.nn.norm import with_shortcut
 
 
 def count_heads(channels: int, *, num_heads: int | None = None, head_dim: int | None = None) -> int:
@@ -235,7 +236,7 @@ class SelfAttention(_Attention):
             zero_parameters(self.to_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = x if self.group_norm is None else self.group_norm(x)
+        hidden, x = with_shortcut(self.group_norm, x)
         total = x + tokens_to_pixels(self.attend(pixels_to_tokens(hidden)), x)
         return total if self.residual_scale == 1.0 else total * self.residual_scale
 
@@ -275,7 +276,7 @@ class CrossAttention(_Attention):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         check_context(context, x.shape[0], self.context_dim)
-        hidden = x if self.group_norm is None else self.group_norm(x)
+        hidden, x = with_shortcut(self.group_norm, x)
         return x + tokens_to_pixels(self.attend(pixels_to_tokens(hidden), context), x)
 
 
@@ -326,7 +327,8 @@ class AddedKVAttention(_Attention):
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
         check_context(context, x.shape[0], self.context_dim)
         check_bias(bias, context)
-        tokens = pixels_to_tokens(x if self.group_norm is None else self.group_norm(x))
+        hidden, x = with_shortcut(self.group_norm, x)
+        tokens = pixels_to_tokens(hidden)
         context = self._normalized(context)
         key, value = self.add_k_proj(context), self.add_v_proj(context)
         if not self.cross_only:

@@ -1,16 +1,17 @@
 """Computes again in the backward pass what the forward pass did not keep, in three grades."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Result = TypeVar("Result", bound=Tensor | tuple[Tensor, ...])
 CheckpointGrade = Literal["none", "activations", "blocks"]
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Any, random: bool = False) -> Tensor:
+def recomputed(function: Callable[..., Result], *inputs: Any, random: bool = False) -> Result:
     """Return function(*inputs), keeping only `inputs` for the backward pass where gradients are recorded.
 
     The backward pass runs `function` again, up to the last tensor that it needs. A function that ends in a convolution

@@ -6,8 +6,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
-from unetgn.ops import group_norm_silu
+from unetgn.ops import dispatch, group_norm_silu, group_norm_silu_with_shortcut
 from unetgn.ops.checks import check_activation, check_eps, check_int, check_num_groups
 
 Activation = Literal["silu", "gelu", "relu", "mish"]
@@ -101,6 +102,31 @@ class GroupNormAct(GroupNormSiLU):
 
     def _get_name(self) -> str:
         return type(self).__name__
+
+
+def with_shortcut(norm: nn.Module | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return norm(x), and x for the shortcut around the norm and what follows it; without a norm, x twice.
+
+    On Triton's kernels, whoever goes on with that x spares a pass over its gradient
+    (`unetgn.ops.group_norm_silu_with_shortcut`). Elsewhere, and where the norm is another module than ours or someone
+    has hooked into its call, it is norm(x) and x.
+    """
+    if (
+        type(norm) is GroupNormSiLU
+        and type(x) in dispatch.ORDINARY
+        and x.requires_grad
+        and dispatch.is_triton(dispatch.chosen(), x)
+        and not _is_hooked(norm)
+    ):
+        num_groups, weight, bias, eps, activation = norm.num_groups, norm.weight, norm.bias, norm.eps, norm.activation
+        return group_norm_silu_with_shortcut(x, num_groups, weight, bias, eps, activation=activation)
+    return (x if norm is None else norm(x)), x
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Return True where a call of the module is more than its class's `forward`: hooks, or a `forward` of its own."""
+    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    return bool(hooks or "forward" in vars(module) or _has_any_global_hook())
 
 
 def largest_group_count(num_channels: int, at_most: int = 32) -> int:

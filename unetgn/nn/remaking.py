@@ -97,14 +97,28 @@ class _Remade:
 
     def is_result(self, x: Tensor) -> bool:
         """Return True where x is the tensor, unchanged, and nobody has set hooks since."""
-        return x is self.result and x._version == self.version and _outer_hooks() == self.outer
+        return self._has(x) and _outer_hooks() == self.outer
+
+    def _has(self, x: Tensor) -> bool:
+        """Return True where x is the tensor, unchanged, or one of the same memory, as operators return their input."""
+        result = self.result
+        if x is not result and (
+            result is None
+            or type(x) is not Tensor
+            or x.dtype != result.dtype
+            or x.shape != result.shape
+            or x.stride() != result.stride()
+            or x.data_ptr() != result.data_ptr()
+        ):
+            return False
+        return x._version == self.version
 
     def hooks(self) -> saved_tensors_hooks:
         """Make the hooks that keep the inputs in the place of the tensor."""
         return saved_tensors_hooks(self._pack, _unpack)
 
     def _pack(self, tensor: Tensor) -> Callable[[], Tensor]:
-        if tensor is self.result and tensor._version == self.version:
+        if self._has(tensor):
             self.takers += 1
             return self._take
         if self.outer is not None:

@@ -11,7 +11,7 @@ from unetgn.nn.checkpointing import recomputed
 from unetgn.nn.conv import convolution, zero_parameters
 from unetgn.nn.fields import check_choice, check_kind, check_positive
 from unetgn.nn.groups import NormConfig
-from unetgn.nn.norm import ACTIVATIONS, Activation, activate
+from unetgn.nn.norm import ACTIVATIONS, Activation, activate, with_shortcut
 from unetgn.nn.remaking import unkept
 from unetgn.nn.resample import BOX, Resample
 
@@ -119,11 +119,12 @@ class ResBlock(nn.Module):
         modulation = self._modulation(emb)
         if self.recompute:
             with unkept(x):
-                hidden = recomputed(self._first_half, x, size)
+                hidden, x = recomputed(self._first_half, x, size)
             random = self.training and self.dropout.p > 0
             hidden = recomputed(self._second_half, hidden, *modulation, random=random)
         else:
-            hidden = self._second_half(self._first_half(x, size), *modulation)
+            hidden, x = self._first_half(x, size)
+            hidden = self._second_half(hidden, *modulation)
         if self.resample is not None:
             x = self.resample(x, size=size)
         if self.conv_shortcut is not None:
@@ -132,12 +133,13 @@ class ResBlock(nn.Module):
         total = x + hidden
         return total if self.config.residual_scale == 1.0 else total * self.config.residual_scale
 
-    def _first_half(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
+    def _first_half(self, x: Tensor, size: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        """Compute conv1's output, and x for the shortcut."""
         with unkept(x):
-            hidden = self.norm1(x)
+            hidden, x = with_shortcut(self.norm1, x)
         if self.resample is not None:
             hidden = self.resample(hidden, size=size)
-        return self.conv1(hidden)
+        return self.conv1(hidden), x
 
     def _second_half(
         self, hidden: Tensor, pre_bias: Tensor | None, scale: Tensor | None, shift: Tensor | None

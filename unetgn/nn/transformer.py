@@ -11,6 +11,7 @@ from unetgn.nn.conv import convolution, zero_parameters
 from unetgn.nn.fields import check_at_least, check_choice, freeze_lists
 from unetgn.nn.grounding import gated_attention
 from unetgn.nn.groups import NormConfig, build_norm
+from unetgn.nn.norm import with_shortcut
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class SpatialTransformer(nn.Module):
             check_context(context, x.shape[0], self.context_dim)
         elif context is not None:
             raise ValueError("encoder_hidden_states were given, but transformer.context_dim is None")
-        hidden = x if self.norm is None else self.norm(x)
+        hidden, x = with_shortcut(self.norm, x)
         if self.linear_projection:
             tokens = self.proj_in(pixels_to_tokens(hidden))
         else:

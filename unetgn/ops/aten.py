@@ -151,14 +151,16 @@ def _with_pre_bias(x: Tensor, pre_bias: Tensor | None) -> Tensor:
     return h if pre_bias is None else h + pre_bias.to(dtype).view(*pre_bias.shape, *(1,) * (x.dim() - 2))
 
 
-def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
-    """Compute the gradients by the closed form that `reference` has; dx in the dtype and layout of x.
+def backward(
+    dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs, dshortcut: Tensor | None = None
+) -> Gradients:
+    """Compute the gradients by the closed form that `reference` has; dx, with dshortcut, in dtype and layout of x.
 
     Of a small channels_last tensor, copies cost less than the calls that its layout takes.
     """
     x, maps = arguments.x, None
     if x.is_cpu and not x.is_contiguous() and x.numel() < _MANY_ELEMENTS and not has_maps(arguments):
-        gradients = backward(dy.contiguous(), arguments._replace(x=x.contiguous()), mean, rstd, needs)
+        gradients = backward(dy.contiguous(), arguments._replace(x=x.contiguous()), mean, rstd, needs, dshortcut)
         dx = gradients.dx
         return gradients if dx is None else gradients._replace(dx=torch.empty_like(x).copy_(dx))
     if has_maps(arguments):
@@ -175,8 +177,10 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
         dz = _SILU_BACKWARD(dz, z, grad_input=z)
     way = _native_backward if _native_backward_is_good(h, rstd, a) else _plain_backward
     dh, s0, s1 = way(dz, h, centre, rstd, a, needs.x or needs.pre_bias)
-    dx = _as_dtype_of(x, dh).view(x.shape) if dh is not None and needs.x else None
-    gradients = _with_parameter_gradients(dx, dh, s0, s1, arguments, needs)
+    gradients = _with_parameter_gradients(dh, s0, s1, arguments, needs)
+    if dh is not None and needs.x:
+        dx = dh.view(x.shape) if dshortcut is None else dh.view(x.shape).add_(dshortcut)
+        gradients = gradients._replace(dx=_as_dtype_of(x, dx))
     return gradients if maps is None else gradients._replace(dscale=dscale, dshift=dshift)
 
 
@@ -243,9 +247,9 @@ def _backward_of_maps(
 
 
 def _with_parameter_gradients(
-    dx: Tensor | None, dh: Tensor | None, s0: Tensor, s1: Tensor, arguments: Arguments, needs: Needs
+    dh: Tensor | None, s0: Tensor, s1: Tensor, arguments: Arguments, needs: Needs
 ) -> Gradients:
-    """Return all gradients: dx as given, the others from dh (N, G, C/G, L) and the sums S0 and S1 of `reference`.
+    """Return all gradients but dx, from dh (N, G, C/G, L) and the sums S0 and S1 of `reference`.
 
     The sums are (N, C). Without scale and shift they may be (C,): summed over the samples already.
     """
@@ -259,7 +263,7 @@ def _with_parameter_gradients(
             dscale = s1 if weight is None else s1 * weight.to(s1.dtype)
             dscale = _as_dtype_of(scale, dscale if bias is None else dscale + s0 * bias.to(s0.dtype))
     return Gradients(
-        dx,
+        None,
         dweight=_as_dtype_of(weight, _over_samples(t1)) if needs.weight and weight is not None else None,
         dbias=_as_dtype_of(bias, _over_samples(t0)) if needs.bias and bias is not None else None,
         dpre_bias=None

@@ -35,8 +35,21 @@ class GroupNormSiLUFunction(torch.autograd.Function):
         return backward(ctx, dy)
 
 
-# Without the search for `torch.func` transforms in `Function.apply`, which `group_norm_silu` has made already.
+class WithShortcutFunction(torch.autograd.Function):
+    """Records the operator and returns x too, whose gradient is then added to dx where dx is written."""
+
+    @staticmethod
+    def forward(ctx: Any, *values: Any) -> tuple[Tensor, Tensor]:
+        return GroupNormSiLUFunction.forward(ctx, *values), values[0]  # PyTorch makes a view of it
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dshortcut: Tensor | None) -> tuple[Tensor | None, ...]:
+        return backward(ctx, dy, dshortcut)
+
+
+# Without the search for `torch.func` transforms in `Function.apply`, which those who call have made already.
 apply = super(torch.autograd.Function, GroupNormSiLUFunction).apply
+apply_with_shortcut = super(torch.autograd.Function, WithShortcutFunction).apply
 
 
 def save_for_backward(ctx: Any, values: tuple[Any, ...], mean: Tensor, rstd: Tensor) -> None:
@@ -46,19 +59,22 @@ def save_for_backward(ctx: Any, values: tuple[Any, ...], mean: Tensor, rstd: Ten
     ctx.set_materialize_grads(False)
 
 
-def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return a gradient, or None, for each argument of the operator."""
+def backward(ctx: Any, dy: Tensor | None, dshortcut: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """Return a gradient, or None, for each argument of the operator; dshortcut is part of the first, that of x."""
     if dy is None:
-        return (None,) * len(Arguments._fields)
+        return dshortcut, *(None,) * (len(Arguments._fields) - 1)
     mean, rstd, *tensors = ctx.saved_tensors
     arguments = tuple.__new__(Arguments, in_order((*tensors, *ctx.constants)))
     needs = tuple.__new__(Needs, tensors_of(ctx.needs_input_grad))
-    if torch.is_grad_enabled() or _is_mapped(dy):
-        gradients = reference.differentiable_gradients(dy, arguments, needs, mapped=_is_mapped(dy))
+    mapped = _is_mapped(dy) or (dshortcut is not None and _is_mapped(dshortcut))
+    if mapped or torch.is_grad_enabled():
+        gradients = reference.differentiable_gradients(dy, arguments, needs, dshortcut, mapped=mapped)
     elif dispatch.is_plain(arguments.x):
-        gradients = dispatch.backward(dy, arguments, mean, rstd, needs)
+        gradients = dispatch.backward(dy, arguments, mean, rstd, needs, dshortcut)
     else:
         gradients = _registered(dy, arguments, mean, rstd, needs)
+        if dshortcut is not None and gradients.dx is not None:  # for which the registered operator has no place
+            gradients = gradients._replace(dx=gradients.dx + dshortcut)
     return spread((*gradients, None))
 
 

@@ -76,9 +76,12 @@ def resolve(name: str, x: Tensor) -> ModuleType:
     """Return the module whose `forward` and `backward` compute the operator on x."""
     if name == "reference":
         return reference
-    if name == "triton" or (name == "auto" and x.is_cuda and _HAS_TRITON):
-        return _triton(x)
-    return aten
+    return _triton(x) if is_triton(name, x) else aten
+
+
+def is_triton(name: str, x: Tensor) -> bool:
+    """Return True where the implementation of that name is Triton's kernels for x."""
+    return name == "triton" or (name == "auto" and x.is_cuda and _HAS_TRITON)
 
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -105,7 +108,7 @@ def _triton(x: Tensor) -> ModuleType:
     return _triton_module
 
 
-_ORDINARY = (Tensor, torch.nn.Parameter)
+ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def is_plain(x: Tensor) -> bool:
@@ -143,13 +146,13 @@ def without_subclass(arguments: Arguments) -> Arguments:
 
 
 def _without_subclass(value: Any) -> Any:
-    if isinstance(value, Tensor) and type(value) not in _ORDINARY and _is_ordinary(value):
+    if isinstance(value, Tensor) and type(value) not in ORDINARY and _is_ordinary(value):
         return Tensor.as_subclass(value, Tensor)
     return value
 
 
 def _is_ordinary(x: Tensor) -> bool:
-    return type(x) in _ORDINARY or type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return type(x) in ORDINARY or type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def _torch_func_is_active() -> bool:
@@ -177,18 +180,30 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return y.data if y._is_view() else y, mean, rstd
 
 
-def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
-    """Compute the gradients that `needs` asks for; dx in the dtype and layout of x, those of maps in its layout."""
+def backward(
+    dy: Tensor,
+    arguments: Arguments,
+    mean: Tensor,
+    rstd: Tensor,
+    needs: Needs,
+    dshortcut: Tensor | None = None,
+) -> Gradients:
+    """Compute the gradients that `needs` asks for; dx in the dtype and layout of x, those of maps in its layout.
+
+    `dshortcut`, in the shape and dtype of x, is added to dx.
+    """
     x = arguments.x
     if x.numel() == 0:
         given = zip(tensors_of(arguments), needs, strict=True)
         return Gradients._make(None if t is None or not need else torch.zeros_like(t) for t, need in given)
     if x.is_contiguous() and not has_maps(arguments):
-        dy = dy.contiguous()
+        layout, dy = torch.contiguous_format, dy.contiguous()
     else:
         layout = memory_format_of(x)
         arguments, dy = _dense(arguments, layout), dy.contiguous(memory_format=layout)
-    return resolve(arguments.implementation, x).backward(dy, arguments, mean, rstd, needs)
+    if dshortcut is not None:
+        dshortcut = dshortcut.contiguous(memory_format=layout) if needs.x else None
+    return resolve(arguments.implementation, x).backward(dy, arguments, mean, rstd, needs, dshortcut)
 
 
 def _dense(arguments: Arguments, layout: torch.memory_format) -> Arguments:

@@ -43,19 +43,28 @@ def define(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return y.to(x.dtype), mean, rstd
 
 
-def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
-    """Compute the gradients from the statistics of `forward`; dx in the layout of x."""
-    return _in_layout_of(arguments.x, _gradients(dy, arguments, mean, rstd, needs))
+def backward(
+    dy: Tensor,
+    arguments: Arguments,
+    mean: Tensor,
+    rstd: Tensor,
+    needs: Needs,
+    dshortcut: Tensor | None = None,
+) -> Gradients:
+    """Compute the gradients from the statistics of `forward`; dx in the layout of x, with `dshortcut` added."""
+    return _in_layout_of(arguments.x, _gradients(dy, arguments, mean, rstd, needs, dshortcut))
 
 
-def differentiable_gradients(dy: Tensor, arguments: Arguments, needs: Needs, *, mapped: bool) -> Gradients:
+def differentiable_gradients(
+    dy: Tensor, arguments: Arguments, needs: Needs, dshortcut: Tensor | None = None, *, mapped: bool
+) -> Gradients:
     """Compute the gradients such that they can be differentiated again: the statistics depend on x, too.
 
-    dx is in the layout of x, but where tensors are `mapped` by `torch.func`.
+    dx, with `dshortcut` added, is in the layout of x, but where tensors are `mapped` by `torch.func`.
     """
     h = _flat(arguments.x, arguments.pre_bias)
     mean, rstd = _statistics(h, arguments.num_groups, arguments.eps)
-    gradients = _gradients(dy, arguments, mean, rstd, needs)
+    gradients = _gradients(dy, arguments, mean, rstd, needs, dshortcut)
     return gradients if mapped else _in_layout_of(arguments.x, gradients)
 
 
@@ -70,7 +79,9 @@ def _in_layout_of(x: Tensor, gradients: Gradients) -> Gradients:
     return Gradients._make(map(laid_out, gradients))
 
 
-def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
+def _gradients(
+    dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs, dshortcut: Tensor | None
+) -> Gradients:
     """Compute the gradients by the closed form.
 
     With a = weight * (1 + scale), L elements in a group, S0 the sum of dz and S1 the sum of dz * xhat over the spatial
@@ -82,7 +93,7 @@ def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, nee
         dpre_bias = sum of dx over the spatial axes
 
     Of maps dscale = dz * (xhat * weight + bias) and dshift = dz, and the others are those of a call without maps to
-    which dz * (1 + scale) comes back.
+    which dz * (1 + scale) comes back. dshortcut is added to dx before that is rounded.
     """
     x = arguments.x
     xhat = _normalize(_flat(x, arguments.pre_bias), mean, rstd)
@@ -92,7 +103,7 @@ def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, nee
         gate = torch.sigmoid(z)
         dz = dz * gate * (1 + z * (1 - gate))
     if not has_maps(arguments):
-        return _gradients_of_channels(dz, xhat, arguments, rstd, needs)
+        return _gradients_of_channels(dz, xhat, arguments, rstd, needs, dshortcut)
     dscale, dshift, of_channels = None, None, without_maps(arguments)
     if needs.scale:
         dscale = _like((dz * _affine(xhat, of_channels)).reshape(x.shape), arguments.scale)
@@ -100,11 +111,13 @@ def _gradients(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, nee
         dshift = _like(dz.reshape(x.shape), arguments.shift)
     if arguments.scale is not None:
         dz = dz * _factor(arguments.scale, dz)
-    rest = _gradients_of_channels(dz, xhat, of_channels, rstd, needs._replace(scale=False, shift=False))
+    rest = _gradients_of_channels(dz, xhat, of_channels, rstd, needs._replace(scale=False, shift=False), dshortcut)
     return rest._replace(dscale=dscale, dshift=dshift)
 
 
-def _gradients_of_channels(dz: Tensor, xhat: Tensor, arguments: Arguments, rstd: Tensor, needs: Needs) -> Gradients:
+def _gradients_of_channels(
+    dz: Tensor, xhat: Tensor, arguments: Arguments, rstd: Tensor, needs: Needs, dshortcut: Tensor | None
+) -> Gradients:
     """Compute the gradients from dz and xhat (N, C, L), without maps."""
     x, num_groups, weight, scale = arguments.x, arguments.num_groups, arguments.weight, arguments.scale
     s0, s1 = dz.sum(2), (dz * xhat).sum(2)
@@ -114,7 +127,9 @@ def _gradients_of_channels(dz: Tensor, xhat: Tensor, arguments: Arguments, rstd:
         a = a if weight is None else a * weight.to(a.dtype)
         m1, m2 = (_group_mean(a * s, num_groups, xhat) for s in (s0, s1))
         dh = _of_channel(rstd, xhat) * (dz * a.unsqueeze(2) - m1 - xhat * m2)
-        dx = dh.to(x.dtype).reshape(x.shape) if needs.x else None
+        if needs.x:
+            dx = dh if dshortcut is None else dh + _flat(dshortcut, None)
+            dx = dx.to(x.dtype).reshape(x.shape)
     return _with_parameter_gradients(dx, dh, s0, s1, arguments, needs)
 
 

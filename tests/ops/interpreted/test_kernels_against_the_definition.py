@@ -19,10 +19,10 @@ EXTRAS = (
     ("pre_bias",),
     ("weight", "bias", "scale", "shift"),
     ("scale", "pre_bias"),
-    ("bias", "shift"),
+    ("bias", "shift", "dshortcut"),
     ("weight", "bias", "pre_bias", "scale", "shift"),
     ("weight", "bias", "scale", "shift", "maps"),
-    ("pre_bias", "shift", "maps"),
+    ("pre_bias", "shift", "maps", "dshortcut"),
 )
 PATHS = ("resident", "split", "cluster")
 FEW = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2))  # samples and groups: the interpreter's time is that of programs

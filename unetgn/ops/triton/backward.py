@@ -33,6 +33,7 @@ class BackwardOperands(NamedTuple):
 
     x: Tensor
     dy: Tensor
+    dshortcut: Tensor | None  # of x's shape and layout: added to dx
     mean_of_group: Tensor  # (N, G)
     rstd_of_group: Tensor
     weight: Tensor | None

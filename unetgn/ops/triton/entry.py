@@ -59,10 +59,17 @@ def follow_forward(recipe: Recipe, arguments: Arguments) -> tuple[Tensor, Tensor
     return y, mean, rstd
 
 
-def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs) -> Gradients:
-    """Compute the gradients that `needs` asks for, from the statistics of `forward`.
+def backward(
+    dy: Tensor,
+    arguments: Arguments,
+    mean: Tensor,
+    rstd: Tensor,
+    needs: Needs,
+    dshortcut: Tensor | None = None,
+) -> Gradients:
+    """Compute the gradients that `needs` asks for, from the statistics of `forward`, and add `dshortcut` to dx.
 
-    dy and x are dense in the same layout.
+    dy, dshortcut and x are dense in the same layout.
     """
     x = arguments.x
     recipe = backward_recipe(
@@ -74,7 +81,7 @@ def backward(dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs
         arguments.activation,
         of_channels(arguments, needs),
     )
-    return follow_backward(recipe, dy, arguments, mean, rstd, needs)
+    return follow_backward(recipe, dy, arguments, mean, rstd, needs, dshortcut)
 
 
 def of_channels(arguments: Arguments, needs: Needs) -> Needs:
@@ -83,7 +90,13 @@ def of_channels(arguments: Arguments, needs: Needs) -> Needs:
 
 
 def follow_backward(
-    recipe: Recipe, dy: Tensor, arguments: Arguments, mean: Tensor, rstd: Tensor, needs: Needs
+    recipe: Recipe,
+    dy: Tensor,
+    arguments: Arguments,
+    mean: Tensor,
+    rstd: Tensor,
+    needs: Needs,
+    dshortcut: Tensor | None = None,
 ) -> Gradients:
     """Compute the gradients by that recipe."""
     x = arguments.x
@@ -98,10 +111,11 @@ def follow_backward(
     affine, strides = affine_operands(arguments)
     memory = mean.new_empty(recipe.elements)
     if affine[5] is None and affine[6] is None:
-        run(recipe, (x, dy, mean, rstd, *affine, *gradients, None, None), memory, strides)  # as BackwardOperands
+        tensors = x, dy, dshortcut, mean, rstd, *affine, *gradients, None, None  # in the order of BackwardOperands
     else:
         scale_shift = gradients[4:]
-        run(recipe, (x, dy, mean, rstd, *affine, *gradients[:4], None, None, *scale_shift), memory, strides)
+        tensors = x, dy, dshortcut, mean, rstd, *affine, *gradients[:4], None, None, *scale_shift
+    run(recipe, tensors, memory, strides)
     return tuple.__new__(Gradients, gradients)
 
 

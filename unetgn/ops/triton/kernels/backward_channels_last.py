@@ -29,12 +29,14 @@ from unetgn.ops.triton.kernels.forward_channels_last import (
 
 @triton.jit
 def resident_backward(
-    x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
-    dscale_map, dshift_map, pre_bias_stride, scale_stride, shift_stride, plane_size, bundles, spatial,
+    x, dy, dshortcut, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, scale_map,
+    shift_map, dscale_map, dshift_map, pre_bias_stride, scale_stride, shift_stride, plane_size, bundles, spatial,
     SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr,
     GROUPS: tl.constexpr, STEPS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a bundle; a block holds xhat and gamma' * dz in registers: x and dy are read once.
+
+    dshortcut, where x has one, is added to dx.
 
     Also write the sums, and (m1, m2) to `m1_m2` (N*G, 2). dx and sums may be None.
     """
@@ -48,6 +50,7 @@ def resident_backward(
     x += sample * spatial * channels
     dy += sample * spatial * channels
     dx = advance(dx, sample * spatial * channels)
+    dshortcut = advance(dshortcut, sample * spatial * channels)
     scale_map = advance(scale_map, sample * spatial * channels)
     shift_map = advance(shift_map, sample * spatial * channels)
     dscale_map = advance(dscale_map, sample * spatial * channels)
@@ -113,14 +116,24 @@ def resident_backward(
     m1 = (rstd * m1)[None, :, None]
     m2 = (rstd * m2)[None, :, None]
     rstd = rstd[None, :, None]
+    added = ()  # loaded late, for registers, but all at once: a store may not pass a load
+    for step in tl.static_range(STEPS if dshortcut is not None else 0):
+        channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
+        for t in tl.static_range(TILES):
+            offsets = (t * ROWS + local) * channels + channel[None, :, :]
+            inside = within(t * ROWS + local, spatial, MASKED and t == TILES - 1)
+            added = added + (tl.load(dshortcut + offsets, mask=inside, other=0.0),)
     for step in tl.static_range(STEPS if dx is not None else 0):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):
             xhat, direct = kept[step * TILES + t]
             # rstd last, and in this order: others of the same value spilled on one target or another
-            result = (direct * rstd - (m1 + xhat * m2)).to(dx.dtype.element_ty)
+            result = direct * rstd - (m1 + xhat * m2)
             offsets = (t * ROWS + local) * channels + channel[None, :, :]
-            tl.store(dx + offsets, result, mask=within(t * ROWS + local, spatial, MASKED and t == TILES - 1))
+            inside = within(t * ROWS + local, spatial, MASKED and t == TILES - 1)
+            if dshortcut is not None:
+                result += widen(added[step * TILES + t], compute, PTX)
+            tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -194,12 +207,12 @@ def load_pairs(
 
 @triton.jit
 def split_apply(
-    x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
-    pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, row_vectors, strips,
+    x, dy, dshortcut, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, scale_map,
+    shift_map, pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, row_vectors, strips,
     column_tiles, SILU: tl.constexpr, PTX: tl.constexpr, ROWS: tl.constexpr, TILE_ROWS: tl.constexpr,
     TILES: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Write dx of a strip: the second pass.
+    """Write dx of a strip, with dshortcut added where x has one: the second pass.
 
     Programs and loops walk backwards: what the first pass read last is still in L2.
     """
@@ -220,9 +233,14 @@ def split_apply(
     x += base + number(last, tl.int64) * channels
     dy += base + number(last, tl.int64) * channels
     dx += base + number(last, tl.int64) * channels
+    dshortcut = advance(dshortcut, base + number(last, tl.int64) * channels)
     for turn in range(ROWS // (TILES * TILE_ROWS)):
         first = last // TILE_ROWS - turn * TILES
         tiles = load_pairs(x, dy, offsets, channels, first, own, count, TILE_ROWS, TILES, MASKED)
+        added = ()
+        for t in tl.static_range(TILES if dshortcut is not None else 0):
+            inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
+            added = added + (tl.load(dshortcut + t * TILE_ROWS * channels + offsets, mask=inside, other=0.0),)
         for t in tl.static_range(TILES):
             inside = in_tile(first + t, own, count, TILE_ROWS, MASKED)
             centred = widen(tiles[t][0], compute, PTX) - centre[None, :]
@@ -234,8 +252,13 @@ def split_apply(
                 widen(tiles[t][1], compute, PTX), z, scale_tile, shift_tile, None, None, offsets, inside, SILU, PTX,
                 compute,
             )  # fmt: skip
-            result = (dz * gain[None, :] - m1[None, :] - centred * m2[None, :]).to(dx.dtype.element_ty)
-            tl.store(dx + t * TILE_ROWS * channels + offsets, result, mask=inside)
+            at = t * TILE_ROWS * channels + offsets
+            result = dz * gain[None, :] - m1[None, :] - centred * m2[None, :]
+            if dshortcut is not None:
+                result += widen(added[t], compute, PTX)
+            tl.store(dx + at, result.to(dx.dtype.element_ty), mask=inside)
         x -= TILES * TILE_ROWS * channels
         dy -= TILES * TILE_ROWS * channels
         dx -= TILES * TILE_ROWS * channels
+        if dshortcut is not None:
+            dshortcut -= TILES * TILE_ROWS * channels

@@ -54,12 +54,14 @@ def store_sums(sums, index, plane_size, s0, s1, xhat, mask, WITH_XHAT: tl.conste
 
 @triton.jit
 def resident_backward(
-    x, dy, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
-    dscale_map, dshift_map, pre_bias_stride, scale_stride, shift_stride, plane_size, num_groups, group_channels,
-    spatial, channel_segments, SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr, TILES: tl.constexpr,
-    SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
+    x, dy, dshortcut, dx, mean_of_group, rstd_of_group, sums, m1_m2, weight, bias, pre_bias, scale, shift, scale_map,
+    shift_map, dscale_map, dshift_map, pre_bias_stride, scale_stride, shift_stride, plane_size, num_groups,
+    group_channels, spatial, channel_segments, SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr,
+    TILES: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write dx of one group; a block holds xhat and rstd * gamma' * dz in registers: x and dy are read once.
+
+    dshortcut, where x has one, is added to dx.
 
     Also write the sums, and (m1, m2) to `m1_m2` (N*G, 2). dx and sums may be None.
     """
@@ -122,13 +124,21 @@ def resident_backward(
     pair = pair_of(m1_m2, group)
     tl.store(pair, m1)
     tl.store(pair + 1, m2)
-    for t in tl.static_range(TILES if dx is not None else 0):
-        xhat, direct = kept[t]
-        result = (direct - rstd * m1 - xhat * (rstd * m2)).to(dx.dtype.element_ty)
+    added = ()  # loaded late, for registers, but all at once: a store may not pass a load
+    for t in tl.static_range(TILES if dshortcut is not None else 0):
         segment = t * SEGMENTS + local
         start, length = segment_starts(segment, spatial, channel_segments, WIDTH, EXACT)
         inside = inside_segments(segment, group_segments, element, length, MASKED and t == TILES - 1, EXACT)
-        tl.store(dx + base + start[:, None] + element, result, mask=inside)
+        added = added + (tl.load(dshortcut + base + start[:, None] + element, mask=inside, other=0.0),)
+    for t in tl.static_range(TILES if dx is not None else 0):
+        xhat, direct = kept[t]
+        result = direct - rstd * m1 - xhat * (rstd * m2)
+        segment = t * SEGMENTS + local
+        start, length = segment_starts(segment, spatial, channel_segments, WIDTH, EXACT)
+        inside = inside_segments(segment, group_segments, element, length, MASKED and t == TILES - 1, EXACT)
+        if dshortcut is not None:
+            result += widen(added[t], compute, PTX)
+        tl.store(dx + base + start[:, None] + element, result.to(dx.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -196,10 +206,10 @@ def split_sums(
 
 @triton.jit
 def split_apply(
-    x, dy, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, scale_map, shift_map,
-    pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, channel_segments, sample_tiles,
-    SILU: tl.constexpr, PTX: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    EXACT: tl.constexpr,
+    x, dy, dshortcut, dx, mean_of_group, rstd_of_group, m1_m2, weight, bias, pre_bias, scale, shift, scale_map,
+    shift_map, pre_bias_stride, scale_stride, shift_stride, num_groups, group_channels, spatial, channel_segments,
+    sample_tiles, SILU: tl.constexpr, PTX: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr,
+    MASKED: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write dx of a tile: the second pass. Programs walk backwards: what the first read last is still in L2."""
     offsets, inside, own, slot, group, rstd, gamma, xhat, dz = split_tile(
@@ -209,5 +219,7 @@ def split_apply(
     )  # fmt: skip
     m1 = rstd * tl.load(pair_of(m1_m2, group), mask=own, other=0.0)
     m2 = rstd * tl.load(pair_of(m1_m2, group) + 1, mask=own, other=0.0)
-    result = (dz * (rstd * gamma)[:, None] - m1[:, None] - xhat * m2[:, None]).to(dx.dtype.element_ty)
-    tl.store(dx + offsets, result, mask=inside)
+    result = dz * (rstd * gamma)[:, None] - m1[:, None] - xhat * m2[:, None]
+    if dshortcut is not None:
+        result += widen(tl.load(dshortcut + offsets, mask=inside, other=0.0), rstd_of_group.dtype.element_ty, PTX)
+    tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=inside)
