@@ -19,7 +19,7 @@ from tests import tensors
 from tests.tensors import randomized
 from unetgn import ResBlock, UNet
 from unetgn.nn import Downsample, NormConfig, Upsample, resample
-from unetgn.nn.remaking import remade, unkept
+from unetgn.nn.resample import remade, unkept
 from unetgn.unet import levels
 
 noise = partial(tensors.noise, dtype=torch.float32)

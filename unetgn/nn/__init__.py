@@ -22,8 +22,9 @@ from unetgn.nn.embedding import (
     TimestepEmbedding,
 )
 from unetgn.nn.groups import NormConfig
+from unetgn.nn.input_branch import InputBranch
 from unetgn.nn.norm import Activation, GroupNormAct, GroupNormSiLU, largest_group_count
-from unetgn.nn.resample import Downsample, InputBranch, Resample, ResampleConfig, Upsample
+from unetgn.nn.resample import Downsample, Resample, ResampleConfig, Upsample
 from unetgn.nn.resblock import ResBlock, ResBlockConfig
 from unetgn.nn.transformer import GEGLU, FeedForward, SpatialTransformer, TransformerBlock, TransformerConfig
 

@@ -12,8 +12,7 @@ from unetgn.nn.conv import convolution, zero_parameters
 from unetgn.nn.fields import check_choice, check_kind, check_positive
 from unetgn.nn.groups import NormConfig
 from unetgn.nn.norm import ACTIVATIONS, Activation, activate, with_shortcut
-from unetgn.nn.remaking import unkept
-from unetgn.nn.resample import BOX, Resample
+from unetgn.nn.resample import BOX, Resample, unkept
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, cat, nn
 
 from unetgn.nn.attention import AddedKVAttention, SelfAttention
-from unetgn.nn.remaking import remade, unkept
-from unetgn.nn.resample import Downsample, InputBranch, Resample, Upsample
+from unetgn.nn.input_branch import InputBranch
+from unetgn.nn.resample import Downsample, Resample, Upsample, remade, unkept
 from unetgn.nn.resblock import ResBlock
 from unetgn.nn.transformer import SpatialTransformer
 from unetgn.unet.beside import NOTHING, Beside
