@@ -85,7 +85,8 @@ def configuration() -> str:
     parts = [
         "# Keys of a run",
         "In a file as groups (`train:` and, under it, `steps: 1000`), on the command line as `train.steps=1000`. "
-        "`python training/train.py --help` lists the same.",
+        "`python training/train.py --help` lists the same. Two keys of a file are about files, and no keys of the run: "
+        "[`base` and `on_cpu`](../guides/configurations.md).",
     ]
     for prefix, cls in groups(RunConfig, ""):
         parts += [f"## {f'`{prefix}*`' if prefix else 'The run'}", (inspect.getdoc(cls) or "").split("\n\n")[0]]

@@ -46,10 +46,15 @@ TRAINED = ["model.channels=[16,32]", f"train.initial_weights={FOLDER / 'epsilon'
 QUICK = ["train.steps=1", "train.warmup_steps=0", "train.batch_size=8", "train.trackers=[]", "preview.every=0"]
 
 
-def commands() -> list[list[str]]:
-    """Split the shell blocks of README and the pages into words, without the launcher's own; each line once."""
+def shell_lines() -> list[str]:
+    """List the lines of the shell blocks of README and the pages, each whole."""
     blocks = re.findall(r"```sh\n(.*?)```", "".join([README, *PAGES.values()]), re.DOTALL)
-    split = (shlex.split(line, comments=True) for line in "".join(blocks).replace("\\\n", " ").splitlines())
+    return "".join(blocks).replace("\\\n", " ").splitlines()
+
+
+def commands() -> list[list[str]]:
+    """Split the lines of the shell blocks into words, without the launcher's own; each line once."""
+    split = (shlex.split(line, comments=True) for line in shell_lines())
     lines = dict.fromkeys(shlex.join(words) for words in split)
     return [re.sub(r"^.*accelerate launch( --\w+ \d+)*|^python ", "", line).split() for line in lines]
 
@@ -61,6 +66,12 @@ def test_every_command_is_run_here_or_elsewhere() -> None:
     left = [words for words in commands() if words not in RUN]
     assert [words for words in left if not any(key in " ".join(words) for key in ELSEWHERE)] == []
     assert {words[0] for words in RUN} == MAINS.keys()
+
+
+def test_what_a_shell_would_take_for_patterns_is_quoted() -> None:
+    """zsh refuses a word with [ or * that no file matches."""
+    unquoted = [re.sub(r"'[^']*'|\"[^\"]*\"|#.*", "", line) for line in shell_lines()]
+    assert [line for line in unquoted if re.search(r"[][*?{}]", line)] == []
 
 
 @pytest.fixture(scope="module")

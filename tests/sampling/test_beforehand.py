@@ -68,14 +68,14 @@ SAMPLE: dict[str, list[tuple[str, str]]] = {
     "--animation": [("--animation gif", "without --strip"), ("--animation webp", "without --strip")],
 }  # fmt: skip
 EVALUATE: dict[str, list[tuple[str, str]]] = {
-    "--samples": [("--samples {}/nowhere", "not allowed with"), ("@ --samples {}/nowhere", "holds no samples.csv"),
+    "--samples": [("--samples {}/nowhere", "not allowed with"), ("@ --samples {}/nowhere", ": there is no such folder"),
                   ("@ --samples {}/colours", "0.png has the shape (C, H, W) (3, 8, 8)")],
     "--checkpoint": [("--checkpoint {}/nowhere", "nowhere is not there")],
     "--config": [("--config nowhere", "no such file"), ("--config cifar10_ddpm", "is not a folder")],
     "--real": [("--real {}/colours", "draws has the shape (C, H, W) (1, 8, 8), the real images have (3, 8, 8)"),
                ("--real {}/several --extractor digits", "1.png has the shape (C, H, W) (1, 9, 9)"),
                ("--real {}/several", "1.png has the shape (C, H, W) (1, 9, 9)"),
-               ("--real {}/nowhere", "holds no samples.csv"), ("--config x --real y", "not allowed with")],
+               ("--real {}/nowhere", ": there is no such folder"), ("--config x --real y", "not allowed with")],
     "--reference": [("--real {}/greys --reference all", "--reference is for --config"),
                     ("--config {}/all.yaml --reference held_out", "in its part held_out")],
     "--extractor": [("--extractor nowhere", "there is no extractor"), ("--extractor mnist5k", "fails on images")],

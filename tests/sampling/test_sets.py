@@ -159,7 +159,7 @@ KINDS = {
     "a file by its whole path": "private.png' is no file below the folder",
     "links that lead back": "is a link to a folder that it is in itself: remove it",
     "terabytes": "cannot be read: Unable to allocate",
-    "nothing": "holds no samples.csv",
+    "nothing": "there is no such folder: make samples with sampling/sample.py",
     "an empty folder": "holds no samples.csv: make samples with sampling/sample.py",
     "a text": "is a file: give a folder",
     "objects": "cannot be read",

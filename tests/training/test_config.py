@@ -396,6 +396,7 @@ def test_a_wrong_base_is_answered_with_the_file_and_the_way_there(text: str, mes
 
 def test_the_configuration_of_a_run_builds_on_nothing(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text("base: digits8_ddpm\n")
-    with pytest.raises(ConfigError, match="unknown key 'base'"):
-        load_config(tmp_path / "config.yaml")
+    for key in ("base", "on_cpu"):
+        (tmp_path / "config.yaml").write_text(f"{key}: digits8_ddpm\n")
+        with pytest.raises(ConfigError, match=f"unknown key '{key}'. train.py --help lists all keys"):
+            load_config(tmp_path / "config.yaml")

@@ -19,9 +19,8 @@ from unetgn.training.config import EMAConfig
 from unetgn.training.errors import CheckpointError, Failed
 from unetgn.training.loop import Loop
 from unetgn.training.power_averages import Snapshot, gamma_of, list_snapshots
-from unetgn.training.resume import check_same_run
+from unetgn.training.resume import check_same_run, dry_run_words
 from unetgn.training.run_directory import RunDirectory
-from unetgn.training.train import dry_run_words
 
 WIDTHS = (0.05, 0.2)
 KEEP = ("ema.power_widths=[0.05,0.2]", "preview.every=0", "train.validate_every=0")

@@ -161,7 +161,7 @@ def test_sampling_finds_the_autoencoder_or_is_told_where_it_is(
     shutil.rmtree(tmp_path / "cache")
     assert draw([*line, "--out", str(tmp_path / "gone")]) == 2
     error = capsys.readouterr().err
-    assert f"{tmp_path / 'cache'} holds no AutoencoderKL" in error
+    assert f"{tmp_path / 'cache'}: there is no such folder" in error
     assert "Give the autoencoder of its latents as --autoencoder" in error
     assert draw([*line, "--out", str(tmp_path / "told"), "--autoencoder", str(stable_diffusion)]) == 0
     assert np.array_equal(pixels(tmp_path / "told" / "000000.png"), pixels(tmp_path / "here" / "000000.png"))
@@ -312,7 +312,11 @@ def test_a_resumed_run_needs_its_initial_weights_no_more_but_takes_no_others(
 @pytest.mark.parametrize(
     ("name", "keys", "message"),
     [
-        ("text", ["train.initial_weights=nowhere"], "train.initial_weights nowhere: holds no network: give the folder"),
+        (
+            "text",
+            ["train.initial_weights=nowhere"],
+            "train.initial_weights nowhere: there is no such folder: give",
+        ),
         (
             "text",
             ["model.attention.num_heads=2"],
@@ -329,7 +333,7 @@ def test_a_resumed_run_needs_its_initial_weights_no_more_but_takes_no_others(
         ("classes", ["objective.clip_sample=true"], "objective.clip_sample is true, but latents are not confined"),
         ("classes", ["model.num_classes=3"], "model.num_classes is 3, but the images have 2 classes"),
         ("classes", ["data.image_size=16"], "set data.image_size to 8, and model.in_channels and"),
-        ("classes", ["data.path=nowhere"], "nowhere holds no manifest.json"),
+        ("classes", ["data.path=nowhere"], "nowhere: there is no such folder: give a folder that"),
         ("classes", ["model.condition.null_class=false"], "there is no class for the dropped labels"),
         ("classes", ["model.condition.vector_dim=8"], "model.condition.vector_dim is 8, but training has nothing"),
     ],

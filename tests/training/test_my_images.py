@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetgn.training import own_pictures
 from unetgn.training.config_files import find_in_data, load_config
-from unetgn.training.config_yaml import find_config
+from unetgn.training.config_yaml import CONFIGS, find_config
 from unetgn.training.errors import ConfigError
+from unetgn.training.on_cpu import trains_on_cpu
 from unetgn.training.train import main, parse_arguments
 
 SMALL = [
@@ -48,48 +48,140 @@ def test_a_folder_is_all_that_is_needed(photographs: Path, capfd: pytest.Capture
 
 
 def on(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_pictures, "trains_on_cpu", lambda: device == "cpu")
+    """Pretend another device than the CPU, or none."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: device != "cpu")
 
 
-@pytest.mark.parametrize(("device", "name", "size"), [("cpu", "my_images32", 32), ("cuda", "my_images", 64)])
-def test_the_device_decides_the_configuration_which_is_said_and_written(
+SHORT, LONG = ["Holidays"], ["--config", "my_images", "data.path=Holidays"]
+OF_MY_IMAGES = "configuration: my_images; on a CPU it would be my_images32"
+OF_MY_IMAGES32 = (
+    "configuration: my_images32, my_images in small, since this trains on a CPU; on_cpu=null for my_images "
+)
+
+
+def first_lines(line: list[str], capfd: pytest.CaptureFixture[str], after: int = 0) -> list[str]:
+    """What a dry run says up to the folder that it would write to."""
+    capfd.readouterr()
+    assert main([*line, "--dry-run"]) == 0
+    said = capfd.readouterr().out.splitlines()
+    return said[: 1 + said.index("writing to runs/Holidays" + f", going on after step {after}" * bool(after))]
+
+
+def printed(line: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """The whole configuration, and nothing but it."""
+    capfd.readouterr()
+    assert main([*line, "--print-config"]) == 0
+    return capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("device", "keys", "name", "says"),
+    [
+        ("cpu", [], "my_images32", OF_MY_IMAGES32),
+        ("cpu", ["data.image_size=24"], "my_images32", OF_MY_IMAGES32),
+        ("cpu", ["on_cpu=null"], "my_images", "1 process(es) on cpu"),
+        ("cuda", [], "my_images", OF_MY_IMAGES),
+        ("cuda", ["on_cpu=null"], "my_images", "1 process(es) on cpu"),  # whatever is pretended
+    ],
+)
+def test_a_folder_alone_and_the_configuration_s_name_are_the_same_command(
     device: str,
+    keys: list[str],
     name: str,
+    says: str,
+    photographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    on(device, monkeypatch)
+    keys = [*keys, "data.enlarge=true"]
+    said = first_lines([*SHORT, *keys], capfd)
+    assert said == first_lines([*LONG, *keys], capfd)
+    assert said[0].startswith(says)
+    named = ["--config", str(CONFIGS / f"{name}.yaml"), "on_cpu=null", "data.path=Holidays"]
+    others = [key for key in keys if not key.startswith("on_cpu")]
+    assert printed([*SHORT, *keys], capfd) == printed([*LONG, *keys], capfd) == printed([*named, *others], capfd)
+
+
+@pytest.mark.parametrize(("device", "other", "size"), [("cpu", "cuda", 32), ("cuda", "cpu", 64)])
+def test_a_run_that_goes_on_keeps_its_configuration_on_another_device(
+    device: str,
+    other: str,
     size: int,
     photographs: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     on(device, monkeypatch)
-    line = ["Holidays", "data.enlarge=true"]
-    assert main([*line, "--dry-run"]) == 0
-    assert capfd.readouterr().out.startswith(f"configuration: {name}, {size}×{size}")
-    assert main([*line, "--print-config"]) == 0
-    printed = capfd.readouterr().out
-    assert main(["--config", name, "data.path=Holidays", "data.enlarge=true", "--print-config"]) == 0
-    assert capfd.readouterr().out == printed  # which is the configuration, and nothing but it
-
-
-def test_a_run_that_goes_on_keeps_its_configuration_on_another_device(
-    photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    on("cpu", monkeypatch)
-    assert main(["Holidays", *SMALL]) == 0
-    on("cuda", monkeypatch)
-    for resumed in ("auto", "runs/Holidays"):
-        capfd.readouterr()
-        assert main(["Holidays", "--resume", resumed, "train.steps=3"]) == 0
-        assert "configuration: runs/Holidays/config.yaml, of the run that goes on" in capfd.readouterr().out
-    config = load_config(Path("runs/Holidays/config.yaml"))
-    assert (config.data.image_size, config.model.depth, config.train.steps) == (32, 1, 3)
-    assert main(["Holidays", *SMALL, "--config", "my_images", "--resume", "auto", "train.steps=4"]) == 2
+    assert main([*SHORT, *SMALL, "data.enlarge=true"]) == 0
+    run = Path("runs/Holidays/config.yaml")
+    assert "on_cpu" not in run.read_text()
+    on(other, monkeypatch)
+    said = [
+        first_lines([*line, "--resume", resumed, "train.steps=3"], capfd, after=2)
+        for line in (SHORT, LONG)
+        for resumed in ("auto", "runs/Holidays")
+    ]
+    assert [said[0]] * 4 == said
+    assert said[0][0] == "configuration: runs/Holidays/config.yaml, of the run that goes on"
+    assert main([*LONG, "--resume", "auto", "train.steps=3"]) == 0
+    config = load_config(run)
+    assert (config.data.image_size, config.model.depth, config.train.steps) == (size, 1, 3)
+    # Who names the one or the other means it.
+    named = ["--output", "runs/Holidays", "--resume", "auto", *SMALL, "data.enlarge=true", "train.steps=4", "--dry-run"]
+    assert main([*SHORT, *named, "on_cpu=null"]) == (0 if size == 64 else 2)
+    assert main([*SHORT, *named, "--config", "my_images32"]) == (0 if size == 32 else 2)
 
 
 def test_a_launcher_that_takes_no_gpu_trains_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
-    assert not own_pictures.trains_on_cpu()
+    on("cuda", monkeypatch)
+    assert not trains_on_cpu()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # of `accelerate launch --cpu`
-    assert own_pictures.trains_on_cpu()
+    assert trains_on_cpu()
+
+
+def test_a_file_has_no_on_cpu_from_the_one_that_it_builds_on(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    on("cpu", monkeypatch)
+    Path("mine.yaml").write_text("base: my_images\ndata: {path: Holidays}\n")
+    assert load_config(Path("mine.yaml")) == load_config(find_config("my_images"), ["data.path=Holidays"])
+    assert "sample_size: 64" in printed(["--config", "mine.yaml"], capfd)
+    Path("mine.yaml").write_text("base: my_images\non_cpu: folder/small.yaml\ndata: {path: Holidays}\n")
+    Path("folder").mkdir()
+    Path("folder/small.yaml").write_text("base: ../mine.yaml\ndata: {image_size: 16}\n")
+    assert "sample_size: 16" in printed(["--config", "mine.yaml"], capfd)
+    assert "sample_size: 8" in printed(["--config", "mine.yaml", "on_cpu=digits8_ddpm"], capfd)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("text", "keys", "says"),
+    [
+        ("on_cpu: my_image32", [], "mine.yaml: on_cpu my_image32: no such file"),
+        ("on_cpu: my_image32", [], "Did you mean 'my_images32'?"),
+        ("on_cpu: [my_images32]", [], "mine.yaml: on_cpu is ['my_images32']; it names one file"),
+        ("on_cpu: mine.yaml", [], "mine.yaml: on_cpu mine.yaml names another one in its turn"),
+        ("on_cpu: my_images", [], "mine.yaml: on_cpu my_images names another one in its turn"),
+        ("on_cpu: my_images32", ["on_cpu=my_images"], "command line: on_cpu my_images names another one in its turn"),
+        ("seed: 1", ["on_cpu="], "command line: on_cpu is empty"),
+        ("seed: 1", ["on_cpu"], "'on_cpu' is neither an option nor key=value"),
+        ("oncpu: my_images32", [], "unknown key 'oncpu'. Did you mean 'on_cpu'?"),
+        ("train: {on_cpu: my_images32}", [], "unknown key 'train.on_cpu'. Did you mean 'on_cpu'?"),
+    ],
+)
+def test_a_wrong_on_cpu_is_refused_on_every_device(
+    device: str,
+    text: str,
+    keys: list[str],
+    says: str,
+    photographs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    on(device, monkeypatch)
+    Path("mine.yaml").write_text(f"{text}\n")
+    assert says in refused(["--config", "mine.yaml", *keys, "--dry-run"], capfd)
 
 
 @pytest.mark.parametrize(

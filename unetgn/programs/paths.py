@@ -23,6 +23,13 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def lacking(folder: Path, what: str) -> str:
+    """Say of a folder that was given to be read that it holds no `what`, or else that it is none, or not there."""
+    if folder.is_dir():
+        return f"{folder} holds no {what}"
+    return f"{folder} is no folder" if folder.exists() else f"{folder}: there is no such folder"
+
+
 def file_to_write(text: str) -> Path:
     """Parse the file that a program is to write. Raises argparse.ArgumentTypeError where none can be written there."""
     try:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from unetgn.messages import path_text, plain, said, short
+from unetgn.programs.paths import lacking
 from unetgn.sampling.folder import read_pixels
 from unetgn.training.data.folders import walk
 from unetgn.training.data.pictures import IMAGE_SUFFIXES, normalize, open_picture
@@ -147,8 +148,8 @@ def open_folder(folder: Path) -> tuple[Pictures, np.ndarray]:
     files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise EvaluationError(
-            f"{folder} holds no samples.csv: make samples with sampling/sample.py --out {folder}; nor does it hold "
-            "images, which would be taken as they are"
+            f"{lacking(folder, 'samples.csv')}: make samples with sampling/sample.py --out {folder}, or give a folder "
+            "of images, which are taken as they are"
         )
 
     def read(number: int) -> np.ndarray:

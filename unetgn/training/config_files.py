@@ -20,7 +20,7 @@ import yaml
 
 from unetgn.messages import SAID, SHOWN, plain, short
 from unetgn.training.config import RunConfig
-from unetgn.training.config_yaml import RENAMED, merged, read_keys
+from unetgn.training.config_yaml import BASE, ON_CPU, RENAMED, merged, read_keys
 from unetgn.training.data.config import DataConfig
 from unetgn.training.data.fitting import CHANNELS, OPEN, fit
 from unetgn.training.data.images import NO_CLASSES
@@ -87,6 +87,17 @@ def find_in_data(path: Path, overrides: list[str], before: Path | None = None) -
     return as_arguments(found)
 
 
+def split(argument: str) -> tuple[str, str, str]:
+    """Split a `key=value` argument into the key, "=" where there is one, and the value."""
+    return argument.removeprefix("--").partition("=")
+
+
+def value_of(key: str, arguments: list[str]) -> str | None:
+    """Return the value that `key=value` arguments give a key; of several, the last one counts."""
+    values = [value for other, equals, value in map(split, arguments) if other == key and equals]
+    return values[-1] if values else None
+
+
 def as_arguments(keys: Mapping[str, object]) -> list[str]:
     """Write keys as `key=value` arguments."""
     return [f"{key}={'null' if value is None else value}" for key, value in keys.items()]
@@ -94,7 +105,7 @@ def as_arguments(keys: Mapping[str, object]) -> list[str]:
 
 def take_open(keys: dict[str, Any], overrides: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
     """Take what leaves keys to the data out of a file's keys and of `key=value` arguments; list these keys last."""
-    given = [text.removeprefix("--").partition("=") for text in overrides]
+    given = [split(text) for text in overrides]
     left = []
     for key, word in OPEN.items():
         group, name = key.split(".")
@@ -120,8 +131,8 @@ def load_data_config(overrides: list[str]) -> DataConfig:
     parser = make_parser()
     parsed = parser.get_defaults()
     for override in overrides:
-        key = override.removeprefix("--").partition("=")[0]
-        if "=" not in override or not key.startswith("data."):
+        key, equals, _ = split(override)
+        if not equals or not key.startswith("data."):
             raise ConfigError(f"command line: {override!r} is no option, nor data.key=value, such as data.path=DIR")
         parsed = apply(parser, parsed, override)
     try:
@@ -165,7 +176,7 @@ def list_keys() -> str:
 
 def apply(parser: jsonargparse.ArgumentParser, parsed: jsonargparse.Namespace, override: str) -> jsonargparse.Namespace:
     """Change `parsed` by one `key=value` of the command line; the value is read as YAML. Raises ConfigError."""
-    key, equals, value = override.removeprefix("--").partition("=")
+    key, equals, value = split(override)
     if not equals and key in known_keys():
         raise ConfigError(f"command line: {override!r} has no value: write {key}=VALUE, without a space")
     if not equals:
@@ -241,8 +252,8 @@ def check_key(source: str, key: str, value: object) -> None:
     if key in RENAMED:
         raise ConfigError(f"{source}: {key} is now called {RENAMED[key]}: write that in its place")
     if key not in known:
-        near = nearest_key(key[:SHOWN], list(known))
-        asked = f" Did you mean {near!r}?" if near else " train.py --help lists all keys"
+        near = nearest_key(key[:SHOWN], [*known, BASE, ON_CPU])
+        asked = f" Did you mean {near!r}?" if near not in (None, key) else " train.py --help lists all keys"
         raise ConfigError(f"{source}: unknown key {short(key)}.{asked}")
     null = value is None or (source == "command line" and value == "null")
     if null and known[key].optional:

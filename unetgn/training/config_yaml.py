@@ -1,7 +1,7 @@
 """Finds and reads files of configuration: YAML in which a key stands once, and which may build on another file.
 
 `base: digits8_ddpm`, or the path of a file from the folder of the one that says so, takes the keys of that file; those
-beside it come in their place, groups key by key.
+beside it come in their place, groups key by key. `on_cpu` is for `unetgn.training.on_cpu`, and no key of a run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 
 BASE = "base"  # the key that names the file which a file builds on
+ON_CPU = "on_cpu"  # the key that names the file which is trained in its place where there is a CPU only
 
 # Keys that had another name once. Whoever writes an old one is told the new one; runs of that time go on.
 RENAMED = {"train.checkpoint_every": "checkpoint.every", "train.sample_every": "preview.every"}
@@ -65,16 +66,22 @@ def find_config(name: str, *, asked: str = "--config", beside: Path = Path()) ->
     )
 
 
+def name_of(path: Path) -> str:
+    """Return what a file of configuration is called: its own name without the ending, or that of its run's folder."""
+    return path.parent.name if path.name == CONFIG else path.stem
+
+
 def read_keys(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
     """Read the keys of a file and of those that it builds on, `above` those that build on it: lowest first.
 
     Raises ConfigError, in one line.
     """
     keys = read_yaml(path)
-    of_a_run = is_of_a_run(path)
-    if of_a_run:
+    if is_of_a_run(path):
         rename_old_keys(keys)
-    if BASE not in keys or of_a_run:  # which is whole, and may be anybody's
+        return [(path, keys)]  # which is whole, and may be anybody's
+    keys.pop(ON_CPU, None)
+    if BASE not in keys:
         return [(path, keys)]
     name = keys.pop(BASE)
     if not isinstance(name, str):

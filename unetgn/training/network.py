@@ -102,7 +102,8 @@ def load_network(path: Path) -> UNet:
         return load_checkpoint(find_checkpoint(path), "ema")
     folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
-        raise ValueError("holds no network: give the folder of a diffusers pipeline or model, or of a run of ours")
+        found = "holds no network" if path.is_dir() else "there is no such folder"
+        raise ValueError(f"{found}: give the folder of a diffusers pipeline or model, or of a run of ours")
     ours = read_object(folder / "config.json").get("_class_name") == UNet.__name__
     if special := [file for file in folder.iterdir() if file.exists() and not (file.is_file() or file.is_dir())]:
         raise ValueError(f"{special[0]} is no file")  # reading a pipe would wait for ever

@@ -20,7 +20,7 @@ from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects, 
 from unetgn.json_files import read_object
 from unetgn.pipelines.card import NAME
 from unetgn.programs.last_words import last_words, say
-from unetgn.programs.paths import user_path
+from unetgn.programs.paths import lacking, user_path
 from unetgn.training.card import as_on_hub, check_licence, finish_card
 from unetgn.training.checkpoint import CONFIG
 from unetgn.training.errors import one_line, plain, reason
@@ -61,7 +61,7 @@ def find_pipeline(folder: Path) -> tuple[Path, Path | None]:
     itself = any((folder / name).is_file() for name in (INDEX, WEIGHTS))
     pipeline = folder if itself else folder / PIPELINE
     if not itself and not (pipeline / INDEX).is_file():
-        raise PushError(f"{folder} holds no pipeline: neither {INDEX} nor {PIPELINE}/{INDEX} is there")
+        raise PushError(f"{lacking(folder, 'pipeline')}: neither {INDEX} nor {PIPELINE}/{INDEX} is there")
     run = pipeline.resolve().parent
     of_run = pipeline.resolve().name in (PIPELINE, ADAPTER) and (run / CONFIG).is_file()
     return pipeline, run if of_run else None

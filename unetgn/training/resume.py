@@ -10,14 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from unetgn.messages import plain
-from unetgn.training.checkpoint import CONFIG, Check, Checkpoint, find_checkpoint, newest_valid, places
+from unetgn.training.checkpoint import (
+    CONFIG,
+    LEFT,
+    Check,
+    Checkpoint,
+    aside,
+    find_checkpoint,
+    list_checkpoints,
+    newer,
+    newest_valid,
+    old,
+    places,
+)
 from unetgn.training.config import RunConfig
 from unetgn.training.config_files import load_config, walk
 from unetgn.training.data.folders import few
 from unetgn.training.data.looking import advise_without
 from unetgn.training.data.samples import IndexedSamples, Samples
 from unetgn.training.errors import CheckpointError, RunDirectoryError
-from unetgn.training.run_directory import RunDirectory
+from unetgn.training.power_averages import AVERAGES, snapshots_after
+from unetgn.training.run_directory import COLUMNS, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +139,22 @@ def check_judged_alike(config: RunConfig, output: RunDirectory) -> None:
             f"{output.path / 'evaluation.csv'} has figures that do not compare with those to come: "
             f"{'; '.join(changed)}. Set it back, set evaluate.every to 0, or move that file away"
         )
+
+
+def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | None) -> str:
+    """Say that nothing was written, and what would be deleted once the run has saved."""
+    step = 0 if start is None else start.step
+    after = newer(output.checkpoints, step)
+    before = old([path for path in list_checkpoints(output.checkpoints) if path not in after], config.checkpoint.keep)
+    rows = {name: count for name in COLUMNS if (count := output.rows_after(name, step))}
+    doomed = [f"{path} (after step {step}; put aside until the next checkpoint is written)" for path in after]
+    doomed += [f"{path} (put aside before)" for path in aside(output.checkpoints)]
+    doomed += [f"{path} (checkpoint.keep is {config.checkpoint.keep})" for path in before]
+    doomed += [f"{path} (after step {step}; {path.name}.{LEFT} until then)"
+               for path in snapshots_after(output.path / AVERAGES, step)]  # fmt: skip
+    doomed += [f"{count} rows of {output.path / name} (after step {step}; {name}.{LEFT} has them until then)"
+               for name, count in rows.items()]  # fmt: skip
+    return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)
 
 
 def rotten_since(

@@ -22,10 +22,10 @@ from unetgn.programs.parent import stop_with_parent
 from unetgn.programs.paths import user_path
 from unetgn.training import push
 from unetgn.training.card import finish_card
-from unetgn.training.checkpoint import CONFIG, LEFT, Checkpoint, aside, list_checkpoints, newer, old, put_aside
+from unetgn.training.checkpoint import CONFIG, Checkpoint, list_checkpoints, put_aside
 from unetgn.training.config import RunConfig, conditional_only
-from unetgn.training.config_files import find_in_data, list_keys, load_config, to_yaml
-from unetgn.training.config_yaml import find_config
+from unetgn.training.config_files import find_in_data, list_keys, load_config, to_yaml, value_of
+from unetgn.training.config_yaml import find_config, name_of
 from unetgn.training.data.report import Report
 from unetgn.training.data.samples import IndexedSamples, Samples
 from unetgn.training.data.text import context_dims
@@ -48,19 +48,21 @@ from unetgn.training.lora import merged
 from unetgn.training.meeting import LEFT_ALONE, left_alone
 from unetgn.training.network import load_initial_weights, make_network, outline
 from unetgn.training.objective import Objective
-from unetgn.training.own_pictures import choose_config
+from unetgn.training.on_cpu import for_this_device
 from unetgn.training.pipeline import save_adapter, save_pipeline
-from unetgn.training.power_averages import AVERAGES, put_snapshots_aside, snapshots_after
+from unetgn.training.power_averages import AVERAGES, put_snapshots_aside
 from unetgn.training.prepare import prepare_samples, preview_conditions, report
 from unetgn.training.preview import SAMPLES, STRIPS, Conditions, import_pyplot
 from unetgn.training.processes import ask_main, describe, make_accelerator
-from unetgn.training.resume import check_judged_alike, check_same_run, find_start, flat
-from unetgn.training.run_directory import COLUMNS, RunDirectory
+from unetgn.training.resume import check_judged_alike, check_same_run, dry_run_words, find_start, flat
+from unetgn.training.run_directory import RunDirectory
 from unetgn.training.signals import StopSignals
 from unetgn.training.soundness import check_sound
 from unetgn.training.step import TrainState
 
 logger = logging.getLogger("unetgn.training")
+
+OWN = "my_images"  # the configuration of `train.py PICTURES`
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -71,10 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config",
-        help="a YAML file, or the name of one in configs/ (default, where PICTURES is given: my_images, on a CPU "
-        "my_images32; for a run that goes on its own)",
+        help=f"a YAML file, or the name of one in configs/ (default, where PICTURES is given: {OWN}); of one that "
+        "names another for a CPU, on_cpu=null takes it itself",
     )
-    parser.add_argument("--output", type=user_path, help="folder of the run (default: runs/NAME of the configuration)")
+    parser.add_argument(
+        "--output", type=user_path, help="folder of the run (default: runs/NAME of the configuration, or of PICTURES)"
+    )
     parser.add_argument(
         "--resume",
         default="none",
@@ -112,13 +116,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if len(folders) > 1:
         parser.error(f"{' '.join(folders[:3])}{' …' * (len(folders) > 3)}: one folder, or one zip archive, holds the "
                      "pictures")  # fmt: skip
-    if parsed.config is None and not folders and (names := [key for key in parsed.keys if "=" not in key]):
-        parser.error(f"{names[0]}: there is no such folder of pictures, nor a --config NAME")
-    parsed.keys = [f"data.path={key}" if key in folders else key for key in parsed.keys]
     if parsed.config is None and not folders:
-        parser.error("give --config NAME, or a folder of your own images: train.py PICTURES")
-    if parsed.config is None:
-        parsed.output = parsed.output or Path("runs") / user_path(folders[-1]).resolve().name
+        name = next((key for key in parsed.keys if "=" not in key), None)
+        parser.error("give --config NAME, or a folder of your own images: train.py PICTURES" if name is None else
+                     f"{name}: there is no such folder of pictures, nor a --config NAME")  # fmt: skip
+    parsed.config = OWN if parsed.config is None else parsed.config
+    parsed.keys = [f"data.path={key}" if key in folders else key for key in parsed.keys]
     if parsed.overfit is not None and parsed.overfit < 1:
         parser.error(f"argument --overfit: {parsed.overfit} images is none; at least 1 is needed")
     if parsed.private and parsed.push_to_hub is None:
@@ -128,18 +131,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     """Go from the parsed arguments to the finished run."""
-    if arguments.config is None:
-        output = RunDirectory(arguments.output)
-        path, chosen = choose_config(goes_on_from(output, arguments.resume))
-    else:
-        path, chosen = find_config(arguments.config), ""
-        name = path.parent.name if path.name == CONFIG else path.stem  # a run's own configuration
-        output = RunDirectory(arguments.output or Path("runs") / name)
+    named = find_config(arguments.config)
+    output = RunDirectory(arguments.output or Path("runs") / name_of_run(named, arguments.keys))
+    begun = goes_on_from(output, arguments.resume)
+    path, keys, chosen = for_this_device(named, arguments.keys, begun)
     first = os.environ.get("RANK", "0") == "0"
     if chosen and first and not arguments.print_config:
         print(chosen, flush=True)  # before what may not fit it
-    found = find_in_data(path, arguments.keys, goes_on_from(output, arguments.resume))
-    config = load_config(path, arguments.keys + found)
+    found = find_in_data(path, keys, begun)
+    config = load_config(path, keys + found)
     if arguments.print_config:
         if first:
             print(to_yaml(config), end="")
@@ -155,6 +155,14 @@ def run(arguments: argparse.Namespace) -> None:
         train(loop, licence=arguments.license)
         if arguments.push_to_hub is not None and loop.accelerator.is_main_process:
             push.push_after(loop.run.path, arguments.push_to_hub, private=arguments.private, licence=arguments.license)
+
+
+def name_of_run(config: Path, keys: list[str]) -> str:
+    """Name a run after its configuration, but one of own pictures after these."""
+    name, pictures = name_of(config), value_of("data.path", keys)
+    if name == OWN and pictures and user_path(pictures).exists():
+        return user_path(pictures).resolve().name or name
+    return name
 
 
 def goes_on_from(output: RunDirectory, resume: str) -> Path | None:
@@ -248,22 +256,6 @@ def take_output(
     elif isinstance(samples, IndexedSamples) and (absent := samples.images.absent):
         raise ConfigError(f"data.without names {', '.join(absent)}, which is not in data.path: remove it")
     return found
-
-
-def dry_run_words(config: RunConfig, output: RunDirectory, start: Checkpoint | None) -> str:
-    """Say that nothing was written, and what would be deleted once the run has saved."""
-    step = 0 if start is None else start.step
-    after = newer(output.checkpoints, step)
-    before = old([path for path in list_checkpoints(output.checkpoints) if path not in after], config.checkpoint.keep)
-    rows = {name: count for name in COLUMNS if (count := output.rows_after(name, step))}
-    doomed = [f"{path} (after step {step}; put aside until the next checkpoint is written)" for path in after]
-    doomed += [f"{path} (put aside before)" for path in aside(output.checkpoints)]
-    doomed += [f"{path} (checkpoint.keep is {config.checkpoint.keep})" for path in before]
-    doomed += [f"{path} (after step {step}; {path.name}.{LEFT} until then)"
-               for path in snapshots_after(output.path / AVERAGES, step)]  # fmt: skip
-    doomed += [f"{count} rows of {output.path / name} (after step {step}; {name}.{LEFT} has them until then)"
-               for name, count in rows.items()]  # fmt: skip
-    return "\na dry run: nothing was written" + "".join(f"\nthe run would delete {what}" for what in doomed)
 
 
 def train(loop: Loop, *, licence: str | None = None) -> None:

@@ -177,8 +177,8 @@ def test_the_fingerprint_of_latents_is_of_what_the_shards_hold(
         (["data.random_crop=true"], "data.random_crop is True, which is not for encoding"),
         (["data.path=nowhere"], "data.path 'nowhere' is not a folder"),
         (["data.name=latents"], "data.name is latents: these are encoded already"),
-        (["--autoencoder", "nowhere"], "nowhere holds no AutoencoderKL: give a folder"),
-        (["--text-encoder", "nowhere"], "nowhere holds no CLIP text encoder"),
+        (["--autoencoder", "nowhere"], "nowhere: there is no such folder: give a folder"),
+        (["--text-encoder", "nowhere"], "nowhere: there is no such folder"),
     ],
 )
 def test_a_mistake_is_answered_with_key_and_remedy(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unetgn.json_files import read_object
 from unetgn.messages import plain
 from unetgn.pickles import refuse_pickles
+from unetgn.programs.paths import lacking
 from unetgn.training.checkpoint import check_weights
 from unetgn.training.data.pixels import size_text
 from unetgn.training.errors import reason
@@ -70,8 +71,8 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     found = next((place for place in places if is_autoencoder(place)), None)
     if found is None:
         raise ValueError(
-            f"{folder} holds no AutoencoderKL: give a folder that diffusers saved one to, a diffusers pipeline, or a "
-            "folder that training/cache_latents.py wrote"
+            f"{lacking(folder, 'AutoencoderKL')}: give a folder that diffusers saved one to, a diffusers pipeline, or "
+            "one that training/cache_latents.py wrote"
         )
     refuse_pickles(found)
     try:

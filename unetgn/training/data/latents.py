@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from unetgn.json_files import read_object
 from unetgn.messages import said, short
+from unetgn.programs.paths import lacking
 from unetgn.training.data.folders import check_ordinary
 from unetgn.training.data.images import Images
 from unetgn.training.errors import reason
@@ -79,7 +80,8 @@ def read_manifest(folder: Path) -> Manifest:
         check_types(manifest)
         return manifest
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} holds no {MANIFEST}: give a folder that training/cache_latents.py wrote") from error
+        wanted = "give a folder that training/cache_latents.py wrote"
+        raise ValueError(f"{lacking(folder, MANIFEST)}: {wanted}") from error
     except OSError as error:
         raise ValueError(f"{folder / MANIFEST} cannot be read: {said(error)}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -14,6 +14,7 @@ from unetgn import UNetConfig
 from unetgn.json_files import read_object
 from unetgn.messages import path_text, said, short
 from unetgn.pickles import refuse_pickles
+from unetgn.programs.paths import lacking
 from unetgn.training.data.folders import file_size
 from unetgn.training.data.hugging_face import HuggingFaceImages, open_table
 from unetgn.training.data.images import ImageFolder, Images
@@ -41,7 +42,7 @@ class TextEncoder:
         kind = read_object(config).get("model_type") if config.is_file() else None
         if kind != "clip_text_model" or not (folder / "tokenizer").is_dir():
             raise ValueError(
-                f"{folder} holds no CLIP text encoder: give the folder of a Stable Diffusion pipeline, which has "
+                f"{lacking(folder, 'CLIP text encoder')}: give the folder of a Stable Diffusion pipeline, which has "
                 "text_encoder/ and tokenizer/, or one that training/cache_latents.py --text-encoder wrote"
             )
         if (adapter := folder / "text_encoder" / "adapter_config.json").exists():  # transformers would load it, too
