@@ -116,7 +116,7 @@ def resident_backward(
     m1 = (rstd * m1)[None, :, None]
     m2 = (rstd * m2)[None, :, None]
     rstd = rstd[None, :, None]
-    added = ()  # loaded late, for registers, but all at once: a store may not pass a load
+    added = ()  # loaded late, for registers, but all at once: no load passes a store
     for step in tl.static_range(STEPS if dshortcut is not None else 0):
         channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
         for t in tl.static_range(TILES):

@@ -124,7 +124,7 @@ def resident_backward(
     pair = pair_of(m1_m2, group)
     tl.store(pair, m1)
     tl.store(pair + 1, m2)
-    added = ()  # loaded late, for registers, but all at once: a store may not pass a load
+    added = ()  # loaded late, for registers, but all at once: no load passes a store
     for t in tl.static_range(TILES if dshortcut is not None else 0):
         segment = t * SEGMENTS + local
         start, length = segment_starts(segment, spatial, channel_segments, WIDTH, EXACT)
