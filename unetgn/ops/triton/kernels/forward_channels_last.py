@@ -60,8 +60,8 @@ def centred_moments(
             # Of several steps, Triton's planner of clusters needs another range than the tiles have; of one, theirs.
             channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR, 1 if STEPS == 1 else 2)
             # As rows of the blocks, which share it: the planner would split [GROUPS, VECTOR] over them before it sums.
-            extra = tl.zeros([BLOCKS, 1, 1], compute) + load_or(pre_bias, channel, every, 0.0, compute)[None, :, :]
-            bias_total += tl.sum(extra, 2)
+            extra = load_or(pre_bias, channel, every, 0.0, compute)[None, :, :]
+            bias_total += tl.sum(tl.broadcast_to(extra, [BLOCKS, GROUPS, VECTOR]), 2)
     mean = divide(tl.sum(total, 1) + bias_total * share, count)
 
     held = ()
