@@ -107,7 +107,7 @@ def count(kernel: Any, arguments: dict[str, Any], programs: int) -> Row:
     num_warps = kernel.metadata.num_warps
     row = {
         "kernel": kernel.metadata.name,
-        "pass": "forward" if {"y", "partials"} & arguments.keys() else "backward",
+        "pass": "forward" if {"y", "partials"} & arguments.keys() and "dy" not in arguments else "backward",
         "programs": programs,
         "num_warps": num_warps,
         "registers": int(registers[1]),
@@ -117,6 +117,7 @@ def count(kernel: Any, arguments: dict[str, Any], programs: int) -> Row:
         "before": before,
         "after": total - before,
         "barriers": sum(times for name, times in counted if name.startswith("BAR")),
+        "exchanges": sum(times for name, times in counted if name.startswith("UCGABAR_WAIT")),
         "shuffles": sum(times for name, times in counted if name.startswith("SHFL")),
         "special": sum(times for name, times in counted if name.startswith("MUFU")),
         "loads": _widths(counted, "LDG"),
@@ -151,7 +152,8 @@ def launches(build: Build) -> list[Row]:
             values = launch.values(operands)
             kernel = launch.kernel.warmup(*values, grid=(launch.programs,), **launch.options)
             arguments = dict(zip(launch.kernel.arg_names, values, strict=True))
-            found.append(count(kernel, arguments, launch.programs))
+            blocks = launch.options.get("num_ctas", 1)
+            found.append(count(kernel, arguments, launch.programs * blocks) | {"blocks": blocks})
 
     active = triton.runtime.driver._active
     triton.runtime.driver.set_active(believed(target_of("sm_90")))
@@ -192,16 +194,17 @@ def work_of(row: Row, loaded: float) -> Work:
         after=row["after"] * warps,
         barriers=row["barriers"],
         special=row["special"] * warps,
+        exchanges=row["exchanges"],
     )
 
 
-def table(case: Case, *, predicted: bool = True) -> list[Row]:
+def table(case: Case, *, predicted: bool = True, clusters: bool = False) -> list[Row]:
     """Count both passes of a case, and predict their times where that is wanted (it takes longer)."""
-    found = launches(of_case(case))
+    found = launches(replace(of_case(case), clusters=clusters))
     rows = []
     for which in ("forward", "backward"):
         own = [row for row in found if row["pass"] == which]
-        least = case.bytes_moved(which)
+        least = case.bytes_moved(which, clusters=any(row["blocks"] > 1 for row in own))
         times = {name: predict(own, card) for name, card in CARDS.items()} if predicted else {}
         shares = {name: round(least / CARDS[name].copy / us / 1000, 3) for name, us in times.items()}
         said = {name: {"us": round(us, 1), "share_of_copy": shares[name]} for name, us in times.items()}
@@ -224,6 +227,13 @@ def shortcut_line(case: Case) -> str:
     return f"{name_of(case)}: predicted {', '.join(words)}; {spills} B of spills"
 
 
+def with_clusters(case: Case) -> list[Row]:
+    """List the passes that clusters change: as they are without, then as they are with them."""
+    changed = [row for row in table(case, clusters=True) if any(one["blocks"] > 1 for one in row["launches"])]
+    usual = {row["pass"]: row for row in table(case)} if changed else {}
+    return [one for row in changed for one in (usual[row["pass"]], {**row, "case": f"{row['case']} clusters"})]
+
+
 def lines(rows: Iterable[Row]) -> Iterable[str]:
     """Write rows as lines for a reader."""
     for row in rows:
@@ -232,7 +242,8 @@ def lines(rows: Iterable[Row]) -> Iterable[str]:
         for one in row["launches"]:
             yield (
                 f"    {one['kernel']:20s} {one['instructions']:6.2f} instructions an element, {one['registers']:3d} "
-                f"registers, {one['spills']} B of spills; {one['programs']} programs of {one['num_warps']} warps, "
+                f"registers, {one['spills']} B of spills; {one['programs']} programs of {one['num_warps']} warps"
+                f"{', ' + str(one['blocks']) + ' in a cluster' if one['blocks'] > 1 else ''}, "
                 f"{one['resident']} at a time, {one['turns']} turns, {one['barriers']} barriers, {one['shuffles']} "
                 f"shuffles; loads {one['loads']}"
             )
@@ -244,18 +255,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shape", action="append", help="such as 8x320x64x64: print the launches of this shape alone")
     parser.add_argument("--layout", choices=LAYOUTS)
     parser.add_argument("--shortcut", action="store_true", help="the backward pass with a shortcut's gradient")
+    parser.add_argument("--clusters", action="store_true", help="print what clusters of blocks change; write nothing")
     given = parser.parse_args(arguments)
-    part = given.shape or given.layout or given.shortcut
+    part = given.shape or given.layout or given.shortcut or given.clusters
     out = None if part else result_file(parser, None, RESULTS.name)
     shapes = [tuple(map(int, shape.split("x"))) for shape in given.shape or ()] or SHAPES
     layouts = [given.layout] if given.layout else list(LAYOUTS)
     found = []
     for shape in shapes:
         for layout in layouts:
+            case = Case(shape, "bfloat16", layout)  # type: ignore[arg-type]
             if given.shortcut:
-                print(shortcut_line(Case(shape, "bfloat16", layout)), flush=True)  # type: ignore[arg-type]
+                print(shortcut_line(case), flush=True)
                 continue
-            rows = table(Case(shape, "bfloat16", layout))  # type: ignore[arg-type]
+            rows = with_clusters(case) if given.clusters else table(case)
             print("\n".join(lines(rows)), flush=True)
             found += rows
     if out is not None:

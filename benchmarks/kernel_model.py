@@ -19,6 +19,7 @@ ONE_MULTIPROCESSOR = 70.0  # bytes a nanosecond
 LATENCY = 1000.0  # ns until the first byte of a program is there
 BARRIER = 45 / GIGAHERTZ  # ns
 STATISTICS = 450.0  # ns in which a program with barriers waits for what follows from them, and for its affine
+EXCHANGE = 1000.0  # ns in which the blocks of a cluster write to the L2 cache, wait for each other and read there
 GAP = 1000.0  # ns between launches
 STILL_CACHED = 22e6  # bytes of a large tensor that the second pass still finds in the L2 cache
 
@@ -48,6 +49,7 @@ class Work:
     after: float
     barriers: int
     special: float  # instructions for the special-function unit
+    exchanges: int = 0  # barriers of a cluster, whose blocks are counted as programs
 
 
 @dataclass
@@ -66,6 +68,7 @@ def nanoseconds(work: Work, card: Card, step: float = 8.0) -> float:
     slower = max(1.0, work.special / SPECIAL * ISSUED / max(work.before + work.after, 1.0))
     before, after = slower * work.before / work.turns, slower * work.after / work.turns
     barriers = (work.barriers * BARRIER + STATISTICS) / work.turns if work.barriers else 0.0
+    barriers += work.exchanges * EXCHANGE
     full, rest = divmod(programs, MULTIPROCESSORS)
     shares = [_Share(rest, full + 1), _Share(MULTIPROCESSORS - rest, full)]
     shares = [share for share in shares if share.count and share.waiting]

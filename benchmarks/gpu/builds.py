@@ -65,7 +65,7 @@ class Build:
         recipe = forward.recipe_of(plan, sizes, device, given.eps, self.activation)
         y, mean, rstd = entry.follow_forward(recipe, given)
         needs = Needs._make(isinstance(getattr(given, name), Tensor) for name in DIFFERENTIABLE)
-        plan = self.backward or backward.plan_backward(sizes, layout, device)
+        plan = self.backward or backward.plan_backward(sizes, layout, device, clusters)
         of_channels = entry.of_channels(given, needs)
         recipe_back = backward.recipe_of(plan, sizes, device, self.activation, of_channels)
         entry.follow_backward(recipe_back, y, given, mean, rstd, needs, torch.empty_like(y) if self.shortcut else None)
@@ -141,8 +141,12 @@ def _clusters(device: Device) -> Iterator[Build]:
     for case in checks.plain_cases(False):
         yield replace(of_case(case), clusters=True)
     for case in checks.in_both_layouts(checks.CLUSTER_SHAPES):
-        for name, plan in paths.forward_plans(case, device).items():
-            if name.startswith("cluster"):
-                yield replace(of_case(case), forward=plan)
+        for one in (case, replace(case, extras="pre_bias")):
+            for name, plan in paths.forward_plans(one, device).items():
+                if name.startswith("cluster"):
+                    yield replace(of_case(one), forward=plan)
+            for name, plan in paths.backward_plans(one, device).items():
+                if name.startswith("cluster"):
+                    yield replace(of_case(one), backward=plan)
     for check in cluster_checks():
         yield replace(of_check(check), clusters=True)

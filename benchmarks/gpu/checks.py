@@ -19,11 +19,11 @@ from benchmarks.gpu.machine import Place
 from benchmarks.gpu.paths import Inputs, Plans
 from benchmarks.gpu.worker import Absent, Data, Unit
 from benchmarks.group_norm_silu import cases, measure
-from benchmarks.group_norm_silu.cases import DTYPES, EXTRAS, LAYOUTS, Case, Shape
+from benchmarks.group_norm_silu.cases import DTYPES, EXTRAS, LAYOUTS, PASSES, Case, Shape
 from benchmarks.group_norm_silu.checks import OFF_CENTRE, TOLERANCE, Check, checks, cluster_checks, faults
 from benchmarks.group_norm_silu.checks import results as by_the_public_door
 from unetgn.ops import implementation
-from unetgn.ops.triton.device import clusters, device_of
+from unetgn.ops.triton.device import Device, clusters, device_of
 from unetgn.ops.triton.forward import Plan
 
 TINY = tuple(Case((1, 8, 8, 8), "bfloat16", layout, groups=1) for layout in LAYOUTS)  # of a rehearsal
@@ -164,13 +164,14 @@ def cluster_units(machine: Place) -> Iterator[Unit]:
     """List what clusters are asked: right where the heuristic takes them; each number of blocks, and how fast."""
     device = device_of(machine.device)
     for case in plain_cases(machine.tiny):
-        if device.largest_cluster > 1 and measure.clusters_change_the_plan(case, machine.device):
+        if device.largest_cluster > 1 and measure.passes_with_clusters(case, machine.device):
             yield Unit(f"cluster {name_of(case)}", "cluster", 2.0, 20.0, partial(cluster_case, case, machine))
     for case in TINY if machine.tiny else in_both_layouts(CLUSTER_SHAPES):
-        for name in paths.forward_plans(case, device):
-            if name.startswith("cluster") and not (machine.tiny and name != "cluster of 2"):
-                run = partial(cluster_plan, case, name, machine)
-                yield Unit(f"{name}: {name_of(case)}", "cluster", 2.0, 20.0, run)
+        for which in PASSES:
+            for name in cluster_names(case, which, device):
+                if not (machine.tiny and name != "cluster of 2"):
+                    run = partial(cluster_plan, case, which, name, machine)
+                    yield Unit(f"{name}, {which}: {name_of(case)}", "cluster", 2.0, 20.0, run)
     some = list(cluster_checks())[:0] if machine.tiny else list(cluster_checks())
     for first in range(0, len(some), ODD_TOGETHER):
         run = partial(cluster_odd, some[first : first + ODD_TOGETHER], machine)
@@ -185,16 +186,32 @@ def cluster_case(case: Case, machine: Place) -> Data:
     return {**found, "rows": rows}
 
 
-def cluster_plan(case: Case, name: str, machine: Place) -> Data:
-    """Check a number of blocks in a cluster, then time its launch."""
+def cluster_names(case: Case, which: str, device: Device) -> list[str]:
+    """List the clusters that could hold the groups of a case in that pass: "cluster of 2", …"""
+    plans = paths.forward_plans(case, device) if which == "forward" else paths.backward_plans(case, device)
+    return [name for name in plans if name.startswith("cluster")]
+
+
+def cluster_plan(case: Case, which: str, name: str, machine: Place) -> Data:
+    """Check a number of blocks in a cluster without extras and with pre_bias, then time the pass without."""
     device = device_of(machine.device)
-    plan = paths.forward_plans(case, device)[name]
-    plans = plan, paths.backward_plans(case, device)["split"]
-    found = compare_twice(case, machine, partial(paths.results, plans, case, device))
-    count = 2 if machine.tiny else 3
-    sets = [paths.arguments(case.inputs(machine.device, seed), case.groups) for seed in range(count)]
-    calls = [partial(paths.run_forward, plan, case, device, given) for given in sets]
-    return {**gathered({"": found}), "plan": repr(plan), "forward_us": machine.device_us(calls)}
+    forward, backward = paths.forward_plans(case, device), paths.backward_plans(case, device)
+    plans = (forward[name], backward["split"]) if which == "forward" else (forward["split"], backward[name])
+    found = {}
+    for extras in ("none", "pre_bias"):
+        one = replace(case, extras=extras)
+        found[f"{extras}: "] = compare_twice(one, machine, partial(paths.results, plans, one, device))
+    calls: list[Callable[[], object]] = []
+    for seed in range(2 if machine.tiny else 3):
+        inputs = case.inputs(machine.device, seed)
+        given = paths.arguments(inputs, case.groups)
+        if which == "forward":
+            calls.append(partial(paths.run_forward, plans[0], case, device, given))
+        else:
+            _, mean, rstd = paths.run_forward(plans[0], case, device, given)
+            calls.append(partial(paths.run_backward, plans[1], case, device, given, inputs["dy"], mean, rstd))
+    plan = repr(plans[PASSES.index(which)])
+    return {**gathered(found), "plan": plan, f"{which}_us": machine.device_us(calls)}
 
 
 def cluster_odd(some: list[Check], machine: Place) -> Data:

@@ -35,8 +35,8 @@ def planned_forward(case: Case, device: Device) -> Plan:
 
 
 def planned_backward(case: Case, device: Device) -> Plan:
-    """Return the heuristic's plan."""
-    return backward.plan_backward(problem(case), case.layout == "channels_last", device)
+    """Return the heuristic's plan, without clusters."""
+    return backward.plan_backward(problem(case), case.layout == "channels_last", device, False)
 
 
 def forward_plans(case: Case, device: Device) -> Plans:
@@ -65,7 +65,7 @@ def _resident_name(blocks: int) -> str:
 
 
 def backward_plans(case: Case, device: Device) -> Plans:
-    """Return the plans of the backward pass by name: "split", and "resident" where a group fits a block."""
+    """Return the plans of the backward pass by name: "split", and "resident" and "cluster of 2", … where possible."""
     sizes = problem(case)
     if case.layout == "channels_last":
         plans: Plans = {"split": channels_last.split(sizes, device)}
@@ -79,6 +79,10 @@ def backward_plans(case: Case, device: Device) -> Plans:
     plans = {"split": contiguous.backward_split(sizes, device, width, exact)}
     if sizes.length <= contiguous.BACKWARD_RESIDENT[sizes.itemsize]:
         plans["resident"] = contiguous.backward_resident(sizes, device, width, exact)
+    for blocks in device.cluster_sizes if exact and case.extras != "maps" else ():
+        shared = contiguous.cluster_of(sizes, device, width, blocks)
+        if shared is not None and sizes.length // blocks <= contiguous.BACKWARD_RESIDENT[sizes.itemsize]:
+            plans[_resident_name(blocks)] = shared
     return plans
 
 

@@ -78,7 +78,7 @@ def cluster_checks() -> Iterator[Check]:
     for shape in ((1, 320, 64, 64), (8, 320, 64, 64), (1, 1280, 32, 32), (2, 512, 64, 64)):
         for channels_last in (False, True):
             for dtype in (torch.float32, torch.bfloat16):
-                for extras in (("weight", "bias"), ("weight", "bias", "scale", "shift")):
+                for extras in (("weight", "bias"), ("weight", "bias", "scale", "shift"), ("pre_bias",), SMALL):
                     yield Check(shape, 32, dtype, channels_last, extras)
 
 

@@ -56,25 +56,31 @@ def rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
 
 
 def cluster_rows(case: Case, machine: Machine, bandwidth: float) -> list[Row]:
-    """Measure our forward pass, to be called where clusters are chosen and change the plan."""
-    count = rotations(case.bytes_read("forward"), machine.cache_bytes())
-    inputs = [case.inputs(machine.device, seed) for seed in range(count)]
-    times = timed("ours", lambda: partial(ours, groups=case.groups), inputs, "forward", machine)
-    return [row(case, "forward", times, bandwidth, count, cluster=True)]
+    """Measure our passes that clusters change, to be called where they are chosen."""
+    found = []
+    for which in passes_with_clusters(case, machine.device):
+        count = rotations(case.bytes_read(which), machine.cache_bytes())
+        inputs = [case.inputs(machine.device, seed) for seed in range(count)]
+        times = timed("ours", lambda: partial(ours, groups=case.groups), inputs, which, machine)
+        found.append(row(case, which, times, bandwidth, count, cluster=True))
+    return found
 
 
-def clusters_change_the_plan(case: Case, device: torch.device) -> bool:
-    """Return True where a cluster would hold groups that are otherwise split or held by one block."""
-    from unetgn.ops.triton.device import device_of  # needs Triton
+def passes_with_clusters(case: Case, device: torch.device) -> list[str]:
+    """List the passes in which a cluster would hold groups that are otherwise split or held by one block."""
+    from unetgn.ops.triton.backward import plan_backward  # needs Triton
+    from unetgn.ops.triton.device import device_of
     from unetgn.ops.triton.forward import plan_forward
     from unetgn.ops.triton.problem import problem_of
 
-    if "pre_bias" in EXTRAS[case.extras]:
-        return False
-    problem = problem_of(torch.Size(case.shape), case.groups, DTYPES[case.dtype])
-    channels_last = case.layout == "channels_last"
-    plain, clusters = (plan_forward(problem, channels_last, device_of(device), use) for use in (False, True))
-    return plain != clusters
+    if "maps" in EXTRAS[case.extras]:  # as `entry.may_take_clusters`
+        return []
+    sizes = problem_of(torch.Size(case.shape), case.groups, DTYPES[case.dtype]), case.layout == "channels_last"
+    plans = {"forward": plan_forward, "backward": plan_backward}
+    of_device = device_of(device)
+    return [
+        which for which in PASSES if plans[which](*sizes, of_device, False) != plans[which](*sizes, of_device, True)
+    ]
 
 
 def timed(name: str, make: Maker, inputs: list[Inputs], which: str, machine: Machine) -> Row:

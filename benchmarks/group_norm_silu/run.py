@@ -11,9 +11,9 @@ from benchmarks.group_norm_silu.measure import (
     DeviceLost,
     Row,
     cluster_rows,
-    clusters_change_the_plan,
     first_line,
     host_rows,
+    passes_with_clusters,
     rows,
 )
 from benchmarks.group_norm_silu.record import Record
@@ -39,7 +39,7 @@ def measure_clusters(todo: Sequence[Case], record: Record, machine: Machine, dea
     """Measure ours with groups held by clusters of blocks, on each case where that changes the plan."""
     from unetgn.ops.triton.device import clusters
 
-    concerned = [case for case in todo if clusters_change_the_plan(case, machine.device)]
+    concerned = [case for case in todo if passes_with_clusters(case, machine.device)]
     try:
         prepare(record, machine)
         with clusters(True):

@@ -207,7 +207,7 @@ def test_a_cluster_case_that_its_process_does_not_come_back_from_is_recorded(
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_clusters_are_timed_where_they_change_the_plan(machine: Pretended, tmp_path: Path, monkeypatch: Any) -> None:
-    large = Case((1, 128, 128, 128), "bfloat16", "contiguous")
+    large = Case((1, 256, 64, 64), "bfloat16", "contiguous")  # 32768 elements a group
     checked = []
     right = run.faults_of_case
 
@@ -216,10 +216,12 @@ def test_clusters_are_timed_where_they_change_the_plan(machine: Pretended, tmp_p
         return right(case, *rest)
 
     monkeypatch.setattr(run, "faults_of_case", check)
-    monkeypatch.setattr(program, "cases", lambda **_: [CASES[0], large, replace(large, extras="pre_bias")])
+    cases = [CASES[0], large, replace(large, layout="channels_last"), replace(large, extras="maps")]
+    monkeypatch.setattr(program, "cases", lambda **_: cases)
     for _ in range(2):
         assert program.main(["--clusters-alone"]) == run.DONE
-    assert checked == [large]
-    (row,) = results(tmp_path)["rows"]
-    assert (row["shape"], row["clusters"], row["pass"]) == (list(large.shape), True, "forward")
-    assert "eager_us" not in row
+    assert checked == cases[1:3]
+    rows = results(tmp_path)["rows"]
+    timed = [("contiguous", "forward"), ("contiguous", "backward"), ("channels_last", "forward")]
+    assert [(row["layout"], row["pass"]) for row in rows] == timed
+    assert all(row["shape"] == list(large.shape) and row["clusters"] and "eager_us" not in row for row in rows)

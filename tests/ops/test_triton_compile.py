@@ -77,7 +77,7 @@ def distinct_launches(
     found = {}
     for case in cases(dtypes, extras):
         forward, backward = launches_of(case, target, clusters=clusters)
-        for launch in forward if clusters else forward + backward:
+        for launch in forward + backward:
             if launch.num_ctas > 1 or not clusters:
                 found.setdefault(key(launch), (case, launch))
     return list(found.values())
@@ -246,14 +246,15 @@ def check_cluster(case: Case, launch: Launch, target: str) -> list[str]:
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 def test_the_heaviest_cluster_builds_are_split_over_blocks_only_and_spill_nothing(target: str) -> None:
     chosen = heaviest_of_each_kernel(target, clusters=True)
-    assert len(chosen) == 2  # one a layout
+    assert len(chosen) == 3  # forward in both layouts, backward in one
+    assert all(launch.arguments["pre_bias"] is not None for _, launch in chosen)
     assert [fault for case, launch in chosen for fault in check_cluster(case, launch, target)] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 def test_all_cluster_builds_are_split_over_blocks_only_and_spill_nothing(target: str) -> None:
-    launches = distinct_launches(target, clusters=True)
+    launches = distinct_launches(target, clusters=True, extras=(*EXTRAS, ("pre_bias",)))
     assert [fault for case, launch in launches for fault in check_cluster(case, launch, target)] == []
 
 

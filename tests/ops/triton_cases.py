@@ -161,7 +161,8 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
     """Return (forward plan, backward plan) of each path that fits the case, whatever the heuristic chooses.
 
     Tiles of the split path are small, so that a group has several chunks, but few (the interpreter takes a millisecond
-    a program and more); the cluster path, which the forward pass has, needs shapes that two blocks can share.
+    a program and more); the cluster path needs shapes that two blocks can share. In the backward pass only the
+    contiguous layout has it, and not with maps: else it is the resident one.
     """
     problem = case.problem
     if case.is_channels_last:
@@ -192,7 +193,10 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
     }
     shared_row = contiguous.width_in_share(problem, width, 2)
     if shared_row:
-        found["cluster"] = (contiguous.forward_resident(problem, INTERPRETER, shared_row, 2), resident)
+        segment = contiguous.width_in_share(problem, row, 2)
+        cluster = contiguous.Cluster(2, problem.length // (2 * segment), segment, num_warps=4)
+        second = cluster if exact and not case.maps else resident
+        found["cluster"] = (contiguous.forward_resident(problem, INTERPRETER, shared_row, 2), second)
     return found
 
 
@@ -220,4 +224,4 @@ def errors(case: Case, plans: tuple[Plan, Plan]) -> dict[str, float]:
 def heuristic(case: Case, *, clusters: bool = False) -> tuple[Plan, Plan]:
     """Return the plans that a call on an H100 would take."""
     operands = case.problem, case.is_channels_last, INTERPRETER
-    return forward.plan_forward(*operands, clusters), backward.plan_backward(*operands)
+    return forward.plan_forward(*operands, clusters), backward.plan_backward(*operands, clusters)

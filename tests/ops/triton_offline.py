@@ -72,12 +72,13 @@ def launches_of(case: Case, target: str, *, clusters: bool = False) -> tuple[lis
     """List the launches of the forward and of the backward pass, for tensors that have shapes but no storage."""
     tensors, device = case.shapes(), DEVICES[target]
     arguments, layout = arguments_of(case, tensors), case.is_channels_last
-    plan = forward.plan_forward(case.problem, layout, device, clusters and entry.may_take_clusters(arguments))
+    clusters = clusters and entry.may_take_clusters(arguments)
+    plan = forward.plan_forward(case.problem, layout, device, clusters)
     with recorded() as first:
         recipe = forward.recipe_of(plan, case.problem, device, case.eps, case.activation)
         _, mean, rstd = entry.follow_forward(recipe, arguments)
     needs = Needs._make(tensors[name] is not None for name in DIFFERENTIABLE)
-    plan = backward.plan_backward(case.problem, layout, device)
+    plan = backward.plan_backward(case.problem, layout, device, clusters)
     of_channels = entry.of_channels(arguments, needs)
     with recorded() as second:
         recipe_back = backward.recipe_of(plan, case.problem, device, case.activation, of_channels)

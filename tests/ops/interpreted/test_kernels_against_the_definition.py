@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.ops.triton_cases import TOLERANCE, Case, errors, heuristic, paths
+from unetgn.ops.triton.plan_contiguous import Cluster
 
 GROUP_CHANNELS = (1, 3, 10, 20, 30, 40, 60, 80)
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -113,6 +114,7 @@ def test_the_selection_reaches_every_path_and_value() -> None:
     assert {case.shape[1] // case.groups for case, _ in SELECTION} == set(GROUP_CHANNELS)
     assert {case.extras for case, _ in SELECTION} == set(EXTRAS)
     assert {(case.channels_last, case.dtype) for case, _ in SELECTION} == set(itertools.product((False, True), DTYPES))
+    assert sum(isinstance(paths(case)[path][1], Cluster) for case, path in SELECTION) >= 4
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -138,7 +140,8 @@ def test_the_heuristics_own_plans_match_the_definition(
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_clusters_as_the_heuristic_forms_them_match_the_definition(channels_last: bool) -> None:
-    case = Case((1, 16, 64, 64), 2, torch.float32, channels_last, seed=4)
+    extras = ("weight", "bias", "pre_bias", "scale", "shift")
+    case = Case((1, 16, 64, 64), 2, torch.float32, channels_last, extras, seed=4)
     plans = heuristic(case, clusters=True)
-    assert plans[0].blocks == 8  # type: ignore[union-attr]
+    assert [getattr(plan, "blocks", 1) for plan in plans] == [8, 1 if channels_last else 8]
     assert max(errors(case, plans).values()) < TOLERANCE[torch.float32]

@@ -54,6 +54,7 @@ class BackwardOperands(NamedTuple):
     sums: Tensor | None  # (2 or 3, N, slots, C)
     folded: Tensor | None  # (2 or 3, N, 1, C); `sums` themselves where they have one slot
     m1_m2: Tensor  # (N * G, 2)
+    partials: Tensor | None  # (N * G, 2, blocks): the parts of m1 and m2 that the blocks of a cluster exchange
     pre_bias_stride: int  # from sample to sample
     scale_stride: int
     shift_stride: int
@@ -67,23 +68,26 @@ def backward_recipe(
     device: torch.device,
     num_groups: int,
     activation: bool,
+    clusters: bool,
     needs: Needs,
 ) -> Recipe:
     """Return the recipe of the plan that the heuristic makes for x of that shape, dtype, layout and device."""
     problem, properties = problem_of(shape, num_groups, dtype), device_of(device)
-    return recipe_of(plan_backward(problem, channels_last, properties), problem, properties, activation, needs)
+    return recipe_of(
+        plan_backward(problem, channels_last, properties, clusters), problem, properties, activation, needs
+    )
 
 
-def plan_backward(problem: Problem, channels_last: bool, device: Device) -> Plan:
+def plan_backward(problem: Problem, channels_last: bool, device: Device, clusters: bool) -> Plan:
     """Make the heuristic's plan."""
     plans = plan_channels_last if channels_last else plan_contiguous
-    return plans.plan_backward(problem, device)
+    return plans.plan_backward(problem, device, clusters)
 
 
 def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, needs: Needs) -> Recipe:
     """Turn a plan into its recipe.
 
-    Resident: dx and the sums, a fold where there are several slots, parameters. Split: the sums, a fold, dx,
+    Resident, cluster: dx and the sums, a fold where there are several slots, parameters. Split: the sums, a fold, dx,
     parameters. Launches whose results nobody asks for are left out.
     """
     ptx = has_assembly(problem, device)
@@ -91,6 +95,8 @@ def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, ne
     slots, planes = _slots(plan, problem), 3 if with_xhat else 2
     if isinstance(plan, plan_contiguous.Resident):
         launches = [_contiguous_resident(plan, problem, activation, ptx, with_xhat)]
+    elif isinstance(plan, plan_contiguous.Cluster):
+        launches = [_contiguous_cluster(plan, problem, device, activation, with_xhat)]
     elif isinstance(plan, plan_channels_last.Resident):
         launches = [_channels_last_resident(plan, problem, activation, ptx, with_xhat)]
     elif isinstance(plan, plan_contiguous.Split):
@@ -112,7 +118,10 @@ def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, ne
     sums = scratch.part((planes, problem.samples, slots, problem.channels)) if summed else None
     once = scratch.part((planes, problem.samples, 1, problem.channels)) if folded else sums
     m1_m2 = scratch.part((problem.programs, 2))
-    return Recipe(tuple(launches), scratch.elements, (sums, once, m1_m2))
+    partials = None
+    if isinstance(plan, plan_contiguous.Cluster):
+        partials = scratch.part((problem.programs, 2, plan.blocks))
+    return Recipe(tuple(launches), scratch.elements, (sums, once, m1_m2, partials))
 
 
 def _slots(plan: Plan, problem: Problem) -> int:
@@ -146,6 +155,31 @@ def _contiguous_resident(
         WIDTH=plan.width,
         MASKED=plan.masked,
         EXACT=plan.exact,
+    )
+
+
+def _contiguous_cluster(
+    plan: plan_contiguous.Cluster, problem: Problem, device: Device, activation: bool, with_xhat: bool
+) -> Launch:
+    channel_segments = problem.spatial // plan.width
+    return launch_of(
+        contiguous.cluster_backward,
+        BackwardOperands,
+        problem.programs,
+        plan.num_warps,
+        plan.blocks,
+        plane_size=problem.samples * channel_segments * problem.channels,
+        num_groups=problem.groups,
+        group_channels=problem.group_channels,
+        spatial=problem.spatial,
+        channel_segments=channel_segments,
+        SILU=activation,
+        PTX=has_assembly(problem, device),
+        WITH_XHAT=with_xhat,
+        BLOCKS=plan.blocks,
+        TILES=plan.tiles,
+        WIDTH=plan.width,
+        CLUSTER_SYNC=not device.interpreted,
     )
 
 

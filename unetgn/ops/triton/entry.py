@@ -27,7 +27,6 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     x has elements and is dense, contiguous or channels_last. The definition: `unetgn.ops.reference`.
     """
     x = arguments.x
-    clusters = device.clusters_chosen() and may_take_clusters(arguments)
     recipe = forward_recipe(
         x.shape,
         x.dtype,
@@ -36,14 +35,14 @@ def forward(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         arguments.num_groups,
         arguments.eps,
         arguments.activation,
-        clusters,
+        device.clusters_chosen() and may_take_clusters(arguments),
     )
     return follow_forward(recipe, arguments)
 
 
 def may_take_clusters(arguments: Arguments) -> bool:
-    """Return False with pre_bias, where Triton 3.7.1 fails to plan some layouts over clusters, and with maps."""
-    return arguments.pre_bias is None and not has_maps(arguments)
+    """Return False with maps, for which no cluster has been compiled."""
+    return not has_maps(arguments)
 
 
 def follow_forward(recipe: Recipe, arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,6 +78,7 @@ def backward(
         x.device,
         arguments.num_groups,
         arguments.activation,
+        device.clusters_chosen() and may_take_clusters(arguments),
         of_channels(arguments, needs),
     )
     return follow_backward(recipe, dy, arguments, mean, rstd, needs, dshortcut)

@@ -18,7 +18,13 @@ from unetgn.ops.triton.launch import Launch, launch_of
 from unetgn.ops.triton.problem import INT32_POSITIONS, Problem, ceil_div, power_of_two_at_least, problem_of
 from unetgn.ops.triton.recipe import RECIPES, Recipe, Scratch, Shape
 
-Plan = plan_contiguous.Resident | plan_contiguous.Split | plan_channels_last.Resident | plan_channels_last.Split
+Plan = (
+    plan_contiguous.Resident
+    | plan_contiguous.Cluster  # of backward passes
+    | plan_contiguous.Split
+    | plan_channels_last.Resident
+    | plan_channels_last.Split
+)
 
 MANY_CHUNKS = 256  # more chunks of a group than this are merged once, by a kernel of their own
 MERGED_ELEMENTS = 1024  # that a merging program holds at a time
@@ -67,14 +73,16 @@ def plan_forward(problem: Problem, channels_last: bool, device: Device, clusters
 
 
 def recipe_of(plan: Plan, problem: Problem, device: Device, eps: float, activation: bool) -> Recipe:
-    """Turn a plan into its recipe."""
+    """Turn a plan into its recipe. Raises TypeError for a plan of a backward pass."""
     if isinstance(plan, plan_contiguous.Resident):
         return _contiguous_resident(plan, problem, device, eps, activation)
     if isinstance(plan, plan_contiguous.Split):
         return _contiguous_split(plan, problem, device, eps, activation)
     if isinstance(plan, plan_channels_last.Resident):
         return _channels_last_resident(plan, problem, device, eps, activation)
-    return _channels_last_split(plan, problem, device, eps, activation)
+    if isinstance(plan, plan_channels_last.Split):
+        return _channels_last_split(plan, problem, device, eps, activation)
+    raise TypeError(f"{plan} is a plan of a backward pass: give it to `backward.recipe_of`")
 
 
 def has_assembly(problem: Problem, device: Device) -> bool:

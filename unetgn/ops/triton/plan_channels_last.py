@@ -81,8 +81,8 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
     return split(problem, device)
 
 
-def plan_backward(problem: Problem, device: Device) -> Resident | Split:
-    """Plan resident where xhat and dz of a group fit a block in float32, else split."""
+def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
+    """Plan resident where xhat and dz of a group fit a block in float32, else split; `clusters` change nothing here."""
     shrink = 1 if problem.itemsize < 8 else 4
     limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
     resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])

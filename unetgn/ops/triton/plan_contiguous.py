@@ -20,6 +20,8 @@ FORWARD_ALONE = 32768  # the most that a block takes where groups are too few to
 FORWARD_SHARE = 20480  # of a block in a cluster: two blocks a multiprocessor overlap their loads and stores
 # By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
 BACKWARD_RESIDENT = {2: 20480, 4: 16384, 8: 5120}
+BACKWARD_SHARE = {2: 5120, 4: 4096, 8: 1280}  # of a block in a cluster: four a multiprocessor; in the largest, twice
+CLUSTER_PER_THREAD = 40  # elements of 16 bits that a thread of a backward cluster holds, about
 LONGEST_MASKED_SEGMENT = 1024
 LONGEST_WHOLE_CHANNEL = 4096  # that one tile of a resident backward pass takes
 
@@ -34,6 +36,16 @@ class Resident:
     width: int
     exact: bool  # segments fill the channel: width divides the spatial size
     masked: bool  # the last tile is not full
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Holds a group in each backward cluster of `blocks` blocks, each of which takes `tiles` segments of `width`."""
+
+    blocks: int
+    tiles: int
+    width: int
     num_warps: int
 
 
@@ -104,13 +116,43 @@ def forward_split(problem: Problem, device: Device, width: int) -> Split:
     )
 
 
-def plan_backward(problem: Problem, device: Device) -> Resident | Split:
-    """Plan resident where xhat and dz of a group fit a block in float32, else split."""
+def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Cluster | Split:
+    """Plan resident where xhat and dz of a group fit a block in float32, else split.
+
+    Clusters are taken where `clusters` allows them, for all but short groups: xhat and dz of a long one leave room for
+    no second block on its multiprocessor.
+    """
     width, exact = backward_segment(problem)
     padded = problem.group_channels * ceil_div(problem.spatial, width) * width
+    if clusters and exact:
+        shared = backward_cluster(problem, device, width)
+        if shared is not None:
+            return shared
     if padded <= BACKWARD_RESIDENT[problem.itemsize]:
         return backward_resident(problem, device, width, exact)
     return backward_split(problem, device, width, exact)
+
+
+def backward_cluster(problem: Problem, device: Device, width: int) -> Cluster | None:
+    """Plan the fewest blocks that hold a group and fill the device; None where one block does as well, or none can."""
+    if problem.length <= problem.resident_elements(SHORT):
+        return None
+    for blocks in device.cluster_sizes:
+        largest = blocks == device.largest_cluster
+        limit = BACKWARD_SHARE[problem.itemsize] * (2 if largest else 1)
+        if problem.length // blocks <= limit and (largest or problem.programs * blocks >= device.multiprocessors):
+            return cluster_of(problem, device, width, blocks)
+    return None
+
+
+def cluster_of(problem: Problem, device: Device, width: int, blocks: int) -> Cluster | None:
+    """Plan that many blocks, each with a few segments of one channel; None where a thread would hold too much."""
+    wanted = power_of_two_at_least(ceil_div(problem.length // blocks, CLUSTER_PER_THREAD // problem.vector))
+    shared = width_in_share(problem, min(width, wanted), blocks)
+    tiles = problem.length // blocks // max(1, shared)
+    if shared < problem.vector or tiles > MOST_TILES:
+        return None
+    return Cluster(blocks=blocks, tiles=tiles, width=shared, num_warps=warps(shared, problem, device))
 
 
 def backward_segment(problem: Problem) -> tuple[int, bool]:

@@ -13,8 +13,10 @@ import triton
 import triton.language as tl
 
 from unetgn.ops.triton.kernels.elements import (
+    activation_gradient,
     advance,
     channel_affine,
+    cluster_barrier,
     gradient_of_z,
     load_or,
     pair_of,
@@ -139,6 +141,110 @@ def resident_backward(
         if dshortcut is not None:
             result += widen(added[t], compute, PTX)
         tl.store(dx + base + start[:, None] + element, result.to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_pairs(s0, s1, more_s0, more_s1):
+    """Return two sums, for a reduction of two tensors at once."""
+    return s0 + more_s0, s1 + more_s1
+
+
+@triton.jit
+def range_of_use(SIZE: tl.constexpr, USE: tl.constexpr):
+    """Return 0 ... SIZE - 1 as a value of its own for each USE.
+
+    The compiler makes equal ranges one value; Triton's planner of clusters gives up where what it splits over the
+    blocks (loads, sums) and what it comes to last (stores) share values.
+    """
+    return tl.arange(USE * SIZE, USE * SIZE + SIZE) - USE * SIZE
+
+
+@triton.jit
+def first_tile(TILES: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, USE: tl.constexpr):
+    """Return where in a group the elements of each block's first tile lie, [BLOCKS, WIDTH]; the next are WIDTH on."""
+    return range_of_use(BLOCKS, USE)[:, None] * (TILES * WIDTH) + range_of_use(WIDTH, USE)[None, :]
+
+
+@triton.jit
+def merge_sums(
+    partials, group, m1_blocks, m2_blocks, BLOCKS: tl.constexpr, CLUSTER_SYNC: tl.constexpr, compute: tl.constexpr
+):
+    """Return the sums of both [BLOCKS] over the blocks of a cluster; each adds them up in the same order."""
+    slots = partials + group.to(tl.int64) * (2 * BLOCKS) + tl.arange(0, BLOCKS)
+    tl.store(slots, m1_blocks)
+    tl.store(slots + BLOCKS, m2_blocks)
+    slots = partials + cluster_barrier(group, CLUSTER_SYNC).to(tl.int64) * (2 * BLOCKS)
+    m1 = tl.zeros([], compute)
+    m2 = tl.zeros([], compute)
+    for k in tl.static_range(BLOCKS):
+        m1 += tl.load(slots + k, volatile=True)
+        m2 += tl.load(slots + BLOCKS + k, volatile=True)
+    return m1, m2
+
+
+@triton.jit
+def cluster_backward(
+    x, dy, dshortcut, dx, mean_of_group, rstd_of_group, sums, m1_m2, partials, weight, bias, pre_bias, scale, shift,
+    pre_bias_stride, scale_stride, shift_stride, plane_size, num_groups, group_channels, spatial, channel_segments,
+    SILU: tl.constexpr, PTX: tl.constexpr, WITH_XHAT: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr,
+    WIDTH: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+):  # fmt: skip
+    """Do what `resident_backward` does where the BLOCKS blocks of a cluster hold a group, each TILES of its segments.
+
+    The blocks exchange their parts of m1 and m2 through `partials` (N*G, 2, BLOCKS). A tile is one segment of each
+    block, [BLOCKS, WIDTH]: with more, Triton 3.7.1's planner of clusters gives up.
+    """
+    compute: tl.constexpr = mean_of_group.dtype.element_ty
+    group = tl.program_id(0)
+    sample = (group // num_groups).to(tl.int64)
+    first_channel = (group % num_groups) * group_channels
+    channels = num_groups * group_channels
+    base = group.to(tl.int64) * (group_channels * channel_segments) * WIDTH
+    every = tl.full([BLOCKS], True, tl.int1)
+    mean = tl.load(mean_of_group + group)
+    rstd = tl.load(rstd_of_group + group)
+    pre_bias = advance(pre_bias, sample * pre_bias_stride)
+    scale = advance(scale, sample * scale_stride)
+    shift = advance(shift, sample * shift_stride)
+
+    raw = ()
+    for t in tl.static_range(TILES):
+        offsets = first_tile(TILES, WIDTH, BLOCKS, 1)
+        raw = raw + ((tl.load(x + base + t * WIDTH + offsets), tl.load(dy + base + t * WIDTH + offsets)),)
+
+    kept = ()
+    m1_blocks = tl.zeros([BLOCKS], compute)
+    m2_blocks = tl.zeros([BLOCKS], compute)
+    for t in tl.static_range(TILES):
+        channel = first_channel + (range_of_use(BLOCKS, 2) * TILES + t) // channel_segments
+        gamma, beta = channel_affine(weight, bias, scale, shift, channel, every, compute)
+        centre = mean - load_or(pre_bias, channel, every, 0.0, compute)
+        xhat = (widen(raw[t][0], compute, PTX) - centre[:, None]) * rstd
+        z = xhat * gamma[:, None] + beta[:, None]
+        dz = activation_gradient(widen(raw[t][1], compute, PTX), z, SILU, PTX)
+        s0, s1 = tl.reduce((dz, dz * xhat), 1, add_pairs)  # at once: half as many barriers as two sums
+        if sums is not None:
+            segment = range_of_use(BLOCKS, 3) * TILES + t
+            slot = (sample * channel_segments + segment % channel_segments) * channels
+            slot += first_channel + segment // channel_segments
+            store_sums(sums, slot, plane_size, s0, s1, xhat, every, WITH_XHAT)
+        m1_blocks += s0 * gamma
+        m2_blocks += s1 * gamma
+        kept = kept + ((xhat, dz * (rstd * gamma)[:, None]),)
+
+    m1, m2 = merge_sums(partials, group, m1_blocks, m2_blocks, BLOCKS, CLUSTER_SYNC, compute)
+    m1 = m1 / (group_channels * spatial)
+    m2 = m2 / (group_channels * spatial)
+    pair = pair_of(m1_m2, group)
+    tl.store(pair, m1)
+    tl.store(pair + 1, m2)
+    for t in tl.static_range(TILES if dx is not None else 0):
+        xhat, direct = kept[t]
+        result = direct - rstd * m1 - xhat * (rstd * m2)
+        offsets = first_tile(TILES, WIDTH, BLOCKS, 4)
+        if dshortcut is not None:
+            result += widen(tl.load(dshortcut + base + t * WIDTH + offsets), compute, PTX)
+        tl.store(dx + base + t * WIDTH + offsets, result.to(dx.dtype.element_ty))
 
 
 @triton.jit

@@ -27,16 +27,18 @@ from unetgn.ops.triton.kernels.elements import (
 
 @triton.jit
 def group_channels_of_step(
-    first_group, step: tl.constexpr, STEPS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr
-):
+    first_group, step: tl.constexpr, STEPS: tl.constexpr, GROUPS: tl.constexpr, VECTOR: tl.constexpr,
+    RANGE: tl.constexpr = 1,
+):  # fmt: skip
     """Return the channels that step `step` holds of a bundle, [GROUPS, VECTOR].
 
     A bundle is GROUPS neighbouring groups of STEPS * VECTOR channels. The ranges do not begin at zero because the
     compiler makes equal ranges one value, which cannot be split over the blocks of a cluster in one place and not in
-    another.
+    another; RANGE says which of several such values it is.
     """
-    groups = first_group + (tl.arange(GROUPS, 2 * GROUPS) - GROUPS)
-    return groups[:, None] * (STEPS * VECTOR) + step * VECTOR + (tl.arange(VECTOR, 2 * VECTOR) - VECTOR)[None, :]
+    groups = first_group + (tl.arange(RANGE * GROUPS, RANGE * GROUPS + GROUPS) - RANGE * GROUPS)
+    vector = tl.arange(RANGE * VECTOR, RANGE * VECTOR + VECTOR) - RANGE * VECTOR
+    return groups[:, None] * (STEPS * VECTOR) + step * VECTOR + vector[None, :]
 
 
 @triton.jit
@@ -50,14 +52,17 @@ def centred_moments(
     every = tl.full([GROUPS, VECTOR], True, tl.int1)
     count = number(share * (STEPS * VECTOR), compute)
     total = tl.zeros([BLOCKS, ROWS, GROUPS], compute)
-    bias_total = tl.zeros([GROUPS], compute)
+    bias_total = tl.zeros([BLOCKS, GROUPS], compute)
     for step in tl.static_range(STEPS):
         for t in tl.static_range(TILES):
             total += tl.sum(widen(tiles[step * TILES + t], compute, PTX), 3)
         if pre_bias is not None:
-            channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR)
-            bias_total += tl.sum(load_or(pre_bias, channel, every, 0.0, compute), 1)
-    mean = divide(tl.sum(total, 1) + (bias_total * share)[None, :], count)
+            # Of several steps, Triton's planner of clusters needs another range than the tiles have; of one, theirs.
+            channel = group_channels_of_step(first_group, step, STEPS, GROUPS, VECTOR, 1 if STEPS == 1 else 2)
+            # As rows of the blocks, which share it: the planner would split [GROUPS, VECTOR] over them before it sums.
+            extra = load_or(pre_bias, channel, every, 0.0, compute)[None, :, :]
+            bias_total += tl.sum(tl.broadcast_to(extra, [BLOCKS, GROUPS, VECTOR]), 2)
+    mean = divide(tl.sum(total, 1) + bias_total * share, count)
 
     held = ()
     residual = tl.zeros([BLOCKS, ROWS, GROUPS], compute)

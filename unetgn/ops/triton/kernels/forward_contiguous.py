@@ -26,23 +26,23 @@ from unetgn.ops.triton.kernels.elements import (
 
 
 @triton.jit
-def vector_starts(TILE: tl.constexpr, VECTOR: tl.constexpr):
+def vector_starts(TILE: tl.constexpr, VECTOR: tl.constexpr, RANGE: tl.constexpr = 1):
     """Return where the vectors of a tile start, [1, VECTORS].
 
     The range does not start at zero: the compiler makes equal ranges one value, and one value cannot be split over the
     blocks of a cluster in one place and whole in another.
     """
     VECTORS: tl.constexpr = TILE // VECTOR
-    return ((tl.arange(VECTORS, 2 * VECTORS) - VECTORS) * VECTOR)[None, :]
+    return ((tl.arange(RANGE * VECTORS, RANGE * VECTORS + VECTORS) - RANGE * VECTORS) * VECTOR)[None, :]
 
 
 @triton.jit
-def affine_positions(TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr):
+def affine_positions(TILE: tl.constexpr, VECTOR: tl.constexpr, WIDTH: tl.constexpr, RANGE: tl.constexpr = 1):
     """Return where in a tile to look up channels: at each vector, or once where a tile never leaves its channel."""
     if WIDTH % TILE == 0:
         positions = tl.zeros([1, 1], tl.int32)
     else:
-        positions = vector_starts(TILE, VECTOR)
+        positions = vector_starts(TILE, VECTOR, RANGE)
     return positions
 
 
@@ -122,7 +122,8 @@ def write_normalized(
     mean and rstd are scalars; maps point to element 0, as y does, the other tensors to its channel.
     """
     vector = vector_starts(TILE, VECTOR)
-    position = affine_positions(TILE, VECTOR, WIDTH)
+    # A range of its own, as Triton's planner of clusters needs it where pre_bias comes without an affine.
+    position = affine_positions(TILE, VECTOR, WIDTH, RANGE=2)
     offsets = (start + vector)[:, :, None] + lanes(VECTOR)
     for t in tl.static_range(TILES):
         inside = within(t * TILE + position, limit, MASKED and t == TILES - 1)
