@@ -63,7 +63,7 @@ SHARED = "benchmarks.record"  # adds the option for the programs that call its `
 FIXED = {
     "benchmarks.fuse_coverage": "coverage",
     "benchmarks.fuse_libraries": "count_apart",
-    "benchmarks.kernel_counts": "table",
+    "benchmarks.kernel_counts": "launches",
 }
 
 

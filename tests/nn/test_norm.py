@@ -148,7 +148,7 @@ def test_under_cuda_autocast_the_output_keeps_the_dtype_of_the_input(dtype):
 def test_it_trains_under_ddp(tmp_path):
     """Two processes, a sample each: the gradients are those of both samples in one process."""
     processes = torch.multiprocessing.start_processes(
-        _train_a_step, args=(2, str(tmp_path / "store")), nprocs=2, join=False, start_method="forkserver"
+        _train_a_step, args=(2, str(tmp_path / "store")), nprocs=2, join=False, start_method="spawn"
     )
     deadline = time.monotonic() + 240
     try:
