@@ -48,10 +48,18 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def readme(found: dict[str, dict[str, Result]]) -> str:
-    """Write README's table: what ours takes of what diffusers' takes, on each machine."""
+    """Write README's table: what ours takes of what diffusers' takes, on each machine.
+
+    What was measured on another machine alone is left out.
+    """
     parts = []
     for device, measured in found.items() or {"": {}}.items():
-        lines = [[what, value(measured)] for what, value in summary_rows()]
+        others = [each for name, each in found.items() if name != device]
+        lines = [
+            [what, value(measured)]
+            for what, value in summary_rows()
+            if value(measured) != NOT_YET or all(value(other) == NOT_YET for other in others)
+        ]
         parts.append(markdown(["ours, of what diffusers' takes in the same run", device or "no machine yet"], lines))
         said = {(r["threads"], r["torch"], r["commit"][:10]): [] for r in measured.values()}  # type: ignore[var-annotated]
         for name, result in measured.items():

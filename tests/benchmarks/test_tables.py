@@ -53,6 +53,17 @@ def test_readme_says_the_machine_the_figures_and_what_is_not_measured(made_up: P
     assert text.endswith("2 threads, torch 2.x, commit cccccccccc.")
 
 
+def test_readme_leaves_out_of_a_machine_what_another_has_measured(made_up: Path):
+    other = {**HEAD, "device": "Another", "rows": [{"processes": 1, **ONE, **RATES}]}
+    (made_up / "train_Another.json").write_text(json.dumps(other))
+    first, another = tables.readme(tables.results(made_up)).split("| Another |")
+    line = "`training/train.py` and the loop of diffusers' example, {}: time | {} |"
+    assert line.format("1 process", "0.50") in another
+    assert "2 processes" not in another
+    assert line.format("2 processes", "0.50") in first
+    assert "example, 1 process:" not in first
+
+
 def test_without_results_nothing_is_measured_yet(tmp_path: Path):
     text = tables.readme(tables.results(tmp_path))
     assert text.count(tables.NOT_YET) == len(list(tables.summary_rows()))
