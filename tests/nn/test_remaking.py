@@ -20,6 +20,7 @@ from tests.tensors import randomized
 from unetgn import ResBlock, UNet
 from unetgn.nn import Downsample, NormConfig, Upsample, resample
 from unetgn.nn.resample import remade, unkept
+from unetgn.ops import dispatch
 from unetgn.unet import levels
 
 noise = partial(tensors.noise, dtype=torch.float32)
@@ -89,6 +90,19 @@ def test_no_concatenation_is_kept(grade, monkeypatch):
     assert [kept(run)[shape] for shape in joined] == [norms] * 4
     monkeypatch.setattr(levels, "remade", plain)
     assert [kept(run)[shape] for shape in joined] == [norms + 1] * 4
+
+
+@pytest.mark.parametrize("grade", ["none", "activations", "blocks"])
+def test_no_concatenation_is_kept_where_norms_return_it_for_the_shortcut(grade, monkeypatch):
+    """As on Triton: the shortcut's convolution then reads a view of the concatenation."""
+    monkeypatch.setattr(dispatch, "is_triton", lambda name, x: True)
+    monkeypatch.setattr(dispatch, "resolve", lambda name, x: dispatch.aten)
+    unet = network(channels=(16, 24), attention_levels=())
+    unet.set_checkpointing(grade)
+    x = noise(2, 3, 8, 8).requires_grad_()
+    joined = [(2, 32, 8, 8), (2, 40, 8, 8), (2, 40, 4, 4), (2, 48, 4, 4)]
+    assert [kept(lambda: unet(x, 5))[shape] for shape in joined] == [1 if grade == "none" else 0] * 4
+    assert same_as_plain(monkeypatch, lambda: results(unet, x))
 
 
 @pytest.mark.parametrize("layer", [Upsample(4), Downsample(4, padding="end")])

@@ -1,4 +1,4 @@
-"""Lets the image, at half its resolution after half its resolution, join the main path of an encoder."""
+"""Lets the image, smaller with each level, join the main path of an encoder."""
 
 from collections.abc import Sequence
 
