@@ -28,9 +28,11 @@ class Failed(RuntimeError):
 def run(arguments: list[str], *, threads: int) -> str:
     """Run Python with these arguments, from the root of the repository, and return what it prints.
 
-    Raises Failed with its last words where it fails.
+    Raises Failed with its last words where it fails. What it imports is kept compiled, as a user's Python does it,
+    also where this one is told not to.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONDONTWRITEBYTECODE"] = ""
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     line = [sys.executable, *arguments]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
