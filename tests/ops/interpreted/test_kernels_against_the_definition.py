@@ -143,5 +143,5 @@ def test_clusters_as_the_heuristic_forms_them_match_the_definition(channels_last
     extras = ("weight", "bias", "pre_bias", "scale", "shift")
     case = Case((1, 16, 64, 64), 2, torch.float32, channels_last, extras, seed=4)
     plans = heuristic(case, clusters=True)
-    assert [getattr(plan, "blocks", 1) for plan in plans] == [8, 1 if channels_last else 8]
+    assert [getattr(plan, "blocks", 1) for plan in plans] == [8, 8]
     assert max(errors(case, plans).values()) < TOLERANCE[torch.float32]

@@ -82,13 +82,35 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
 
 
 def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
-    """Plan resident where xhat and dz of a group fit a block in float32, else split; `clusters` change nothing here."""
-    shrink = 1 if problem.itemsize < 8 else 4
-    limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
+    """Plan resident where xhat and dz of a group fit a block in float32, else cluster or split."""
+    limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], _backward_per_thread(problem)
     resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])
     if resident is not None and not _is_slow(resident, problem, device):
         return resident
-    return split(problem, device)
+    shared = backward_cluster(problem, device) if clusters else None
+    return split(problem, device) if shared is None else shared
+
+
+def backward_cluster(problem: Problem, device: Device) -> Resident | None:
+    """Plan the most blocks that hold a group, for many small ones of a multiprocessor came out ahead; None for none."""
+    if math.gcd(problem.group_channels, problem.vector) < problem.vector:
+        return None
+    plans = (cluster_of(problem, device, blocks) for blocks in reversed(device.cluster_sizes))
+    return next((plan for plan in plans if plan is not None), None)
+
+
+def cluster_of(problem: Problem, device: Device, blocks: int) -> Resident | None:
+    """Plan that many blocks for a group's backward pass; None where they cannot share it or would hold too much."""
+    limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], _backward_per_thread(problem)
+    too_many = problem.channels * problem.spatial >= INT32_POSITIONS
+    if problem.spatial % blocks or problem.length // blocks > limit or too_many:
+        return None
+    roomy = BACKWARD_ROOMY[problem.itemsize]
+    return resident_of(problem, device, limit, per_thread, blocks, roomy=roomy, most_groups=1)
+
+
+def _backward_per_thread(problem: Problem) -> int:
+    return BACKWARD_PER_THREAD // (1 if problem.itemsize < 8 else 4)
 
 
 def _is_slow(plan: Resident, problem: Problem, device: Device) -> bool:
@@ -122,7 +144,14 @@ def _resident(
 
 
 def resident_of(
-    problem: Problem, device: Device, limit: int, per_thread: int, blocks: int, *, roomy: int | None = None
+    problem: Problem,
+    device: Device,
+    limit: int,
+    per_thread: int,
+    blocks: int,
+    *,
+    roomy: int | None = None,
+    most_groups: int = WIDEST,
 ) -> Resident | None:
     """Plan that many blocks; None where a thread would have to unroll too much or hold more than `per_thread` elements.
 
@@ -135,7 +164,8 @@ def resident_of(
         return None
     groups = 1
     while (
-        groups * problem.group_channels * problem.itemsize < SECTOR
+        2 * groups <= most_groups
+        and groups * problem.group_channels * problem.itemsize < SECTOR
         and problem.groups % (2 * groups) == 0
         and 2 * groups * problem.length // blocks <= limit
     ):
