@@ -74,8 +74,8 @@ def backward_plans(case: Case, device: Device) -> Plans:
             resident = channels_last.resident_of(sizes, device, limit, 40, 1, roomy=roomy)
             plans |= {"resident": resident} if resident is not None else {}
         for blocks in device.cluster_sizes if case.extras != "maps" else ():
-            shared = channels_last.cluster_of(sizes, device, blocks)
-            plans |= {_resident_name(blocks): shared} if shared is not None else {}
+            several = channels_last.cluster_of(sizes, device, blocks)
+            plans |= {_resident_name(blocks): several} if several is not None else {}
         return plans
     width, exact = contiguous.backward_segment(sizes)
     plans = {"split": contiguous.backward_split(sizes, device, width, exact)}
