@@ -20,6 +20,8 @@ from unetgn.ops.triton.problem import (
 FORWARD_RESIDENT = 20480  # elements of a group at 16 bits each; half as many at 32 bits, a quarter at 64
 # By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
 BACKWARD_RESIDENT = {2: 10240, 4: 8192, 8: 2560}
+BACKWARD_SHARE = 8192  # of a block in a cluster, at 16 bits: with more, a build spilled
+FEWEST_ROWS = 16  # of its tiles: Triton's planner of clusters splits those of 8 along another axis
 FORWARD_PER_THREAD = 96  # elements that a thread may hold at 16 bits
 BACKWARD_PER_THREAD = 40
 BACKWARD_ROOMY = {2: 40, 4: 16, 8: 8}  # by bytes; above this many a block gets twice the warps, and narrower loads
@@ -83,7 +85,8 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
 
 def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
     """Plan resident where xhat and dz of a group fit a block in float32, else cluster or split."""
-    limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], _backward_per_thread(problem)
+    shrink = 1 if problem.itemsize < 8 else 4
+    limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
     resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])
     if resident is not None and not _is_slow(resident, problem, device):
         return resident
@@ -100,17 +103,16 @@ def backward_cluster(problem: Problem, device: Device) -> Resident | None:
 
 
 def cluster_of(problem: Problem, device: Device, blocks: int) -> Resident | None:
-    """Plan that many blocks for a group's backward pass; None where they cannot share it or would hold too much."""
-    limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], _backward_per_thread(problem)
+    """Plan that many blocks for a group's backward pass; None where they cannot share it or would hold too much.
+
+    For 16 bits an element: of more, Triton's planner gives up on the kernel where it takes several steps.
+    """
     too_many = problem.channels * problem.spatial >= INT32_POSITIONS
-    if problem.spatial % blocks or problem.length // blocks > limit or too_many:
+    if problem.itemsize > 2 or problem.spatial % blocks or problem.length // blocks > BACKWARD_SHARE or too_many:
         return None
     roomy = BACKWARD_ROOMY[problem.itemsize]
-    return resident_of(problem, device, limit, per_thread, blocks, roomy=roomy, most_groups=1)
-
-
-def _backward_per_thread(problem: Problem) -> int:
-    return BACKWARD_PER_THREAD // (1 if problem.itemsize < 8 else 4)
+    plan = resident_of(problem, device, BACKWARD_SHARE, BACKWARD_PER_THREAD, blocks, roomy=roomy, most_groups=1)
+    return plan if plan is not None and plan.rows >= FEWEST_ROWS else None
 
 
 def _is_slow(plan: Resident, problem: Problem, device: Device) -> bool:

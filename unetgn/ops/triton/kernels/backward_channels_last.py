@@ -172,8 +172,6 @@ def cluster_backward(
     weight = advance(weight, first_channel)
     bias = advance(bias, first_channel)
 
-    # Of one number for each element of a whole tile: what does not depend on the block becomes a tensor [1, ...], of
-    # which Triton's planner splits the second axis.
     # Where an element lies follows from one number of its own: what does not depend on the block becomes a tensor
     # [1, ...] with the compiler, and addresses made of these are split along the second axis by Triton's planner.
     block = tl.arange(0, BLOCKS)[:, None]
@@ -192,7 +190,8 @@ def cluster_backward(
     m1_blocks = tl.zeros([BLOCKS], compute)
     m2_blocks = tl.zeros([BLOCKS], compute)
     for step in tl.static_range(STEPS):
-        channel = (step * VECTOR + range_of_use(ROWS * VECTOR, 1) % VECTOR)[None, :]  # of each element of any block
+        # For all blocks at once, in fewer instructions. Of types wider than 16 bits the planner gives up on that.
+        channel = (step * VECTOR + range_of_use(ROWS * VECTOR, 1) % VECTOR)[None, :]
         every = tl.full(channel.shape, True, tl.int1)
         gamma, beta = channel_affine(weight, bias, scale, shift, channel, every, compute)
         centre = mean - load_or(pre_bias, channel, every, 0.0, compute)
