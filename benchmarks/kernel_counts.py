@@ -269,7 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
                 print(shortcut_line(case), flush=True)
                 continue
             rows = with_clusters(case) if given.clusters else table(case)
-            print("\n".join(lines(rows)), flush=True)
+            for line in lines(rows):
+                print(line, flush=True)
             found += rows
     if out is not None:
         out.write_text(json.dumps({"triton": triton.__version__, "target": "sm_90", "rows": found}, indent=1) + "\n")

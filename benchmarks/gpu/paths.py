@@ -69,11 +69,13 @@ def backward_plans(case: Case, device: Device) -> Plans:
     sizes = problem(case)
     if case.layout == "channels_last":
         plans: Plans = {"split": channels_last.split(sizes, device)}
-        limit = channels_last.BACKWARD_RESIDENT[sizes.itemsize]
+        limit, roomy = channels_last.BACKWARD_RESIDENT[sizes.itemsize], channels_last.BACKWARD_ROOMY[sizes.itemsize]
         if sizes.length <= limit:
-            roomy = channels_last.BACKWARD_ROOMY[sizes.itemsize]
             resident = channels_last.resident_of(sizes, device, limit, 40, 1, roomy=roomy)
             plans |= {"resident": resident} if resident is not None else {}
+        for blocks in device.cluster_sizes if case.extras != "maps" else ():
+            several = channels_last.cluster_of(sizes, device, blocks)
+            plans |= {_resident_name(blocks): several} if several is not None else {}
         return plans
     width, exact = contiguous.backward_segment(sizes)
     plans = {"split": contiguous.backward_split(sizes, device, width, exact)}

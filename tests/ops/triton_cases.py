@@ -161,8 +161,8 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
     """Return (forward plan, backward plan) of each path that fits the case, whatever the heuristic chooses.
 
     Tiles of the split path are small, so that a group has several chunks, but few (the interpreter takes a millisecond
-    a program and more); the cluster path needs shapes that two blocks can share. In the backward pass only the
-    contiguous layout has it, and not with maps: else it is the resident one.
+    a program and more); the cluster path needs shapes that two blocks can share, and its backward pass is the resident
+    one with maps.
     """
     problem = case.problem
     if case.is_channels_last:
@@ -177,7 +177,8 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
         if alone is not None:
             found["resident"] = (alone, alone)
         if shared is not None and alone is not None and problem.spatial % 2 == 0:
-            found["cluster"] = (shared, alone)
+            second = channels_last.resident_of(problem, INTERPRETER, 2048, many, 2, most_groups=1)
+            found["cluster"] = (shared, alone if case.maps else second)
         return found
     width = power_of_two_divisor(problem.spatial)
     row, exact = contiguous.backward_segment(problem)

@@ -20,6 +20,8 @@ from unetgn.ops.triton.problem import (
 FORWARD_RESIDENT = 20480  # elements of a group at 16 bits each; half as many at 32 bits, a quarter at 64
 # By bytes of an element of x: xhat and dz (scaled) stay in float32 whatever x is, x and dy wait beside them.
 BACKWARD_RESIDENT = {2: 10240, 4: 8192, 8: 2560}
+BACKWARD_SHARE = 8192  # of a block in a cluster, at 16 bits: with more, a build spilled
+FEWEST_ROWS = 16  # of its tiles: Triton's planner of clusters splits those of 8 along another axis
 FORWARD_PER_THREAD = 96  # elements that a thread may hold at 16 bits
 BACKWARD_PER_THREAD = 40
 BACKWARD_ROOMY = {2: 40, 4: 16, 8: 8}  # by bytes; above this many a block gets twice the warps, and narrower loads
@@ -82,13 +84,35 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
 
 
 def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
-    """Plan resident where xhat and dz of a group fit a block in float32, else split; `clusters` change nothing here."""
+    """Plan resident where xhat and dz of a group fit a block in float32, else cluster or split."""
     shrink = 1 if problem.itemsize < 8 else 4
     limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
     resident = _resident(problem, device, limit, per_thread, False, roomy=BACKWARD_ROOMY[problem.itemsize])
     if resident is not None and not _is_slow(resident, problem, device):
         return resident
-    return split(problem, device)
+    shared = backward_cluster(problem, device) if clusters else None
+    return split(problem, device) if shared is None else shared
+
+
+def backward_cluster(problem: Problem, device: Device) -> Resident | None:
+    """Plan the most blocks that hold a group, for many small ones of a multiprocessor came out ahead; None for none."""
+    if math.gcd(problem.group_channels, problem.vector) < problem.vector:
+        return None
+    plans = (cluster_of(problem, device, blocks) for blocks in reversed(device.cluster_sizes))
+    return next((plan for plan in plans if plan is not None), None)
+
+
+def cluster_of(problem: Problem, device: Device, blocks: int) -> Resident | None:
+    """Plan that many blocks for a group's backward pass; None where they cannot share it or would hold too much.
+
+    For 16 bits an element: of more, Triton's planner gives up on the kernel where it takes several steps.
+    """
+    too_many = problem.channels * problem.spatial >= INT32_POSITIONS
+    if problem.itemsize > 2 or problem.spatial % blocks or problem.length // blocks > BACKWARD_SHARE or too_many:
+        return None
+    roomy = BACKWARD_ROOMY[problem.itemsize]
+    plan = resident_of(problem, device, BACKWARD_SHARE, BACKWARD_PER_THREAD, blocks, roomy=roomy, most_groups=1)
+    return plan if plan is not None and plan.rows >= FEWEST_ROWS else None
 
 
 def _is_slow(plan: Resident, problem: Problem, device: Device) -> bool:
@@ -122,7 +146,14 @@ def _resident(
 
 
 def resident_of(
-    problem: Problem, device: Device, limit: int, per_thread: int, blocks: int, *, roomy: int | None = None
+    problem: Problem,
+    device: Device,
+    limit: int,
+    per_thread: int,
+    blocks: int,
+    *,
+    roomy: int | None = None,
+    most_groups: int = WIDEST,
 ) -> Resident | None:
     """Plan that many blocks; None where a thread would have to unroll too much or hold more than `per_thread` elements.
 
@@ -135,7 +166,8 @@ def resident_of(
         return None
     groups = 1
     while (
-        groups * problem.group_channels * problem.itemsize < SECTOR
+        2 * groups <= most_groups
+        and groups * problem.group_channels * problem.itemsize < SECTOR
         and problem.groups % (2 * groups) == 0
         and 2 * groups * problem.length // blocks <= limit
     ):

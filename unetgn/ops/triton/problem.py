@@ -4,8 +4,8 @@ A plan is the path that a call takes, and its tile sizes. `plan_contiguous` and 
 sizes and the properties of the device. There are three paths:
 
     resident   a group, or a bundle of neighbouring ones, stays in the registers of one block: x is read once
-    cluster    the blocks of a cluster share the group: the same forward kernel with blocks > 1; contiguous, a backward
-               kernel of its own
+    cluster    the blocks of a cluster share the group: the same forward kernel with blocks > 1, a backward kernel for
+               them alone
     split      partial statistics of chunks, then a second pass over x
 
 The figures are from an offline study: registers and spills of the compiled kernels for sm_90, and a time model that no

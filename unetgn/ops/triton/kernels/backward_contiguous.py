@@ -14,13 +14,15 @@ import triton.language as tl
 
 from unetgn.ops.triton.kernels.elements import (
     activation_gradient,
+    add_pairs,
     advance,
     channel_affine,
-    cluster_barrier,
     gradient_of_z,
     load_or,
+    merge_sums,
     pair_of,
     plane_of,
+    range_of_use,
     widen,
     within,
 )
@@ -144,42 +146,9 @@ def resident_backward(
 
 
 @triton.jit
-def add_pairs(s0, s1, more_s0, more_s1):
-    """Return two sums, for a reduction of two tensors at once."""
-    return s0 + more_s0, s1 + more_s1
-
-
-@triton.jit
-def range_of_use(SIZE: tl.constexpr, USE: tl.constexpr):
-    """Return 0 ... SIZE - 1 as a value of its own for each USE.
-
-    The compiler makes equal ranges one value; Triton's planner of clusters gives up where what it splits over the
-    blocks (loads, sums) and what it comes to last (stores) share values.
-    """
-    return tl.arange(USE * SIZE, USE * SIZE + SIZE) - USE * SIZE
-
-
-@triton.jit
 def first_tile(TILES: tl.constexpr, WIDTH: tl.constexpr, BLOCKS: tl.constexpr, USE: tl.constexpr):
     """Return where in a group the elements of each block's first tile lie, [BLOCKS, WIDTH]; the next are WIDTH on."""
     return range_of_use(BLOCKS, USE)[:, None] * (TILES * WIDTH) + range_of_use(WIDTH, USE)[None, :]
-
-
-@triton.jit
-def merge_sums(
-    partials, group, m1_blocks, m2_blocks, BLOCKS: tl.constexpr, CLUSTER_SYNC: tl.constexpr, compute: tl.constexpr
-):
-    """Return the sums of both [BLOCKS] over the blocks of a cluster; each adds them up in the same order."""
-    slots = partials + group.to(tl.int64) * (2 * BLOCKS) + tl.arange(0, BLOCKS)
-    tl.store(slots, m1_blocks)
-    tl.store(slots + BLOCKS, m2_blocks)
-    slots = partials + cluster_barrier(group, CLUSTER_SYNC).to(tl.int64) * (2 * BLOCKS)
-    m1 = tl.zeros([], compute)
-    m2 = tl.zeros([], compute)
-    for k in tl.static_range(BLOCKS):
-        m1 += tl.load(slots + k, volatile=True)
-        m2 += tl.load(slots + BLOCKS + k, volatile=True)
-    return m1, m2
 
 
 @triton.jit

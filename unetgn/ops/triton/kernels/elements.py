@@ -197,6 +197,16 @@ def hold(tile, HOLD: tl.constexpr):
 
 
 @triton.jit
+def range_of_use(SIZE: tl.constexpr, USE: tl.constexpr):
+    """Return 0 ... SIZE - 1 as a value of its own for each USE.
+
+    The compiler makes equal ranges one value; Triton's planner of clusters gives up where what it splits over the
+    blocks (loads, sums) and what it comes to last (stores) share values.
+    """
+    return tl.arange(USE * SIZE, USE * SIZE + SIZE) - USE * SIZE
+
+
+@triton.jit
 def cluster_barrier(value, CLUSTER_SYNC: tl.constexpr):
     """Return `value` (int32) once every block of the cluster has arrived and its stores are visible to the others.
 
@@ -214,3 +224,26 @@ def cluster_barrier(value, CLUSTER_SYNC: tl.constexpr):
     else:
         result = value
     return result
+
+
+@triton.jit
+def add_pairs(s0, s1, more_s0, more_s1):
+    """Return two sums, for a reduction of two tensors at once."""
+    return s0 + more_s0, s1 + more_s1
+
+
+@triton.jit
+def merge_sums(
+    partials, group, m1_blocks, m2_blocks, BLOCKS: tl.constexpr, CLUSTER_SYNC: tl.constexpr, compute: tl.constexpr
+):
+    """Return the sums of both [BLOCKS] over the blocks of a cluster; each adds them up in the same order."""
+    slots = partials + group.to(tl.int64) * (2 * BLOCKS) + tl.arange(0, BLOCKS)
+    tl.store(slots, m1_blocks)
+    tl.store(slots + BLOCKS, m2_blocks)
+    slots = partials + cluster_barrier(group, CLUSTER_SYNC).to(tl.int64) * (2 * BLOCKS)
+    m1 = tl.zeros([], compute)
+    m2 = tl.zeros([], compute)
+    for k in tl.static_range(BLOCKS):
+        m1 += tl.load(slots + k, volatile=True)
+        m2 += tl.load(slots + BLOCKS + k, volatile=True)
+    return m1, m2
