@@ -34,12 +34,11 @@ _LIMIT_OF_SQUARES = 4.0
 _SQUARE_POSITIONS = 2**18
 _MOST_POSITIONS = 65536
 
-# In channels_last they run along the channels of a group, which is slow where those are few (`_SHORT_RUN`): forward
-# only in samples of fewer positions than PyTorch's threshold (`feature_map_threshold` in its group_norm_kernel.cpp),
-# and worth the centred way's dozen calls from `_MANY_ELEMENTS` on.
+# In channels_last they run along the channels of a group, position by position. In samples of fewer positions than
+# PyTorch's threshold (`feature_map_threshold` in its group_norm_kernel.cpp) that is slow for one channel a group alone;
+# beyond it backward for fewer than `_SHORT_RUN`. Measured on x86. Forward the centred way's dozen calls are worth it
+# from `_MANY_ELEMENTS` on.
 _FEW_POSITIONS = 1024
-
-# In channels_last PyTorch's kernels of group norm are slow for groups of fewer channels than this. Measured on x86.
 _SHORT_RUN = 8
 _MANY_ELEMENTS = 16384  # from here on, passes over memory count for more than the number of calls
 _FEW_GROUPS = 1024  # up to here, a call of PyTorch's group norm costs less than some calls on small tensors. On x86.
@@ -99,8 +98,7 @@ def _native_channels_last_is_good(h: Tensor, num_groups: int) -> bool:
     if not h.is_cpu or h.numel() < _MANY_ELEMENTS:
         return h.is_cpu
     positions = h.shape[2:].numel()
-    long_runs = h.shape[1] // num_groups >= _SHORT_RUN
-    return positions <= _MOST_POSITIONS and (long_runs or positions >= _FEW_POSITIONS)
+    return positions <= _MOST_POSITIONS and (h.shape[1] > num_groups or positions >= _FEW_POSITIONS)
 
 
 def _native_channels_last(
@@ -278,12 +276,16 @@ def _native_backward_is_good(h: Tensor, rstd: Tensor, a: Tensor | None) -> bool:
     """Return True where PyTorch's backward is right and fast.
 
     It has been tried on the CPU alone. Groups of one element have dh = 0 exactly, which PyTorch's sums miss. In
-    channels_last it is slow for few channels a group, and an `a` of each sample cannot be given to it: the view as one
-    sample of N * C channels, which `_as_native` makes for that, exists for contiguous tensors alone.
+    channels_last it is slow for few channels a group, of few positions for one alone, and an `a` of each sample cannot
+    be given to it: the view as one sample of N * C channels, which `_as_native` makes for that, exists for contiguous
+    tensors alone.
     """
     if not h.is_cpu or h.numel() == rstd.numel():
         return False
-    return h.is_contiguous() or (h.shape[1] // rstd.shape[1] >= _SHORT_RUN and (a is None or a.dim() == 1))
+    if h.is_contiguous():
+        return True
+    fewest = 2 if h.shape[2:].numel() < _FEW_POSITIONS else _SHORT_RUN
+    return h.shape[1] // rstd.shape[1] >= fewest and (a is None or a.dim() == 1)
 
 
 def _native_backward(
