@@ -4,11 +4,13 @@ PYTHON ?= python3
 CONSTRAINTS ?= $(shell $(PYTHON) -c "import sys; print('constraints.txt' if sys.version_info >= (3, 11) else 'constraints-oldest.txt')")
 BIN := .venv/bin
 CORES := $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
-# Python compiles what it imports; pip would take a minute more for all that nobody does. Where Python is told to keep
-# nothing (many images of containers do), every start of a program would compile again, for many seconds.
-export PYTHONDONTWRITEBYTECODE :=
+# Python compiles what it imports; pip would take a minute more for all that nobody does.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
+
+# Where Python is told to keep nothing that it compiled (images of containers do that), every start of a program would
+# compile again, for many seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 # `make demo KEYS="train.steps=200" SEEDS=0-63` changes what the demo trains and samples.
 RUN := runs/digits8_ddpm

@@ -1,10 +1,11 @@
 """Counts what the compiler made of each kernel, for sm_90, without a GPU: `python -m benchmarks.kernel_counts`.
 
 Compiles the launches of the benchmark's cases (bf16, both layouts) and reads from their machine code: instructions an
-element, registers, spills. A loop counts as often as it turns. `kernel_model` predicts times from them. Writes
-`results/kernel_counts.json` and prints it as a table; `--shape 8x320x64x64` prints the launches of some shapes only and
-writes nothing, and so does `--shortcut`, which prints the backward pass with a shortcut's gradient: added to dx in the
-kernel that writes it, and by a kernel of its own. All times in it are predicted, none is measured.
+element, registers, spills. A loop counts as often as it turns. `kernel_model` predicts times from them, and bounds
+those of torch.compile's kernels. Writes `results/kernel_counts.json`, with the plans, and with what clusters of blocks
+change of them, and prints it as a table. `--shape 8x320x64x64` prints the launches of some shapes only and writes
+nothing, and so do `--clusters` and `--shortcut`; the latter prints the backward pass with a shortcut's gradient, added
+to dx in the kernel that writes it, and by a kernel of its own. All times in it are predicted, none is measured.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ from benchmarks.kernel_model import (
     MULTIPROCESSORS,
     Card,
     Work,
+    at_best,
     cached,
     nanoseconds,
     resident_programs,
 )
 from benchmarks.result_file import result_file
+from unetgn.ops.triton import backward, forward
 from unetgn.ops.triton.device import Device
 from unetgn.ops.triton.problem import ceil_div
 
@@ -49,6 +52,7 @@ RESULTS = Path(__file__).parent / "results" / "kernel_counts.json"
 DEVICE = Device(MULTIPROCESSORS, largest_cluster=8)
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 LARGE = {"x": "read", "dy": "read", "y": "written", "dx": "written"}
+CLUSTERS = " clusters"  # behind the name of a case
 Row = dict[str, Any]
 
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)(.*)", re.MULTILINE)
@@ -201,14 +205,28 @@ def work_of(row: Row, loaded: float) -> Work:
 def table(case: Case, *, predicted: bool = True, clusters: bool = False) -> list[Row]:
     """Count both passes of a case, and predict their times where that is wanted (it takes longer)."""
     found = launches(replace(of_case(case), clusters=clusters))
+    size, last = case.elements * case.itemsize, case.layout == "channels_last"
+    plans = {
+        "forward": forward.plan_forward(paths.problem(case), last, DEVICE, clusters),
+        "backward": backward.plan_backward(paths.problem(case), last, DEVICE, clusters),
+    }
     rows = []
-    for which in ("forward", "backward"):
+    for which, plan in plans.items():
         own = [row for row in found if row["pass"] == which]
         least = case.bytes_moved(which, clusters=any(row["blocks"] > 1 for row in own))
         times = {name: predict(own, card) for name, card in CARDS.items()} if predicted else {}
-        shares = {name: round(least / CARDS[name].copy / us / 1000, 3) for name, us in times.items()}
-        said = {name: {"us": round(us, 1), "share_of_copy": shares[name]} for name, us in times.items()}
-        rows.append({"case": name_of(case), "pass": which, "bytes": least, "predicted": said, "launches": own})
+        said = {
+            name: {
+                "us": round(us, 1),
+                "share_of_copy": round(least / CARDS[name].copy / us / 1000, 3),
+                "compiled_at_best_us": round(at_best(size, which, CARDS[name]) / 1000, 1),
+            }
+            for name, us in times.items()
+        }
+        name = f"{name_of(case)}{CLUSTERS}" if clusters else name_of(case)
+        rows.append(
+            {"case": name, "pass": which, "plan": str(plan), "bytes": least, "predicted": said, "launches": own}
+        )
     return rows
 
 
@@ -228,17 +246,19 @@ def shortcut_line(case: Case) -> str:
 
 
 def with_clusters(case: Case) -> list[Row]:
-    """List the passes that clusters change: as they are without, then as they are with them."""
-    changed = [row for row in table(case, clusters=True) if any(one["blocks"] > 1 for one in row["launches"])]
-    usual = {row["pass"]: row for row in table(case)} if changed else {}
-    return [one for row in changed for one in (usual[row["pass"]], {**row, "case": f"{row['case']} clusters"})]
+    """List the passes that clusters change, as they are with them."""
+    return [row for row in table(case, clusters=True) if any(one["blocks"] > 1 for one in row["launches"])]
 
 
 def lines(rows: Iterable[Row]) -> Iterable[str]:
     """Write rows as lines for a reader."""
     for row in rows:
-        words = [f"{card} {of['us']} us ({of['share_of_copy']:.0%} of copy)" for card, of in row["predicted"].items()]
+        words = [
+            f"{card} {of['us']} us ({of['share_of_copy']:.0%} of copy; compiled at best {of['compiled_at_best_us']})"
+            for card, of in row["predicted"].items()
+        ]
         yield f"{row['case']} {row['pass']}: predicted {', '.join(words)}"
+        yield f"    {row['plan']}"
         for one in row["launches"]:
             yield (
                 f"    {one['kernel']:20s} {one['instructions']:6.2f} instructions an element, {one['registers']:3d} "
@@ -268,7 +288,10 @@ def main(arguments: list[str] | None = None) -> None:
             if given.shortcut:
                 print(shortcut_line(case), flush=True)
                 continue
-            rows = with_clusters(case) if given.clusters else table(case)
+            clustered = with_clusters(case) if given.clusters or out is not None else []
+            changed = {row["pass"] for row in clustered}
+            rows = [] if given.clusters and not changed else table(case)
+            rows = [row for row in rows if not given.clusters or row["pass"] in changed] + clustered
             for line in lines(rows):
                 print(line, flush=True)
             found += rows

@@ -109,6 +109,18 @@ def nanoseconds(work: Work, card: Card, step: float = 8.0) -> float:
     return time
 
 
+def at_best(size: float, which: str, card: Card) -> float:
+    """Return the least time of a pass over x of so many bytes that is made of two passes over it, in ns.
+
+    So torch.compile makes it: forward a kernel that reads x for the statistics and one that reads it again and writes
+    y; backward one that reads x and dy for the sums, one for what is small, and one that reads both again and writes dx
+    (each at the bandwidth of a copy, without any time for instructions): a bound, no prediction.
+    """
+    read = size if which == "forward" else 2 * size
+    small = 0.0 if which == "forward" else GAP + LATENCY
+    return LATENCY + read / card.copy + small + GAP + LATENCY + (cached(read, card) + size) / card.copy
+
+
 def resident_programs(registers: int, num_warps: int, shared: int) -> int:
     """Return how many programs a multiprocessor of sm_90 holds: 64K registers, 64 warps, 32 blocks, 227 KB shared."""
     of_a_warp = math.ceil(registers * 32 / 256) * 256

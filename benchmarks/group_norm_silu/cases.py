@@ -31,7 +31,7 @@ PASSES = ("forward", "backward")
 
 # Elements of a group that a block holds on chip, by pass and layout: forward at 16 bits each, backward at any (xhat and
 # dz in float32). In channels_last a group has a few neighbouring channels of each row: where those are no whole loads
-# of 16 bytes, only a short group is held.
+# of 16 bytes, only a short group is held; where they are loads of 8 and groups are few, others are, too.
 ON_CHIP = {
     ("forward", "contiguous"): 49152,
     ("forward", "channels_last"): 20480,
@@ -39,7 +39,9 @@ ON_CHIP = {
     ("backward", "channels_last"): 10240,
 }
 LOAD_BYTES = 16
+NARROW_LOAD_BYTES = 8
 SHORT = 8192  # elements of 16 bits
+FEW = 132  # groups: fewer than an H200 has multiprocessors
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Case:
     def _fits_on_chip(self, which: str) -> bool:
         length, group_channels = self.elements // (self.shape[0] * self.groups), self.shape[1] // self.groups
         if self.layout == "channels_last" and group_channels * self.itemsize % LOAD_BYTES:
-            return length * self.itemsize <= SHORT * 2 and length <= ON_CHIP[which, self.layout]
+            few = self.shape[0] * self.groups < FEW and group_channels * self.itemsize % NARROW_LOAD_BYTES == 0
+            return (few or length * self.itemsize <= SHORT * 2) and length <= ON_CHIP[which, self.layout]
         bytes_of_one = self.itemsize if which == "forward" else 2
         return length * bytes_of_one <= ON_CHIP[which, self.layout] * 2
 

@@ -177,8 +177,11 @@ def paths(case: Case) -> dict[str, tuple[Plan, Plan]]:
         if alone is not None:
             found["resident"] = (alone, alone)
         if shared is not None and alone is not None and problem.spatial % 2 == 0:
-            second = channels_last.resident_of(problem, INTERPRETER, 2048, many, 2, most_groups=1)
-            found["cluster"] = (shared, alone if case.maps else second)
+            second = channels_last.resident_of(problem, INTERPRETER, 2048, many, 2, bundled=False)
+            found["cluster"] = (shared, alone)
+            if second is not None and not second.masked and not case.maps:
+                tiles = (2, second.tiles, second.rows, second.steps, second.vector)
+                found["cluster"] = (shared, channels_last.Cluster(*tiles, num_warps=4))
         return found
     width = power_of_two_divisor(problem.spatial)
     row, exact = contiguous.backward_segment(problem)

@@ -34,10 +34,10 @@ _LIMIT_OF_SQUARES = 4.0
 _SQUARE_POSITIONS = 2**18
 _MOST_POSITIONS = 65536
 
-# In channels_last they run along the channels of a group, position by position. In samples of fewer positions than
-# PyTorch's threshold (`feature_map_threshold` in its group_norm_kernel.cpp) that is slow for one channel a group alone;
-# beyond it backward for fewer than `_SHORT_RUN`. Measured on x86. Forward the centred way's dozen calls are worth it
-# from `_MANY_ELEMENTS` on.
+# In channels_last they run along the channels of a group, position by position. Below `_FEW_POSITIONS`
+# (`feature_map_threshold` in its group_norm_kernel.cpp, where another kernel takes over) that is slow for groups of one
+# channel; from there on only the backward pass is slow, for groups of fewer than `_SHORT_RUN`. Measured on x86. Below
+# `_MANY_ELEMENTS` it is fast enough for all, beside the dozen calls of the centred way.
 _FEW_POSITIONS = 1024
 _SHORT_RUN = 8
 _MANY_ELEMENTS = 16384  # from here on, passes over memory count for more than the number of calls
@@ -276,7 +276,7 @@ def _native_backward_is_good(h: Tensor, rstd: Tensor, a: Tensor | None) -> bool:
     """Return True where PyTorch's backward is right and fast.
 
     It has been tried on the CPU alone. Groups of one element have dh = 0 exactly, which PyTorch's sums miss. In
-    channels_last it is slow for few channels a group, of few positions for one alone, and an `a` of each sample cannot
+    channels_last it is slow for few channels a group (`_SHORT_RUN`, `_FEW_POSITIONS`), and an `a` of each sample cannot
     be given to it: the view as one sample of N * C channels, which `_as_native` makes for that, exists for contiguous
     tensors alone.
     """

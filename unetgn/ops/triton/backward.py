@@ -97,7 +97,7 @@ def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, ne
         launches = [_contiguous_resident(plan, problem, activation, ptx, with_xhat)]
     elif isinstance(plan, plan_contiguous.Cluster):
         launches = [_contiguous_cluster(plan, problem, device, activation, with_xhat)]
-    elif isinstance(plan, plan_channels_last.Resident) and plan.blocks > 1:
+    elif isinstance(plan, plan_channels_last.Cluster):
         launches = [_channels_last_cluster(plan, problem, device, activation, with_xhat)]
     elif isinstance(plan, plan_channels_last.Resident):
         launches = [_channels_last_resident(plan, problem, activation, ptx, with_xhat)]
@@ -120,14 +120,17 @@ def recipe_of(plan: Plan, problem: Problem, device: Device, activation: bool, ne
     sums = scratch.part((planes, problem.samples, slots, problem.channels)) if summed else None
     once = scratch.part((planes, problem.samples, 1, problem.channels)) if folded else sums
     m1_m2 = scratch.part((problem.programs, 2))
-    blocks = 1 if isinstance(plan, plan_contiguous.Split | plan_channels_last.Split) else plan.blocks
-    partials = scratch.part((problem.programs, 2, blocks)) if blocks > 1 else None
+    partials = None
+    if isinstance(plan, plan_contiguous.Cluster | plan_channels_last.Cluster):
+        partials = scratch.part((problem.programs, 2, plan.blocks))
     return Recipe(tuple(launches), scratch.elements, (sums, once, m1_m2, partials))
 
 
 def _slots(plan: Plan, problem: Problem) -> int:
     """Return how many partial sums a channel has."""
     if isinstance(plan, plan_channels_last.Resident):
+        return 1
+    if isinstance(plan, plan_channels_last.Cluster):
         return plan.blocks
     if isinstance(plan, plan_channels_last.Split):
         return ceil_div(problem.spatial, plan.rows)
@@ -208,7 +211,7 @@ def _channels_last_resident(
 
 
 def _channels_last_cluster(
-    plan: plan_channels_last.Resident, problem: Problem, device: Device, activation: bool, with_xhat: bool
+    plan: plan_channels_last.Cluster, problem: Problem, device: Device, activation: bool, with_xhat: bool
 ) -> Launch:
     return launch_of(
         channels_last.cluster_backward,
@@ -227,7 +230,6 @@ def _channels_last_cluster(
         ROWS=plan.rows,
         STEPS=plan.steps,
         VECTOR=plan.vector,
-        MASKED=plan.masked,
         CLUSTER_SYNC=not device.interpreted,
     )
 

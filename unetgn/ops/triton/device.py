@@ -78,8 +78,8 @@ def clusters(use: bool) -> Iterator[None]:
 
     Off by default, and UNETGN_TRITON_CLUSTERS=1 turns it on for a process: the kernels have been compiled for sm_90 and
     sm_100 and proven under the interpreter, but no GPU has run them with more than one block yet. Devices without
-    clusters take the split path either way, and so do calls with maps, and backward passes in channels_last of more
-    than 16 bits an element.
+    clusters plan without them either way, and so do calls with maps, and backward passes in channels_last of more than
+    16 bits an element.
     """
     token = _clusters.set(use)
     try:

@@ -23,6 +23,7 @@ Plan = (
     | plan_contiguous.Cluster  # of backward passes
     | plan_contiguous.Split
     | plan_channels_last.Resident
+    | plan_channels_last.Cluster  # of backward passes
     | plan_channels_last.Split
 )
 

@@ -54,6 +54,18 @@ class Resident:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """Holds a group in a backward cluster of `blocks` blocks, each of which has steps * tiles tiles [rows, vector]."""
+
+    blocks: int
+    tiles: int
+    rows: int
+    steps: int  # steps * vector = channels of a group
+    vector: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
 class Split:
     """Takes x in strips of `rows` rows for statistics or sums, of `apply_rows` in the second pass.
 
@@ -83,7 +95,7 @@ def plan_forward(problem: Problem, device: Device, clusters: bool) -> Resident |
     return split(problem, device)
 
 
-def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Split:
+def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Cluster | Split:
     """Plan resident where xhat and dz of a group fit a block in float32, else cluster or split."""
     shrink = 1 if problem.itemsize < 8 else 4
     limit, per_thread = BACKWARD_RESIDENT[problem.itemsize], BACKWARD_PER_THREAD // shrink
@@ -94,25 +106,26 @@ def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident 
     return split(problem, device) if shared is None else shared
 
 
-def backward_cluster(problem: Problem, device: Device) -> Resident | None:
+def backward_cluster(problem: Problem, device: Device) -> Cluster | None:
     """Plan the most blocks that hold a group, for many small ones of a multiprocessor came out ahead; None for none."""
-    if math.gcd(problem.group_channels, problem.vector) < problem.vector:
-        return None
     plans = (cluster_of(problem, device, blocks) for blocks in reversed(device.cluster_sizes))
     return next((plan for plan in plans if plan is not None), None)
 
 
-def cluster_of(problem: Problem, device: Device, blocks: int) -> Resident | None:
-    """Plan that many blocks for a group's backward pass; None where they cannot share it or would hold too much.
+def cluster_of(problem: Problem, device: Device, blocks: int) -> Cluster | None:
+    """Plan that many blocks; None where they cannot share a group or a thread would hold too much.
 
-    For 16 bits an element: of more, Triton's planner gives up on the kernel where it takes several steps.
+    For 16 bits an element, whole vectors of channels and whole tiles of rows: other builds are not known to work.
     """
-    too_many = problem.channels * problem.spatial >= INT32_POSITIONS
-    if problem.itemsize > 2 or problem.spatial % blocks or problem.length // blocks > BACKWARD_SHARE or too_many:
+    whole = math.gcd(problem.group_channels, problem.vector) == problem.vector and problem.spatial % blocks == 0
+    too_many = problem.length // blocks > BACKWARD_SHARE or problem.channels * problem.spatial >= INT32_POSITIONS
+    if problem.itemsize > 2 or not whole or too_many:
         return None
     roomy = BACKWARD_ROOMY[problem.itemsize]
-    plan = resident_of(problem, device, BACKWARD_SHARE, BACKWARD_PER_THREAD, blocks, roomy=roomy, most_groups=1)
-    return plan if plan is not None and plan.rows >= FEWEST_ROWS else None
+    plan = resident_of(problem, device, BACKWARD_SHARE, BACKWARD_PER_THREAD, blocks, roomy=roomy, bundled=False)
+    if plan is None or plan.rows < FEWEST_ROWS or plan.masked:
+        return None
+    return Cluster(blocks, plan.tiles, plan.rows, plan.steps, plan.vector, plan.num_warps)
 
 
 def _is_slow(plan: Resident, problem: Problem, device: Device) -> bool:
@@ -126,18 +139,17 @@ def _resident(
 ) -> Resident | None:
     """Plan the fewest blocks that hold a group and fill the device; None where there is no such plan.
 
-    Where the channels of a group allow no full-width loads, only short groups are planned so: they gain most from one
-    launch.
+    Where the channels of a group allow no full-width loads, only short groups are planned so, or few: they gain most
+    from one launch.
     """
     if problem.channels * problem.spatial >= INT32_POSITIONS:
         return None  # these kernels count the elements of a sample in 32 bits
     load = math.gcd(problem.group_channels, problem.vector) * problem.itemsize
-    short = problem.length <= problem.resident_elements(SHORT)
-    if load < NARROWEST_LOAD or (load < VECTOR_BYTES and not short):
-        return None
     if problem.length <= limit:
-        return resident_of(problem, device, limit, per_thread, 1, roomy=roomy)
-    if clusters:
+        short = problem.length <= problem.resident_elements(SHORT) or problem.programs < device.multiprocessors
+        if load >= (NARROWEST_LOAD if short else VECTOR_BYTES):
+            return resident_of(problem, device, limit, per_thread, 1, roomy=roomy)
+    elif clusters and load >= VECTOR_BYTES:
         for blocks in device.cluster_sizes:
             enough = problem.programs * blocks >= device.multiprocessors or blocks == device.largest_cluster
             if problem.spatial % blocks == 0 and problem.length // blocks <= limit and enough:
@@ -153,11 +165,11 @@ def resident_of(
     blocks: int,
     *,
     roomy: int | None = None,
-    most_groups: int = WIDEST,
+    bundled: bool = True,
 ) -> Resident | None:
     """Plan that many blocks; None where a thread would have to unroll too much or hold more than `per_thread` elements.
 
-    Above `roomy` elements a thread, a block gets twice the warps.
+    Above `roomy` elements a thread, a block gets twice the warps. Narrow groups share a block, where `bundled`.
     """
     roomy = roomy or per_thread
     vector = min(power_of_two_divisor(problem.group_channels), WIDEST)
@@ -166,7 +178,7 @@ def resident_of(
         return None
     groups = 1
     while (
-        2 * groups <= most_groups
+        bundled
         and groups * problem.group_channels * problem.itemsize < SECTOR
         and problem.groups % (2 * groups) == 0
         and 2 * groups * problem.length // blocks <= limit

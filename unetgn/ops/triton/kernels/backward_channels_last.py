@@ -1,8 +1,8 @@
 """Computes the backward pass in the channels_last layout, where x is (N, spatial, C) in memory.
 
 The formulas are those of `backward_contiguous`, the tiles those of `forward_channels_last`. The sums of each channel go
-to `sums` (2 or 3, N, slots, C). The split path has a slot for each strip, the cluster path one for
-each block, the resident path one.
+to `sums` (2 or 3, N, slots, C). The split path has a slot for each strip, the cluster path one
+for each block, the resident path one.
 """
 
 import triton
@@ -146,19 +146,19 @@ def cluster_backward(
     x, dy, dshortcut, dx, mean_of_group, rstd_of_group, sums, m1_m2, partials, weight, bias, pre_bias, scale, shift,
     pre_bias_stride, scale_stride, shift_stride, plane_size, num_groups, spatial, SILU: tl.constexpr, PTX: tl.constexpr,
     WITH_XHAT: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,
-    VECTOR: tl.constexpr, MASKED: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
+    VECTOR: tl.constexpr, CLUSTER_SYNC: tl.constexpr,
 ):  # fmt: skip
     """Do what `resident_backward` does where the BLOCKS blocks of a cluster hold a group.
 
-    Block k has the rows [k * share, (k + 1) * share) of the sample, in STEPS * TILES tiles [BLOCKS, ROWS * VECTOR]. The
-    sums have a slot for each block. The blocks exchange their parts of m1 and m2 through `partials` (N*G, 2, BLOCKS).
+    Block k has TILES * ROWS rows of the sample, from k * TILES * ROWS on, in STEPS * TILES tiles
+    [BLOCKS, ROWS * VECTOR]. The sums have a slot for each block. The blocks exchange their parts of m1 and m2 through
+    `partials` (N*G, 2, BLOCKS).
     """
     compute: tl.constexpr = mean_of_group.dtype.element_ty
     group = tl.program_id(0)
     sample = (group // num_groups).to(tl.int64)
     first_channel = (group % num_groups) * (STEPS * VECTOR)
     channels = num_groups * (STEPS * VECTOR)
-    share = spatial // BLOCKS
     base = sample * spatial * channels + first_channel
     mean = tl.load(mean_of_group + group)
     rstd = tl.load(rstd_of_group + group)
@@ -172,32 +172,30 @@ def cluster_backward(
     weight = advance(weight, first_channel)
     bias = advance(bias, first_channel)
 
-    # Where an element lies follows from one number of its own: what does not depend on the block becomes a tensor
-    # [1, ...] with the compiler, and addresses made of these are split along the second axis by Triton's planner.
+    # `element` numbers those of a whole tile, and rows and channels follow from that. Not from the second range alone:
+    # of such a tensor, [1, ROWS * VECTOR], Triton's planner splits the second axis, and then that of the addresses.
     block = tl.arange(0, BLOCKS)[:, None]
     element = block * (ROWS * VECTOR) + tl.arange(0, ROWS * VECTOR)[None, :]
-    row = element // VECTOR % ROWS  # of a block's first tile
-    first = (element // VECTOR + block * (share - ROWS)) * channels + element % VECTOR
+    first = (element // VECTOR + block * ((TILES - 1) * ROWS)) * channels + element % VECTOR
 
     raw = ()
     for step in tl.static_range(STEPS):
         for t in tl.static_range(TILES):
-            inside = within(t * ROWS + row, share, MASKED and t == TILES - 1)
             offsets = first + t * ROWS * channels + step * VECTOR
-            raw = raw + ((tl.load(x + offsets, mask=inside, other=0.0), tl.load(dy + offsets, mask=inside, other=0.0)),)
+            raw = raw + ((tl.load(x + offsets), tl.load(dy + offsets)),)
 
     kept = ()
     m1_blocks = tl.zeros([BLOCKS], compute)
     m2_blocks = tl.zeros([BLOCKS], compute)
     for step in tl.static_range(STEPS):
-        # For all blocks at once, in fewer instructions. Of types wider than 16 bits the planner gives up on that.
+        # Parameters do not depend on the block: read so, they take fewer instructions, and the planner copes with it
+        # where 16 bits are widened on the way to what they are multiplied with. Of float32 it gave up on some builds.
         channel = (step * VECTOR + range_of_use(ROWS * VECTOR, 1) % VECTOR)[None, :]
         every = tl.full(channel.shape, True, tl.int1)
         gamma, beta = channel_affine(weight, bias, scale, shift, channel, every, compute)
         centre = mean - load_or(pre_bias, channel, every, 0.0, compute)
         for t in tl.static_range(TILES):
             xhat = (widen(raw[step * TILES + t][0], compute, PTX) - centre) * rstd
-            xhat = tl.where(within(t * ROWS + row, share, MASKED and t == TILES - 1), xhat, 0.0)
             dz = activation_gradient(widen(raw[step * TILES + t][1], compute, PTX), xhat * gamma + beta, SILU, PTX)
             if t == 0:  # of all tiles, to be summed over rows once
                 s0_rows = dz
@@ -211,8 +209,8 @@ def cluster_backward(
         s0_rows = tl.reshape(s0_rows, [BLOCKS, ROWS, VECTOR])
         s1_rows = tl.reshape(s1_rows, [BLOCKS, ROWS, VECTOR])
         s0, s1 = tl.reduce((s0_rows, s1_rows), 1, add_pairs)  # at once: half as many barriers as two sums
-        # Of each step other ranges, and others than above: equal ones are one value to the compiler, and the planner
-        # gives up where too much hangs together.
+        # Each step has ranges of its own: equal ones are one value to the compiler, and the planner gives up where too
+        # much hangs together.
         channel = step * VECTOR + range_of_use(VECTOR, 1 + step)
         if sums is not None:
             slot = (sample * BLOCKS + range_of_use(BLOCKS, 1 + step))[:, None] * channels + first_channel
@@ -237,11 +235,10 @@ def cluster_backward(
         for t in tl.static_range(TILES):
             xhat, direct = kept[step * TILES + t]
             result = rstd * (direct - m1 - xhat * m2)
-            inside = within(t * ROWS + row, share, MASKED and t == TILES - 1)
             offsets = first + t * ROWS * channels + step * VECTOR
             if dshortcut is not None:
-                result += widen(tl.load(dshortcut + offsets, mask=inside, other=0.0), compute, PTX)
-            tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=inside)
+                result += widen(tl.load(dshortcut + offsets), compute, PTX)
+            tl.store(dx + offsets, result.to(dx.dtype.element_ty))
 
 
 @triton.jit
