@@ -6,19 +6,24 @@
 from unetgn.programs import last_words  # noqa: F401  # the first of all: Ctrl-C and missing packages in one line
 
 # isort: split
+import ctypes
+import gc
 import importlib
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "benchmarks.fresh: "  # before the line that is the answer; libraries print as well
 STATUS = Path("/proc/self/status")  # Linux
+FORGET = STATUS.with_name("clear_refs")  # 5 resets the peak (proc(5))
 
 
 class Failed(RuntimeError):
@@ -57,8 +62,21 @@ def call(module: str, function: str, arguments: dict[str, Any], *, threads: int)
     return {**answer, "process_seconds": seconds}
 
 
+def forget_peak() -> int:
+    """Count the most memory anew from here on, and return what the process holds now, in bytes.
+
+    What has been freed is given back to the system before. Where the system cannot count anew, the old peak stays.
+    """
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        FORGET.write_text("5")
+    return held_bytes()
+
+
 def held_bytes() -> int:
-    """Return the most memory that this process has held so far.
+    """Return the most memory that this process has held so far, or since `forget_peak`.
 
     On Linux `getrusage` counts what the process that started this one held; the process's own status does not.
     """

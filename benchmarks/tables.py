@@ -84,28 +84,28 @@ def summary_rows() -> Iterator[tuple[str, Callable[[dict[str, Result]], str]]]:
     def told(find: Callable[[dict[str, Result]], Result | None], text: str) -> Callable[[dict[str, Result]], str]:
         def tell(measured: dict[str, Result]) -> str:
             row = find(measured)
-            return NOT_YET if row is None else text.format(**row)
+            return NOT_YET if row is None else text.format(**row, spread=spread(row))
 
         return tell
 
     for processes in (1, 2):
         many = f"{processes} process{'es' * (processes > 1)}"
         yield (f"`training/train.py` and the loop of diffusers' example, {many}: time",
-               told(row_of("train", processes=processes), "{ratio:.2f}"))  # fmt: skip
+               told(row_of("train", processes=processes), "{spread}"))  # fmt: skip
     yield ("`training/train.py` with `train.compile=true`, and that loop, 1 process: time",
-           told(row_of("train_compiled", processes=1), "{ratio:.2f}"))  # fmt: skip
+           told(row_of("train_compiled", processes=1), "{spread}"))  # fmt: skip
     for batch in (1, 64):
         yield (f"50 DDIM steps, {batch} image{'s' * (batch > 1)} at a time: time",
-               told(row_of("sample", what="pipeline", batch=batch), "{ratio:.2f}"))  # fmt: skip
-    yield "1,000 images of digits, the whole program: time", told(row_of("sample", what="program"), "{ratio:.2f}")
+               told(row_of("sample", what="pipeline", batch=batch), "{spread}"))  # fmt: skip
+    yield "1,000 images of digits, the whole program: time", told(row_of("sample", what="program"), "{spread}")
     case = {"network": "cifar10", "layout": "contiguous", "dtype": "float32"}
     for contender, words in (("ours", ""), ("ours, activations", ", activations computed again")):
         yield (f"a training step of CIFAR-10's network{words}: time, bytes kept for backward",
-               told(row_of("unet_step", contender=contender, **case), "{ratio:.2f}, {kept_ratio:.2f}"))  # fmt: skip
+               told(row_of("unet_step", contender=contender, **case), "{spread}, {kept_ratio:.2f}"))  # fmt: skip
     for name in ("unetgn.GroupNormSiLU", "unetgn.UNet"):
         yield f"`{name}`: import, after torch", told(row_of("startup", what=name), "{seconds_above:.2f} s")
     for what in ("first step", "first image"):
-        yield f"{what}, with all imports: time", told(row_of("startup", what=f"{what}, ours"), "{ratio:.2f}")
+        yield f"{what}, with all imports: time", told(row_of("startup", what=f"{what}, ours"), "{spread}")
 
 
 def replaced(text: str, table: str) -> str:

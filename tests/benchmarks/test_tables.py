@@ -46,8 +46,8 @@ def test_readme_says_the_machine_the_figures_and_what_is_not_measured(made_up: P
     text = tables.readme(tables.results(made_up))
     assert "| Made Up |" in text.splitlines()[0]
     rows = dict(line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|"))
-    assert rows["a training step of CIFAR-10's network: time, bytes kept for backward"] == "0.50, 0.62"
-    assert rows["`training/train.py` and the loop of diffusers' example, 2 processes: time"] == "0.50"
+    assert rows["a training step of CIFAR-10's network: time, bytes kept for backward"] == "0.50 (0.25–0.75), 0.62"
+    assert rows["`training/train.py` and the loop of diffusers' example, 2 processes: time"] == "0.50 (0.25–0.75)"
     assert rows["`unetgn.UNet`: import, after torch"] == "0.12 s"
     assert rows["`training/train.py` and the loop of diffusers' example, 1 process: time"] == tables.NOT_YET
     assert text.endswith("2 threads, torch 2.x, commit cccccccccc.")
@@ -58,9 +58,9 @@ def test_readme_leaves_out_of_a_machine_what_another_has_measured(made_up: Path)
     (made_up / "train_Another.json").write_text(json.dumps(other))
     first, another = tables.readme(tables.results(made_up)).split("| Another |")
     line = "`training/train.py` and the loop of diffusers' example, {}: time | {} |"
-    assert line.format("1 process", "0.50") in another
+    assert line.format("1 process", "0.50 (0.25–0.75)") in another
     assert "2 processes" not in another
-    assert line.format("2 processes", "0.50") in first
+    assert line.format("2 processes", "0.50 (0.25–0.75)") in first
     assert "example, 1 process:" not in first
 
 

@@ -11,6 +11,7 @@ import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 _MOST = 2**31 - 1  # bytes: what an int holds
+_MOST_OF_OLDER = 2**25  # what an older glibc takes (half of its HEAP_MAX_SIZE): it refuses more
 _OF_THE_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -23,5 +24,6 @@ def keep_freed_memory(device_type: str) -> None:
     if device_type != "cpu" or platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _OF_THE_USER):
         return
     libc = ctypes.CDLL(None)
-    for threshold in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        libc.mallopt(threshold, _MOST)
+    libc.mallopt(_TRIM_THRESHOLD, _MOST)
+    if not libc.mallopt(_MMAP_THRESHOLD, _MOST):
+        libc.mallopt(_MMAP_THRESHOLD, _MOST_OF_OLDER)
