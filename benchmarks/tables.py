@@ -235,6 +235,7 @@ def startup(result: Result) -> str:
 def draw_memory(result: Result, path: Path) -> None:
     """Plot the memory of a step against batch, and against height and width."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels: Any = figure.subplots(1, 2)
@@ -245,7 +246,9 @@ def draw_memory(result: Result, path: Path) -> None:
             rows.sort(key=lambda row, axis=axis: row[axis])  # type: ignore[misc]
             panel.plot([row[axis] for row in rows], [row["step_bytes"] / MIB for row in rows], marker="o", label=name)
         panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
+        panel.set_xticks(sorted({row[axis] for row in result["rows"] if row[other] == value}))
+        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.set_xlabel(f"images of {small}×{small} a batch" if axis == "batch" else f"pixels a side, batch {one}")
     panels[0].set_ylabel("MiB for a step")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from unetgn.ops.triton.device import Device
 from unetgn.ops.triton.problem import (
+    MOST_THREADS,
     MOST_TILES,
     SHORT,
     Problem,
@@ -117,7 +118,7 @@ def forward_split(problem: Problem, device: Device, width: int) -> Split:
 
 
 def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident | Cluster | Split:
-    """Plan resident where xhat and dz of a group fit a block in float32, else split.
+    """Plan resident where xhat and dz of a group fit a block in float32 and blocks overlap, else split.
 
     Clusters are taken where `clusters` allows them, for all but short groups: xhat and dz of a long one leave room for
     no second block on its multiprocessor.
@@ -129,8 +130,19 @@ def plan_backward(problem: Problem, device: Device, clusters: bool) -> Resident 
         if shared is not None:
             return shared
     if padded <= BACKWARD_RESIDENT[problem.itemsize]:
-        return backward_resident(problem, device, width, exact)
+        resident = backward_resident(problem, device, width, exact)
+        if not _is_slow(resident, problem, device):
+            return resident
     return backward_split(problem, device, width, exact)
+
+
+def _is_slow(plan: Resident, problem: Problem, device: Device) -> bool:
+    """Return True where blocks take turns that are alone on their multiprocessor: none loads while another computes.
+
+    At 16 bits an element; wider ones move twice the bytes in two passes more.
+    """
+    alone = plan.num_warps * device.warp_size == MOST_THREADS
+    return alone and problem.itemsize == 2 and problem.programs > device.multiprocessors
 
 
 def backward_cluster(problem: Problem, device: Device, width: int) -> Cluster | None:
