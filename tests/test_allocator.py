@@ -58,3 +58,18 @@ def test_another_libc_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda *_: pytest.fail("looked for mallopt"))
     keep_freed_memory("cpu")
+
+
+def test_an_older_glibc_that_refuses_gets_the_most_that_it_takes(monkeypatch):
+    asked = []
+
+    class Older:
+        def mallopt(self, which, value):
+            asked.append((which, value))
+            return which != -3 or value <= 2**25
+
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr("ctypes.CDLL", lambda *_: Older())
+    keep_freed_memory("cpu")
+    assert asked == [(-1, 2**31 - 1), (-3, 2**31 - 1), (-3, 2**25)]

@@ -195,3 +195,11 @@ def test_two_processes_train_as_one_does(tmp_path: Path):
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["processes"] == 2
     assert min(row["images_per_second"].values()) > 0
+
+
+@pytest.mark.skipif(not fresh.FORGET.is_file(), reason="the peak begins anew on Linux")
+def test_a_peak_of_before_is_forgotten():
+    block = torch.ones(2**25)  # 128 MiB
+    peak = fresh.held_bytes()
+    del block
+    assert fresh.forget_peak() < peak - 2**26

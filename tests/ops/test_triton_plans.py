@@ -10,7 +10,7 @@ import torch
 if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler: installed, and not set to interpret", allow_module_level=True)
 
-from tests.ops.triton_cases import Case
+from tests.ops.triton_cases import Case, heuristic
 from tests.ops.triton_offline import DEVICES, key, launches_of
 from unetgn.ops.triton import plan_channels_last
 from unetgn.ops.triton.problem import Problem
@@ -50,3 +50,34 @@ def test_long_groups_of_many_steps_are_split_in_channels_last_where_they_are_man
 
     assert first(8, 1280, 16, 16) == "split_sums"
     assert first(1, 1280, 16, 16) == first(8, 1280, 8, 8) == first(64, 128, 32, 32) == "resident_backward"
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_last", "forward", "backward"),
+    [
+        ((4, 640, 32, 32), False, "Resident", "Resident"),
+        ((8, 640, 32, 32), False, "Resident", "Split"),  # blocks alone on a multiprocessor, in turns
+        ((4, 640, 32, 32), True, "Resident", "Split"),  # few groups of 20 channels
+        ((8, 640, 32, 32), True, "Split", "Split"),
+    ],
+)
+def test_how_many_groups_there_are_decides_where_blocks_are_alone_or_loads_narrow(
+    shape: tuple[int, ...], channels_last: bool, forward: str, backward: str
+) -> None:
+    plans = heuristic(Case(shape, 32, torch.bfloat16, channels_last))
+    assert [type(plan).__name__ for plan in plans] == [forward, backward]
+
+
+def test_backward_clusters_in_channels_last_are_planned_where_their_builds_are_known() -> None:
+    device = DEVICES["sm_90"]
+
+    def blocks(channels: int, side: int, itemsize: int = 2) -> list[int]:
+        problem = Problem(8, channels, 32, side * side, itemsize)
+        plans = [plan_channels_last.cluster_of(problem, device, blocks) for blocks in device.cluster_sizes]
+        return [plan.blocks for plan in plans if plan is not None]
+
+    assert blocks(256, 64) == [4, 8]  # two would hold too much
+    assert blocks(256, 64, 4) == []
+    assert blocks(320, 64) == []  # 10 channels are no whole vectors
+    assert blocks(1280, 24) == []  # 72 rows are no whole tile
+    assert blocks(2048, 16) == [2, 4]  # eight would have tiles of 8 rows

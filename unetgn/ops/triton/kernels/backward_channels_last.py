@@ -1,8 +1,8 @@
 """Computes the backward pass in the channels_last layout, where x is (N, spatial, C) in memory.
 
 The formulas are those of `backward_contiguous`, the tiles those of `forward_channels_last`. The sums of each channel go
-to `sums` (2 or 3, N, slots, C). The split path has a slot for each strip, the cluster path one
-for each block, the resident path one.
+to `sums` (2 or 3, N, slots, C): a slot for each strip on the split path, for each block on the cluster path, one on the
+resident path.
 """
 
 import triton
