@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.attacks.judge import Count, Draw, Kind, Lost, Verdict, Wrong, command, ended, fingerprint, judge, refused
+from unetgn.programs.allocator import keep_freed_memory
 
 
 def crash(draw: Draw, folder: Path) -> Verdict | None:
@@ -64,6 +66,14 @@ def test_a_bad_end_is_seen_and_the_attacks_after_it_are_made(attack) -> None:
     (fault,) = count.faults
     assert fault["again"] == command("bad", 7, 1)
     assert count.tried == 3
+
+
+def test_memory_is_counted_also_where_this_process_keeps_what_it_frees() -> None:
+    """As it does once it has trained: the attack is given pages that are there already."""
+    keep_freed_memory("cpu")
+    blocks = [torch.ones(2**22) for _ in range(64)]  # 1 GiB
+    del blocks
+    test_a_bad_end_is_seen_and_the_attacks_after_it_are_made(swell)
 
 
 def test_the_same_name_draws_the_same() -> None:
