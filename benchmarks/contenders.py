@@ -58,8 +58,6 @@ def make_step(name: str, network: Network, *, layout: str, dtype: torch.dtype, d
     Raises Absent where it cannot take part.
     """
     plain = name.removesuffix(COMPILED)
-    if plain == "MONAI" and plain != name:
-        raise Absent("MONAI's is compared eagerly only")
     if plain != name and BACKEND == "inductor" and shutil.which("g++") is None and device == "cpu":
         raise Absent("torch.compile needs a compiler, and there is no g++")
     torch.manual_seed(0)

@@ -9,7 +9,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import unetgn
-from unetgn.ops import group_norm_silu_with_shortcut, implementation
+from unetgn.ops import dispatch, group_norm_silu_with_shortcut, implementation
+from unetgn.ops.layout import is_channels_last
 
 LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 
@@ -75,6 +76,32 @@ def test_a_compiled_module_among_others_gives_the_eager_values(draw):
         compiled(x).square().sum().backward()
         for parameter, want in zip(net.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-4)
+
+
+def test_inductor_hands_over_the_layout_that_its_convolutions_have(draw, monkeypatch):
+    """It runs them in channels_last whatever comes in; in another layout each call would be copied around."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(6, 12, 3), unetgn.GroupNormSiLU(4, 12), torch.nn.Conv2d(12, 6, 3))
+    x = draw(0, (2, 6, 8, 8)).x.requires_grad_()
+    y = net(x)
+    expected = torch.autograd.grad(y.square().sum(), [x, *net.parameters()])
+    seen = {}
+
+    def watched(name, function):
+        def call(*given):
+            seen[name] = [is_channels_last(getattr(value, "x", value)) for value in given[: 1 + (name == "backward")]]
+            return function(*given)
+
+        return call
+
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(dispatch, name, watched(name, getattr(dispatch, name)))
+    with torch._inductor.config.patch(force_disable_caches=True):  # a graph on disk is found whatever the operator says
+        found = torch.compile(net, fullgraph=True)(x)
+        gradients = torch.autograd.grad(found.square().sum(), [x, *net.parameters()])
+    for got, want in zip([found, *gradients], [y, *expected], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert found.stride() == y.stride()
+    assert seen == {"forward": [True], "backward": [True, True]}  # of x; of dy and x
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -18,7 +18,8 @@ from unetgn.ops.layout import memory_format_of
 _library = torch.library.Library("unetgn", "DEF")
 _FORWARD = "unetgn::group_norm_silu"
 _BACKWARD = "unetgn::group_norm_silu_backward"
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+# Inductor may choose the layouts: it runs convolutions in channels_last, and would copy x and y around each call else.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 # PyTorch keeps compiled graphs on disk, which call these operators by position: keep the order where nothing is added.
 _library.define(f"group_norm_silu({', '.join(SCHEMA.values())}) -> (Tensor y, Tensor mean, Tensor rstd)", tags=_TAGS)
