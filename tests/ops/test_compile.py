@@ -104,6 +104,52 @@ def test_inductor_hands_over_the_layout_that_its_convolutions_have(draw, monkeyp
     assert seen == {"forward": [True], "backward": [True, True]}  # of x; of dy and x
 
 
+BEFORE = {  # what stands before the operator, on the result of a convolution of 8 channels
+    "a slice": lambda h: h[:, :, 1:, ::2],
+    "every second channel": lambda h: h[:, ::2],
+    "transposed": lambda h: h.transpose(2, 3),
+    "one spatial axis": lambda h: h.flatten(2),
+    "tokens": lambda h: h.flatten(2).transpose(1, 2).contiguous().transpose(1, 2),
+    "of two layouts": lambda h: torch.cat([h, torch.ones_like(h, memory_format=torch.contiguous_format)], 1),
+    "expanded": lambda h: h[:, :, :1].expand(-1, -1, 3, -1),
+    "one element": lambda h: h.mean((2, 3), keepdim=True),
+    "no spatial axis": lambda h: h.mean((2, 3)),
+    "one sample": lambda h: h[:1],
+    "a volume": lambda h: h.unsqueeze(2).repeat(1, 1, 2, 1, 1),
+    "flipped": lambda h: h.flip(3),
+    "larger": lambda h: torch.nn.functional.interpolate(h, scale_factor=2.0),
+    "unshuffled": lambda h: torch.nn.functional.pixel_unshuffle(h, 2),
+}
+
+
+@LAYOUTS
+def test_inductor_may_hand_over_any_layout(draw, channels_last):
+    convolution = torch.nn.Conv2d(8, 8, 3, padding=1)
+    inputs = draw(0, (3, 8, 6, 8), parameters="scale shift maps", channels_last=channels_last).requires_grad()
+    vector = draw(1, (3, 8)).x.requires_grad_()
+
+    def normalized(x, scale, shift, vector):
+        h = convolution(x)
+        found = {name: unetgn.group_norm_silu(before(h), 2) for name, before in BEFORE.items()}
+        found["maps"] = unetgn.group_norm_silu(h, 2, scale=scale, shift=2 * shift)
+        found["vectors"] = unetgn.group_norm_silu(h.sin(), 2, pre_bias=vector)
+        return found | {"between": convolution(unetgn.group_norm_silu(h, 4))}
+
+    def values_and_gradients(function):
+        leaves = [*inputs.leaves(), vector]
+        found = function(*leaves)
+        loss = sum((y * torch.linspace(0, 1, y.numel()).view(y.shape)).sum() for y in found.values())
+        return found, torch.autograd.grad(loss, leaves)
+
+    expected, expected_gradients = values_and_gradients(normalized)
+    found, gradients = values_and_gradients(torch.compile(normalized, fullgraph=True, dynamic=False))
+    for name, want in expected.items():
+        torch.testing.assert_close(found[name], want, rtol=1e-4, atol=1e-4, msg=lambda why, name=name: f"{name}: {why}")
+        assert found[name].stride() == want.stride(), name
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_exported_module_gives_the_same_values_and_gradients(draw, strict):
     norm = unetgn.GroupNormSiLU(3, 6)
