@@ -102,6 +102,9 @@ def summary_rows() -> Iterator[tuple[str, Callable[[dict[str, Result]], str]]]:
     for contender, words in (("ours", ""), ("ours, activations", ", activations computed again")):
         yield (f"a training step of CIFAR-10's network{words}: time, bytes kept for backward",
                told(row_of("unet_step", contender=contender, **case), "{spread}, {kept_ratio:.2f}"))  # fmt: skip
+    compiled = row_of("unet_step_compiled", contender="ours, compiled", **case)
+    yield ("a training step of CIFAR-10's network, compiled, of diffusers' uncompiled: time, bytes kept for backward",
+           told(compiled, "{spread}, {kept_ratio:.2f}"))  # fmt: skip
     for name in ("unetgn.GroupNormSiLU", "unetgn.UNet"):
         yield f"`{name}`: import, after torch", told(row_of("startup", what=name), "{seconds_above:.2f} s")
     for what in ("first step", "first image"):
