@@ -26,6 +26,7 @@ OPTIONS = (
 )
 OURS = "unet = unetgn.UNet(sample_size=32, channels=(32, 64), depth=1, attention_levels=(1,))"
 STEP = "unet(torch.randn(4, 3, 32, 32), torch.arange(4)).sample.square().mean().backward()"
+PACKAGES = ("diffusers", "peft", "transformers")  # diffusers imports the latter two where they are installed
 # What each process runs, and what it is compared with.
 PROGRAMS: dict[str, tuple[str, str]] = {
     "Python": ("", "Python"),
@@ -78,7 +79,7 @@ def main(given: list[str] | None = None) -> None:
     rows = measure(names, rounds, arguments.threads)
     for row in rows:
         print(f"{row['what']:24} {row['seconds']:.3f} s, {row['seconds_above']:+.3f} s to {row['compared_with']}")
-    write(out, {**head("startup", packages=("diffusers",)), "rows": rows})
+    write(out, {**head("startup", packages=PACKAGES), "rows": rows})
 
 
 if __name__ == "__main__":
