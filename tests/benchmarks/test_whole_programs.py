@@ -84,7 +84,11 @@ def test_unet_step_measures_both_layouts_and_types(here: Path):
 def test_unet_step_compares_what_compiles(here: Path):
     rows = measured(unet_step.main, here, "--compiled", "--networks", "tiny")["rows"]
     assert [row["contender"] for row in rows] == list(unet_step.COMPILED_ONES)
-    assert all(row["seconds"] > 0 for row in rows)
+    *present, monai = rows
+    assert monai["absent"].startswith("MONAI is not installed")
+    assert all(row["seconds"] > 0 for row in present)
+    kept = {row["contender"].removesuffix(contenders.COMPILED): row["kept_ratio"] for row in present}
+    assert 1 == kept["diffusers"] > kept["diffusers, fused"] >= kept["ours"]
 
 
 def test_contenders_compute_the_same_but_monai():
