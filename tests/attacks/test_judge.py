@@ -55,10 +55,15 @@ OUTCOMES = {
 }
 
 
+def verdicts_beside(attack) -> dict[int, Verdict]:
+    """Judge three attacks, the second of which is this one; the others do nothing."""
+    bad = Kind("bad", lambda draw, folder: attack(draw, folder) if draw.number == 1 else None, 1.0, 2**26)
+    return dict(judge(bad, 7, range(3)))
+
+
 @pytest.mark.parametrize("attack", OUTCOMES)
 def test_a_bad_end_is_seen_and_the_attacks_after_it_are_made(attack) -> None:
-    bad = Kind("bad", lambda draw, folder: attack(draw, folder) if draw.number == 1 else None, 1.0, 2**26)
-    verdicts = dict(judge(bad, 7, range(3)))
+    verdicts = verdicts_beside(attack)
     assert [verdicts[number].outcome for number in range(3)] == ["survived", OUTCOMES[attack], "survived"]
     count = Count()
     for number, verdict in verdicts.items():
@@ -73,7 +78,7 @@ def test_memory_is_counted_also_where_this_process_keeps_what_it_frees() -> None
     keep_freed_memory("cpu")
     blocks = [torch.ones(2**22) for _ in range(64)]  # 1 GiB
     del blocks
-    test_a_bad_end_is_seen_and_the_attacks_after_it_are_made(swell)
+    assert verdicts_beside(swell)[1].outcome == "hung"
 
 
 def test_the_same_name_draws_the_same() -> None:

@@ -1,7 +1,7 @@
 """Memory does not grow with the number of images, wherever many of them are read or written."""
 
-import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.traced import peak_of
 from unetgn.sampling import folder, judge, sample
 from unetgn.sampling.figures import agreement, fit_classifier, moments, nearest
 from unetgn.sampling.folder import Subject, file_of, write_summary
@@ -140,16 +141,6 @@ def with_patches(work: Callable[[pytest.MonkeyPatch], None]) -> None:
         work(patch)
 
 
-def peak(work: Callable[[int, Path], object], count: int, out: Path) -> int:
-    """Return the bytes that were held at one time, NumPy's arrays among them."""
-    tracemalloc.start()
-    try:
-        work(count, out)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 # Those of true sets in CI; what is like another one with `-m slow`.
 LIKE = ("the summary of no classes", "the summary of prompts", "reading broken", "reading small", "nearest of few")
 MARKS = {"hundreds": (), "thousands": pytest.mark.thorough, "twenty thousand": pytest.mark.slow}
@@ -176,7 +167,7 @@ def test_the_most_memory_is_the_same_for_few_and_for_many_images(
     monkeypatch.setattr(judge, "FITTED", 50)
 
     def left_behind() -> float:
-        least, most = (peak(WORK[name], count, tmp_path) for count in (few, many))
+        least, most = (peak_of(partial(WORK[name], count, tmp_path)) for count in (few, many))
         return (most - least) / (many - few)
 
     # Now and then the table of Python's interned strings doubles, which names of files go to; not twice in a row.

@@ -1,6 +1,5 @@
 """FID, KID, precision and recall against closed forms, against their definitions, and against torch-fidelity."""
 
-import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
+from tests.traced import peak_of
 from unetgn.sampling import metrics
 from unetgn.sampling.metrics import fid, kid, measure, precision_recall, squared_discrepancy
 
@@ -139,12 +139,7 @@ def test_memory_does_not_grow_with_the_square_of_the_features(monkeypatch: pytes
 
     def peak(count: int) -> int:
         first, second = RANDOM.standard_normal((2, count, 4))
-        tracemalloc.start()
-        try:
-            precision_recall(first, second)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+        return peak_of(lambda: precision_recall(first, second))
 
     few, many = peak(500), peak(1500)
     assert many - few < 1000 * 4 * 8 * 8  # rows of features, not pairs of them

@@ -3,12 +3,12 @@
 import io
 import logging
 import tarfile
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.traced import peak_of
 from unetgn.training.data.config import DataConfig, open_images
 from unetgn.training.data.stream import ShardStream
 from unetgn.training.prepare import read_all
@@ -55,15 +55,17 @@ def test_empty_files_are_refused_in_a_line_and_take_no_memory_each(
     make, count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(tmp_path, count)
-    tracemalloc.start()
-    try:
+    raised: list[Exception] = []
+
+    def refused() -> None:
         with caplog.at_level(logging.WARNING), pytest.raises(Exception) as caught:  # noqa: PT011 (of several types)
             read(tmp_path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert type(caught.value).__module__.startswith("unetgn") or isinstance(caught.value, ValueError)
-    said = [str(caught.value), *(record.getMessage() for record in caplog.records)]
+        raised.append(caught.value)
+
+    peak = peak_of(refused)
+    (error,) = raised
+    assert type(error).__module__.startswith("unetgn") or isinstance(error, ValueError)
+    said = [str(error), *(record.getMessage() for record in caplog.records)]
     assert len(said) <= 5
     for line in said:
         assert line.isprintable(), line

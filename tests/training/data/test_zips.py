@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 import struct
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.traced import peak_of
 from tests.training.runs import assert_equal_bits
 from unetgn.training.data.images import ImageFolder
 from unetgn.training.data.pixels import Framing
@@ -135,12 +135,12 @@ def test_a_picture_that_unpacks_to_more_than_it_says_takes_no_memory(tmp_path: P
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", b"\x89PNG\r\n\x1a\n" + bytes(2**26))
     change(tmp_path / "a.zip", CENTRAL, 24, struct.pack("<I", 1000))
-    tracemalloc.start()
-    with pytest.raises(ValueError, match="cannot be read"):
-        ImageFolder(str(tmp_path / "a.zip"), Framing(8, 3)).usable()
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert most < 2**24
+
+    def look() -> None:
+        with pytest.raises(ValueError, match="cannot be read"):
+            ImageFolder(str(tmp_path / "a.zip"), Framing(8, 3)).usable()
+
+    assert peak_of(look) < 2**24
 
 
 @pytest.mark.parametrize("place", range(36, 60, 4))
